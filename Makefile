@@ -1,0 +1,29 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install audit test check docs clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --editable . --group dev
+	touch $@
+
+audit: install
+	$(BIN)/inversefed audit --output runs/demo --overwrite
+
+test: install
+	$(BIN)/python -m pytest --numprocesses 2
+
+check: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: install
+	$(BIN)/sphinx-build --fail-on-warning --builder html docs docs/_build/html
+	$(BIN)/sphinx-build --fail-on-warning --builder doctest docs docs/_build/doctest
+
+clean:
+	rm -rf $(VENV) docs/_build

@@ -1,0 +1,77 @@
+"""The exceptions of inversefed, all below one root.
+
+    InversefedError
+    ├── ConfigError              an unknown name, option or value
+    ├── InputError               pictures, labels or files that cannot be used
+    │   ├── UpdateMismatchError  an update that does not fit the network
+    │   └── UnsafeFileError      a file that was refused before it was read
+    ├── ThreatModelError         the attack needs what the observation hides
+    └── UnsupportedNetworkError  a module that cannot be audited, or not by this method
+
+A message says what was expected, what came, and what to do. A restart that ends in NaN is a
+`Status`, not an exception.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "InputError",
+    "InversefedError",
+    "ThreatModelError",
+    "UnsafeFileError",
+    "UnsupportedNetworkError",
+    "UpdateMismatchError",
+    "unknown_name",
+]
+
+
+class InversefedError(Exception):
+    """Root of all errors that inversefed raises on purpose."""
+
+
+class ConfigError(InversefedError, ValueError):
+    """An unknown name, option or value; the message lists what there is."""
+
+
+class InputError(InversefedError, ValueError):
+    """Pictures, labels or files that cannot be used."""
+
+
+class UpdateMismatchError(InputError):
+    """An update whose names or shapes are not those of the network's parameters."""
+
+
+class UnsafeFileError(InputError):
+    """A file that was refused before anything in it was run or loaded."""
+
+
+class ThreatModelError(InversefedError):
+    """An attack needs what the threat model hides from the server."""
+
+
+class UnsupportedNetworkError(InversefedError):
+    """A module that cannot be audited, or not by the method that was asked for."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Build the error for a name that is not in a registry.
+
+    Args:
+        kind: what the name was meant to be, such as `"prior"`.
+        name: what came.
+        known: the names there are.
+
+    Returns:
+        An error whose message gives the nearest names and the whole list.
+
+    >>> raise unknown_name("prior", "TotalVariaton", ["TotalVariation", "Norm"])
+    Traceback (most recent call last):
+    inversefed.errors.ConfigError: unknown prior 'TotalVariaton'; did you mean TotalVariation? Known: Norm, TotalVariation
+    """
+    names = sorted(known)
+    lowered = {candidate.lower(): candidate for candidate in names}
+    near = [lowered[key] for key in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)]
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    return ConfigError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")

@@ -1,0 +1,189 @@
+"""The values that pass between the rooms: shapes, batches, candidates, reconstructions, findings.
+
+Shapes are written in the types, `Images = Float[Tensor, "n c h w"]`, and checked by jaxtyping and
+beartype in the tests; without those two packages the same names mean plain tensors.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from torch import Tensor
+
+if TYPE_CHECKING or importlib.util.find_spec("jaxtyping"):
+    from jaxtyping import Float, Int, Shaped
+else:
+
+    class _Plain:
+        """Stands in for jaxtyping's types where it is not installed."""
+
+        def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
+            return item[0]
+
+    Float = Int = Shaped = _Plain
+
+__all__ = [
+    "Batch",
+    "Budget",
+    "Candidate",
+    "Finding",
+    "Images",
+    "Labels",
+    "Logits",
+    "Params",
+    "Reconstruction",
+    "Scalar",
+    "Scores",
+    "SoftLabels",
+    "Status",
+    "Step",
+]
+
+Images: TypeAlias = Float[Tensor, "n c h w"]
+"""Pictures in pixel space, [0, 1], unless a name says otherwise."""
+
+Labels: TypeAlias = Int[Tensor, "n"]
+"""Class indices."""
+
+SoftLabels: TypeAlias = Float[Tensor, "*n k"]
+"""Class probabilities, one row an example (or one row for all)."""
+
+Logits: TypeAlias = Float[Tensor, "n k"]
+"""What the network says of a batch."""
+
+Scores: TypeAlias = Float[Tensor, "n"]
+"""One number an image."""
+
+Scalar: TypeAlias = Float[Tensor, ""]
+"""A tensor that holds one number."""
+
+Params: TypeAlias = Mapping[str, Tensor]
+"""Weights, gradients or updates: by name, never by position."""
+
+
+class Status(StrEnum):
+    """How a restart, or a whole attack, ended."""
+
+    FINISHED = "finished"
+    """All that was planned was done."""
+    CONVERGED = "converged"
+    """The stated criterion was met before the last iteration."""
+    STOPPED = "stopped"
+    """The time budget or the caller's callback ended it; the result is the best so far."""
+    INTERRUPTED = "interrupted"
+    """Ctrl-C ended it; the result is the best so far."""
+    NON_FINITE = "non-finite"
+    """The loss became NaN or infinite; the result is the last finite one, if any."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that an audit found out about a setting, in plain words.
+
+    Args:
+        code: short name, for programs.
+        level: `"info"`, `"warning"` or `"error"`.
+        message: what it is, and what to do about it.
+        evidence: the figures behind it.
+    """
+
+    code: str
+    level: Literal["info", "warning", "error"]
+    message: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A client's private examples: the truth, which no attack ever sees.
+
+    Args:
+        images: pictures in pixel space, [0, 1].
+        labels: class indices.
+    """
+
+    images: Images = field(repr=False)
+    labels: Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """What one restart of an attack came to.
+
+    Args:
+        images: pictures in pixel space.
+        labels: the labels that go with them.
+        loss: the matching cost of these images, priors left out.
+        status: how the restart ended.
+        iterations: how many iterations it ran.
+        history: the minimised loss, one entry an iteration.
+    """
+
+    images: Images = field(repr=False)
+    labels: Labels
+    loss: float
+    status: Status = Status.FINISHED
+    iterations: int = 0
+    history: tuple[float, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What an attack recovered.
+
+    Args:
+        images: the chosen pictures, in pixel space.
+        labels: the labels that go with them.
+        loss: their matching cost, priors left out.
+        status: how the attack ended.
+        candidates: every restart that ran.
+        findings: what the attack found out on its way.
+    """
+
+    images: Images = field(repr=False)
+    labels: Labels
+    loss: float
+    status: Status
+    candidates: tuple[Candidate, ...] = field(default=(), repr=False)
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A look at a running attack, handed to `on_step` after each iteration.
+
+    Args:
+        restart: which restart, from 0.
+        restarts: how many are planned.
+        iteration: how many iterations of this restart are done.
+        iterations: how many are planned.
+        loss: the minimised loss at this iteration.
+        seconds: wall time since the attack began.
+        best: returns the best images so far, in pixel space, by the attack's own loss.
+    """
+
+    restart: int
+    restarts: int
+    iteration: int
+    iterations: int
+    loss: float
+    seconds: float
+    best: Callable[[], Tensor] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long an attack may run, and who is told about it.
+
+    Args:
+        seconds: wall time in all; `None` for no limit.
+        max_iterations: replaces the attack's own number of iterations a restart.
+        on_step: called with a `Step` after each iteration; a true answer stops the attack, and
+            the best so far is the result.
+    """
+
+    seconds: float | None = None
+    max_iterations: int | None = None
+    on_step: Callable[[Step], object] | None = None

@@ -1,0 +1,69 @@
+"""inversefed: find out what a client's update gives away in federated learning.
+
+The public surface, all of it imported on first use. `audit` is the whole line in one call; the pieces that
+it is given live in `clients`, `defenses`, `recipes` and their neighbours. The last block speaks the dialect
+of the 2020 code (see the documentation, `legacy`).
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    # the line of the program
+    "audit": "pipeline",
+    "freeze": "fl.network",
+    "observe": "fl.threat",
+    "Network": "fl.network",
+    "Observation": "fl.threat",
+    "ThreatModel": "fl.threat",
+    "FedAvg": "fl.clients",
+    "FedSGD": "fl.clients",
+    "LocalAdam": "fl.optimizers",
+    "LocalSGD": "fl.optimizers",
+    "GradientInversion": "attacks.inversion",
+    "Report": "evaluation.report",
+    "Batch": "types",
+    "Budget": "types",
+    "Candidate": "types",
+    "Finding": "types",
+    "Reconstruction": "types",
+    "Status": "types",
+    "Step": "types",
+    # rooms with choices in them
+    "defenses": "fl.defenses:",
+    "labels": "attacks.labels:",
+    "objectives": "attacks.objectives:",
+    "priors": "attacks.priors:",
+    "recipes": "attacks.recipes:",
+    # the 2020 dialect
+    "FedAvgReconstructor": "compat.reconstruction_algorithms",
+    "GradientReconstructor": "compat.reconstruction_algorithms",
+    "construct_dataloaders": "compat.data",
+    "construct_model": "compat.nn",
+    "consts": "compat.consts:",
+    "metrics": "compat.metrics:",
+    "nn": "compat.nn:",
+    "options": "compat.options",
+    "reconstruction_algorithms": "compat.reconstruction_algorithms:",
+    "train": "compat.training",
+    "training": "compat.training:",
+    "training_strategy": "compat.training",
+    "utils": "compat.utils:",
+}
+"""Public name -> module that holds it; a colon at the end where the name is that module itself."""
+
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'inversefed' has no attribute {name!r}")
+    module = importlib.import_module(f"inversefed.{home.rstrip(':')}")
+    return module if home.endswith(":") else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

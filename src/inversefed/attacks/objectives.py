@@ -1,0 +1,102 @@
+"""How far apart two updates are: (predicted, observed) -> scalar, zero where they agree.
+
+The paper's cost is one cosine over all tensors at once,
+
+    1 - <g, g*> / (|g| |g*|),
+
+with <,> summed over the tensors that `select` names, each weighted by `weights`
+(Geiping et al. 2020, arXiv:2003.14053, eq. 4). The squared error is that of Zhu et al. (2019),
+arXiv:1906.08935.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from inversefed.attacks.layers import AllTensors, EqualWeights, Selector, Weighting
+from inversefed.types import Params, Scalar
+
+__all__ = ["AbsoluteError", "Cosine", "LayerwiseCosine", "MaxError", "SquaredError"]
+
+
+def _chosen(
+    predicted: Params, observed: Params, select: Selector, weights: Weighting
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(predicted, observed, weight) of every tensor that counts."""
+    ours, theirs = list(predicted.values()), [observed[name] for name in predicted]
+    scale = weights(theirs)
+    return [(ours[i], theirs[i], scale[i]) for i in select(ours, theirs)]
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """One minus the cosine of the angle between the updates, all tensors together; in [0, 2].
+
+    >>> Cosine()({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 2.0])})
+    tensor(1.)
+    """
+
+    select: Selector = AllTensors()
+    weights: Weighting = EqualWeights()
+
+    def __call__(self, predicted: Params, observed: Params) -> Scalar:
+        """Cosine distance."""
+        product, ours, theirs = 0.0, 0.0, 0.0
+        for p, o, weight in _chosen(predicted, observed, self.select, self.weights):
+            product = product - (p * o).sum() * weight
+            ours = ours + p.pow(2).sum() * weight
+            theirs = theirs + o.pow(2).sum() * weight
+        return 1 + product / ours.sqrt() / theirs.sqrt()
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """Sum of squared differences."""
+
+    select: Selector = AllTensors()
+    weights: Weighting = EqualWeights()
+
+    def __call__(self, predicted: Params, observed: Params) -> Scalar:
+        """Squared error."""
+        chosen = _chosen(predicted, observed, self.select, self.weights)
+        return sum((p - o).pow(2).sum() * weight for p, o, weight in chosen)
+
+
+@dataclass(frozen=True)
+class AbsoluteError:
+    """Sum of absolute differences."""
+
+    select: Selector = AllTensors()
+    weights: Weighting = EqualWeights()
+
+    def __call__(self, predicted: Params, observed: Params) -> Scalar:
+        """Absolute error."""
+        chosen = _chosen(predicted, observed, self.select, self.weights)
+        return sum((p - o).abs().sum() * weight for p, o, weight in chosen)
+
+
+@dataclass(frozen=True)
+class MaxError:
+    """Largest absolute difference in each tensor, summed over the tensors."""
+
+    select: Selector = AllTensors()
+    weights: Weighting = EqualWeights()
+
+    def __call__(self, predicted: Params, observed: Params) -> Scalar:
+        """Largest errors."""
+        chosen = _chosen(predicted, observed, self.select, self.weights)
+        return sum((p - o).abs().max() * weight for p, o, weight in chosen)
+
+
+@dataclass(frozen=True)
+class LayerwiseCosine:
+    """Cosine distance of each tensor on its own, summed: `sum_l (1 - w_l cos_l)`."""
+
+    select: Selector = AllTensors()
+    weights: Weighting = EqualWeights()
+
+    def __call__(self, predicted: Params, observed: Params) -> Scalar:
+        """Sum of distances."""
+        chosen = _chosen(predicted, observed, self.select, self.weights)
+        return sum(1 - F.cosine_similarity(p.flatten(), o.flatten(), 0, 1e-10) * weight for p, o, weight in chosen)

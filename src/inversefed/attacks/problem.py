@@ -1,0 +1,91 @@
+"""An observation as a function of images: what every optimisation attack minimises.
+
+    value(x, y) = match(client(network, x, y), update*) + sum prior(x)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from inversefed.attacks.labels import JointLabels, LabelRule
+from inversefed.fl.threat import Observation
+from inversefed.types import Images, Labels, Params, Scalar
+
+__all__ = ["Objective", "Prior", "Problem"]
+
+Objective = Callable[[Params, Params], Scalar]
+Prior = Callable[[Images, Observation], Scalar]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is minimised, and how its variables are read.
+
+    The variables are `images`, in the network's normalised input space, and `labels`, logits, where the
+    labels are optimised too.
+
+    Args:
+        observation: what the server sees.
+        objective: distance of two updates.
+        priors: added to it.
+        joint: how open labels are decoded.
+        labels: the labels, where they are known or were recovered.
+    """
+
+    observation: Observation
+    objective: Objective
+    priors: Sequence[Prior]
+    joint: JointLabels
+    labels: Labels | None
+
+    @classmethod
+    def of(
+        cls, observation: Observation, objective: Objective, priors: Sequence[Prior], rule: LabelRule | JointLabels
+    ) -> "Problem":
+        """Settle the labels first: granted, recovered by a rule, or left open."""
+        if isinstance(rule, JointLabels):
+            return cls(observation, objective, priors, rule, observation.labels)
+        labels = rule(observation) if observation.labels is None else observation.labels
+        return cls(observation, objective, priors, JointLabels(), labels)
+
+    def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
+        """The variables of a restart."""
+        variables = {"images": images.to(self.observation.network.device)}
+        if self.labels is None:
+            variables["labels"] = self.joint.start(self.observation, generator)
+        return variables
+
+    def images(self, variables: Mapping[str, Tensor]) -> Images:
+        """The pictures, in pixel space."""
+        return self.observation.network.denormalize(variables["images"])
+
+    def targets(self, variables: Mapping[str, Tensor]) -> Tensor:
+        """The labels, hard or soft, that the simulated client trains on."""
+        if self.labels is None:
+            return self.joint.decode(variables["labels"], self.observation.num_examples)
+        return self.labels
+
+    def loss(self, variables: Mapping[str, Tensor]) -> Scalar:
+        """What is minimised."""
+        images = self.images(variables)
+        loss = self.distance(images, self.targets(variables))
+        for prior in self.priors:
+            loss = loss + prior(images, self.observation)
+        return loss
+
+    def value(self, variables: Mapping[str, Tensor]) -> float:
+        """The loss as a number, without a graph."""
+        with torch.no_grad():
+            return float(self.loss(variables))
+
+    def distance(self, images: Images, labels: Tensor) -> Scalar:
+        """How far the update of a guess is from the one observed."""
+        update = self.observation.client(self.observation.network, images, labels)
+        return self.objective(update, self.observation.update)
+
+    def match(self, images: Images, labels: Tensor) -> float:
+        """The distance as a number, without a graph."""
+        with torch.no_grad():
+            return float(self.distance(images, labels))

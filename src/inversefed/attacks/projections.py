@@ -1,0 +1,42 @@
+"""What is done to a guess after a step: (inputs, network, iteration) -> inputs, iteration counted from 1."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inversefed.fl.network import Network
+
+__all__ = ["Box", "MedianFilter"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """Clamp every pixel to the range of a picture, seen in the network's input space."""
+
+    def __call__(self, inputs: Tensor, network: Network, iteration: int) -> Tensor:
+        """Clamp."""
+        low, high = network.normalize(network.low), network.normalize(network.high)
+        return torch.max(torch.min(inputs, high), low)
+
+
+@dataclass(frozen=True)
+class MedianFilter:
+    """Replace every pixel by the median of its neighbourhood, now and then.
+
+    Args:
+        size: side of the neighbourhood, odd; the picture is reflected at its border.
+        every: iterations between two filterings.
+    """
+
+    size: int = 3
+    every: int = 500
+
+    def __call__(self, inputs: Tensor, network: Network, iteration: int) -> Tensor:
+        """Filter each channel, on iterations that `every` divides."""
+        if iteration % self.every:
+            return inputs
+        padded = F.pad(inputs, [self.size // 2] * 4, mode="reflect")
+        windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        return windows.flatten(start_dim=4).median(dim=-1).values

@@ -1,0 +1,80 @@
+"""Published attacks under their papers' names: functions that put known parts together.
+
+Each returns a value that can be changed with `dataclasses.replace` and printed in full.
+"""
+
+from dataclasses import replace
+
+from inversefed.attacks import Attack
+from inversefed.attacks.exact.linear import LinearInput
+from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.labels import JointLabels, RecoveredLabels
+from inversefed.attacks.objectives import Cosine, SquaredError
+from inversefed.attacks.optimizers import LBFGS, Adam
+from inversefed.attacks.priors import TotalVariation
+from inversefed.attacks.schedules import Constant
+
+__all__ = ["best", "dlg", "geiping", "idlg", "linear"]
+
+
+def best() -> Attack:
+    """The default of an audit: for now, the paper's recipe."""
+    return geiping()
+
+
+def geiping(restarts: int = 1, max_iterations: int = 4800, total_variation: float = 1e-2) -> GradientInversion:
+    """Inverting Gradients: cosine cost, total variation, Adam on signs.
+
+    Geiping et al. (2020), arXiv:2003.14053, with the settings of its Table 1: lr 0.1 with decay at 3/8, 5/8 and
+    7/8, 4,800 iterations, box constraint, total variation 1e-2 (the paper uses 1e-4 to 1e-1 on other networks).
+
+    Args:
+        restarts: number of starts.
+        max_iterations: steps a restart.
+        total_variation: weight of the prior.
+    """
+    return GradientInversion(
+        objective=Cosine(),
+        priors=(TotalVariation(total_variation),) if total_variation else (),
+        optimizer=Adam(lr=0.1, signed=True),
+        max_iterations=max_iterations,
+        restarts=restarts,
+    )
+
+
+def dlg(restarts: int = 1, max_iterations: int = 300) -> GradientInversion:
+    """Deep Leakage from Gradients: squared error, L-BFGS, soft labels optimised with the images.
+
+    Zhu, Liu and Han (2019), arXiv:1906.08935: 300 iterations of L-BFGS with lr 1, normal starts, no prior, no box.
+
+    Args:
+        restarts: number of starts.
+        max_iterations: L-BFGS iterations of 20 inner steps.
+    """
+    return GradientInversion(
+        objective=SquaredError(),
+        priors=(),
+        optimizer=LBFGS(lr=1.0),
+        schedule=Constant(),
+        projections=(),
+        labels=JointLabels(),
+        max_iterations=max_iterations,
+        restarts=restarts,
+    )
+
+
+def idlg(restarts: int = 1, max_iterations: int = 300) -> GradientInversion:
+    """Improved DLG: the label of the single example by its sign first, then DLG.
+
+    Zhao, Mopuri and Bilen (2020), arXiv:2001.02610.
+
+    Args:
+        restarts: number of starts.
+        max_iterations: L-BFGS iterations of 20 inner steps.
+    """
+    return replace(dlg(restarts, max_iterations), labels=RecoveredLabels())
+
+
+def linear() -> LinearInput:
+    """The closed form for a picture in front of a linear layer with bias (Geiping et al. 2020, Prop. 3.1)."""
+    return LinearInput()

@@ -1,0 +1,69 @@
+"""From several restarts to one result: (candidates, observation, match) -> candidate.
+
+Only restarts that ran and stayed finite compete, by the attack's own measures and never by the truth.
+`match` gives the matching cost of any images and labels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from inversefed.attacks.priors import TotalVariation
+from inversefed.fl.threat import Observation
+from inversefed.types import Candidate, Images, Scalar
+
+__all__ = ["LowestLoss", "LowestPrior", "PixelMean", "PixelMedian"]
+
+Match = Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class LowestLoss:
+    """The restart whose images match the update best."""
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The first of lowest matching cost."""
+        return min(finite(candidates), key=lambda candidate: candidate.loss)
+
+
+@dataclass(frozen=True)
+class LowestPrior:
+    """The restart that a prior likes best, whatever its matching cost."""
+
+    prior: Callable[[Images, Observation], Scalar] = TotalVariation(weight=1.0)
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The first of lowest prior."""
+        return min(finite(candidates), key=lambda candidate: float(self.prior(candidate.images, observation)))
+
+
+@dataclass(frozen=True)
+class PixelMean:
+    """The mean of all restarts, pixel by pixel."""
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The mean, with its own matching cost."""
+        return _combined(finite(candidates), lambda stack: stack.mean(dim=0), match)
+
+
+@dataclass(frozen=True)
+class PixelMedian:
+    """The median of all restarts, pixel by pixel."""
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The median, with its own matching cost."""
+        return _combined(finite(candidates), lambda stack: stack.median(dim=0).values, match)
+
+
+def finite(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """The candidates that may be chosen: those of finite loss, or all where there is none."""
+    return [candidate for candidate in candidates if math.isfinite(candidate.loss)] or candidates
+
+
+def _combined(candidates: Sequence[Candidate], combine: Callable[[Tensor], Tensor], match: Match) -> Candidate:
+    first = candidates[0]
+    images = combine(torch.stack([candidate.images for candidate in candidates]))
+    return replace(first, images=images, loss=match(images, first.labels))

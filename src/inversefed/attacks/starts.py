@@ -1,0 +1,40 @@
+"""First guesses, drawn for all restarts at once: (shape, generator) -> network inputs.
+
+They live in the network's normalised input space, as in 2020. Drawing them together makes a restart's
+start independent of how many restarts run at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+__all__ = ["Normal", "Uniform", "Zeros"]
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Standard normal noise, the paper's start."""
+
+    def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
+        """Draw `[restarts, n, c, h, w]`."""
+        return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=generator.device)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform noise in [-1, 1]."""
+
+    def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
+        """Draw `[restarts, n, c, h, w]`."""
+        return (torch.rand(tuple(shape), generator=generator, dtype=dtype, device=generator.device) - 0.5) * 2
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """The mean colour everywhere; every restart is the same."""
+
+    def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
+        """Zeros `[restarts, n, c, h, w]`."""
+        return torch.zeros(tuple(shape), dtype=dtype, device=generator.device)

@@ -1,0 +1,148 @@
+"""Clients: (network, images, labels) -> update. The same function serves the world and the attack.
+
+    FedSGD:  update = grad_w loss(f(w, x), y)
+    FedAvg:  w_0 = w,  w_{i+1} = w_i - lr * step(grad loss(f(w_i, x_i), y_i)),  update = w_T - w or w_T
+
+Both can be differentiated with respect to the images, which is all that an attack needs.
+Federated averaging: McMahan et al. (2017), arXiv:1602.05629.
+"""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from inversefed.errors import ConfigError
+from inversefed.fl.network import Network
+from inversefed.fl.optimizers import LocalOptimizer, LocalSGD, State
+from inversefed.types import Images, Labels, Params, SoftLabels
+
+__all__ = ["FedAvg", "FedSGD"]
+
+
+class Client(Protocol):
+    """What a client does, and how to read the update that it sends."""
+
+    def __call__(self, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
+        """Compute the update of a batch."""
+        ...
+
+    def as_gradient(self, network: Network, update: Params, num_examples: int) -> Params:
+        """Read an update of this client as a gradient: its sign right, its scale as far as it is known."""
+        ...
+
+
+@dataclass(frozen=True)
+class FedSGD:
+    """Send the gradient of the loss over the whole batch.
+
+    >>> from inversefed.fl.network import freeze
+    >>> network = freeze(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)), (3, 2, 2))
+    >>> update = FedSGD()(network, torch.rand(1, 3, 2, 2), torch.tensor([2]))
+    >>> {name: tuple(part.shape) for name, part in update.items()}
+    {'1.weight': (5, 12), '1.bias': (5,)}
+    """
+
+    def __call__(self, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
+        """Compute the gradient of the loss with respect to the weights."""
+        return loss_gradient(network, network.params, images, labels)
+
+    def as_gradient(self, network: Network, update: Params, num_examples: int) -> Params:
+        """The update is a gradient already."""
+        return update
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """Train locally for some steps and send the weights' change, or the new weights.
+
+    Args:
+        local_steps: number of steps; they walk through the consecutive full slices of the batch,
+            over and over. Not used where `epochs` is given.
+        lr: learning rate.
+        batch_size: examples a step; 0 for all of them.
+        epochs: passes over the batch instead of a number of steps; a last, smaller slice counts as well.
+        optimizer: the local update rule.
+        sends: `"delta"` for new minus old weights, `"weights"` for the new ones.
+    """
+
+    local_steps: int = 4
+    lr: float = 1e-4
+    batch_size: int = 0
+    epochs: int | None = None
+    optimizer: LocalOptimizer = LocalSGD()
+    sends: Literal["delta", "weights"] = "delta"
+
+    def __post_init__(self) -> None:
+        if self.local_steps < 1 or (self.epochs is not None and self.epochs < 1):
+            raise ConfigError("FedAvg needs at least one local step and, where given, at least one epoch")
+        if self.batch_size < 0 or self.lr <= 0:
+            raise ConfigError(f"FedAvg needs lr > 0 and batch_size >= 0; got {self.lr} and {self.batch_size}")
+        if self.sends not in ("delta", "weights"):
+            raise ConfigError(f"FedAvg sends 'delta' or 'weights', not {self.sends!r}")
+
+    def __call__(self, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
+        """Train on slices of the batch and return what is sent."""
+        params, state = network.params, dict[str, tuple[Tensor, ...]]()
+        for step, part in enumerate(self.slices(images.shape[0])):
+            params, state = self._step(network, params, state, step, images[part], labels[part])
+        if not _differentiable(images, labels):
+            params = {name: weight.detach() for name, weight in params.items()}
+        if self.sends == "weights":
+            return params
+        return {name: new - network.params[name].detach() for name, new in params.items()}
+
+    def _step(
+        self, network: Network, params: Params, state: State, step: int, images: Images, labels: Labels | SoftLabels
+    ) -> tuple[Params, State]:
+        gradients = loss_gradient(network.with_masks(network.mask_seed + step), params, images, labels)
+        params, state = self.optimizer(params, gradients, state, self.lr, step)
+        if _differentiable(images, labels):
+            return params, state
+        return {name: weight.detach().requires_grad_() for name, weight in params.items()}, state
+
+    def slices(self, num_examples: int) -> list[slice]:
+        """Which examples each local step sees, in order.
+
+        Raises:
+            ConfigError: fewer examples than one slice holds.
+        """
+        size = self.batch_size or num_examples
+        if size > num_examples:
+            raise ConfigError(f"batch_size {size} is larger than the client's {num_examples} examples")
+        whole = [slice(start, start + size) for start in range(0, num_examples - size + 1, size)]
+        if self.epochs is None:
+            repeated = (part for _ in range(self.local_steps) for part in whole)
+            return list(islice(repeated, self.local_steps))
+        rest = [slice(len(whole) * size, num_examples)] if len(whole) * size < num_examples else []
+        return (whole + rest) * self.epochs
+
+    def as_gradient(self, network: Network, update: Params, num_examples: int) -> Params:
+        """Read the update as the mean gradient of the local steps, `(old - new) / (lr * steps)`.
+
+        Exact for one plain step; with momentum or Adam only the sign and direction are meant.
+        """
+        scale = self.lr * len(self.slices(num_examples))
+        if self.sends == "weights":
+            return {name: (network.params[name].detach() - new) / scale for name, new in update.items()}
+        return {name: -change / scale for name, change in update.items()}
+
+
+def loss_gradient(network: Network, params: Params, images: Images, labels: Labels | SoftLabels) -> Params:
+    """Gradient of the batch loss with respect to `params`; zeros for weights that the loss does not use.
+
+    It carries a graph only where images or labels require grad.
+    """
+    differentiable = _differentiable(images, labels)
+    with torch.enable_grad():
+        loss = network.loss(network.apply(params, images), labels)
+        gradients = torch.autograd.grad(
+            loss, list(params.values()), create_graph=differentiable, materialize_grads=True
+        )
+    return dict(zip(params, gradients, strict=True))
+
+
+def _differentiable(images: Tensor, labels: Tensor) -> bool:
+    return torch.is_grad_enabled() and (images.requires_grad or labels.requires_grad)

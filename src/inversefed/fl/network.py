@@ -1,0 +1,266 @@
+"""A network as a value: a private snapshot of a module, called as a function of its weights.
+
+    logits = f(params, (images - mean) / std)
+
+`freeze` copies any `torch.nn.Module` once, and `Network.apply` runs the copy by
+`torch.func.functional_call`: no layer type is special, and the caller's module, its gradients and
+its buffers are never written. Pictures come in pixel space; the normalisation belongs to the network.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from inversefed.errors import InputError, InversefedError, UnsupportedNetworkError
+from inversefed.fl.losses import CrossEntropy
+from inversefed.types import Images, Logits, Params, Scalar
+
+__all__ = ["Loss", "Network", "freeze"]
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(logits `[n, k]`, labels `[n]` or probabilities `[n, k]`) -> scalar."""
+
+_Constants: TypeAlias = float | Sequence[float] | Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A frozen classifier and all that its owner knows of it.
+
+    Args:
+        module: the private copy; nothing outside this file calls it.
+        params: the trainable weights by name; leaves that require grad.
+        loss: what the client minimises.
+        mean: subtracted from pictures, `[c, 1, 1]`.
+        std: divides them, `[c, 1, 1]`.
+        low: the least value of a pixel, broadcastable to a picture.
+        high: the greatest.
+        image_shape: `(c, h, w)` of one picture.
+        num_classes: width of the logits.
+        head: name of the last layer, whose rows are the classes; `None` where that is unclear.
+        mask_seed: fixes what random layers in train mode (dropout) draw, so that `apply` is a function.
+    """
+
+    module: nn.Module = field(repr=False)
+    params: Params = field(repr=False)
+    loss: Loss
+    mean: Tensor = field(repr=False)
+    std: Tensor = field(repr=False)
+    low: Tensor = field(repr=False)
+    high: Tensor = field(repr=False)
+    image_shape: tuple[int, int, int]
+    num_classes: int = 0
+    head: str | None = None
+    mask_seed: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.params.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' number format, in which everything is computed."""
+        return next(iter(self.params.values())).dtype
+
+    def apply(self, params: Params, images: Images) -> Logits:
+        """Run the network on pictures with the given weights.
+
+        Args:
+            params: all trainable weights, by name.
+            images: pictures in pixel space.
+        """
+        return self.apply_normalized(params, self.normalize(images))
+
+    def apply_normalized(self, params: Params, inputs: Tensor) -> Tensor:
+        """Run the network on inputs that are normalised already."""
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        # Fused attention kernels have no double backward.
+        with sdpa_kernel(SDPBackend.MATH), self._fixed_masks():
+            outputs: Tensor = functional_call(self.module, {**params, **buffers}, (inputs,))
+        return outputs
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Take pictures from pixel space into the network's input space."""
+        return (images - self.mean) / self.std
+
+    def denormalize(self, inputs: Tensor) -> Tensor:
+        """Take network inputs back into pixel space."""
+        return inputs * self.std + self.mean
+
+    def features(self, images: Images) -> Logits:
+        """Logits of pictures under the network's own weights, without a graph."""
+        with torch.no_grad():
+            return self.apply(self.params, images.to(self.device, self.dtype))
+
+    def linear_layers(self) -> tuple[str, ...]:
+        """Names of all `torch.nn.Linear` layers, in the order of the module."""
+        return tuple(name for name, layer in self.module.named_modules() if isinstance(layer, nn.Linear))
+
+    def linear_inputs(self, images: Images) -> dict[str, Tensor]:
+        """What goes into each linear layer that runs on these pictures, in the order they run."""
+        seen: dict[str, Tensor] = {}
+
+        def note(name: str) -> Callable[..., None]:
+            return lambda _, inputs: seen.setdefault(name, inputs[0].detach())
+
+        hooks = [self.module.get_submodule(n).register_forward_pre_hook(note(n)) for n in self.linear_layers()]
+        try:
+            self.features(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+    def with_masks(self, seed: int) -> "Network":
+        """The same network with other draws in its random layers."""
+        return replace(self, mask_seed=seed)
+
+    @contextmanager
+    def _fixed_masks(self) -> Iterator[None]:
+        if not any(module.training for module in self.module.modules()):
+            yield
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            # Not torch.manual_seed: it queues a call for every accelerator that is not there.
+            torch.default_generator.manual_seed(self.mask_seed)
+            if self.device.type == "cuda":
+                torch.cuda.default_generators[self.device.index or 0].manual_seed(self.mask_seed)
+            yield
+
+
+def freeze(
+    module: nn.Module,
+    image_shape: Sequence[int],
+    *,
+    mean: _Constants = None,
+    std: _Constants = None,
+    loss: Loss | None = None,
+    low: _Constants = 0.0,
+    high: _Constants = 1.0,
+) -> Network:
+    """Snapshot a module as a `Network`; the module is left as it was.
+
+    Args:
+        module: any classifier, in the mode (train or eval) that the client uses.
+        image_shape: `(c, h, w)` of the pictures that it takes.
+        mean: what its input normalisation subtracts, a number or one a channel; `None` for 0.
+        std: what it divides by; `None` for 1.
+        loss: the client's training loss; `None` for the mean cross entropy.
+        low: the least value of a pixel.
+        high: the greatest.
+
+    Raises:
+        UnsupportedNetworkError: the module cannot be copied, has nothing to train, or does not map
+            pictures of that shape to `[n, classes]`.
+        InputError: the normalisation does not fit the number of channels.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    >>> freeze(net, (3, 2, 2), mean=0.5, std=0.25)
+    Network(loss=CrossEntropy(reduction='mean', label_smoothing=0.0), image_shape=(3, 2, 2), num_classes=5, head='1', mask_seed=0)
+    """
+    shape = _check_shape(image_shape)
+    private = _copy(module)
+    params = {name: p.detach().requires_grad_() for name, p in private.named_parameters() if p.requires_grad}
+    if not params:
+        raise UnsupportedNetworkError(
+            "the network has no trainable parameters, so it has no update; call requires_grad_(True) on those it trains"
+        )
+    first = next(iter(params.values()))
+
+    def constant(value: _Constants, default: float, name: str) -> Tensor:
+        return _per_channel(default if value is None else value, shape[0], name).to(first.device, first.dtype)
+
+    network = Network(
+        private,
+        params,
+        CrossEntropy() if loss is None else loss,
+        mean=constant(mean, 0.0, "mean"),
+        std=constant(std, 1.0, "std"),
+        low=constant(low, 0.0, "low"),
+        high=constant(high, 1.0, "high"),
+        image_shape=shape,
+    )
+    if not bool((network.std > 0).all()):
+        raise InputError(f"std must be positive in every channel, but is {network.std.flatten().tolist()}")
+    num_classes, head = _probe(network)
+    return replace(network, num_classes=num_classes, head=head)
+
+
+def _check_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(image_shape) != 3 or any(int(side) < 1 for side in image_shape):
+        raise InputError(f"an image shape is (channels, height, width), all at least 1; got {tuple(image_shape)}")
+    channels, height, width = (int(side) for side in image_shape)
+    return channels, height, width
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedNetworkError(
+            f"the network cannot be copied ({error}); remove old-style weight_norm, or give a freshly built module"
+        ) from error
+
+
+def _per_channel(value: float | Sequence[float] | Tensor, channels: int, name: str) -> Tensor:
+    constants = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
+    if constants.numel() not in (1, channels):
+        raise InputError(f"{name} must be one number or {channels}, one a channel; got {constants.numel()}")
+    if not bool(constants.isfinite().all()):
+        raise InputError(f"{name} must be finite; got {constants.tolist()}")
+    return constants.expand(channels).reshape(channels, 1, 1)
+
+
+def _probe(network: Network) -> tuple[int, str | None]:
+    """Run the network once in eval mode: how wide are the logits, and which layer makes them?"""
+    ran: list[tuple[str, Tensor]] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda layer, *_: ran.append((name, layer.weight))
+
+    hooks = [
+        layer.register_forward_hook(note(name))
+        for name, layer in network.module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    try:
+        with _eval_mode(network.module):
+            logits = network.features(torch.full((2, *network.image_shape), 0.5))
+    except InversefedError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise UnsupportedNetworkError(
+            f"the network cannot run on images of shape {network.image_shape}: {error}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _check_logits(logits)
+    heads = [name for name, weight in ran if weight.shape[0] == logits.shape[1]]
+    head = heads[-1] if heads and f"{heads[-1]}.weight".lstrip(".") in network.params else None
+    return logits.shape[1], head
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _check_logits(logits: object) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 2:
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UnsupportedNetworkError(f"a network must map 2 images to logits [2, classes]; this one gave {what}")

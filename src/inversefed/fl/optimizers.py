@@ -1,0 +1,88 @@
+"""The optimisers that a client runs, as functions on named weights that can be differentiated through.
+
+Each follows the update rule of `torch.optim` of the same name, without writing in place, so that an
+attack can unroll the client's local steps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from inversefed.types import Params
+
+__all__ = ["LocalAdam", "LocalOptimizer", "LocalSGD"]
+
+State: TypeAlias = Mapping[str, tuple[Tensor, ...]]
+"""Per weight: the moments; empty before the first step."""
+
+
+class LocalOptimizer(Protocol):
+    """One local step: weights, their gradients and the moments so far, to new weights and moments."""
+
+    def __call__(self, params: Params, gradients: Params, state: State, lr: float, step: int) -> tuple[Params, State]:
+        """Take local step number `step`, from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalSGD:
+    """Stochastic gradient descent, with momentum if wanted.
+
+    Args:
+        momentum: share of the last direction that is kept, in [0, 1).
+        weight_decay: L2 penalty that is added to the gradient.
+        nesterov: look ahead along the momentum.
+    """
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    def __call__(self, params: Params, gradients: Params, state: State, lr: float, step: int) -> tuple[Params, State]:
+        """Take one step."""
+        new_params, new_state = {}, {}
+        for name, weight in params.items():
+            gradient = gradients[name]
+            if self.weight_decay:
+                gradient = gradient + self.weight_decay * weight
+            if self.momentum:
+                moment = gradient if step == 0 else self.momentum * state[name][0] + gradient
+                new_state[name] = (moment,)
+                gradient = gradient + self.momentum * moment if self.nesterov else moment
+            new_params[name] = weight - lr * gradient
+        return new_params, new_state
+
+
+@dataclass(frozen=True)
+class LocalAdam:
+    """Adam (Kingma and Ba 2015), with L2 weight decay as in `torch.optim.Adam`.
+
+    Args:
+        beta1: decay of the first moment.
+        beta2: decay of the second.
+        eps: added to the root of the second moment. At a zero gradient the root has no finite
+            derivative, so an attack differentiates it at `eps**2` instead.
+        weight_decay: L2 penalty that is added to the gradient.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __call__(self, params: Params, gradients: Params, state: State, lr: float, step: int) -> tuple[Params, State]:
+        """Take one step."""
+        new_params, new_state = {}, {}
+        for name, weight in params.items():
+            gradient = gradients[name]
+            if self.weight_decay:
+                gradient = gradient + self.weight_decay * weight
+            first, second = state.get(name, (0.0 * gradient.detach(), 0.0 * gradient.detach()))
+            first = self.beta1 * first + (1 - self.beta1) * gradient
+            second = self.beta2 * second + (1 - self.beta2) * gradient**2
+            new_state[name] = (first, second)
+            root = (second / (1 - self.beta2 ** (step + 1))).clamp_min(self.eps**2).sqrt()
+            new_params[name] = weight - lr * first / (1 - self.beta1 ** (step + 1)) / (root + self.eps)
+        return new_params, new_state

@@ -1,0 +1,74 @@
+"""What a setting is, in words: the scenario of a report, and what is worth knowing about it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from inversefed.fl.clients import Client
+from inversefed.fl.defenses import Defense
+from inversefed.fl.network import Network
+from inversefed.fl.threat import ThreatModel
+from inversefed.types import Batch, Finding
+
+__all__ = ["describe_setting", "setting_findings"]
+
+
+def describe_setting(
+    network: Network, client: Client, defenses: Sequence[Defense], threat: ThreatModel, truth: Batch, seed: int
+) -> Mapping[str, Any]:
+    """Say what was audited, in values that JSON can hold."""
+    return {
+        "network": type(network.module).__name__,
+        "parameters": sum(weight.numel() for weight in network.params.values()),
+        "tensors": len(network.params),
+        "num_examples": truth.images.shape[0],
+        "image_shape": list(network.image_shape),
+        "num_classes": network.num_classes,
+        "mean": network.mean.flatten().tolist(),
+        "std": network.std.flatten().tolist(),
+        "loss": repr(network.loss),
+        "client": repr(client),
+        "defenses": [repr(defense) for defense in defenses],
+        "threat_model": asdict(threat),
+        "seed": seed,
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "device": str(network.device),
+    }
+
+
+def setting_findings(network: Network, defenses: Sequence[Defense], truth: Batch) -> tuple[Finding, ...]:
+    """Say what about a setting changes how its figures must be read."""
+    layers = list(network.module.modules())
+    found = []
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers):
+        found.append(
+            Finding(
+                "batchnorm-train-mode",
+                "warning",
+                "BatchNorm runs in train mode: the examples of a batch are coupled through its statistics. The attack "
+                "simulates the same mode; a result in eval mode would be an upper bound, not this client's risk.",
+            )
+        )
+    if any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0 for layer in layers):
+        found.append(
+            Finding(
+                "dropout-train-mode",
+                "warning",
+                "Dropout runs in train mode: the attacker does not know the client's masks and simulates one draw of "
+                "its own, so a failure here says little. Audit in eval mode as well for an upper bound.",
+            )
+        )
+    frozen = [name for name, weight in network.module.named_parameters() if not weight.requires_grad]
+    if frozen:
+        message = f"{len(frozen)} of the network's parameters are frozen and not part of the update."
+        found.append(Finding("frozen", "info", message, {"parameters": frozen[:10]}))
+    if defenses:
+        message = "The attack is not told of the defenses: one that knows them may recover more."
+        found.append(Finding("defense-unknown-to-attack", "warning", message))
+    repeated = truth.labels.numel() - truth.labels.unique().numel()
+    if repeated:
+        message = f"{repeated} of the {truth.labels.numel()} examples share a label with another one."
+        found.append(Finding("repeated-labels", "info", message))
+    return tuple(found)

@@ -1,0 +1,155 @@
+"""What the server knows, and the wall: an attack receives an `Observation` and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from torch import Tensor
+
+from inversefed.errors import ConfigError, InputError, UpdateMismatchError
+from inversefed.fl.clients import Client
+from inversefed.fl.network import Network
+from inversefed.types import Batch, Labels, Params
+
+__all__ = ["Observation", "ThreatModel", "observe"]
+
+_BUILT = {
+    "labels": ("unknown", "known"),
+    "counts": ("unknown",),
+    "num_examples": ("known",),
+    "client": ("known",),
+    "buffers": ("network",),
+    "server": ("honest",),
+}
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What an honest but curious server is granted beside the update and the network it sent.
+
+    Args:
+        labels: whether it knows the labels, in order.
+        counts: whether it knows how often each label occurs.
+        num_examples: whether it knows how many examples the update was made from.
+        client: whether it knows the client's settings (steps, learning rate, slices).
+        buffers: which BatchNorm statistics it has; `"network"`: those it sent out.
+        server: `"honest"` follows the protocol.
+
+    Raises:
+        ConfigError: a value that there is no attack for yet.
+
+    >>> ThreatModel(labels="known")
+    ThreatModel(labels='known', counts='unknown', num_examples='known', client='known', buffers='network', server='honest')
+    """
+
+    labels: Literal["unknown", "known"] = "unknown"
+    counts: Literal["unknown"] = "unknown"
+    num_examples: Literal["known"] = "known"
+    client: Literal["known"] = "known"
+    buffers: Literal["network"] = "network"
+    server: Literal["honest"] = "honest"
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value, known = getattr(self, each.name), _BUILT[each.name]
+            if value not in known:
+                raise ConfigError(f"ThreatModel({each.name}={value!r}) is not built; known: {', '.join(map(repr, known))}")
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """All that an attack may use.
+
+    Args:
+        network: the network that the server sent out.
+        client: the client as the attacker believes it to be.
+        update: what came back, by parameter name.
+        num_examples: how many examples made it.
+        labels: their labels, where the threat model grants them.
+
+    Raises:
+        UpdateMismatchError: the update's names or shapes are not the network's.
+        InputError: it holds NaN or infinite values, or there is no example.
+    """
+
+    network: Network
+    client: Client
+    update: Params = field(repr=False)
+    num_examples: int
+    labels: Labels | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1:
+            raise InputError(f"an update is made from at least one example, not {self.num_examples}")
+        check_update(self.network.params, self.update)
+        if self.labels is not None:
+            check_labels(self.labels, self.num_examples, self.network.num_classes)
+
+    @property
+    def gradient(self) -> Params:
+        """The update read as a gradient of the loss."""
+        return self.client.as_gradient(self.network, self.update, self.num_examples)
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int]:
+        """`(n, c, h, w)` of what is to be found."""
+        return (self.num_examples, *self.network.image_shape)
+
+
+def observe(network: Network, client: Client, update: Params, batch: Batch, threat: ThreatModel) -> Observation:
+    """Let through what the threat model allows, and nothing else of the batch.
+
+    Args:
+        network: the network that the server sent out.
+        client: the client that made the update.
+        update: the update as it left, defenses applied.
+        batch: the private batch; its images never pass.
+        threat: what the server knows.
+    """
+    labels = batch.labels if threat.labels == "known" else None
+    # The draws of dropout are the client's own: the server's copy starts from another seed.
+    return Observation(network.with_masks(0), client, dict(update), batch.images.shape[0], labels)
+
+
+def check_update(params: Params, update: Mapping[str, Tensor]) -> None:
+    """Refuse an update that does not fit the weights.
+
+    Raises:
+        UpdateMismatchError: with the first three names or shapes that differ.
+        InputError: NaN or infinite values, with the tensors that hold them.
+    """
+    missing = [f"{name} is missing" for name in params if name not in update]
+    extra = [f"{name} is not a trainable parameter of the network" for name in update if name not in params]
+    shapes = [
+        f"{name} has shape {tuple(update[name].shape)}, expected {tuple(weight.shape)}"
+        for name, weight in params.items()
+        if name in update and update[name].shape != weight.shape
+    ]
+    wrong = missing + extra + shapes
+    if wrong:
+        raise UpdateMismatchError(
+            f"the update does not fit the network: {'; '.join(wrong[:3])}"
+            + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        )
+    bad = [name for name, part in update.items() if not bool(part.isfinite().all())]
+    if bad:
+        raise InputError(
+            f"the update holds NaN or infinite values in {', '.join(bad[:3])} ({len(bad)} of {len(update)} tensors); "
+            "check the network's weights and the client's learning rate"
+        )
+
+
+def check_labels(labels: Tensor, num_examples: int, num_classes: int) -> None:
+    """Refuse labels that are not one class index an example.
+
+    Raises:
+        InputError: wrong shape or type, or a label out of range.
+    """
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype.is_complex:
+        raise InputError(f"labels are class indices of shape [n]; got shape {tuple(labels.shape)} of {labels.dtype}")
+    if labels.shape[0] != num_examples:
+        raise InputError(f"{num_examples} images need as many labels; got {labels.shape[0]}")
+    if num_examples and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise InputError(
+            f"labels must lie in 0..{num_classes - 1} for this network; got {int(labels.min())}..{int(labels.max())}"
+        )

@@ -1,0 +1,133 @@
+"""The whole line, and the only place where world, attack and judgement meet.
+
+    freeze -> client -> defenses -> observe -> attack -> align -> metrics -> Report
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from inversefed.attacks import Attack, recipes
+from inversefed.errors import InputError
+from inversefed.evaluation import align, controls, environment
+from inversefed.evaluation.report import Report
+from inversefed.evaluation.score import score
+from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.defenses import Context, Defense
+from inversefed.fl.network import Loss, Network, freeze
+from inversefed.fl.settings import describe_setting, setting_findings
+from inversefed.fl.threat import ThreatModel, check_labels, observe
+from inversefed.types import Batch, Budget, Params, Step
+
+__all__ = ["audit"]
+
+
+def audit(
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: float | Sequence[float] | Tensor | None = None,
+    std: float | Sequence[float] | Tensor | None = None,
+    client: Client = FedSGD(),
+    defenses: Sequence[Defense] = (),
+    threat: ThreatModel = ThreatModel(),
+    attack: Attack | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    time_budget: float | None = None,
+    max_iterations: int | None = None,
+    on_step: Callable[[Step], object] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Report:
+    """Let a client make an update from private pictures, attack it as the server would, and compare.
+
+    Args:
+        module: any classifier, in the mode (train or eval) that the client uses; it is not changed.
+        images: the private pictures, `[n, c, h, w]`, pixel space, [0, 1].
+        labels: their classes, `[n]`; the attack sees them only if `threat` says so.
+        mean: what the client's input normalisation subtracts, one number or one a channel; `None` for 0.
+        std: what it divides by; `None` for 1.
+        client: how the update is made.
+        defenses: what is done to it before it leaves, in order.
+        threat: what the server knows beside it.
+        attack: how the server attacks; `None` for `recipes.best()`.
+        loss: the client's training loss, (logits, labels) -> scalar; `None` for the mean cross entropy.
+        seed: fixes all randomness; the global random state is neither used nor changed.
+        time_budget: seconds for the attack; the best so far counts.
+        max_iterations: replaces the attack's own number.
+        on_step: told of every iteration; a true answer stops.
+        config: how to run this audit again, kept in the report as it is.
+
+    Raises:
+        InputError: pictures or labels that cannot be used, or an update that is not finite.
+        UnsupportedNetworkError: the module cannot be audited.
+        ThreatModelError: the attack needs what the threat model hides.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> report = audit(net, torch.rand(1, 3, 4, 4), torch.tensor([1]), attack=recipes.linear())
+    >>> bool(report.scores["peak_signal_noise_ratio"] > 80)
+    True
+    """
+    attack = recipes.best() if attack is None else attack
+    network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
+    check_labels(labels, images.shape[0], network.num_classes)
+    truth = Batch(images.detach().to(network.device, network.dtype), labels.detach().to(network.device).long())
+    world, attacker = (Generator().manual_seed(2 * seed + role) for role in range(2))
+
+    update = defended(client(network.with_masks(seed), truth.images, truth.labels), network, truth, defenses, world)
+    observation = observe(network, client, update, truth, threat)
+    began = time.perf_counter()
+    reconstruction = attack(observation, attacker, Budget(time_budget, max_iterations, on_step))
+    seconds = time.perf_counter() - began
+
+    order = align.align(reconstruction.images, truth.images)
+    found = Batch(reconstruction.images[order], reconstruction.labels[order])
+    return Report(
+        scenario=describe_setting(network, client, defenses, threat, truth, seed),
+        attack=repr(attack),
+        reconstruction=reconstruction,
+        truth=truth,
+        permutation=order,
+        scores=score(found, truth, network.features),
+        baselines={name: score(guess, truth, network.features) for name, guess in controls.guesses(truth).items()},
+        findings=(*setting_findings(network, defenses, truth), *reconstruction.findings),
+        seconds=seconds,
+        config=dict(config or {}),
+        environment=environment.describe(),
+    )
+
+
+def defended(
+    update: Params, network: Network, batch: Batch, defenses: Sequence[Defense], generator: Generator
+) -> Params:
+    """Apply the defenses in order."""
+    for defense in defenses:
+        update = defense(update, Context(network, batch), generator)
+    return update
+
+
+def check_images(images: Tensor) -> tuple[int, int, int]:
+    """Refuse anything but a batch of pictures in pixel space, and return the shape of one.
+
+    Raises:
+        InputError: wrong rank or type, no picture, NaN, or pixels outside [0, 1].
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        what = f"shape {tuple(images.shape)} of {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(
+            f"only images are audited for now: a floating-point tensor [n, c, h, w] in [0, 1] is expected, got {what}"
+        )
+    if images.shape[0] == 0:
+        raise InputError("an audit needs at least one image, got none")
+    low, high = images.detach().aminmax()
+    if not bool((low >= 0) & (high <= 1)):
+        raise InputError(
+            f"pixels must lie in [0, 1] (pixel space, not normalised; give mean= and std= instead); got "
+            f"{float(low):.3g} to {float(high):.3g}"
+        )
+    channels, height, width = images.shape[1:]
+    return channels, height, width

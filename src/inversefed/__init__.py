@@ -54,7 +54,7 @@ _HOMES = {
 }
 """Public name -> module that holds it; a colon at the end where the name is that module itself."""
 
-__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -66,9 +66,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     Returns:
         An error whose message gives the nearest names and the whole list.
 
-    >>> raise unknown_name("prior", "TotalVariaton", ["TotalVariation", "Norm"])
+    >>> raise unknown_name("prior", "TotalVariaton", ["TotalVariation"])
     Traceback (most recent call last):
-    inversefed.errors.ConfigError: unknown prior 'TotalVariaton'; did you mean TotalVariation? Known: Norm, TotalVariation
+    inversefed.errors.ConfigError: unknown prior 'TotalVariaton'; did you mean TotalVariation? Known: TotalVariation
     """
     names = sorted(known)
     lowered = {candidate.lower(): candidate for candidate in names}

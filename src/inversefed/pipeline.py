@@ -1,13 +1,12 @@
 """The whole line, and the only place where world, attack and judgement meet.
 
-    freeze -> client -> defenses -> observe -> attack -> align -> metrics -> Report
+freeze -> client -> defenses -> observe -> attack -> align -> metrics -> Report
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.attacks import Attack, recipes

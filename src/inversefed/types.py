@@ -47,8 +47,8 @@ Images: TypeAlias = Float[Tensor, "n c h w"]
 Labels: TypeAlias = Int[Tensor, "n"]
 """Class indices."""
 
-SoftLabels: TypeAlias = Float[Tensor, "*n k"]
-"""Class probabilities, one row an example (or one row for all)."""
+SoftLabels: TypeAlias = Float[Tensor, "n k"]
+"""Class probabilities, one row an example."""
 
 Logits: TypeAlias = Float[Tensor, "n k"]
 """What the network says of a batch."""

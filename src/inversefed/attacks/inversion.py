@@ -9,7 +9,7 @@ is chosen. Published settings of these pieces are in `recipes`.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -28,7 +28,7 @@ from inversefed.attacks.starts import Normal
 from inversefed.errors import ConfigError
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Finding, Images, Params, Reconstruction, Scalar, Status, Step
+from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status, Step
 
 __all__ = ["GradientInversion"]
 
@@ -103,7 +103,12 @@ class GradientInversion:
                 break
         chosen = self.selection(candidates, observation, problem.match)
         return Reconstruction(
-            chosen.images, chosen.labels, chosen.loss, _overall(candidates), tuple(candidates), _label_findings(observation, self.labels)
+            chosen.images,
+            chosen.labels,
+            chosen.loss,
+            _overall(candidates),
+            tuple(candidates),
+            _label_findings(observation, self.labels),
         )
 
     def _restart(

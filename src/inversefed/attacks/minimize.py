@@ -70,19 +70,12 @@ def minimize(
     history: list[float] = []
     best, lowest, status = _copy(variables), math.inf, Status.FINISHED
 
-    def closure() -> Tensor:
-        loss = objective(variables)
-        gradients = torch.autograd.grad(loss, list(variables.values()), materialize_grads=True)
-        for (name, value), gradient in zip(variables.items(), gradients, strict=True):
-            value.grad = gradient.sign() if optimizer.signed and name == "images" else gradient
-        return loss.detach()
-
     try:
         for iteration in range(iterations):
             for group in stepper.param_groups:
                 group["lr"] = schedule(optimizer.lr, iteration, iterations)
             before = _copy(variables)
-            loss = float(stepper.step(closure))
+            loss = float(stepper.step(lambda: _differentiate(objective, variables, optimizer.signed)))
             if not math.isfinite(loss):
                 status = Status.NON_FINITE
                 break
@@ -97,6 +90,15 @@ def minimize(
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     return Minimum(best, _last(variables, best), status, tuple(history))
+
+
+def _differentiate(objective: Callable[[Variables], Scalar], variables: Variables, signed: bool) -> float:
+    """Leave the gradient in `.grad`, as `torch.optim` wants it, and return the loss."""
+    loss = objective(variables)
+    gradients = torch.autograd.grad(loss, list(variables.values()), materialize_grads=True)
+    for (name, value), gradient in zip(variables.items(), gradients, strict=True):
+        value.grad = gradient.sign() if signed and name == "images" else gradient
+    return loss.item()
 
 
 def _copy(variables: Variables) -> Variables:

@@ -9,7 +9,10 @@ with <,> summed over the tensors that `select` names, each weighted by `weights`
 arXiv:1906.08935.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +32,10 @@ def _chosen(
     return [(ours[i], theirs[i], scale[i]) for i in select(ours, theirs)]
 
 
+def _total(terms: Iterable[Tensor]) -> Scalar:
+    return reduce(add, terms)
+
+
 @dataclass(frozen=True)
 class Cosine:
     """One minus the cosine of the angle between the updates, all tensors together; in [0, 2].
@@ -42,12 +49,11 @@ class Cosine:
 
     def __call__(self, predicted: Params, observed: Params) -> Scalar:
         """Cosine distance."""
-        product, ours, theirs = 0.0, 0.0, 0.0
-        for p, o, weight in _chosen(predicted, observed, self.select, self.weights):
-            product = product - (p * o).sum() * weight
-            ours = ours + p.pow(2).sum() * weight
-            theirs = theirs + o.pow(2).sum() * weight
-        return 1 + product / ours.sqrt() / theirs.sqrt()
+        chosen = _chosen(predicted, observed, self.select, self.weights)
+        product = _total((p * o).sum() * weight for p, o, weight in chosen)
+        ours = _total(p.pow(2).sum() * weight for p, _, weight in chosen)
+        theirs = _total(o.pow(2).sum() * weight for _, o, weight in chosen)
+        return 1 - product / ours.sqrt() / theirs.sqrt()
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class SquaredError:
     def __call__(self, predicted: Params, observed: Params) -> Scalar:
         """Squared error."""
         chosen = _chosen(predicted, observed, self.select, self.weights)
-        return sum((p - o).pow(2).sum() * weight for p, o, weight in chosen)
+        return _total((p - o).pow(2).sum() * weight for p, o, weight in chosen)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class AbsoluteError:
     def __call__(self, predicted: Params, observed: Params) -> Scalar:
         """Absolute error."""
         chosen = _chosen(predicted, observed, self.select, self.weights)
-        return sum((p - o).abs().sum() * weight for p, o, weight in chosen)
+        return _total((p - o).abs().sum() * weight for p, o, weight in chosen)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class MaxError:
     def __call__(self, predicted: Params, observed: Params) -> Scalar:
         """Largest errors."""
         chosen = _chosen(predicted, observed, self.select, self.weights)
-        return sum((p - o).abs().max() * weight for p, o, weight in chosen)
+        return _total((p - o).abs().max() * weight for p, o, weight in chosen)
 
 
 @dataclass(frozen=True)
@@ -99,4 +105,4 @@ class LayerwiseCosine:
     def __call__(self, predicted: Params, observed: Params) -> Scalar:
         """Sum of distances."""
         chosen = _chosen(predicted, observed, self.select, self.weights)
-        return sum(1 - F.cosine_similarity(p.flatten(), o.flatten(), 0, 1e-10) * weight for p, o, weight in chosen)
+        return _total(1 - F.cosine_similarity(p.flatten(), o.flatten(), 0, 1e-10) * weight for p, o, weight in chosen)

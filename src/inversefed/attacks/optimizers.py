@@ -57,9 +57,7 @@ class SGD:
 
     def build(self, variables: Sequence[Tensor]) -> torch.optim.Optimizer:
         """`torch.optim.SGD`."""
-        return torch.optim.SGD(
-            list(variables), lr=_positive(self.lr), momentum=self.momentum, nesterov=self.nesterov
-        )
+        return torch.optim.SGD(list(variables), lr=_positive(self.lr), momentum=self.momentum, nesterov=self.nesterov)
 
 
 @dataclass(frozen=True)

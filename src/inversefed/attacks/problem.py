@@ -1,6 +1,6 @@
 """An observation as a function of images: what every optimisation attack minimises.
 
-    value(x, y) = match(client(network, x, y), update*) + sum prior(x)
+value(x, y) = match(client(network, x, y), update*) + sum prior(x)
 """
 
 from collections.abc import Callable, Mapping, Sequence

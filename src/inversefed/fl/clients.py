@@ -85,7 +85,8 @@ class FedAvg:
 
     def __call__(self, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
         """Train on slices of the batch and return what is sent."""
-        params, state = network.params, dict[str, tuple[Tensor, ...]]()
+        params: Params = network.params
+        state: State = {}
         for step, part in enumerate(self.slices(images.shape[0])):
             params, state = self._step(network, params, state, step, images[part], labels[part])
         if not _differentiable(images, labels):

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inversefed.errors import InputError, InversefedError, UnsupportedNetworkError
 from inversefed.fl.losses import CrossEntropy
-from inversefed.types import Images, Logits, Params, Scalar
+from inversefed.types import Images, Logits, Params
 
 __all__ = ["Loss", "Network", "freeze"]
 
@@ -108,8 +108,8 @@ class Network:
         """What goes into each linear layer that runs on these pictures, in the order they run."""
         seen: dict[str, Tensor] = {}
 
-        def note(name: str) -> Callable[..., None]:
-            return lambda _, inputs: seen.setdefault(name, inputs[0].detach())
+        def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _, inputs: seen.update({name: inputs[0].detach()})
 
         hooks = [self.module.get_submodule(n).register_forward_pre_hook(note(n)) for n in self.linear_layers()]
         try:
@@ -162,9 +162,9 @@ def freeze(
             pictures of that shape to `[n, classes]`.
         InputError: the normalisation does not fit the number of channels.
 
-    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    >>> freeze(net, (3, 2, 2), mean=0.5, std=0.25)
-    Network(loss=CrossEntropy(reduction='mean', label_smoothing=0.0), image_shape=(3, 2, 2), num_classes=5, head='1', mask_seed=0)
+    >>> network = freeze(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 2, 2), mean=0.5, std=0.25)
+    >>> network.num_classes, network.head, network.normalize(torch.full((3, 1, 1), 0.75)).flatten().tolist()
+    (5, '1', [1.0, 1.0, 1.0])
     """
     shape = _check_shape(image_shape)
     private = _copy(module)

@@ -67,8 +67,8 @@ def setting_findings(network: Network, defenses: Sequence[Defense], truth: Batch
     if defenses:
         message = "The attack is not told of the defenses: one that knows them may recover more."
         found.append(Finding("defense-unknown-to-attack", "warning", message))
-    repeated = truth.labels.numel() - truth.labels.unique().numel()
+    repeated = len(truth.labels) - len(set(truth.labels.tolist()))
     if repeated:
-        message = f"{repeated} of the {truth.labels.numel()} examples share a label with another one."
+        message = f"{repeated} of the {len(truth.labels)} examples share a label with another one."
         found.append(Finding("repeated-labels", "info", message))
     return tuple(found)

@@ -38,8 +38,8 @@ class ThreatModel:
     Raises:
         ConfigError: a value that there is no attack for yet.
 
-    >>> ThreatModel(labels="known")
-    ThreatModel(labels='known', counts='unknown', num_examples='known', client='known', buffers='network', server='honest')
+    >>> ThreatModel(labels="known").labels
+    'known'
     """
 
     labels: Literal["unknown", "known"] = "unknown"
@@ -53,7 +53,9 @@ class ThreatModel:
         for each in fields(self):
             value, known = getattr(self, each.name), _BUILT[each.name]
             if value not in known:
-                raise ConfigError(f"ThreatModel({each.name}={value!r}) is not built; known: {', '.join(map(repr, known))}")
+                raise ConfigError(
+                    f"ThreatModel({each.name}={value!r}) is not built; known: {', '.join(map(repr, known))}"
+                )
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Params, Reconstruction, Status
 
-__all__ = ["LinearInput", "linear_inputs"]
+__all__ = ["LinearInput"]
 
 
 def linear_inputs(network: Network, gradient: Params) -> Mapping[str, Tensor]:

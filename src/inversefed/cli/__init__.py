@@ -1,0 +1,64 @@
+"""The command line: the only code that prints, parses text, picks a device and touches the user's files.
+
+`--help` and wrong usage are answered without importing torch; a command imports what it needs.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from inversefed.cli.options import Audit, List, Train, parse
+from inversefed.errors import InversefedError
+
+__all__ = ["main"]
+
+SUCCESS, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: as typed after `inversefed`; `None` for those of the process.
+
+    Returns:
+        0 for success, 1 for a failure, 2 for wrong usage or input, 130 after Ctrl-C.
+    """
+    verbose = False
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        verbose = getattr(options, "verbose", False)
+        logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+        return _run(options)
+    except InversefedError as error:
+        return _say(f"error: {error}", WRONG, verbose)
+    except KeyboardInterrupt:
+        return _say("interrupted before there was a result to keep; nothing was written", INTERRUPTED, verbose=False)
+    except BrokenPipeError:
+        return FAILED
+    except Exception as error:  # the last door: a traceback helps only who asked for it
+        hint = "" if verbose else " (--verbose shows where)"
+        return _say(f"failed: {type(error).__name__}: {error}{hint}", FAILED, verbose)
+
+
+def _run(options: Audit | Train | List) -> int:
+    match options:
+        case Audit():
+            from inversefed.cli.audit import run_audit
+
+            return run_audit(options)
+        case Train():
+            from inversefed.cli.train import run_train
+
+            return run_train(options)
+        case List():
+            from inversefed.cli.listing import run_list
+
+            return run_list(options)
+
+
+def _say(message: str, status: int, verbose: bool) -> int:
+    if verbose:
+        logging.getLogger("inversefed").exception("the error above came from here")
+    print(f"inversefed: {message}", file=sys.stderr)
+    return status

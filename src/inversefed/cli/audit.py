@@ -1,0 +1,91 @@
+"""`inversefed audit`: options in, a report in a folder out."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from inversefed.cli import registry
+from inversefed.cli.options import Audit, to_config
+from inversefed.cli.progress import Tell, progress
+from inversefed.cli.setting import Setting, read_seconds, read_setting
+from inversefed.evaluation.report import Report
+from inversefed.evaluation.save import check_folder
+from inversefed.fl.threat import ThreatModel
+from inversefed.pipeline import audit
+from inversefed.types import Status, Step
+
+__all__ = ["run_audit"]
+
+
+def run_audit(options: Audit) -> int:
+    """Audit, write the report, say what was found.
+
+    Returns:
+        0; 1 if every restart was lost to NaN; 130 if Ctrl-C ended the attack, the best so far written.
+    """
+    pieces = _resolve(options)
+    setting = read_setting(options)
+    folder = options.output or _new_folder(options, setting)
+    check_folder(folder, options.overwrite)
+    report = _run(options, setting, pieces)
+    report.save(folder, options.overwrite)
+    _show(report, folder, options)
+    return {Status.INTERRUPTED: 130, Status.NON_FINITE: 1}.get(report.status, 0)
+
+
+def _resolve(options: Audit) -> Audit:
+    """The same options with every piece written out in full, so that defaults that change later do not change it."""
+    return replace(
+        options,
+        client=repr(registry.build("client", options.client)),
+        defenses=tuple(repr(registry.build("defense", defense)) for defense in options.defenses),
+        attack=repr(registry.build("attack", options.attack)),
+        loss=repr(registry.build("loss", options.loss)),
+    )
+
+
+def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
+    with progress("attack", options.quiet) as tell:
+        return audit(
+            setting.module,
+            setting.images,
+            setting.labels,
+            mean=setting.mean,
+            std=setting.std,
+            client=registry.build("client", resolved.client),
+            defenses=[registry.build("defense", defense) for defense in resolved.defenses],
+            threat=ThreatModel(labels="known" if options.known_labels else "unknown"),
+            attack=registry.build("attack", resolved.attack),
+            loss=registry.build("loss", resolved.loss),
+            seed=options.seed,
+            time_budget=read_seconds(options.time_budget),
+            max_iterations=options.max_iterations,
+            on_step=lambda step: _tell(tell, step),
+            config=to_config(resolved),
+        )
+
+
+def _tell(tell: Tell, step: Step) -> None:
+    done, total = step.restart * step.iterations + step.iteration, step.restarts * step.iterations
+    tell(done, total, f"loss {step.loss:.4g}  {done / step.seconds:.1f} it/s")
+
+
+def _new_folder(options: Audit, setting: Setting) -> Path:
+    """A folder under runs/ that is not there yet, named after what is audited."""
+    network = options.network.replace(":", ".").replace("/", ".")
+    name = f"{network}_{setting.source}_{options.index}_seed{options.seed}"
+    tries = (Path("runs") / (name if number == 1 else f"{name}_{number}") for number in range(1, 10**6))
+    return next(folder for folder in tries if not folder.exists())
+
+
+def _show(report: Report, folder: Path, options: Audit) -> None:
+    if options.json:
+        sys.stdout.write(report.to_json())
+    elif not options.quiet:
+        print(report.summary())
+    if report.status is Status.INTERRUPTED:
+        print("inversefed: interrupted; the best result so far was kept", file=sys.stderr)
+    if report.status is Status.NON_FINITE:
+        print("inversefed: failed: the loss became NaN in every restart; try a smaller lr in --attack", file=sys.stderr)
+    if not options.quiet:
+        print(f"report: {folder / 'report.html'}", file=sys.stderr if options.json else sys.stdout)

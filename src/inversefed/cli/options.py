@@ -1,0 +1,228 @@
+"""The options of every command, as dataclasses that tyro reads; nothing here imports torch."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
+
+from inversefed.errors import ConfigError, InputError, unknown_name
+
+__all__ = ["Audit", "List", "Train", "parse"]
+
+Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Let a client make an update from pictures, attack it as the server would, and report what came back.
+
+    With no options at all: a bundled photograph, an untrained LeNetZhu, the gradient of one example.
+    Pieces are written as in Python, such as --client "FedAvg(local_steps=4, lr=0.01)"; `inversefed list` names them.
+    """
+
+    images: tuple[Path, ...] = ()
+    """Picture files to audit with; each is cropped to its center and resized to the network's input."""
+    dataset: str = "photos"
+    """Where pictures come from if --images names none (see `inversefed list datasets`)."""
+    data_path: Path = Path("~/data")
+    """Folder that holds the data set."""
+    index: int = 0
+    """First example of the data set's test part to take."""
+    num_images: int = 1
+    """How many consecutive examples share one update."""
+    network: str = "LeNetZhu"
+    """A network's name (see `inversefed list networks`), or pkg.mod:factory. The latter IMPORTS AND RUNS that code."""
+    weights: str | None = None
+    """A .safetensors or .pt file of weights; for torchvision's networks also a name such as DEFAULT, which downloads.
+    Without it the network is untrained, its weights drawn from --seed."""
+    image_shape: tuple[int, int, int] | None = None
+    """Channels, height and width of the network's input, where its name does not tell."""
+    num_classes: int | None = None
+    """How many classes the network has; by default as many as the data set."""
+    train_mode: bool = False
+    """Run the network in train mode (BatchNorm on the batch, dropout on), as a client that trains does."""
+    labels: tuple[int, ...] | None = None
+    """The true classes of --images, one each (0 by default)."""
+    known_labels: bool = False
+    """Hand the true labels to the attack, which otherwise recovers them."""
+    client: str = "FedSGD"
+    """How the update is made."""
+    defenses: tuple[str, ...] = ()
+    """What is done to the update before it leaves, in order."""
+    attack: str = "best"
+    """How the server attacks."""
+    loss: str = "CrossEntropy"
+    """What the client minimises."""
+    mean: tuple[float, ...] | None = None
+    """What the network's input normalisation subtracts, one number or one a channel; by default the data set's."""
+    std: tuple[float, ...] | None = None
+    """What it divides by."""
+    max_iterations: int | None = None
+    """Iterations a restart, instead of the attack's own."""
+    time_budget: str | None = None
+    """Time for the attack, such as 30s, 5m or 1h; the best so far counts."""
+    seed: int = 0
+    """Fixes all randomness: untrained weights, noise and starts."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+    output: Path | None = None
+    """Folder for report.html, report.json and the pictures; by default a new one under runs/."""
+    overwrite: bool = False
+    """Replace an earlier report in --output."""
+    config: Path | None = None
+    """A report.json (or the config inside it) to run again; options given beside it win."""
+    json: bool = False
+    """Print the report as JSON on standard output, instead of the table."""
+    quiet: Annotated[bool, arg(aliases=["-q"])] = False
+    """Print nothing but errors."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network on a data set and save its weights, for audits of trained networks."""
+
+    network: str = "ConvNet"
+    """A network's name (see `inversefed list networks`)."""
+    dataset: str = "CIFAR10"
+    """What it is trained on (see `inversefed list datasets`)."""
+    data_path: Path = Path("~/data")
+    """Folder that holds the data set."""
+    download: bool = False
+    """Fetch the data set if it is not there (CIFAR and the MNISTs)."""
+    epochs: int = 120
+    """Passes over the training part."""
+    batch_size: int = 128
+    """Examples a step."""
+    lr: float | None = None
+    """Learning rate, instead of the recipe's."""
+    recipe: Literal["conservative", "adam"] = "conservative"
+    """conservative: SGD 0.1 with Nesterov momentum; adam: AdamW 1e-4 with warm-up."""
+    seed: int = 0
+    """Fixes the first weights and the order of the examples."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+    output: Path | None = None
+    """The .safetensors file to write; by default models/<network>_<dataset>_<epochs>.safetensors."""
+    overwrite: bool = False
+    """Replace an existing file."""
+    quiet: Annotated[bool, arg(aliases=["-q"])] = False
+    """Print nothing but errors."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
+class List:
+    """List what can be chosen by name."""
+
+    what: Positional[Listed]
+    """The kind of piece."""
+
+
+def parse(arguments: Sequence[str]) -> Audit | Train | List:
+    """Read the command line; `--help`, `--version` and wrong usage end the process here.
+
+    Raises:
+        ConfigError: a config file with unknown or ill-typed entries.
+        InputError: a config file that cannot be read.
+    """
+    if list(arguments[:1]) == ["--version"]:
+        print(f"inversefed {version('inversefed')}")
+        sys.exit(0)
+    base = _rerun(arguments)
+    commands = (
+        Annotated[Audit, subcommand("audit", default=base)]
+        | Annotated[Train, subcommand("train")]
+        | Annotated[List, subcommand("list")]
+    )
+    options = tyro.cli(
+        commands,
+        args=list(arguments),
+        prog="inversefed",
+        description="Find out what a client's update gives away in federated learning.",
+    )
+    assert isinstance(options, Audit | Train | List)
+    return options
+
+
+def _rerun(arguments: Sequence[str]) -> Audit:
+    """The options of the config file, if one is named."""
+    for position, argument in enumerate(arguments):
+        if argument == "--config" and position + 1 < len(arguments):
+            return read_config(Path(arguments[position + 1]))
+        if argument.startswith("--config="):
+            return read_config(Path(argument.partition("=")[2]))
+    return Audit()
+
+
+def read_config(path: Path) -> Audit:
+    """Read the options that a report, or a config taken from one, was made with.
+
+    Raises:
+        InputError: no such file, or not JSON.
+        ConfigError: an unknown entry, one of the wrong type, or a network that names code.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read the config {path}: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("config"), dict):
+        content = content["config"]
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, but a config is a JSON object of options")
+    if ":" in str(content.get("network", "")):
+        raise ConfigError(
+            f"{path} names code to run as its network, {content['network']!r}; a data file may not: "
+            "give --network on the command line and take it out of the file"
+        )
+    return replace(Audit(), **{key: _typed(key, value) for key, value in content.items()})
+
+
+def to_config(options: Audit) -> dict[str, Any]:
+    """The options as values that JSON can hold, less those that only say where and how results appear."""
+    silent = {"output", "overwrite", "config", "json", "quiet", "verbose"}
+    values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in silent}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _typed(key: str, value: Any) -> Any:
+    """Hold an entry of a config file to its option's type."""
+    hints: Mapping[str, Any] = get_type_hints(Audit)
+    if key not in hints:
+        raise unknown_name("config entry", key, hints)
+    hint = hints[key]
+    kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    for kind in kinds:
+        read = _as_kind(kind, value)
+        if read is not None:
+            return read
+    raise ConfigError(f"config entry {key} must be {hint}, got {value!r}")
+
+
+def _as_kind(kind: Any, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(value, list) and getattr(kind, "__origin__", None) is tuple:
+        each, *rest = get_args(kind)
+        right_length = rest == [Ellipsis] or len(rest) + 1 == len(value)
+        read = tuple(_as_kind(each, part) for part in value)
+        return read if right_length and None not in read else None
+    return value if type(value) is kind else None

@@ -1,0 +1,142 @@
+"""From options to what an audit is given: pictures, their labels, and a network that takes them."""
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from inversefed.cli.options import Audit
+from inversefed.cli.registry import import_object
+from inversefed.errors import ConfigError, InputError, UnsupportedNetworkError, unknown_name
+from inversefed.zoo import constants, datasets, networks
+from inversefed.zoo.checkpoints import load_weights
+from inversefed.zoo.datasets import Dataset
+from inversefed.zoo.pictures import read_picture
+
+__all__ = ["Setting", "pick_device", "read_seconds", "read_setting"]
+
+Shape = tuple[int, int, int]
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What the private side of an audit holds."""
+
+    module: nn.Module = field(repr=False)
+    images: Tensor = field(repr=False)
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+
+
+def read_setting(options: Audit) -> Setting:
+    """Read pictures and network.
+
+    Raises:
+        ConfigError: an unknown name, or options that contradict each other.
+        InputError: files that cannot be used.
+    """
+    shape = options.image_shape or _named_shape(options)
+    images, labels, dataset = _pictures(options, shape)
+    num_classes = options.num_classes or _num_classes(options, dataset)
+    module = _network(options, shape, num_classes).to(pick_device(options.device))
+    mean = options.mean or (dataset.mean if dataset else _usual(options, shape[0])[0])
+    std = options.std or (dataset.std if dataset else _usual(options, shape[0])[1])
+    source = dataset.name if dataset else "pictures"
+    return Setting(module, images, labels, mean, std, source)
+
+
+def _named_shape(options: Audit) -> Shape:
+    if ":" in options.network:
+        return (3, 32, 32)
+    if options.network not in networks.names():
+        raise unknown_name("network", options.network, networks.names())
+    channels = 1 if options.dataset.upper().replace("-", "_").startswith(("MNIST", "FASHION")) else 3
+    return networks.input_shape(options.network, 3 if options.images else channels, _published(options))
+
+
+def _published(options: Audit) -> str | None:
+    """The name of published weights, where `--weights` is not a file."""
+    if options.weights is None or re.search(r"[./\\]", options.weights):
+        return None
+    return options.weights
+
+
+def _pictures(options: Audit, shape: Shape) -> tuple[Tensor, Tensor, Dataset | None]:
+    if options.images:
+        images = torch.stack([read_picture(path, shape) for path in options.images])
+        return images, _labels(options, len(images)), None
+    if options.num_images < 1 or options.index < 0:
+        raise ConfigError(
+            f"--num-images must be at least 1 and --index at least 0; got {options.num_images}, {options.index}"
+        )
+    dataset = datasets.load(options.dataset, options.data_path, size=shape)
+    images, labels = dataset.batch(range(options.index, options.index + options.num_images))
+    return images, labels if options.labels is None else _labels(options, len(images)), dataset
+
+
+def _labels(options: Audit, count: int) -> Tensor:
+    given = options.labels or (0,) * count
+    if len(given) != count:
+        raise InputError(f"--labels gives {len(given)} labels for {count} pictures")
+    return torch.tensor(given)
+
+
+def _num_classes(options: Audit, dataset: Dataset | None) -> int:
+    if _published(options) or (options.network in networks.names() and networks.input_shape(options.network)[1] > 64):
+        return 1000
+    return max(10, dataset.num_classes) if dataset else 10
+
+
+def _network(options: Audit, shape: Shape, num_classes: int) -> nn.Module:
+    if ":" in options.network:
+        module = import_object(options.network)()
+        if not isinstance(module, nn.Module):
+            raise UnsupportedNetworkError(f"{options.network} gave {type(module).__name__}, not a torch.nn.Module")
+    else:
+        module = networks.build(options.network, num_classes, shape[0], options.seed, _published(options))
+    if options.weights and not _published(options):
+        module = load_weights(module, options.weights)
+    return module.train(options.train_mode)
+
+
+def _usual(options: Audit, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The usual normalisation of a network whose pictures come as files."""
+    if channels == 1:
+        return tuple(constants.mnist_mean), tuple(constants.mnist_std)
+    if ":" not in options.network and networks.input_shape(options.network)[1] > 64:
+        return tuple(constants.imagenet_mean), tuple(constants.imagenet_std)
+    return tuple(constants.cifar10_mean), tuple(constants.cifar10_std)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` prefers a GPU.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}; try cpu") from error
+    return device
+
+
+def read_seconds(text: str | None) -> float | None:
+    """Read a length of time such as 30s, 5m or 1h.
+
+    >>> read_seconds("1.5m")
+    90.0
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
+        raise ConfigError(f"--time-budget is a length of time such as 30s, 5m or 1h, not {text!r}")
+    return float(match[1]) * _UNITS[match[2]]

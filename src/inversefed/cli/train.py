@@ -1,0 +1,62 @@
+"""`inversefed train`: a zoo network on a data set, to a checkpoint with its settings beside it."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torch import Generator
+
+from inversefed.cli.options import Train
+from inversefed.cli.progress import progress
+from inversefed.cli.setting import pick_device
+from inversefed.errors import ConfigError, InputError
+from inversefed.zoo import datasets, networks, training
+
+__all__ = ["run_train"]
+
+
+def run_train(options: Train) -> int:
+    """Train, say how well, save."""
+    if options.epochs < 1 or options.batch_size < 1:
+        raise ConfigError("--epochs and --batch-size must be at least 1")
+    file = options.output or Path("models") / f"{options.network}_{options.dataset}_{options.epochs}.safetensors"
+    if file.suffix != ".safetensors":
+        raise ConfigError(f"--output must end in .safetensors, got {file}")
+    if file.exists() and not options.overwrite:
+        raise InputError(f"{file} exists; name another --output, or give --overwrite")
+    trained = _train(options)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
+    training.save_checkpoint(file, trained.module, {**settings, "accuracy": trained.accuracy})
+    if not options.quiet:
+        print(f"test accuracy {trained.accuracy:.1%}; weights: {file}")
+    return 0
+
+
+def _train(options: Train) -> training.Trained:
+    shape = networks.input_shape(options.network)
+    train_set, test_set = (
+        datasets.load(options.dataset, options.data_path, split, download=options.download)
+        for split in ("train", "test")
+    )
+    if train_set.shape != shape:
+        channels = len(train_set.mean)
+        train_set, test_set = (each.fitted((channels, *shape[1:])) for each in (train_set, test_set))
+    module = networks.build(options.network, train_set.num_classes, len(train_set.mean), options.seed)
+    with progress("training", options.quiet) as tell:
+        return training.train(
+            module,
+            train_set,
+            test_set,
+            _recipe(options),
+            generator=Generator().manual_seed(options.seed),
+            device=pick_device(options.device),
+            on_batch=lambda now: tell(
+                now.epoch - 1, options.epochs, f"epochs; batch {now.batch}/{now.batches}, loss {now.loss:.3f}"
+            ),
+            on_epoch=lambda now: tell(now.epoch, now.epochs, f"epochs; test accuracy {now.test_accuracy:.1%}"),
+        )
+
+
+def _recipe(options: Train) -> training.Recipe:
+    preset = {"conservative": training.conservative, "adam": training.adam}[options.recipe]
+    recipe = replace(preset(epochs=options.epochs), batch_size=options.batch_size)
+    return recipe if options.lr is None else replace(recipe, lr=options.lr)

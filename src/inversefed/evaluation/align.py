@@ -1,0 +1,89 @@
+"""Pair the pictures that an attack recovered with the truths they stand for.
+
+An update is a sum over examples, so an attack on a batch returns its pictures in no particular order.
+The pairing is the assignment of least total cost, on one stated cost, the mean squared error of
+pixels clamped to [0, 1]:
+
+    p* = argmin over permutations p of  sum_i mse(reconstruction[p_i], target[i])
+
+The same error is behind the peak signal-noise ratio, so scores of a batch are those of the pairing
+that suits them best; a report of several pictures says so.
+
+H. W. Kuhn, "The Hungarian method for the assignment problem", 1955.
+"""
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from inversefed.errors import InputError
+from inversefed.types import Images, Labels
+
+__all__ = ["Permutation", "align"]
+
+Permutation: TypeAlias = Labels  # integers, one an image, as labels are
+"""Entry `i` is the index of the reconstruction paired with target `i`."""
+
+
+def align(
+    reconstruction_images: Images,
+    target_images: Images,
+    *,
+    reconstruction_labels: Labels | None = None,
+    target_labels: Labels | None = None,
+) -> Permutation:
+    """Find which reconstruction belongs to which target.
+
+    Args:
+        reconstruction_images: recovered pictures; values outside [0, 1] are clamped, and a picture with
+            NaN is as far from every target as a picture can be.
+        target_images: the truths, as many, of the same shape.
+        reconstruction_labels: hand these in, with `target_labels`, where the attack was told the labels:
+            as many pairs as possible then have equal labels, and the cost decides among such pairings.
+        target_labels: the true class indices.
+
+    Returns:
+        A permutation: entry `i` is the index of the reconstruction paired with target `i`.
+
+    Raises:
+        InputError: numbers or shapes of pictures differ, or only one of the two label arguments is given.
+
+    >>> targets = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1)
+    >>> align(targets[[2, 0, 1]], targets)
+    tensor([1, 2, 0])
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    _check(reconstruction_images, target_images)
+    cost = _squared_errors(reconstruction_images, target_images)
+    cost = cost + _label_mismatch(reconstruction_labels, target_labels, like=cost)
+    reconstructions, targets = linear_sum_assignment(cost.numpy())
+    permutation = torch.empty(len(targets), dtype=torch.long)
+    permutation[torch.from_numpy(targets)] = torch.from_numpy(reconstructions)
+    return permutation
+
+
+def _check(reconstruction: Tensor, target: Tensor) -> None:
+    if reconstruction.shape != target.shape:
+        raise InputError(
+            f"align expects as many reconstructions as targets, of one shape; got {tuple(reconstruction.shape)} "
+            f"and {tuple(target.shape)}. Pairing unequal numbers is not supported yet: select equally many of both."
+        )
+
+
+def _squared_errors(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of every reconstruction (rows) with every target (columns), at most 1."""
+    rows, columns = (images.detach().cpu().double().clamp(0, 1).flatten(1) for images in (reconstruction, target))
+    distance = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
+    return (distance.square() / max(rows.shape[1], 1)).nan_to_num(nan=1.0)
+
+
+def _label_mismatch(reconstruction: Tensor | None, target: Tensor | None, like: Tensor) -> Tensor:
+    """A cost that no saving in pixels can outweigh: `n + 1`, where `n` pixel costs are at most `n`."""
+    if reconstruction is None and target is None:
+        return torch.zeros_like(like)
+    if reconstruction is None or target is None or not len(reconstruction) == len(target) == len(like):
+        raise InputError("align expects labels of both sides, one an image, or of neither")
+    differ = reconstruction.detach().cpu()[:, None] != target.detach().cpu()[None, :]
+    return differ * (len(like) + 1.0)

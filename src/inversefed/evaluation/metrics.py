@@ -1,0 +1,194 @@
+"""How close a reconstruction is to the truth: one number per image, never pooled over the batch.
+
+`__all__` is the registry, and a parameter's name says what a metric is given: `images`, `target`
+(pixel space, reconstruction first), `labels`, `target_labels`, `features` (a callable, images to
+`[n, d]`). A reconstruction is judged as the picture it would be shown as, so pixels are clamped to
+[0, 1] first. A new metric is a function, its name in `__all__`, and its line in `FACTS`.
+
+    MSE = mean (x - x*)^2        PSNR = -10 log10 MSE        SSIM: luminance x contrast x structure
+
+Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from inversefed.errors import InputError
+from inversefed.types import Images, Labels, Scores
+
+__all__ = [
+    "feature_mean_squared_error",
+    "label_accuracy",
+    "mean_squared_error",
+    "peak_signal_noise_ratio",
+    "structural_similarity",
+]
+
+CAP = 200.0
+"""Decibels given to identical images, whose ratio is infinite and would ruin a mean."""
+
+WINDOW_RADIUS, WINDOW_SIGMA = 5, 1.5
+"""Wang et al. (2004), section III.B: an 11 x 11 Gaussian window with a standard deviation of 1.5 pixels."""
+
+
+class Fact(NamedTuple):
+    """What a report has to know about a metric."""
+
+    title: str
+    unit: str
+    higher_is_better: bool
+    format: str
+    meaning: str
+
+
+FACTS: Mapping[str, Fact] = {
+    "feature_mean_squared_error": Fact(
+        "Feature error",
+        "",
+        False,
+        ".3g",
+        "Mean squared difference of what the network says of both pictures. 0 is equal.",
+    ),
+    "label_accuracy": Fact("Label", "", True, ".2f", "1 if the label is the true one, else 0; its mean is the share."),
+    "mean_squared_error": Fact(
+        "Mean squared error", "", False, ".3g", "Mean squared difference of pixels in [0, 1]. 0 is the same picture."
+    ),
+    "peak_signal_noise_ratio": Fact(
+        "Peak signal-noise ratio (PSNR)",
+        "dB",
+        True,
+        ".2f",
+        "The squared error on a logarithmic scale: 10 dB more is a tenth of the error. From about 20 dB a small "
+        "picture can usually be recognized, above 40 dB the eye hardly sees a difference, and 200 dB is the cap, "
+        "given to identical pictures. It forgives blur and punishes a small shift, so look at the pictures too.",
+    ),
+    "structural_similarity": Fact(
+        "Structural similarity (SSIM)",
+        "",
+        True,
+        ".3f",
+        "Agreement of local brightness, contrast and pattern. 1 is the same picture, about 0 an unrelated one.",
+    ),
+}
+
+
+def feature_mean_squared_error(images: Images, target: Images, features: Callable[[Tensor], Tensor]) -> Scores:
+    """Mean squared difference of the features of both pictures, 0 for equal ones.
+
+    Args:
+        images: reconstructions in pixel space; clamped to [0, 1].
+        target: the truths, of the same shape.
+        features: takes images to `[n, d]`, here a network's logits.
+
+    Returns:
+        One number per image, in squared units of the features, at least 0.
+
+    Raises:
+        InputError: the shapes differ.
+
+    >>> feature_mean_squared_error(torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4), lambda x: 3 * x.flatten(1))
+    tensor([9., 9.])
+    """
+    with torch.no_grad():
+        found, true = (features(pixels).flatten(1) for pixels in _pixels(images, target))
+        return (found - true).square().mean(dim=1)
+
+
+def label_accuracy(labels: Labels, target_labels: Labels) -> Scores:
+    """Whether each label is the true one: 1 or 0 per example.
+
+    Args:
+        labels: the recovered class indices.
+        target_labels: the true ones, as many.
+
+    Raises:
+        InputError: the numbers of labels differ.
+
+    >>> label_accuracy(torch.tensor([3, 1]), torch.tensor([3, 2]))
+    tensor([1., 0.])
+    """
+    if labels.shape != target_labels.shape:
+        raise InputError(f"label_accuracy expects as many labels as truths, got {len(labels)} and {len(target_labels)}")
+    return (labels == target_labels.to(labels.device)).float()
+
+
+def mean_squared_error(images: Images, target: Images) -> Scores:
+    """Mean squared difference of pixels, from 0 for the same picture to 1.
+
+    Args:
+        images: reconstructions in pixel space; clamped to [0, 1].
+        target: the truths, of the same shape.
+
+    Raises:
+        InputError: the shapes differ.
+
+    >>> mean_squared_error(torch.full((1, 3, 8, 8), 0.5), torch.ones(1, 3, 8, 8))
+    tensor([0.2500])
+    """
+    found, true = _pixels(images, target)
+    return (found - true).square().mean(dim=(1, 2, 3))
+
+
+def peak_signal_noise_ratio(images: Images, target: Images) -> Scores:
+    """Squared error on a logarithmic scale, in decibels (dB): from 0 to 200, the cap, which identical images have.
+
+    Args:
+        images: reconstructions in pixel space; clamped to [0, 1].
+        target: the truths, of the same shape.
+
+    Raises:
+        InputError: the shapes differ.
+
+    >>> peak_signal_noise_ratio(torch.full((1, 3, 8, 8), 0.9), torch.ones(1, 3, 8, 8))
+    tensor([20.0000])
+    """
+    from torchmetrics.functional.image import peak_signal_noise_ratio as ratio
+
+    found, true = _pixels(images, target)
+    # Without dim and reduction the error is pooled over the batch before the logarithm.
+    decibels: Tensor = ratio(found, true, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    return decibels.clamp(max=CAP)
+
+
+def structural_similarity(images: Images, target: Images) -> Scores:
+    """Agreement of local brightness, contrast and pattern, from -1 to 1, which only equal pictures have.
+
+    The window is Gaussian, 11 pixels wide with a standard deviation of 1.5, and the mean is taken where
+    it lies wholly inside the picture. In pictures with a side below 11 it is the widest odd window that
+    fits, of radius `r` and standard deviation `r / 3.5`; below 3 only brightness is compared.
+
+    Args:
+        images: reconstructions in pixel space; clamped to [0, 1].
+        target: the truths, of the same shape.
+
+    Raises:
+        InputError: the shapes differ.
+
+    >>> structural_similarity(torch.full((1, 1, 16, 16), 0.5), torch.ones(1, 1, 16, 16))
+    tensor([0.8000])
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure as similarity
+
+    found, true = _pixels(images, target)
+    radius = min(WINDOW_RADIUS, (min(found.shape[-2:]) - 1) // 2)
+    sigma = WINDOW_SIGMA if radius == WINDOW_RADIUS else max(radius, 0.1) / 3.5
+    # Without data_range the range is taken from the batch. The library's own mean counts reflected borders.
+    _, full = similarity(found, true, sigma=sigma, data_range=1.0, reduction="none", return_full_image=True)
+    height, width = full.shape[-2:]
+    inside: Tensor = full[..., radius : height - radius, radius : width - radius]
+    return inside.mean(dim=(1, 2, 3))
+
+
+def _pixels(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, clamped to [0, 1], on one device and in one type of at least single precision."""
+    if images.shape != target.shape or images.ndim != 4:
+        raise InputError(
+            "a metric compares images [n, c, h, w] of one shape, reconstruction first; "
+            f"got {tuple(images.shape)} and {tuple(target.shape)}"
+        )
+    dtype = torch.promote_types(torch.promote_types(images.dtype, target.dtype), torch.float32)
+    found, true = (pixels.detach().to(images.device, dtype).clamp(0, 1) for pixels in (images, target))
+    return found, true

@@ -1,0 +1,90 @@
+"""Write a report's files into a folder, all or nothing, readable by their owner only.
+
+Recovered pictures are personal data: the folder is made with mode 0700 and every file with 0600. The
+files are written to a hidden folder on the same file system and moved in when all of them are there.
+Files that are not ours are never touched.
+"""
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from inversefed.errors import InputError
+
+__all__ = ["check_folder", "write_files"]
+
+_PICTURE = re.compile(r"(target|reconstruction)_\d{2,}\.png")
+
+
+def check_folder(folder: str | Path, overwrite: bool = False) -> Path:
+    """Refuse a folder that cannot take a report, before the work that fills it.
+
+    Args:
+        folder: where the files go; it need not be there yet.
+        overwrite: whether files of an earlier report may be replaced.
+
+    Returns:
+        The folder's path.
+
+    Raises:
+        InputError: it is a file, or it holds something and `overwrite` is false.
+
+    >>> check_folder(__file__)
+    Traceback (most recent call last):
+    inversefed.errors.InputError: the output folder .../save.py is a file; name another folder
+    """
+    path = Path(folder)
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"the output folder {path} is a file; name another folder")
+        if path.is_dir() and any(path.iterdir()) and not overwrite:
+            raise InputError(f"the output folder {path} is not empty; name another one, or ask to overwrite")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return path
+
+
+def write_files(folder: str | Path, files: Mapping[str, bytes], overwrite: bool = False) -> Path:
+    """Write files into a folder, and remove pictures that a larger report left there before.
+
+    Args:
+        folder: where the files go; made, with its parents, if it is not there.
+        files: contents by file name.
+        overwrite: whether files of an earlier report may be replaced.
+
+    Returns:
+        The folder's path.
+
+    Raises:
+        InputError: the folder is refused by `check_folder`, or cannot be written to.
+    """
+    path = check_folder(folder, overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Inside a folder that is there already, because it may be a mount point.
+        with tempfile.TemporaryDirectory(prefix=".report.", dir=path if path.exists() else path.parent) as staging:
+            _write(Path(staging), files)
+            path.mkdir(mode=0o700, exist_ok=True)
+            for name in files:
+                (Path(staging) / name).replace(path / name)
+        _remove_stale(path, files)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return path
+
+
+def _write(staging: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (staging / name).touch(mode=0o600)
+        (staging / name).write_bytes(content)
+
+
+def _remove_stale(folder: Path, files: Mapping[str, bytes]) -> None:
+    for entry in folder.iterdir():
+        if _PICTURE.fullmatch(entry.name) and entry.name not in files and not entry.is_dir():
+            entry.unlink()
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write to the output folder {folder}: {error.strerror or error}; choose another one")

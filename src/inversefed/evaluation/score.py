@@ -1,0 +1,53 @@
+"""Every metric at once, of a reconstruction or of a control.
+
+A metric is called with what its parameters name, so one that is added to `metrics.__all__` is scored
+and reported without a change here. What is not there is not invented: without labels or features the
+metrics that need them are left out.
+"""
+
+import inspect
+from collections.abc import Callable
+
+from torch import Tensor
+
+from inversefed.evaluation import metrics
+from inversefed.types import Batch, Images, Scores
+
+__all__ = ["score"]
+
+
+def score(found: Batch | Images, truth: Batch, features: Callable[[Tensor], Tensor] | None = None) -> dict[str, Scores]:
+    """Judge pictures by every metric of the registry, in its order.
+
+    Args:
+        found: pictures and their labels, in the order of the truth; or pictures alone, which leaves out
+            what needs labels.
+        truth: the private examples.
+        features: takes images to `[n, d]`; `None` leaves out what needs it.
+
+    Returns:
+        One number per image, by the metric's name.
+
+    Raises:
+        InputError: numbers or shapes do not fit the truth.
+
+    >>> import torch
+    >>> truth = Batch(torch.zeros(1, 1, 8, 8), torch.tensor([3]))
+    >>> score(truth.images + 0.1, truth)["peak_signal_noise_ratio"]
+    tensor([20.0000])
+    """
+    images, labels = (found.images, found.labels) if isinstance(found, Batch) else (found, None)
+    given = {
+        "images": images,
+        "target": truth.images,
+        "labels": labels,
+        "target_labels": truth.labels,
+        "features": features,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    wanted = {name: inspect.signature(getattr(metrics, name)).parameters.keys() for name in metrics.__all__}
+    return {
+        name: getattr(metrics, name)(**{parameter: known[parameter] for parameter in parameters})
+        for name, parameters in wanted.items()
+        if parameters <= known.keys()
+    }

@@ -1,0 +1,96 @@
+"""The report as plain text for a terminal, and as Markdown for a page of notes.
+
+Names and messages may come from foreign files, so control characters never reach the terminal, and
+nothing in them is read as Markdown or HTML.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from inversefed.evaluation.report import Report
+from inversefed.evaluation.tables import Table
+from inversefed.evaluation.words import SCOPE, pairing, status_note
+
+__all__ = ["markdown", "summary"]
+
+MOST_ROWS = 16
+"""How many images a terminal is shown one by one; `report.json` has them all."""
+
+
+def summary(report: Report) -> str:
+    """Write the headline, the scores with the controls beside them, and the findings, 100 columns wide.
+
+    Args:
+        report: what is written.
+    """
+    ended = f"{report.status.value} after {report.seconds:.1f} s. {status_note(report.status)}"
+    head = [*_wrap(report.headline), "", *_wrap(f"attack  {report.attack}"), *_wrap(f"status  {ended}")]
+    scores = [line for table in report.tables for line in ["", *_plain_table(table)]]
+    found = [line for finding in report.findings for line in _wrap(f"{finding.level}: {finding.message}")]
+    return "\n".join([*head, *scores, *([""] if found else []), *found])
+
+
+def _plain_table(table: Table) -> list[str]:
+    """One line for one image; else the images' lines and their mean."""
+    head = _cells(f"{table.heading} ({table.best})", table.columns)
+    if len(table.rows) == 1:
+        return [head, _cells("", table.cells(table.rows[0]))]
+    lines = [_cells(f"  image {row[0]}", table.cells(row)) for row in table.rows[:MOST_ROWS]]
+    left = len(table.rows) - MOST_ROWS
+    more = [f"  ... {left} more in report.json"] if left > 0 else []
+    return [head, *lines, *more, _cells("  mean", table.cells(table.mean))]
+
+
+def _cells(name: str, cells: Iterable[str]) -> str:
+    return (f"{name:<52}" + "".join(f"{cell:>12}" for cell in cells)).rstrip()
+
+
+def _wrap(text: str) -> list[str]:
+    """Lines of at most 100 columns."""
+    return textwrap.wrap(_line(text), width=100, subsequent_indent="        ", break_on_hyphens=False)
+
+
+def markdown(report: Report) -> str:
+    """Write the report in Markdown: headline, scores, findings, setting, scope.
+
+    Args:
+        report: what is written.
+    """
+    blocks = [
+        f"# {_escape(report.headline)}",
+        *([f"**{report.status.value.capitalize()}.** {note}"] if (note := status_note(report.status)) else []),
+        *([note] if (note := pairing(report.count)) and report.tables else []),
+        *(block for table in report.tables for block in (f"## {table.heading}", _markdown_table(table))),
+        "## Findings",
+        "\n".join(f"- **{finding.level}** {_escape(finding.message)}" for finding in report.findings) or "None.",
+        "## Setting",
+        "\n".join(f"- {_escape(name)}: {_code(value)}" for name, value in report.setting),
+        SCOPE,
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    rows = table.rows if len(table.rows) == 1 else (*table.rows, table.mean)
+    lines = [("image", *table.columns), ("---:",) * (1 + len(table.columns)), *((r[0], *table.cells(r)) for r in rows)]
+    return "\n".join(_markdown_row(line) for line in lines) + f"\n\n{table.best.capitalize()}. {table.fact.meaning}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _line(text: str) -> str:
+    """Text on one line; what cannot be printed, such as a terminal's control codes, becomes a question mark."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+
+
+def _escape(text: str) -> str:
+    """Text on one line in which no character has a meaning to Markdown or HTML."""
+    return re.sub(r"([\\`*_<>\[\]|&])", r"\\\1", _line(text))
+
+
+def _code(text: str) -> str:
+    """Text on one line as code, where only a backtick has a meaning."""
+    return f"`{_line(text).replace('`', chr(39))}`"

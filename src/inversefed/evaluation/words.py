@@ -1,0 +1,112 @@
+"""What a report says in sentences: what came back, how the run ended, and what that does not mean.
+
+The thresholds here describe, they do not judge: they choose the words of one sentence, and the numbers
+stand beside it. A statistical verdict, with intervals, is another matter.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from inversefed.types import Scores, Status
+
+__all__ = ["SCOPE", "headline", "pairing", "recovery", "status_note"]
+
+Recovery = Literal["came back", "came back in part", "did not come back"]
+
+PARTLY_DB, CLEARLY_DB = 1.0, 3.0
+"""Descriptive thresholds: 3 dB is half the squared error of the better control, 1 dB is a fifth less."""
+
+PSNR = "peak_signal_noise_ratio"
+
+SCOPE = (
+    "These results are those of one attack, with one budget, under one threat model. "
+    "Not recovered by these attacks within this budget is not the same as private."
+)
+
+_CONTROLS = {"gray": "a gray image", "constant": "the best constant color"}
+
+_NOTES: Mapping[Status, str] = {
+    Status.FINISHED: "",
+    Status.CONVERGED: "",
+    Status.STOPPED: "Its time budget or its caller ended the attack early; this is the best result so far.",
+    Status.INTERRUPTED: "The attack was cut short; this is the best result so far.",
+    Status.NON_FINITE: "The loss became NaN or infinite; this is the last finite result, if there is one.",
+}
+
+
+def recovery(decibels: float, baseline: float) -> Recovery:
+    """Describe one picture by how far it is above the better control; not a verdict.
+
+    Args:
+        decibels: peak signal-noise ratio of the reconstruction.
+        baseline: that of the best picture that needs no gradient.
+
+    >>> recovery(24.3, 13.0), recovery(14.5, 13.0), recovery(float("nan"), 13.0)
+    ('came back', 'came back in part', 'did not come back')
+    """
+    margin = decibels - baseline
+    if margin >= CLEARLY_DB:
+        return "came back"
+    return "came back in part" if margin >= PARTLY_DB else "did not come back"
+
+
+def headline(scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, Scores]], count: int) -> str:
+    """Say in one sentence what was recovered, with the controls beside it.
+
+    Args:
+        scores: one number per image, by the metric's name.
+        baselines: the same, by the control's name.
+        count: how many pictures there are.
+
+    >>> score, gray = ({"peak_signal_noise_ratio": torch.tensor([value])} for value in (24.31, 11.8))
+    >>> headline(score, {"gray": gray}, count=1)
+    "A picture came back from the client's update: 24.3 dB, where a gray image scores 11.8 dB."
+    """
+    if PSNR not in scores:
+        return f"The attack produced {count} picture{'s'[: count != 1]}, and there is no truth to compare with."
+    controls = {name: found[PSNR] for name, found in baselines.items() if PSNR in found}
+    best = torch.stack([*controls.values(), torch.zeros_like(scores[PSNR])]).amax(dim=0)
+    kinds = Counter(recovery(*pair) for pair in zip(scores[PSNR].tolist(), best.tolist(), strict=True))
+    return f"{_count(kinds, count)}: {_decibels(scores[PSNR], controls)}."
+
+
+def pairing(count: int) -> str:
+    """Say how several pictures were paired with the truths; nothing for one."""
+    if count < 2:
+        return ""
+    return (
+        "An update is a sum over its pictures and keeps no order. Each truth was paired with a reconstruction so that "
+        "the total squared error is least, so the scores below are those of the pairing that suits them best."
+    )
+
+
+def status_note(status: Status) -> str:
+    """Say what a reader must know of how the run ended; nothing if it ended as planned."""
+    return _NOTES[status]
+
+
+def _count(kinds: Counter[Recovery], count: int) -> str:
+    """The subject and verb of the headline."""
+    source = "from the client's update"
+    if count == 1:
+        kind = next(iter(kinds))
+        return f"{'The' if kind == 'did not come back' else 'A'} picture {kind} {source}"
+    back, partly = kinds["came back"], kinds["came back in part"]
+    also = f", {partly} more in part" if partly else ""
+    return f"{back or 'None'} of {count} pictures came back {source}{also}"
+
+
+def _decibels(scores: Scores, controls: Mapping[str, Scores]) -> str:
+    """The numbers of the headline: the mean, and those of the controls."""
+    average = " on average" if len(scores) > 1 else ""
+    named = [f"{_CONTROLS.get(name, name)} scores {_mean(found)}" for name, found in controls.items()]
+    where = f", where {' and '.join(named)}" if named else ""
+    return f"{_mean(scores)}{average}{where}"
+
+
+def _mean(scores: Scores) -> str:
+    mean = scores.double().mean()
+    return f"{mean:.1f} dB" if mean.isfinite() else "no finite score"

@@ -1,0 +1,164 @@
+"""The small parts of a report: plain values, tables, sentences, pictures, the curve."""
+
+import io
+import math
+import xml.etree.ElementTree as ElementTree
+from enum import StrEnum
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from inversefed.evaluation.curve import MOST_POINTS, loss_curve
+from inversefed.evaluation.pictures import difference, png
+from inversefed.evaluation.plain import plain
+from inversefed.evaluation.tables import tables
+from inversefed.evaluation.words import headline, pairing, recovery, status_note
+from inversefed.types import Status
+
+INF, NAN = float("inf"), float("nan")
+
+
+class Color(StrEnum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (torch.tensor([1.0, NAN, INF, -INF]), [1.0, None, None, None]),
+        (torch.tensor(2), 2),
+        (torch.tensor(True), True),
+        ({1: (NAN, {"a": Color.RED})}, {"1": [None, {"a": "red"}]}),
+        ({3, 1, 2}, [1, 2, 3]),
+        (Path("a/b"), "a/b"),
+        (numpy.float64("nan"), None),
+        (None, None),
+        (torch.float32, "torch.float32"),
+    ],
+)
+def test_plain(value, expected):
+    assert plain(value) == expected
+
+
+def test_plain_enum_is_a_plain_string():
+    assert type(plain(Status.NON_FINITE)) is str
+
+
+def psnr(*values: float) -> dict[str, torch.Tensor]:
+    return {"peak_signal_noise_ratio": torch.tensor(values)}
+
+
+@pytest.mark.parametrize(
+    ("decibels", "expected"),
+    [
+        (23.0, "came back"),
+        (22.99, "came back in part"),
+        (21.0, "came back in part"),
+        (20.99, "did not come back"),
+        (5.0, "did not come back"),
+        (NAN, "did not come back"),
+    ],
+)
+def test_recovery_is_measured_from_the_better_control(decibels, expected):
+    assert recovery(decibels, 20.0) == expected
+    said = headline(psnr(decibels), {"gray": psnr(12.0), "constant": psnr(20.0)}, 1)
+    assert f"picture {expected} from" in said
+
+
+def test_headline_names_both_controls():
+    assert headline(psnr(24.26), {"gray": psnr(11.84), "constant": psnr(13.0)}, 1) == (
+        "A picture came back from the client's update: 24.3 dB, where a gray image scores 11.8 dB "
+        "and the best constant color scores 13.0 dB."
+    )
+
+
+def test_headline_counts_each_picture_against_its_own_control():
+    said = headline(psnr(30.0, 14.0, 14.0, 14.0), {"gray": psnr(10.0, 10.0, 12.5, 14.0)}, 4)
+    assert said.startswith("2 of 4 pictures came back from the client's update, 1 more in part: 18.0 dB on average")
+    assert headline(psnr(10.0, 10.0), {"gray": psnr(10.0, 10.0)}, 2).startswith("None of 2 pictures came back")
+
+
+def test_headline_without_a_truth_or_without_a_number():
+    assert headline({}, {}, 1) == "The attack produced 1 picture, and there is no truth to compare with."
+    assert "3 pictures," in headline({}, {}, 3)
+    assert "no finite score" in headline(psnr(NAN), {"gray": psnr(10.0)}, 1)
+
+
+def test_notes():
+    assert pairing(1) == "" and "squared error" in pairing(2)
+    assert {status for status in Status if not status_note(status)} == {Status.FINISHED, Status.CONVERGED}
+
+
+def test_tables_keep_the_mean_honest_and_leave_out_missing_controls():
+    scores = {"label_accuracy": torch.tensor([1.0, 0.0]), **psnr(20.0, NAN)}
+    labels, decibels = tables(scores, {"gray": psnr(10.0, 12.0)})
+    assert labels.columns == ("recovered",) and labels.mean == ("mean", (0.5,))
+    assert decibels.columns == ("recovered", "gray") and decibels.cells(decibels.mean) == ["n/a", "11.00"]
+    assert decibels.best == "higher is better" and decibels.heading.endswith(", dB")
+
+
+def test_a_metric_without_facts_is_still_shown():
+    (table,) = tables({"their_metric": torch.tensor([1.25])}, {})
+    assert table.heading == "their_metric" and table.cells(table.rows[0]) == ["1.25"]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (2, "L"), (5, "L")])
+def test_png_keeps_size_and_rounds(channels, mode):
+    image = torch.linspace(-0.2, 1.2, channels * 35).view(channels, 5, 7)
+    opened = Image.open(io.BytesIO(png(image)))
+    assert (opened.size, opened.mode) == ((7, 5), mode)
+    shown = image if channels in (1, 3) else image.mean(dim=0, keepdim=True)
+    expected = (shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).squeeze(-1).numpy()
+    numpy.testing.assert_array_equal(numpy.asarray(opened), expected)
+
+
+def test_png_of_nan_is_black_and_half_precision_works():
+    image = torch.full((1, 2, 2), NAN, dtype=torch.float16)
+    image[0, 0, 0] = 1
+    assert numpy.asarray(Image.open(io.BytesIO(png(image)))).tolist() == [[255, 0], [0, 0]]
+
+
+def test_difference_compares_what_is_shown():
+    assert difference(torch.full((1, 1, 1), -3.0), torch.full((1, 1, 1), 0.25)).item() == 0.25
+
+
+def points(svg: str) -> list[list[tuple[float, float]]]:
+    lines = ElementTree.fromstring(svg).iter("polyline")
+    return [[tuple(map(float, pair.split(","))) for pair in line.get("points").split()] for line in lines]
+
+
+def test_curve_is_logarithmic_falls_with_the_loss_and_draws_the_chosen_last():
+    svg = loss_curve([[100.0, 10.0, 1.0], [50.0, 40.0, 30.0]], chosen=0)
+    other, chosen = points(svg)
+    (x0, y0), (x1, y1), (x2, y2) = chosen
+    assert x0 < x1 < x2 and y1 - y0 == pytest.approx(y2 - y1) and y1 > y0
+    assert other[0][1] > y0
+    assert "went from 100 to 1, on a logarithmic scale" in svg and "<title" in svg
+    assert [line.get("class") for line in ElementTree.fromstring(svg).iter("polyline")] == ["back", "front"]
+
+
+def test_curve_of_signed_losses_is_linear_and_skips_what_is_not_finite():
+    (line,) = points(loss_curve([[1.0, NAN, 0.0, INF, -1.0]]))
+    assert len(line) == 3
+    assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1], abs=0.2)
+
+
+def test_curve_of_a_long_history_is_thinned_and_keeps_its_end():
+    history = [1 + math.exp(-i / 1000) for i in range(24_001)]
+    (line,) = points(loss_curve([history]))
+    full = points(loss_curve([history[:300]]))[0]
+    assert len(full) == 300 and MOST_POINTS / 2 < len(line) <= MOST_POINTS
+    assert line[-1][0] == full[-1][0] == 708.0
+
+
+@pytest.mark.parametrize("histories", [[], [[]], [[1.0]], [[NAN, NAN, 1.0]]])
+def test_nothing_to_draw(histories):
+    assert loss_curve(histories) == ""
+
+
+def test_curve_of_a_constant_loss():
+    (line,) = points(loss_curve([[0.5, 0.5]]))
+    assert line[0][1] == line[1][1]

@@ -1,8 +1,7 @@
 """Small truths, reconstructions and reports for the tests of the judgement."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import jaxtyping
 import pytest
 import torch
 
@@ -13,28 +12,6 @@ from inversefed.evaluation.score import score
 from inversefed.types import Batch, Candidate, Finding, Reconstruction, Status
 
 HOSTILE = "</script><img src=x onerror=alert(1)><style>*{display:none}</style>`<b>|[x](javascript:alert(1))\x1b[2J"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Switch the shape checks of the test run off, to reach the library's own errors."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def make_report(

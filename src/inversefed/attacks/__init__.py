@@ -6,7 +6,7 @@ An attack is a value; it is called with an observation and a random generator, a
 `Reconstruction`. Nothing here can see the truth.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Generator
 
@@ -16,6 +16,7 @@ from inversefed.types import Budget, Reconstruction
 __all__ = ["Attack"]
 
 
+@runtime_checkable
 class Attack(Protocol):
     """Anything that turns an observation into a reconstruction."""
 

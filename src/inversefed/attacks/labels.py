@@ -6,7 +6,7 @@ say the same, as long as the features in front of the head are not negative.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -18,6 +18,7 @@ from inversefed.types import Labels, SoftLabels
 __all__ = ["BiasCounts", "JointLabels", "RecoveredLabels", "SignRule"]
 
 
+@runtime_checkable
 class LabelRule(Protocol):
     """Recovers the labels of a batch, in any order."""
 

@@ -5,7 +5,7 @@ The choices are those of the 2020 code; the paper uses all tensors with equal we
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from inversefed.errors import ConfigError
 __all__ = ["AllTensors", "At", "EqualWeights", "ExponentialWeights", "First", "Largest", "Last", "LinearWeights"]
 
 
+@runtime_checkable
 class Selector(Protocol):
     """Positions, in the order of the update, of the tensors that count."""
 
@@ -89,6 +90,7 @@ class At:
         return self.positions
 
 
+@runtime_checkable
 class Weighting(Protocol):
     """How much each tensor counts: one weight a tensor."""
 

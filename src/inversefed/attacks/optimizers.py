@@ -6,7 +6,7 @@ with it, Adam takes steps of equal length in every pixel.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from inversefed.errors import ConfigError
 __all__ = ["LBFGS", "SGD", "Adam"]
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """Builds the optimiser of one restart."""
 

@@ -9,7 +9,7 @@ Federated averaging: McMahan et al. (2017), arXiv:1602.05629.
 
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from inversefed.types import Images, Labels, Params, SoftLabels
 __all__ = ["FedAvg", "FedSGD"]
 
 
+@runtime_checkable
 class Client(Protocol):
     """What a client does, and how to read the update that it sends."""
 

@@ -5,7 +5,7 @@ client itself knows, for defenses that need it; the attacker is not told that a 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -25,6 +25,7 @@ class Context:
     batch: Batch
 
 
+@runtime_checkable
 class Defense(Protocol):
     """Changes an update before it leaves the client."""
 

@@ -232,8 +232,9 @@ def _probe(network: Network) -> tuple[int, str | None]:
         if isinstance(layer, nn.Linear | nn.Conv2d)
     ]
     try:
-        with _eval_mode(network.module):
-            logits = network.features(torch.full((2, *network.image_shape), 0.5))
+        with torch.no_grad(), _eval_mode(network.module):
+            gray = torch.full((2, *network.image_shape), 0.5, device=network.device, dtype=network.dtype)
+            logits = network.apply_normalized(network.params, network.normalize(gray))
     except InversefedError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:

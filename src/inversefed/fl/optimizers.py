@@ -6,7 +6,7 @@ attack can unroll the client's local steps.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ State: TypeAlias = Mapping[str, tuple[Tensor, ...]]
 """Per weight: the moments; empty before the first step."""
 
 
+@runtime_checkable
 class LocalOptimizer(Protocol):
     """One local step: weights, their gradients and the moments so far, to new weights and moments."""
 

@@ -1,0 +1,45 @@
+"""What all tests share: one thread, a small network of every awkward kind, and a photograph."""
+
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inversefed.zoo import pictures
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the shape checks of the test run off, to reach the library's own errors."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(scope="session")
+def photos() -> Tensor:
+    """The first two bundled photographs at 32x32, pixel space."""
+    return torch.stack([pictures.photo(name, (3, 32, 32)) for name in pictures.photo_names()[:2]])
+
+
+@pytest.fixture
+def tiny() -> nn.Module:
+    """A smooth convolutional network for 3x8x8 pictures and 4 classes."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(96, 4)).eval()

@@ -1,0 +1,70 @@
+"""Who may import whom (the house's plan): no truth can leak into an attack."""
+
+import ast
+from pathlib import Path
+
+import inversefed
+
+ROOT = Path(inversefed.__file__).parent
+GROUND = {"types", "errors"}
+MAY = {
+    "types": set(),
+    "errors": set(),
+    "fl": GROUND,
+    "attacks": GROUND | {"fl"},
+    "evaluation": GROUND,
+    "zoo": GROUND,
+    "pipeline": GROUND | {"fl", "attacks", "evaluation"},
+    "cli": GROUND | {"fl", "attacks", "evaluation", "zoo", "pipeline"},
+    "compat": GROUND | {"fl", "attacks", "evaluation", "zoo", "pipeline"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+ATTACK_PIECES_MAY = {
+    "objectives": {"layers"},
+    "selection": {"priors"},
+    "minimize": {"optimizers"},
+    "problem": {"labels"},
+    "inversion": None,
+    "recipes": None,
+    "exact": None,
+}
+"""Inside `attacks` pieces do not know each other, but for the parts that are their defaults; None: all of them."""
+
+
+def imports(file: Path) -> set[tuple[str, ...]]:
+    """All `inversefed.x.y` that a file imports, as paths."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "inversefed":
+            path = tuple(node.module.split(".")[1:])
+            found |= {(*path, alias.name) for alias in node.names} if len(path) < 2 else {path}
+        elif isinstance(node, ast.Import):
+            found |= {tuple(a.name.split(".")[1:]) for a in node.names if a.name.startswith("inversefed.")}
+    return found
+
+
+def test_rooms_import_only_what_the_plan_allows() -> None:
+    for file in ROOT.rglob("*.py"):
+        room = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        for path in imports(file):
+            assert path[0] == room or path[0] in MAY[room], f"{file.relative_to(ROOT)} imports {'.'.join(path)}"
+
+
+def test_pieces_of_an_attack_do_not_know_each_other() -> None:
+    pieces = {path.stem for path in (ROOT / "attacks").glob("*.py")} | {"exact"}
+    for file in (ROOT / "attacks").rglob("*.py"):
+        piece = file.relative_to(ROOT / "attacks").parts[0].removesuffix(".py")
+        allowed = ATTACK_PIECES_MAY.get(piece, set())
+        for path in imports(file):
+            if path[0] == "attacks" and len(path) > 1 and path[1] in pieces and allowed is not None:
+                assert path[1] in allowed | {piece}, f"{file.relative_to(ROOT)} imports {'.'.join(path)}"
+
+
+def test_only_the_zoo_imports_torchvision_and_scikit_image() -> None:
+    for file in ROOT.rglob("*.py"):
+        if file.relative_to(ROOT).parts[0] == "zoo":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            assert not any(name.split(".")[0] in {"torchvision", "skimage"} for name in names), file

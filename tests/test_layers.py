@@ -66,5 +66,7 @@ def test_only_the_zoo_imports_torchvision_and_scikit_image() -> None:
         if file.relative_to(ROOT).parts[0] == "zoo":
             continue
         for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            names = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            )
             assert not any(name.split(".")[0] in {"torchvision", "skimage"} for name in names), file

@@ -83,7 +83,13 @@ def audit(
     reconstruction = attack(observation, attacker, Budget(time_budget, max_iterations, on_step))
     seconds = time.perf_counter() - began
 
-    order = align.align(reconstruction.images, truth.images)
+    known = threat.labels == "known"
+    order = align.align(
+        reconstruction.images,
+        truth.images,
+        reconstruction_labels=reconstruction.labels if known else None,
+        target_labels=truth.labels if known else None,
+    )
     found = Batch(reconstruction.images[order], reconstruction.labels[order])
     return Report(
         scenario=describe_setting(network, client, defenses, threat, truth, seed),

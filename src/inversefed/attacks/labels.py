@@ -34,7 +34,7 @@ class SignRule:
     iDLG, Zhao et al. (2020), arXiv:2001.02610. With a bias in the head it is exact for any network.
 
     Raises:
-        ThreatModelError: more than one example, or a network without a clear head.
+        ThreatModelError: more than one example, a network without a clear head, or one whose last ReLU hides the label.
     """
 
     def __call__(self, observation: Observation) -> Labels:
@@ -43,7 +43,13 @@ class SignRule:
             raise ThreatModelError(
                 f"the sign rule finds the label of one example; this update has {observation.num_examples}"
             )
-        return _class_sums(observation).argmin().reshape(1)
+        sums = _class_sums(observation)
+        if not bool(sums.min() < 0):
+            raise ThreatModelError(
+                "the label does not show in the head's gradient: no row is negative; hand it over (known labels), "
+                "or use JointLabels()"
+            )
+        return sums.argmin().reshape(1)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """`inversefed train`: a zoo network on a data set, to a checkpoint with its settings beside it."""
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from inversefed.cli.progress import progress
 from inversefed.cli.setting import pick_device
 from inversefed.errors import ConfigError, InputError
 from inversefed.zoo import datasets, networks, training
+from inversefed.zoo.datasets import Dataset
 
 __all__ = ["run_train"]
 
@@ -23,23 +25,29 @@ def run_train(options: Train) -> int:
         raise ConfigError(f"--output must end in .safetensors, got {file}")
     if file.exists() and not options.overwrite:
         raise InputError(f"{file} exists; name another --output, or give --overwrite")
-    trained = _train(options)
+    train_set, test_set = _data(options)
+    trained = _train(options, train_set, test_set)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
     training.save_checkpoint(file, trained.module, {**settings, "accuracy": trained.accuracy})
     if not options.quiet:
         print(f"test accuracy {trained.accuracy:.1%}; weights: {file}")
+    if trained.accuracy < 1.5 / train_set.num_classes:
+        print("inversefed: warning: hardly better than chance; try a smaller --lr or more --epochs", file=sys.stderr)
     return 0
 
 
-def _train(options: Train) -> training.Trained:
+def _data(options: Train) -> tuple[Dataset, Dataset]:
+    """Training and test part, in the network's size and the data set's own channels."""
     shape = networks.input_shape(options.network)
     train_set, test_set = (
         datasets.load(options.dataset, options.data_path, split, download=options.download)
         for split in ("train", "test")
     )
-    if train_set.shape != shape:
-        channels = len(train_set.mean)
-        train_set, test_set = (each.fitted((channels, *shape[1:])) for each in (train_set, test_set))
+    fitted = (len(train_set.mean), *shape[1:])
+    return train_set.fitted(fitted), test_set.fitted(fitted)
+
+
+def _train(options: Train, train_set: Dataset, test_set: Dataset) -> training.Trained:
     module = networks.build(options.network, train_set.num_classes, len(train_set.mean), options.seed)
     with progress("training", options.quiet) as tell:
         return training.train(

@@ -28,7 +28,7 @@ def check_folder(folder: str | Path, overwrite: bool = False) -> Path:
         The folder's path.
 
     Raises:
-        InputError: it is a file, or it holds something and `overwrite` is false.
+        InputError: it is a file, it cannot be written to, or it holds something and `overwrite` is false.
 
     >>> check_folder(__file__)
     Traceback (most recent call last):
@@ -40,6 +40,8 @@ def check_folder(folder: str | Path, overwrite: bool = False) -> Path:
             raise InputError(f"the output folder {path} is a file; name another folder")
         if path.is_dir() and any(path.iterdir()) and not overwrite:
             raise InputError(f"the output folder {path} is not empty; name another one, or ask to overwrite")
+        with tempfile.TemporaryDirectory(prefix=".report.", dir=_nearest_folder(path)):
+            pass  # it could be made, so a report can be written as well
     except OSError as error:
         raise _unwritable(path, error) from error
     return path
@@ -72,6 +74,11 @@ def write_files(folder: str | Path, files: Mapping[str, bytes], overwrite: bool 
     except OSError as error:
         raise _unwritable(path, error) from error
     return path
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest of its parents that is there."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
 
 
 def _write(staging: Path, files: Mapping[str, bytes]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inversefed.types import Params
 
-__all__ = ["LocalAdam", "LocalOptimizer", "LocalSGD"]
+__all__ = ["LocalAdam", "LocalSGD"]
 
 State: TypeAlias = Mapping[str, tuple[Tensor, ...]]
 """Per weight: the moments; empty before the first step."""

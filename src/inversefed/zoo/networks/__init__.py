@@ -1,0 +1,152 @@
+"""The networks: those of "Inverting Gradients" (2020) by their names there, and torchvision's by theirs.
+
+The same seed gives the same weights as in 2020, because layers are created in the same order. `ResNet18` is the CIFAR
+form; `resnet18` is torchvision's, for ImageNet.
+
+>>> network = build("LeNetZhu", num_classes=10, seed=0)
+>>> sum(parameter.numel() for parameter in network.parameters())
+15826
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from inversefed.errors import ConfigError, UnsupportedNetworkError, unknown_name
+from inversefed.zoo.networks import densenet, irevnet, plain, resnet, vision
+from inversefed.zoo.networks.seeding import draw_seed, seeded
+from inversefed.zoo.networks.shapes import require_channels
+
+__all__ = ["build", "build_imagenet", "draw_seed", "input_shape", "names"]
+
+Builder = Callable[[int, int], nn.Module]
+"""From the number of classes and the number of channels to a network."""
+
+
+def _irevnet(num_classes: int, num_channels: int) -> nn.Module:
+    require_channels("iRevNet", num_channels, 3)
+    return irevnet.IRevNet(num_classes)
+
+
+def _never_defined(name: str, *_: int) -> nn.Module:
+    raise UnsupportedNetworkError(
+        f"{name} was named in 2020 but its layers were never defined, so there is nothing to build; "
+        f"take a network of inversefed.zoo.networks.names(), such as ConvNet64 or ResNet20-4"
+    )
+
+
+_DIALECT: dict[str, Builder] = {
+    "ConvNet": partial(plain.convnet, 64),
+    **{f"ConvNet{width}": partial(plain.convnet, width) for width in (8, 16, 32, 64)},
+    "BeyondInferringMNIST": lambda classes, _: plain.beyond_inferring("BeyondInferringMNIST", 1, classes, 1),
+    "BeyondInferringCifar": partial(plain.beyond_inferring, "BeyondInferringCifar", 3),
+    "MLP": partial(plain.mlp, (1024, 1024, 1024), "MLP"),
+    "TwoLP": partial(plain.mlp, (2048,), "TwoLP"),
+    **{name: partial(resnet.resnet, spec) for name, spec in resnet.SPECS.items()},
+    "MobileNet": vision.mobilenet,
+    "MNASNet": vision.mnasnet,
+    "DenseNet121": vision.densenet121,
+    "DenseNet40": partial(densenet.densenet40, 12),
+    "DenseNet40-4": partial(densenet.densenet40, 48),
+    "SRNet3": partial(_never_defined, "SRNet3"),
+    "SRNet1": partial(_never_defined, "SRNet1"),
+    "iRevNet": _irevnet,
+    "LeNetZhu": plain.lenet_zhu,
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return every name that `build` knows: the 35 of 2020, then torchvision's classification networks.
+
+    >>> names()[:3], "resnet18" in names()
+    (('ConvNet', 'ConvNet8', 'ConvNet16'), True)
+    """
+    return (*_DIALECT, *vision.names())
+
+
+def build(
+    name: str,
+    num_classes: int = 10,
+    num_channels: int = 3,
+    seed: int | None = None,
+    weights: str | None = None,
+) -> nn.Module:
+    """Build a network on the CPU, in training mode, its weights drawn from `seed` without touching global state.
+
+    Args:
+        name: one of `names()`; torchvision's, in lower case, are the ImageNet forms.
+        num_classes: number of logits.
+        num_channels: channels of the pictures; BeyondInferringMNIST always takes one.
+        seed: the same seed gives the same weights; `None` draws a fresh one.
+        weights: for torchvision's names only: pretrained weights, such as `"DEFAULT"`, fetched if need be.
+
+    Raises:
+        ConfigError: an unknown name, or an option that this network cannot take.
+        InputError: the weights could not be fetched.
+        UnsupportedNetworkError: SRNet3 and SRNet1, which were never defined.
+
+    >>> build("ResNet20", seed=0).fc
+    Linear(in_features=64, out_features=10, bias=True)
+    """
+    if num_classes < 1 or num_channels < 1:
+        raise ConfigError(
+            f"{name}: at least 1 class and 1 channel are needed, not num_classes={num_classes} "
+            f"and num_channels={num_channels}"
+        )
+    if name not in names():
+        raise unknown_name("network", name, names())
+    with seeded(draw_seed() if seed is None else seed):
+        if name in _DIALECT:
+            _require_no_weights(name, weights)
+            return _DIALECT[name](num_classes, num_channels)
+        require_channels(name, num_channels, 3)
+        return vision.pretrained(name, weights, num_classes) if weights else vision.untrained(name, num_classes)
+
+
+def _require_no_weights(name: str, weights: str | None) -> None:
+    if weights is not None:
+        raise ConfigError(
+            f"{name} has no published weights ({weights!r} was asked for); train it, "
+            f"or take a torchvision network by its lower-case name, such as resnet18"
+        )
+
+
+def build_imagenet(
+    name: str, weights: str | None = None, num_classes: int = 1000, seed: int | None = None
+) -> nn.Module:
+    """Build torchvision's ImageNet network for a name in any spelling, as 2020 did for ImageNet data.
+
+    Args:
+        name: such as `"ResNet152"` or `"MobileNetV2"`.
+        weights: pretrained weights, such as `"DEFAULT"`; `None` for fresh ones.
+        num_classes: number of logits; with `weights`, theirs.
+        seed: as for `build`.
+
+    Raises:
+        ConfigError: torchvision has no such network or weights.
+        InputError: the weights could not be fetched.
+    """
+    return build(vision.resolve(name), num_classes, 3, seed, weights)
+
+
+def input_shape(name: str, num_channels: int = 3, weights: str | None = None) -> tuple[int, int, int]:
+    """Return the `(channels, height, width)` of the pictures that a network is meant for.
+
+    Args:
+        name: one of `names()`.
+        num_channels: channels that the network was built with.
+        weights: pretrained weights of a torchvision network, which may be meant for larger pictures.
+
+    Raises:
+        ConfigError: an unknown name.
+
+    >>> input_shape("ResNet20"), input_shape("resnet18"), input_shape("BeyondInferringMNIST")
+    ((3, 32, 32), (3, 224, 224), (1, 28, 28))
+    """
+    if name not in names():
+        raise unknown_name("network", name, names())
+    if name == "BeyondInferringMNIST":
+        return (1, 28, 28)
+    side = 32 if name in _DIALECT else vision.crop_size(name, weights)
+    return (num_channels, side, side)

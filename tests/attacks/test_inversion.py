@@ -1,0 +1,250 @@
+"""The optimisation attack reconstructs, keeps the best, and ends well however it ends."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from inversefed import (
+    Batch,
+    Budget,
+    FedAvg,
+    FedSGD,
+    GradientInversion,
+    Observation,
+    Status,
+    ThreatModel,
+    freeze,
+    objectives,
+    observe,
+    priors,
+    recipes,
+)
+from inversefed.attacks import layers, optimizers, projections, schedules, selection, starts
+from inversefed.errors import ConfigError
+from inversefed.evaluation.align import align
+from inversefed.evaluation.metrics import peak_signal_noise_ratio
+
+SHAPE = (3, 8, 8)
+
+
+def smooth_images(n: int) -> torch.Tensor:
+    rows, columns = torch.meshgrid(torch.linspace(0, 3, 8), torch.linspace(0, 3, 8), indexing="ij")
+    return torch.stack(
+        [
+            0.5 + 0.4 * torch.stack([(rows + k).sin(), (columns * (k + 1)).cos(), (rows - columns).sin()])
+            for k in range(n)
+        ]
+    )
+
+
+def seen(module: nn.Module, n: int = 1, client: object = FedSGD(), known: bool = False) -> tuple[Observation, Batch]:
+    batch = Batch(smooth_images(n), torch.arange(n) % 4)
+    network = freeze(module, SHAPE, mean=0.5, std=0.25)
+    threat = ThreatModel(labels="known" if known else "unknown")
+    return observe(network, client, client(network, batch.images, batch.labels), batch, threat), batch
+
+
+def decibels(found: torch.Tensor, batch: Batch) -> float:
+    return float(peak_signal_noise_ratio(found[align(found, batch.images)], batch.images).mean())
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("attack", "floor"),
+    [
+        (recipes.geiping(max_iterations=600, total_variation=1e-3), 22),
+        (recipes.dlg(max_iterations=40), 40),
+        (recipes.idlg(max_iterations=40), 40),
+        (replace(recipes.geiping(max_iterations=600), objective=objectives.SquaredError(), priors=()), 20),
+        (replace(recipes.geiping(max_iterations=600, total_variation=1e-3), optimizer=optimizers.Adam(0.1, False)), 22),
+    ],
+)
+def test_published_recipes_reconstruct_one_image(tiny: nn.Module, attack: GradientInversion, floor: float) -> None:
+    observation, batch = seen(tiny)
+    found = attack(observation, seeded())
+    assert found.labels.tolist() == batch.labels.tolist()
+    assert decibels(found.images, batch) > floor
+
+
+@pytest.mark.parametrize("client", [FedSGD(), FedAvg(4, lr=0.01, batch_size=1), FedAvg(2, lr=0.1, sends="weights")])
+def test_two_images_from_one_update_with_labels_recovered(client: object) -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(384, 4)).eval()
+    observation, batch = seen(wide, 2, client)
+    attack = recipes.geiping(max_iterations=500, total_variation=1e-3)
+    found = attack(observation, seeded())
+    assert sorted(found.labels.tolist()) == [0, 1]
+    gray = decibels(torch.full_like(batch.images, 0.5), batch)
+    assert decibels(found.images, batch) > gray + 6
+
+
+def test_the_same_generator_gives_the_same_result_and_the_observation_stays(tiny: nn.Module) -> None:
+    observation, _ = seen(tiny)
+    before = {name: part.clone() for name, part in observation.update.items()}
+    attack = recipes.geiping(restarts=2, max_iterations=20)
+    first, second = attack(observation, seeded()), attack(observation, seeded())
+    assert torch.equal(first.images, second.images) and first.loss == second.loss
+    assert all(torch.equal(part, before[name]) for name, part in observation.update.items())
+
+
+def test_the_best_iterate_is_kept_and_the_last_on_demand(tiny: nn.Module) -> None:
+    observation, _ = seen(tiny)
+    wild = replace(recipes.geiping(max_iterations=60), schedule=lambda lr, i, _: lr if i < 50 else 50 * lr)
+    best, last = (replace(wild, keep=keep, priors=())(observation, seeded()) for keep in ("best", "last"))
+    assert best.loss <= min(best.candidates[0].history) * (1 + 1e-5)
+    assert best.loss < last.loss
+
+
+def test_the_winner_is_the_restart_of_lowest_matching_cost(tiny: nn.Module) -> None:
+    observation, _ = seen(tiny)
+    found = recipes.geiping(restarts=4, max_iterations=15)(observation, seeded())
+    losses = [candidate.loss for candidate in found.candidates]
+    assert len(losses) == 4 and found.loss == min(losses)
+    assert torch.equal(found.images, found.candidates[losses.index(min(losses))].images)
+
+
+def test_pixels_stay_in_the_box_and_out_of_it_without(tiny: nn.Module) -> None:
+    observation, _ = seen(tiny)
+    boxed = recipes.geiping(max_iterations=10)
+    inside = boxed(observation, seeded()).images
+    assert float(inside.min()) >= -1e-6 and float(inside.max()) <= 1 + 1e-6
+    outside = replace(boxed, projections=())(observation, seeded()).images
+    assert float(outside.max()) > 1
+
+
+@pytest.mark.parametrize("stop", ["callback", "time", "interrupt"])
+def test_an_early_end_leaves_the_best_so_far(tiny: nn.Module, stop: str) -> None:
+    observation, _batch = seen(tiny)
+
+    def look(step: object) -> bool:
+        if stop == "interrupt" and step.iteration == 30:
+            raise KeyboardInterrupt
+        return stop == "callback" and step.iteration == 30
+
+    budget = Budget(seconds=0.05 if stop == "time" else None, on_step=look)
+    found = recipes.geiping(restarts=3, max_iterations=100_000)(observation, seeded(), budget)
+    assert found.status is (Status.INTERRUPTED if stop == "interrupt" else Status.STOPPED)
+    assert len(found.candidates) == 1 and bool(found.images.isfinite().all())
+    assert found.candidates[0].iterations == 30 or stop == "time"
+
+
+def test_the_watcher_sees_every_iteration_and_the_best_so_far(tiny: nn.Module) -> None:
+    observation, _ = seen(tiny)
+    steps = []
+    found = recipes.geiping(restarts=2, max_iterations=7)(
+        observation, seeded(), Budget(max_iterations=5, on_step=lambda step: steps.append((step, step.best())))
+    )
+    assert [(step.restart, step.iteration) for step, _ in steps] == [(r, i + 1) for r in range(2) for i in range(5)]
+    assert [step.loss for step, _ in steps[:5]] == list(found.candidates[0].history)
+    assert steps[-1][1].shape == (1, *SHAPE)
+
+
+def test_a_restart_that_becomes_nan_is_a_status_and_never_wins(tiny: nn.Module) -> None:
+    observation, _ = seen(tiny)
+    calls = iter(range(10**6))
+
+    def breaks(images: torch.Tensor, _: object) -> torch.Tensor:
+        return images.sum() * (math.nan if 3 <= next(calls) <= 4 else 0.0)
+
+    attack = replace(recipes.geiping(restarts=2, max_iterations=6), priors=(breaks,))
+    found = attack(observation, seeded())
+    assert [candidate.status for candidate in found.candidates] == [Status.NON_FINITE, Status.FINISHED]
+    assert math.isfinite(found.loss) and found.status is Status.FINISHED
+    lost = replace(attack, priors=(lambda images, _: images.sum() * math.nan,))(observation, seeded())
+    assert lost.status is Status.NON_FINITE and bool(lost.images.isfinite().all())
+
+
+def test_no_further_restart_once_the_tolerance_is_met(tiny: nn.Module) -> None:
+    observation, _ = seen(tiny)
+    found = replace(recipes.geiping(restarts=5, max_iterations=3), tolerance=2.0)(observation, seeded())
+    assert len(found.candidates) == 1
+
+
+def test_a_gradient_with_respect_to_weights_is_never_taken_in_the_second_pass(tiny: nn.Module) -> None:
+    observation, _ = seen(tiny)
+    recipes.geiping(max_iterations=2)(observation, seeded())
+    assert all(weight.grad is None for weight in observation.network.params.values())
+
+
+@pytest.mark.parametrize("bad", [{"max_iterations": 0}, {"restarts": 0}, {"keep": "middle"}])
+def test_settings_that_make_no_sense_are_refused(bad: dict, unchecked: None) -> None:
+    with pytest.raises(ConfigError):
+        GradientInversion(**bad)
+
+
+@pytest.mark.parametrize("budget", [Budget(max_iterations=0), Budget(seconds=0.0)])
+def test_an_empty_budget_is_refused(tiny: nn.Module, budget: Budget) -> None:
+    observation, _ = seen(tiny)
+    with pytest.raises(ConfigError, match="budget"):
+        recipes.geiping()(observation, seeded(), budget)
+
+
+def test_the_paper_s_step_decay_is_that_of_multistep() -> None:
+    for iterations in (1, 2, 3, 12, 100, 4800):
+        weight = torch.zeros(1, requires_grad=True)
+        reference = torch.optim.SGD([weight], lr=0.1)
+        milestones = [iterations // 2.667, iterations // 1.6, iterations // 1.142]
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(reference, milestones=milestones, gamma=0.1)
+        for iteration in range(iterations):
+            ours = schedules.StepDecay()(0.1, iteration, iterations)
+            assert ours == pytest.approx(reference.param_groups[0]["lr"], rel=1e-12)
+            reference.step()
+            scheduler.step()
+
+
+def test_selections_combine_or_choose(tiny: nn.Module) -> None:
+    observation, _ = seen(tiny)
+    attack = recipes.geiping(restarts=3, max_iterations=4)
+    stack = torch.stack([candidate.images for candidate in attack(observation, seeded()).candidates])
+    mean = replace(attack, selection=selection.PixelMean())(observation, seeded())
+    median = replace(attack, selection=selection.PixelMedian())(observation, seeded())
+    torch.testing.assert_close(mean.images, stack.mean(dim=0))
+    torch.testing.assert_close(median.images, stack.median(dim=0).values)
+    assert mean.loss not in [candidate.loss for candidate in mean.candidates]
+    smoothest = replace(attack, selection=selection.LowestPrior())(observation, seeded())
+    variations = [float(priors.TotalVariation(1.0)(images, observation)) for images in stack]
+    assert torch.equal(smoothest.images, stack[variations.index(min(variations))])
+
+
+def test_starts_do_not_depend_on_how_many_are_drawn() -> None:
+    for start in (starts.Normal(), starts.Uniform(), starts.Zeros()):
+        one = start((1, 2, *SHAPE), seeded(), torch.float32)
+        many = start((3, 2, *SHAPE), seeded(), torch.float32)
+        assert torch.equal(one[0], many[0])
+
+
+def test_a_median_filter_removes_single_pixels(unchecked: None) -> None:
+    inputs = torch.zeros(1, 1, 5, 5)
+    inputs[0, 0, 2, 2] = 1.0
+    filtered = projections.MedianFilter(3, every=2)
+    assert torch.equal(filtered(inputs, None, 1), inputs)
+    assert float(filtered(inputs, None, 2).abs().max()) == 0
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        (layers.AllTensors(), [0, 1, 2]),
+        (layers.First(2), [0, 1]),
+        (layers.Last(2), [1, 2]),
+        (layers.Largest(1), [1]),
+        (layers.Largest(1, of_predicted=True), [2]),
+        (layers.At((2, -3)), [2, -3]),
+    ],
+)
+def test_selectors_choose_by_place_or_norm(select: layers.Selector, expected: list[int]) -> None:
+    observed = [torch.ones(2), torch.full((2,), 9.0), torch.zeros(2)]
+    predicted = [torch.zeros(2), torch.zeros(2), torch.ones(2)]
+    assert list(select(predicted, observed)) == expected
+
+
+def test_weights_fall_as_stated() -> None:
+    parts = [torch.ones(1)] * 4
+    torch.testing.assert_close(layers.LinearWeights()(parts), torch.tensor([1.0, 0.75, 0.5, 0.25]))
+    torch.testing.assert_close(layers.ExponentialWeights()(parts), torch.exp(-torch.arange(4.0)))

@@ -1,0 +1,287 @@
+"""The command as a user types it: what it prints, writes and returns."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from inversefed.cli import main
+from inversefed.zoo import networks
+from inversefed.zoo.checkpoints import save_checkpoint
+
+QUICK = ["--max-iterations", "3", "--quiet"]
+
+FACTORY = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.GELU(), nn.Flatten())
+        self.head = nn.Linear(512, 5)
+    def forward(self, x):
+        return self.head(self.body(x))
+def make():
+    torch.manual_seed(1)
+    return Net()
+def wrong():
+    return 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def picture(path: Path, side: tuple[int, int] = (40, 50)) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (side[1], side[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_an_audit_of_the_bundled_photograph_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["audit", "--output", "out", "--max-iterations", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "gray" in out and "constant" in out and "out/report.html" in out
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"report.html", "report.json", "target_00.png", "reconstruction_00.png"} <= written
+    report = read(tmp_path / "out")
+    assert len(report["scores"]["peak_signal_noise_ratio"]) == 1
+    assert report["scenario"]["network"] == "LeNetZhu" or report["scenario"]["image_shape"] == [3, 32, 32]
+    assert report["scenario"]["threat_model"]["labels"] == "unknown"
+
+
+def test_without_output_each_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert main(["audit", *QUICK]) == 0 and main(["audit", *QUICK]) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_an_existing_output_is_refused_before_the_work_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["audit", "--output", "out", *QUICK]) == 0
+    before = (tmp_path / "out/report.json").read_text()
+    assert main(["audit", "--output", "out", *QUICK, "--seed", "1"]) == 2
+    assert "overwrite" in capsys.readouterr().err
+    assert (tmp_path / "out/report.json").read_text() == before
+    assert main(["audit", "--output", "out", "--overwrite", *QUICK, "--seed", "1"]) == 0
+    assert (tmp_path / "out/report.json").read_text() != before
+
+
+def test_json_is_all_that_standard_output_holds(capsys: pytest.CaptureFixture) -> None:
+    assert main(["audit", "--json", "--output", "out", "--max-iterations", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == read(Path("out"))
+
+
+def test_pictures_of_any_size_with_their_labels(tmp_path: Path) -> None:
+    paths = [str(picture(tmp_path / f"p{i}.png", (40 + i, 60))) for i in range(2)]
+    assert main(["audit", "--images", *paths, "--labels", "3", "7", "--known-labels", "--output", "out", *QUICK]) == 0
+    report = read(tmp_path / "out")
+    assert report["labels"] == {"recovered": [3, 7], "true": [3, 7]}
+    assert report["scenario"]["num_examples"] == 2 and report["scenario"]["threat_model"]["labels"] == "known"
+
+
+def test_every_choice_reaches_the_run(tmp_path: Path) -> None:
+    arguments = [
+        "audit", "--output", "out", "--network", "ConvNet8", "--client", "FedAvg(local_steps=2, lr=0.01)",
+        "--defenses", "Clip(max_norm=1.0)", "GaussianNoise(std=0.001)", "--attack", "geiping(restarts=2)",
+        "--loss", "CrossEntropy(label_smoothing=0.1)", "--mean", "0.4", "--std", "0.2", "0.3", "0.4", "--seed", "3",
+        "--index", "1", "--num-images", "2", "--device", "cpu", "--known-labels", *QUICK,
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    report = read(tmp_path / "out")
+    scenario = report["scenario"]
+    assert scenario["client"].startswith("FedAvg(local_steps=2, lr=0.01")
+    assert scenario["defenses"] == ["Clip(max_norm=1.0)", "GaussianNoise(std=0.001)"]
+    assert scenario["loss"] == "CrossEntropy(reduction='mean', label_smoothing=0.1)"
+    assert scenario["mean"] == pytest.approx([0.4] * 3) and scenario["std"] == pytest.approx([0.2, 0.3, 0.4])
+    assert len(report["candidates"]) == 2 and report["candidates"][0]["iterations"] == 3
+    assert report["labels"]["true"] == [1, 2]
+
+
+def test_a_report_s_config_runs_it_again_and_options_beside_it_win(tmp_path: Path) -> None:
+    assert main(["audit", "--output", "one", "--client", "FedAvg(lr=0.02)", "--seed", "4", *QUICK]) == 0
+    assert main(["audit", "--config", "one/report.json", "--output", "two", "--quiet"]) == 0
+    assert main(["audit", "--config", "one/report.json", "--output", "three", "--quiet", "--seed", "5"]) == 0
+    one, two, three = (read(tmp_path / name) for name in ("one", "two", "three"))
+    assert one["scores"] == two["scores"] and one["config"] == two["config"]
+    assert three["scenario"]["seed"] == 5 and three["scenario"]["client"] == one["scenario"]["client"]
+
+
+def test_a_factory_of_the_user_s_own_with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_mod_a.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    base = ["audit", "--network", "my_mod_a:make", "--image-shape", "3", "16", "16", *QUICK]
+    assert main([*base, "--output", "out"]) == 0
+    assert read(tmp_path / "out")["scenario"]["num_classes"] == 5
+
+    module = sys.modules["my_mod_a"].make()
+    torch.nn.init.zeros_(module.body[0].weight)
+    torch.save(module.state_dict(), "w.pt")
+    assert main([*base, "--weights", "w.pt", "--output", "zeros"]) == 0
+    assert read(tmp_path / "zeros")["loss"] != read(tmp_path / "out")["loss"]
+
+    torch.save({"other": torch.zeros(1)}, "bad.pt")
+    assert main([*base, "--weights", "bad.pt", "--output", "no"]) == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_checkpoint_of_a_zoo_network(tmp_path: Path) -> None:
+    save_checkpoint("w.safetensors", networks.build("LeNetZhu", seed=9), {})
+    assert main(["audit", "--weights", "w.safetensors", "--output", "a", *QUICK]) == 0
+    assert main(["audit", "--output", "b", *QUICK]) == 0
+    assert read(tmp_path / "a")["loss"] != read(tmp_path / "b")["loss"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--network", "LeNetZu"], "did you mean LeNetZhu"),
+        (["--attack", "geipin"], "did you mean geiping"),
+        (["--client", "FedAvg(steps=2)"], "unknown argument of FedAvg 'steps'"),
+        (["--defenses", "Clip"], "max_norm"),
+        (["--loss", "MSE"], "CrossEntropy"),
+        (["--dataset", "CIFAR1"], "did you mean CIFAR10"),
+        (["--dataset", "CIFAR10", "--data-path", "nowhere"], "nowhere"),
+        (["--images", "none.png"], "does not exist"),
+        (["--images", "corrupt.png"], "corrupt.png"),
+        (["--images", "small.png"], "small"),
+        (["--images", "good.png", "--labels", "10"], "0..9"),
+        (["--images", "good.png", "--labels", "1", "2"], "2 labels for 1 pictures"),
+        (["--dataset", "folder", "--data-path", "empty"], "empty"),
+        (["--index", "99"], "there is no 99"),
+        (["--index", "-1"], "--index"),
+        (["--num-images", "0"], "--num-images"),
+        (["--max-iterations", "0"], "at least one iteration"),
+        (["--time-budget", "soon"], "30s"),
+        (["--device", "cuda:77"], "--device"),
+        (["--mean", "0.1", "0.2"], "one a channel"),
+        (["--std", "0"], "positive"),
+        (["--weights", "none.safetensors"], "none.safetensors"),
+        (["--weights", "corrupt.png"], "corrupt.png"),
+        (["--output", "good.png/out"], "good.png"),
+        (["--output", "good.png"], "good.png"),
+        (["--config", "none.json"], "none.json"),
+        (["--config", "unknown.json"], "unknown config entry 'clint'"),
+        (["--config", "typed.json"], "seed must be"),
+        (["--config", "code.json"], "names code"),
+        (["--network", "no_such_module:make"], "no_such_module"),
+        (["--network", "my_mod_b:wrong"], "not a torch.nn.Module"),
+        (["--network", "my_mod_b:make", "--image-shape", "3", "20", "20"], "cannot run on images"),
+        (["--network", "resnet18", "--images", "good.png"], "224"),
+        (["--network", "SRNet3"], "never defined"),
+        (["--attack", "linear"], "no linear layer"),
+    ],
+)
+def test_bad_input_is_one_clear_message_status_2_and_nothing_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "my_mod_b.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    picture(tmp_path / "good.png")
+    picture(tmp_path / "small.png", (20, 20))
+    (tmp_path / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unknown.json").write_text('{"clint": "FedSGD()"}')
+    (tmp_path / "typed.json").write_text('{"seed": "three"}')
+    (tmp_path / "code.json").write_text('{"config": {"network": "my_mod_b:make"}}')
+    before = sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts)
+
+    output = [] if "--output" in arguments else ["--output", "out"]
+    assert main(["audit", *output, *arguments]) == 2
+
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.startswith("inversefed: error:") and captured.out == ""
+    assert sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts) == before
+
+
+@pytest.mark.parametrize("arguments", [["audit", "--foo"], [], ["audi"], ["audit", "--seed", "x"], ["list", "cats"]])
+def test_wrong_usage_ends_with_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+def test_a_failure_of_the_program_itself_is_status_1(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> int:
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr("inversefed.cli.audit.run_audit", broken)
+    assert main(["audit"]) == 1
+    assert "failed: RuntimeError: disk on fire" in capsys.readouterr().err
+
+
+def test_every_restart_lost_is_status_1_with_a_report(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    diverging = "GradientInversion(optimizer=SGD(lr=1e38, signed=False), projections=(), schedule=Constant())"
+    assert main(["audit", "--attack", diverging, "--output", "out", "--max-iterations", "20", "--quiet"]) == 1
+    assert read(tmp_path / "out")["status"] == "non-finite"
+    assert "NaN" in capsys.readouterr().err
+
+
+def test_a_time_budget_stops_with_the_best_so_far(tmp_path: Path) -> None:
+    assert main(["audit", "--time-budget", "0.3s", "--output", "out", "--quiet"]) == 0
+    assert read(tmp_path / "out")["status"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    "what", ["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
+)
+def test_list_names_what_there_is(what: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["list", what]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = {
+        "networks": "LeNetZhu", "datasets": "CIFAR10", "clients": "FedAvg", "attacks": "geiping",
+        "priors": "TotalVariation", "objectives": "Cosine", "defenses": "GaussianNoise",
+        "metrics": "peak_signal_noise_ratio",
+    }  # fmt: skip
+    assert any(line.split(" ")[0] == expected[what] for line in lines)
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "inversefed", *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_help_and_version_do_not_import_torch() -> None:
+    for arguments in ("'--help'", "'audit', '--help'", "'--version'"):
+        code = (
+            "import sys\nfrom inversefed.cli import main\n"
+            f"try: main([{arguments}])\nexcept SystemExit as e: assert e.code == 0\n"
+            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "RUNS" in run("audit", "--help").stdout, "the help says that a factory runs code"
+    assert run("--version").stdout.startswith("inversefed 0")
+
+
+def test_shell_completion_is_printed() -> None:
+    done = run("--tyro-print-completion", "bash")
+    assert done.returncode == 0 and "--known-labels" in done.stdout
+
+
+def test_ctrl_c_keeps_the_best_result_so_far(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", "-m", "inversefed", "audit", "--output", "out", "--max-iterations", "1000000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    process.stderr.readline()  # the first line of progress: the attack is under way
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in err
+    assert read(tmp_path / "out")["status"] == "interrupted"
+    assert (tmp_path / "out/reconstruction_00.png").stat().st_size > 0

@@ -1,0 +1,192 @@
+"""Contracts over every piece that a user can choose, taken from the modules' `__all__`: a new one is tested unasked."""
+
+import dataclasses
+import pickle
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from inversefed import Batch, FedSGD, Observation, ThreatModel, freeze, observe
+from inversefed.attacks import (
+    inversion,
+    labels,
+    layers,
+    objectives,
+    optimizers,
+    priors,
+    projections,
+    recipes,
+    schedules,
+    selection,
+    starts,
+)
+from inversefed.attacks.exact import linear
+from inversefed.cli import registry
+from inversefed.evaluation import controls, metrics
+from inversefed.evaluation.score import score
+from inversefed.fl import clients, defenses, losses
+from inversefed.fl import optimizers as local
+
+SHAPE = (3, 8, 8)
+ARGUMENTS = {
+    "Clip": (1.0,),
+    "GaussianNoise": (0.1,),
+    "TopK": (0.5,),
+    "First": (2,),
+    "Last": (2,),
+    "Largest": (2,),
+    "At": ((0, 1),),
+}
+
+
+def pieces(module: ModuleType) -> list:
+    return [pytest.param(getattr(module, name)(*ARGUMENTS.get(name, ())), id=name) for name in module.__all__]
+
+
+@pytest.fixture
+def world(tiny: nn.Module) -> tuple[Observation, Batch]:
+    batch = Batch(torch.rand((2, *SHAPE), generator=torch.Generator().manual_seed(4)), torch.tensor([3, 1]))
+    network = freeze(tiny, SHAPE, mean=0.5, std=0.25)
+    update = FedSGD()(network, batch.images, batch.labels)
+    return observe(network, FedSGD(), update, batch, ThreatModel()), batch
+
+
+CHOOSABLE = [
+    clients,
+    defenses,
+    losses,
+    local,
+    inversion,
+    labels,
+    layers,
+    linear,
+    objectives,
+    optimizers,
+    priors,
+    projections,
+    schedules,
+    selection,
+    starts,
+]
+
+
+@pytest.mark.parametrize("piece", [piece for module in CHOOSABLE for piece in pieces(module)])
+def test_a_piece_is_a_frozen_value_that_prints_pickles_and_documents_itself(piece: object) -> None:
+    assert dataclasses.is_dataclass(piece) and type(piece).__dataclass_params__.frozen
+    assert pickle.loads(pickle.dumps(piece)) == piece and hash(piece) == hash(piece)
+    assert type(piece).__doc__ and type(piece).__name__ in repr(piece)
+    if dataclasses.fields(piece):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(piece, dataclasses.fields(piece)[0].name, None)
+
+
+@pytest.mark.parametrize("kind", list(registry.KINDS))
+def test_what_a_piece_prints_builds_it_again(kind: str) -> None:
+    for name, make in registry.choices(kind).items():
+        piece = make(*ARGUMENTS.get(name, ()))
+        assert registry.build(kind, repr(piece)) == piece
+
+
+@pytest.mark.parametrize("objective", pieces(objectives))
+def test_an_objective_is_zero_on_equal_updates_positive_on_others_and_differentiable(
+    objective: object, world: tuple[Observation, Batch], generator: torch.Generator
+) -> None:
+    update = world[0].update
+    assert float(objective(update, update)) == pytest.approx(0.0, abs=1e-6)
+    other = {k: (v + torch.randn(v.shape, generator=generator)).requires_grad_() for k, v in update.items()}
+    value = objective(other, update)
+    assert value.shape == () and value.item() > 1e-3
+    assert any(
+        float(part.abs().sum()) > 0
+        for part in torch.autograd.grad(value, list(other.values()), allow_unused=True)
+        if part is not None
+    )
+
+
+@pytest.mark.parametrize("prior", pieces(priors))
+def test_a_prior_is_a_scalar_that_prefers_flat_pictures_and_scales_with_its_weight(
+    prior: object, world: tuple[Observation, Batch]
+) -> None:
+    observation, batch = world
+    flat, images = torch.full_like(batch.images, 0.5), batch.images.clone().requires_grad_()
+    value = prior(images, observation)
+    assert value.shape == () and value.item() > prior(flat, observation).item() >= 0
+    (slope,) = torch.autograd.grad(value, images)
+    assert bool(slope.isfinite().all()) and float(slope.abs().sum()) > 0
+    doubled = dataclasses.replace(prior, weight=2 * prior.weight)
+    assert doubled(images, observation).item() == pytest.approx(2 * value.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("defense", pieces(defenses))
+def test_a_defense_keeps_names_and_shapes_leaves_its_input_and_follows_its_generator(
+    defense: object, world: tuple[Observation, Batch]
+) -> None:
+    update, context = world[0].update, defenses.Context(world[0].network, world[1])
+    before = {name: part.clone() for name, part in update.items()}
+    first, second = (defense(update, context, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert list(first) == list(update)
+    for name, part in first.items():
+        assert part.shape == update[name].shape and torch.equal(part, second[name])
+        assert torch.equal(update[name], before[name]) and bool(part.isfinite().all())
+    assert any(not torch.equal(part, update[name]) for name, part in first.items())
+
+
+@pytest.mark.parametrize("client", pieces(clients))
+def test_a_client_s_update_read_as_a_gradient_points_uphill(client: object, world: tuple[Observation, Batch]) -> None:
+    (observation, batch) = world
+    network = observation.network
+    read = client.as_gradient(network, client(network, batch.images, batch.labels), 2)
+    product = sum(float((read[name] * part).sum()) for name, part in observation.update.items())
+    size = sum(float(part.square().sum()) for part in observation.update.values())
+    assert product == pytest.approx(size, rel=0.05)
+
+
+@pytest.mark.parametrize("start", pieces(starts))
+def test_a_start_has_the_shape_and_dtype_asked_for_and_follows_its_generator(start: object) -> None:
+    first, second = (start((2, 1, *SHAPE), torch.Generator().manual_seed(1), torch.float64) for _ in range(2))
+    assert first.shape == (2, 1, *SHAPE) and first.dtype == torch.float64 and torch.equal(first, second)
+
+
+@pytest.mark.parametrize("projection", pieces(projections))
+def test_a_projection_keeps_the_shape_and_its_input(projection: object, world: tuple[Observation, Batch]) -> None:
+    inputs = torch.randn(2, *SHAPE) * 5
+    before = inputs.clone()
+    assert projection(inputs, world[0].network, 500).shape == inputs.shape
+    assert torch.equal(inputs, before)
+
+
+@pytest.mark.parametrize("name", list(recipes.__all__))
+def test_a_recipe_is_a_documented_attack_that_beats_its_start(name: str, world: tuple[Observation, Batch]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Sigmoid(), nn.Linear(32, 4))
+    images, truth = torch.rand(1, *SHAPE), torch.tensor([2])
+    network = freeze(module, SHAPE, mean=0.5, std=0.25)
+    observation = observe(network, FedSGD(), FedSGD()(network, images, truth), Batch(images, truth), ThreatModel())
+    make = getattr(recipes, name)
+    assert make.__doc__
+    attack = make()
+    if isinstance(attack, inversion.GradientInversion):
+        attack = dataclasses.replace(attack, max_iterations=30)
+    found = attack(observation, torch.Generator().manual_seed(0))
+    assert found.labels.tolist() == [2] and found.images.shape == images.shape
+    guess = torch.rand_like(images)
+    error = float((found.images.clamp(0, 1) - images).square().mean())
+    assert error < 0.5 * float((guess - images).square().mean())
+
+
+def test_every_metric_is_one_number_an_image_and_best_at_the_truth(world: tuple[Observation, Batch]) -> None:
+    observation, batch = world
+    right = score(batch, batch, observation.network.features)
+    wrong = score(Batch(1 - batch.images, batch.labels.flip(0)), batch, observation.network.features)
+    assert list(right) == list(metrics.__all__) == sorted(metrics.__all__)
+    for name, values in right.items():
+        assert values.shape == (2,)
+        sign = 1 if metrics.FACTS[name].higher_is_better else -1
+        assert bool((sign * values > sign * wrong[name]).all()), name
+
+
+def test_every_control_is_a_picture_for_each_truth(world: tuple[Observation, Batch]) -> None:
+    for name, guess in controls.guesses(world[1]).items():
+        assert guess.shape == world[1].images.shape, name

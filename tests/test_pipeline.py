@@ -1,0 +1,201 @@
+"""`audit()`: the whole line, and what it leaves untouched."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import inversefed
+from inversefed import FedAvg, FedSGD, ThreatModel, defenses, recipes
+from inversefed.errors import ConfigError, InputError, ThreatModelError, UnsupportedNetworkError
+from inversefed.zoo import constants, networks
+
+SHAPE = (3, 8, 8)
+QUICK = recipes.geiping(max_iterations=3)
+
+
+def images(n: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.rand((n, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def test_a_smooth_network_gives_its_picture_away(tiny: nn.Module) -> None:
+    report = inversefed.audit(
+        tiny, images(), torch.tensor([2]), mean=0.5, std=0.25, attack=recipes.idlg(max_iterations=60)
+    )
+    assert float(report.scores["peak_signal_noise_ratio"]) > 28
+    assert float(report.scores["label_accuracy"]) == 1
+    assert float(report.scores["peak_signal_noise_ratio"]) > float(
+        report.baselines["constant"]["peak_signal_noise_ratio"]
+    )
+
+
+def test_the_report_holds_the_same_names_as_its_json(tiny: nn.Module) -> None:
+    report = inversefed.audit(tiny, images(2), torch.tensor([2, 2]), attack=QUICK, seed=3)
+    written = report.to_dict()
+    assert {"scores", "attack", "seconds", "findings", "config", "scenario", "baselines", "status"} <= set(written)
+    for name, values in report.scores.items():
+        assert values.shape == (2,) and written["scores"][name] == pytest.approx(values.tolist())
+    assert written["scenario"]["client"] == "FedSGD()" and written["scenario"]["threat_model"]["labels"] == "unknown"
+    assert {"repeated-labels", "labels-hidden"} <= {finding["code"] for finding in written["findings"]}
+
+
+def test_nothing_of_the_caller_changes(tiny: nn.Module) -> None:
+    module = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.2), *tiny).train()
+    before, modes = copy.deepcopy(module.state_dict()), [part.training for part in module.modules()]
+    x, y = images(2), torch.tensor([0, 1])
+    x_before, state = x.clone(), torch.get_rng_state()
+
+    report = inversefed.audit(module, x, y, attack=QUICK, client=FedAvg(2, lr=0.1))
+
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(x, x_before) and not x.requires_grad
+    assert [part.training for part in module.modules()] == modes
+    assert all(weight.grad is None for weight in module.parameters())
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert {"batchnorm-train-mode", "dropout-train-mode"} <= {finding.code for finding in report.findings}
+
+
+def test_a_result_depends_on_its_seed_and_on_nothing_that_ran_before(tiny: nn.Module) -> None:
+    first = inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK, seed=5)
+    torch.rand(7)
+    second = inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK, seed=5)
+    other = inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK, seed=6)
+    assert torch.equal(first.images, second.images)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_computation_runs_in_the_module_s_dtype(tiny: nn.Module) -> None:
+    report = inversefed.audit(tiny.double(), images(), torch.tensor([1]), attack=recipes.idlg(max_iterations=100))
+    assert report.images.dtype == torch.float64
+    assert float(report.scores["peak_signal_noise_ratio"]) > 40
+
+
+def test_the_attack_never_sees_labels_or_images(tiny: nn.Module) -> None:
+    seen = []
+
+    def spy(observation: object, generator: object, budget: object) -> object:
+        seen.append(observation)
+        return QUICK(observation, generator, budget)
+
+    x = images()
+    inversefed.audit(tiny, x, torch.tensor([1]), attack=spy)
+    assert seen[0].labels is None
+    tensors = [value for value in vars(seen[0]).values() if isinstance(value, torch.Tensor)]
+    assert tensors == []
+    inversefed.audit(tiny, x, torch.tensor([1]), attack=spy, threat=ThreatModel(labels="known"))
+    assert seen[1].labels.tolist() == [1]
+
+
+def test_defenses_are_applied_in_order_and_named(tiny: nn.Module) -> None:
+    seen = []
+
+    def spy(observation: object, generator: object, budget: object) -> object:
+        seen.append(observation.update)
+        return QUICK(observation, generator, budget)
+
+    chain = (defenses.GaussianNoise(5.0), defenses.Clip(0.5))
+    report = inversefed.audit(
+        tiny, images(), torch.tensor([1]), attack=spy, defenses=chain, threat=ThreatModel(labels="known")
+    )
+    norm = torch.cat([part.flatten() for part in seen[0].values()]).norm()
+    assert float(norm) == pytest.approx(0.5, rel=1e-5)
+    assert "defense-unknown-to-attack" in {finding.code for finding in report.findings}
+    assert report.scenario["defenses"] == ["GaussianNoise(std=5.0)", "Clip(max_norm=0.5)"]
+
+
+def test_pictures_are_paired_with_their_truths(tiny: nn.Module) -> None:
+    x, y = images(3), torch.tensor([0, 1, 2])
+
+    def shuffled(observation: object, generator: object, budget: object) -> object:
+        order = torch.tensor([2, 0, 1])
+        return inversefed.Reconstruction(x[order], y[order], 0.0, inversefed.Status.FINISHED)
+
+    report = inversefed.audit(tiny, x, y, attack=shuffled)
+    assert torch.equal(report.images, x) and report.labels.tolist() == [0, 1, 2]
+    assert report.scores["peak_signal_noise_ratio"].tolist() == [200.0] * 3
+
+
+def test_budget_and_callback_reach_the_attack(tiny: nn.Module) -> None:
+    steps = []
+    report = inversefed.audit(
+        tiny, images(), torch.tensor([1]), max_iterations=4, on_step=lambda step: steps.append(step.iteration)
+    )
+    assert steps == [1, 2, 3, 4] and report.reconstruction.candidates[0].iterations == 4
+    stopped = inversefed.audit(tiny, images(), torch.tensor([1]), time_budget=0.05)
+    assert stopped.status == "stopped"
+
+
+def test_a_loss_of_the_caller_s_own_is_what_the_client_minimises(tiny: nn.Module) -> None:
+    def squared(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (logits - nn.functional.one_hot(labels, 4)).square().mean()
+
+    seen = []
+
+    def spy(observation: object, generator: object, budget: object) -> object:
+        seen.append(observation.update)
+        return QUICK(observation, generator, budget)
+
+    threat = ThreatModel(labels="known")
+    inversefed.audit(tiny, images(), torch.tensor([1]), attack=spy, loss=squared, threat=threat)
+    expected = torch.autograd.grad(squared(tiny(images()), torch.tensor([1])), list(tiny.parameters()))
+    for ours, theirs in zip(seen[0].values(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"images": torch.rand(3, 8, 8)}, InputError, r"\[n, c, h, w\]"),
+        ({"images": torch.rand(1, 12)}, InputError, "only images"),
+        ({"images": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, InputError, "floating-point"),
+        ({"images": [[1.0]]}, InputError, "got list"),
+        ({"images": torch.randn(1, 3, 8, 8) * 3}, InputError, r"\[0, 1\]"),
+        ({"images": torch.full((1, 3, 8, 8), float("nan"))}, InputError, r"\[0, 1\]"),
+        ({"images": torch.rand(0, 3, 8, 8), "labels": torch.zeros(0).long()}, InputError, "at least one image"),
+        ({"images": torch.rand(1, 3, 9, 9)}, UnsupportedNetworkError, "cannot run on images"),
+        ({"labels": torch.tensor([4])}, InputError, r"0\.\.3"),
+        ({"labels": torch.tensor([-1])}, InputError, r"0\.\.3"),
+        ({"labels": torch.tensor([0, 1])}, InputError, "as many labels"),
+        ({"labels": torch.tensor([0.5])}, InputError, "class indices"),
+        ({"max_iterations": 0}, ConfigError, "at least one iteration"),
+        ({"time_budget": 0.0}, ConfigError, "some time"),
+        ({"mean": [0.1, 0.2]}, InputError, "one a channel"),
+        ({"client": FedAvg(batch_size=2)}, ConfigError, "larger than the client's 1 examples"),
+        ({"attack": recipes.linear()}, UnsupportedNetworkError, "no linear layer"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    tiny: nn.Module, unchecked: None, arguments: dict, error: type[Exception], message: str
+) -> None:
+    given = {"images": images(), "labels": torch.tensor([1]), "attack": QUICK} | arguments
+    with pytest.raises(error, match=message):
+        inversefed.audit(tiny, **given)
+
+
+def test_weights_that_are_not_finite_are_named(tiny: nn.Module) -> None:
+    tiny[0].weight.data[0] = float("nan")
+    with pytest.raises(InputError, match="NaN or infinite"):
+        inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK)
+
+
+def test_labels_that_cannot_be_recovered_are_asked_for() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 4, bias=False))
+    with pytest.raises(ThreatModelError, match="known labels"):
+        inversefed.audit(module, images(2), torch.tensor([1, 2]), attack=QUICK)
+
+
+def test_the_default_is_the_best_recipe(tiny: nn.Module) -> None:
+    report = inversefed.audit(tiny, images(), torch.tensor([1]), max_iterations=1, client=FedSGD())
+    assert report.attack == repr(recipes.best())
+
+
+def test_the_bundled_photograph_comes_back_with_all_the_defaults(photos: torch.Tensor) -> None:
+    module = networks.build("LeNetZhu", seed=0).eval()
+    report = inversefed.audit(
+        module, photos[:1], torch.tensor([0]), mean=constants.cifar10_mean, std=constants.cifar10_std, seed=0
+    )
+    found = float(report.scores["peak_signal_noise_ratio"])
+    assert found > 20 and found > float(report.baselines["constant"]["peak_signal_noise_ratio"]) + 3
+    assert report.labels.tolist() == [0]

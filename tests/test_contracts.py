@@ -22,7 +22,7 @@ from inversefed.attacks import (
     selection,
     starts,
 )
-from inversefed.attacks.exact import linear
+from inversefed.attacks.exact import linear, peel
 from inversefed.cli import registry
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
@@ -62,6 +62,7 @@ CHOOSABLE = [
     labels,
     layers,
     linear,
+    peel,
     objectives,
     optimizers,
     priors,

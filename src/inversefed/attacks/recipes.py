@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from inversefed.attacks import Attack
 from inversefed.attacks.exact.linear import LinearInput
+from inversefed.attacks.exact.peel import Peel
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.attacks.objectives import Cosine, SquaredError
@@ -14,7 +15,7 @@ from inversefed.attacks.optimizers import LBFGS, Adam
 from inversefed.attacks.priors import TotalVariation
 from inversefed.attacks.schedules import Constant
 
-__all__ = ["best", "dlg", "geiping", "idlg", "linear"]
+__all__ = ["best", "dlg", "geiping", "idlg", "linear", "peel"]
 
 
 def best() -> Attack:
@@ -78,3 +79,11 @@ def idlg(restarts: int = 1, max_iterations: int = 300) -> GradientInversion:
 def linear() -> LinearInput:
     """The closed form for a picture in front of a linear layer with bias (Geiping et al. 2020, Prop. 3.1)."""
     return LinearInput()
+
+
+def peel() -> Peel:
+    """Exact recovery of one picture, layer by layer from the head, by linear equations.
+
+    It extends R-GAP, Zhu and Blaschko (2021), arXiv:2010.07733, to strides, biases, BatchNorm and saturated activations.
+    """
+    return Peel()

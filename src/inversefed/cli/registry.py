@@ -21,7 +21,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "client": ("fl.clients",),
     "defense": ("fl.defenses",),
     "loss": ("fl.losses",),
-    "attack": ("attacks.recipes", "attacks.inversion", "attacks.exact.linear"),
+    "attack": ("attacks.recipes", "attacks.inversion", "attacks.exact.linear", "attacks.exact.peel"),
     "prior": ("attacks.priors",),
     "objective": ("attacks.objectives",),
 }

@@ -1,0 +1,158 @@
+"""The input of a convolution from its weight gradient and its output: one linear least-squares problem.
+
+With `d` the loss gradient at the output and `a` the input,
+
+    gW[o, c, k] = sum_p d[o, p] a[c, s p + k]         the same matrix K(d) for every input channel c
+    slope * (W a)[o, p] = slope * (z[o, p] - b[o])    the forward pass, each row weighted by its activation's slope
+
+are linear in `a`. Where the first kind alone has full rank, QR solves it channel by channel. Else both are needed:
+a saturated activation tells little of its input, and its slope says so. That system is solved matrix-free by LSMR
+(Fong and Saunders 2011), preconditioned channel by channel with the Cholesky factor of `K^T K` plus the mean diagonal
+of the forward part. R-GAP (Zhu and Blaschko 2021, arXiv:2010.07733) solves the same equations unweighted.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, lsmr
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
+
+from inversefed.errors import UnsupportedNetworkError
+
+__all__ = ["solve_convolution", "transposed"]
+
+_MOST_PIXELS = 4096
+_WELL_CONDITIONED = 1e-3
+
+
+def solve_convolution(
+    layer: nn.Conv2d,
+    shape: tuple[int, int, int],
+    weight_gradient: Tensor,
+    delta: Tensor,
+    output: Tensor,
+    slope: Tensor,
+    tolerance: float,
+) -> Tensor:
+    """Solve for what went into a convolution, in double precision.
+
+    Args:
+        layer: the convolution, double precision.
+        shape: `(c, h, w)` of its input.
+        weight_gradient: gradient of the loss with respect to its weight.
+        delta: gradient of the loss with respect to its output, `[o, p, q]`.
+        output: its output, where known.
+        slope: how much each output counts; zero where it is not known.
+        tolerance: relative accuracy of the data, at which LSMR stops.
+
+    Raises:
+        UnsupportedNetworkError: groups, dilation, non-zero padding modes, or too many pixels.
+    """
+    _require_plain(layer, shape)
+    matrix = gradient_matrix(layer, shape, delta)
+    rows = weight_gradient.permute(0, 2, 3, 1).reshape(-1, shape[0])
+    direct = _by_gradient_alone(matrix, rows)
+    if direct is not None:
+        return direct.T.reshape(shape)
+    system = _System.of(layer, shape, matrix, slope)
+    forward = (output - (0 if layer.bias is None else layer.bias.detach()[:, None, None])) * slope
+    target = torch.cat([(rows * system.row_scale).flatten(), (forward * system.forward_scale).flatten()])
+    operator = LinearOperator(
+        (target.numel(), int(np.prod(shape))),
+        matvec=lambda x: system.apply(torch.from_numpy(x)).numpy(),
+        rmatvec=lambda y: system.adjoint(torch.from_numpy(y)).numpy(),
+        dtype=np.float64,
+    )
+    solution = lsmr(operator, target.numpy(), atol=tolerance, btol=tolerance, conlim=0, maxiter=3000)[0]
+    return system.precondition(torch.from_numpy(solution).reshape(shape[0], -1)).reshape(shape)
+
+
+def _by_gradient_alone(matrix: Tensor, rows: Tensor) -> Tensor | None:
+    """The least-squares solution of the gradient's own equations, `[pixels, c]`, where they are well conditioned."""
+    if matrix.shape[0] < matrix.shape[1]:
+        return None
+    q, r = torch.linalg.qr(matrix)
+    diagonal = r.diagonal().abs()
+    if diagonal.min() < _WELL_CONDITIONED * diagonal.max():
+        return None
+    solution: Tensor = torch.linalg.solve_triangular(r, q.T @ rows, upper=True)
+    return solution
+
+
+def _require_plain(layer: nn.Conv2d, shape: tuple[int, int, int]) -> None:
+    plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
+    if not plain or isinstance(layer.padding, str) or shape[1] * shape[2] > _MOST_PIXELS:
+        raise UnsupportedNetworkError(
+            f"a convolution is solved without groups and dilation, with zero padding, and for at most {_MOST_PIXELS} "
+            f"pixels; got {layer} on {shape[1]}x{shape[2]}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _System:
+    """The two kinds of equations as one operator, each kind scaled to rows of about unit length."""
+
+    layer: nn.Conv2d
+    shape: tuple[int, int, int]
+    slope: Tensor = field(repr=False)
+    matrix: Tensor = field(repr=False)
+    factor: Tensor = field(repr=False)
+    row_scale: float
+    forward_scale: float
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d, shape: tuple[int, int, int], matrix: Tensor, slope: Tensor) -> "_System":
+        weight = layer.weight.detach()
+        row_scale = 1 / float(matrix.square().sum(dim=1).mean().sqrt())
+        length = float(weight.flatten(1).norm(dim=1).mean() * slope.square().mean().sqrt())
+        forward_scale = 1 / length if length > 0 else 0.0
+        matrix = matrix * row_scale
+        squares = (slope * forward_scale).square()[None]
+        diagonal = transposed(layer, weight.square(), shape, squares)
+        gram = matrix.T @ matrix
+        gram.diagonal().add_(diagonal.mean(dim=0).flatten() + 1e-10 * gram.diagonal().mean())
+        return cls(layer, shape, slope, matrix, torch.linalg.cholesky(gram), row_scale, forward_scale)
+
+    def precondition(self, x: Tensor) -> Tensor:
+        solution: Tensor = torch.linalg.solve_triangular(self.factor.T, x.T, upper=True)
+        return solution.T
+
+    def apply(self, x: Tensor) -> Tensor:
+        a = self.precondition(x.reshape(self.shape[0], -1))
+        forward = F.conv2d(
+            a.reshape(1, *self.shape), self.layer.weight.detach(), None, self.layer.stride, self.layer.padding
+        )
+        return torch.cat([(self.matrix @ a.T).flatten(), (forward[0] * self.slope * self.forward_scale).flatten()])
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        split = self.matrix.shape[0] * self.shape[0]
+        rows, forward = y[:split].reshape(-1, self.shape[0]), y[split:].reshape(1, *self.slope.shape)
+        back = transposed(self.layer, self.layer.weight, self.shape, forward * self.slope * self.forward_scale)
+        gradient = rows.T @ self.matrix + back.reshape(self.shape[0], -1)
+        solution: Tensor = torch.linalg.solve_triangular(self.factor, gradient.T, upper=False)
+        return solution.T.flatten()
+
+
+def transposed(layer: nn.Conv2d, weight: Tensor, shape: tuple[int, ...], outputs: Tensor) -> Tensor:
+    """Apply the transposed convolution to `[1, o, p, q]` and return `[c, h, w]`."""
+    inputs: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
+        (1, *shape), weight.detach(), outputs, layer.stride, layer.padding
+    )
+    return inputs[0]
+
+
+def gradient_matrix(layer: nn.Conv2d, shape: tuple[int, int, int], delta: Tensor) -> Tensor:
+    """The matrix that takes one input channel, flattened, to its part of the weight gradient.
+
+    Rows are (output channel, tap), columns the pixels of the input.
+    """
+    pixels, outputs = shape[1] * shape[2], delta.shape[0]
+    places = torch.arange(1, pixels + 1, dtype=delta.dtype).reshape(1, 1, *shape[1:])
+    seen = F.unfold(places, layer.kernel_size, padding=layer.padding, stride=layer.stride)[0].long()
+    taps = seen.shape[0]
+    matrix = delta.new_zeros(outputs, taps, pixels + 1)  # column 0 collects the padding
+    matrix.scatter_add_(2, seen.expand(outputs, -1, -1), delta.reshape(outputs, 1, -1).expand(-1, taps, -1))
+    return matrix[:, :, 1:].reshape(outputs * taps, pixels)

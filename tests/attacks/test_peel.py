@@ -1,0 +1,119 @@
+"""Peeling: the picture to float precision, from real photographs, or a refusal that says why."""
+
+import pytest
+import torch
+from torch import nn
+
+import inversefed
+from inversefed import FedAvg, FedSGD, recipes
+from inversefed.attacks.exact.convolution import gradient_matrix, solve_convolution
+from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.zoo import constants, networks
+
+
+def all_convolutional() -> nn.Module:
+    def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    return nn.Sequential(*block(3, 32, 1), *block(32, 64, 2), *block(64, 128, 2), nn.Flatten(), nn.Linear(8192, 10))
+
+
+def tanh() -> nn.Module:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 24, 3, 1, 1, bias=False)
+            self.hidden, self.head = nn.Linear(24 * 256, 64), nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.tanh(self.second(self.first(x).sigmoid()))
+            return self.head(torch.tanh(self.hidden(x.view(x.size(0), -1))))
+
+    return Net()
+
+
+def decibels(
+    module: nn.Module, image: torch.Tensor, dtype: torch.dtype, client: object = FedSGD()
+) -> tuple[float, object]:
+    report = inversefed.audit(
+        module.eval().to(dtype),
+        image,
+        torch.tensor([3]),
+        mean=constants.cifar10_mean,
+        std=constants.cifar10_std,
+        attack=recipes.peel(),
+        client=client,
+    )
+    return float(report.scores["peak_signal_noise_ratio"]), report
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(("dtype", "floor"), [(torch.float32, 80), (torch.float64, 100)])
+def test_lenet_gives_its_photograph_away_to_float_precision(
+    photos: torch.Tensor, number: int, dtype: torch.dtype, floor: float
+) -> None:
+    score, report = decibels(networks.build("LeNetZhu", seed=number), photos[number : number + 1], dtype)
+    assert score > floor
+    assert report.labels.tolist() == [3] and report.reconstruction.loss < 1e-8
+    assert "exact" in {finding.code for finding in report.findings}
+
+
+@pytest.mark.parametrize(("make", "floor"), [(all_convolutional, 100), (tanh, 80)])
+def test_relu_with_batchnorm_and_strides_and_hidden_layers_from_float32(
+    photos: torch.Tensor, make: object, floor: float
+) -> None:
+    torch.manual_seed(0)
+    score, _ = decibels(make(), photos[1:2], torch.float32)
+    assert score > floor
+
+
+def test_a_weight_change_of_one_step_is_peeled_as_well(photos: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    score, _ = decibels(all_convolutional(), photos[:1], torch.float64, FedAvg(local_steps=1, lr=0.1))
+    assert score > 100
+
+
+def test_what_does_not_reproduce_the_update_is_not_called_exact(photos: torch.Tensor) -> None:
+    module = networks.build("LeNetZhu", seed=0).eval()
+    noisy = (inversefed.defenses.GaussianNoise(0.5),)
+    report = inversefed.audit(module, photos[:1], torch.tensor([3]), attack=recipes.peel(), defenses=noisy)
+    codes = {finding.code for finding in report.findings}
+    assert "not-exact" in codes and "exact" not in codes
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ConvNet16", "peeling stops at MaxPool2d"),
+        ("ResNet20", "branches"),
+        ("iRevNet", "branches|layer by layer|no layer"),
+    ],
+)
+def test_networks_that_cannot_be_peeled_are_refused_with_the_reason(
+    photos: torch.Tensor, name: str, reason: str
+) -> None:
+    with pytest.raises(UnsupportedNetworkError, match=reason):
+        decibels(networks.build(name, seed=0), photos[:1], torch.float32)
+
+
+def test_batches_and_train_mode_are_refused(photos: torch.Tensor) -> None:
+    with pytest.raises(ThreatModelError, match="one example"):
+        inversefed.audit(networks.build("LeNetZhu", seed=0), photos, torch.tensor([1, 2]), attack=recipes.peel())
+    with pytest.raises(UnsupportedNetworkError, match="train mode"):
+        inversefed.audit(all_convolutional().train(), photos[:1], torch.tensor([1]), attack=recipes.peel())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_the_equations_of_a_convolution_are_those_of_autograd(stride: int, padding: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 6, 3, stride, padding).double()
+    inputs = torch.rand(1, 2, 9, 7, dtype=torch.float64)
+    outputs = layer(inputs)
+    delta = torch.randn_like(outputs)
+    (expected,) = torch.autograd.grad((outputs * delta).sum(), layer.weight)
+    rows = gradient_matrix(layer, (2, 9, 7), delta[0]) @ inputs[0].flatten(1).T
+    torch.testing.assert_close(rows.reshape(6, 3, 3, 2).permute(0, 3, 1, 2), expected)
+    slope = torch.ones_like(outputs[0])
+    found = solve_convolution(layer, (2, 9, 7), expected, delta[0], outputs[0].detach(), slope, 1e-15)
+    torch.testing.assert_close(layer(found[None]), outputs, rtol=1e-8, atol=1e-10)

@@ -109,6 +109,7 @@ def validated(config: Mapping[str, Any]) -> dict[str, Any]:
     pick("scoring_choice", full["scoring_choice"], SELECTIONS)
     pick("filter", full["filter"], FILTERS)
     selector(full["indices"])
+    _number(full, "total_variation")
     _optimizer(full)
     return full
 
@@ -116,7 +117,7 @@ def validated(config: Mapping[str, Any]) -> dict[str, Any]:
 def attack_of(config: Mapping[str, Any], labels: LabelRule | JointLabels, tolerance: float | None) -> GradientInversion:
     """The attack that a validated config describes."""
     boxes: tuple[Projection, ...] = (Box(),) if config["boxed"] else ()
-    variation = config["total_variation"]
+    variation = _number(config, "total_variation")
     return GradientInversion(
         objective=objective(config["cost_fn"], config["indices"], config["weights"]),
         priors=(TotalVariation(variation),) if variation > 0 else (),
@@ -158,7 +159,7 @@ def _optimizer(config: Mapping[str, Any]) -> optimizers.Optimizer:
     """2020 fixed the steps of sgd (0.01) and L-BFGS (1), whatever `lr` said."""
     signed = bool(config["signed"])
     choices: dict[str, optimizers.Optimizer] = {
-        "adam": optimizers.Adam(lr=config["lr"], signed=signed),
+        "adam": optimizers.Adam(lr=_number(config, "lr"), signed=signed),
         "sgd": optimizers.SGD(signed=signed),
         "LBFGS": optimizers.LBFGS(signed=signed),
     }
@@ -168,3 +169,11 @@ def _optimizer(config: Mapping[str, Any]) -> optimizers.Optimizer:
     if config["max_iterations"] < 1 or config["restarts"] < 1:
         raise ConfigError("max_iterations and restarts must be at least 1")
     return choices[name]
+
+
+def _number(config: Mapping[str, Any], key: str) -> float:
+    """A number of the config, which may be written 1 for 1.0."""
+    try:
+        return float(config[key])
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key} is a number, not {config[key]!r}") from None

@@ -20,14 +20,14 @@ def total_variation(x: Tensor) -> Tensor:
     return across + down
 
 
-def psnr(img_batch: Tensor, ref_batch: Tensor, batched: bool = False, factor: float = 1.0) -> float:
+def psnr(img_batch: Tensor, ref_batch: Tensor, batched: bool = False, factor: float | int | Tensor = 1.0) -> float:
     """PSNR in the space and range that the caller chose; for comparable figures use `report.scores`.
 
     Args:
         img_batch: pictures `[n, c, h, w]`.
         ref_batch: what they should be.
         batched: one error over the whole batch instead of the mean over the pictures.
-        factor: the greatest value of a pixel.
+        factor: the greatest value of a pixel; notebooks hand in `1 / ds`, one a channel, for normalised pictures.
     """
     errors = (img_batch.detach() - ref_batch).square()
     mse = errors.mean().reshape(1) if batched else errors.flatten(start_dim=1).mean(dim=1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.compat.config import DEFAULT_CONFIG, LowestInception, attack_of, objective, validated
-from inversefed.compat.metrics import total_variation
+from inversefed.compat.metrics import InceptionScore, total_variation
 from inversefed.errors import InputError, UpdateMismatchError
 from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.losses import CrossEntropy
@@ -24,7 +24,8 @@ from inversefed.types import Budget, Params, Reconstruction, Step
 
 __all__ = ["DEFAULT_CONFIG", "FedAvgReconstructor", "GradientReconstructor", "loss_steps", "reconstruction_costs"]
 
-MeanStd = tuple[float | Sequence[float] | Tensor, float | Sequence[float] | Tensor]
+Constants = float | int | Sequence[float] | Tensor
+MeanStd = tuple[Constants, Constants]
 
 
 class GradientReconstructor:
@@ -57,7 +58,7 @@ class GradientReconstructor:
         img_shape: Sequence[int] = (3, 32, 32),
         dryrun: bool = False,
         eval: bool = True,
-        tol: float | None = None,
+        tol: float | int | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Attack a gradient, given as tensors in the order of the model's parameters.
 
@@ -70,20 +71,28 @@ class GradientReconstructor:
             tol: a matching cost at which no further restart is begun.
 
         Returns:
-            The pictures in the network's normalised space, and `stats` with `opt`, the chosen score, and
-            `labels`, those that were used or found.
+            The pictures in the network's normalised space, and `stats` with `opt`, the chosen score, `labels`,
+            those that were used or found, and `status`, how it ended (`"finished"`, `"interrupted"`, ..).
+
+        Raises:
+            UpdateMismatchError: the gradient does not fit the model.
+            InputError: it is not finite, labels are too few or out of range, or the trained network that
+                `scoring_choice="inception"` needs cannot be had.
         """
+        if self.config["scoring_choice"] == "inception":
+            InceptionScore(batch_size=1)  # fails now rather than after the last restart
         network = self._network(img_shape, eval)
         update = _by_name(network, input_data)
         given = None if labels is None else self._given(labels, network)
         observation = Observation(network, self._client(), update, self.num_images, given)
         rule = RecoveredLabels() if self.num_images == 1 and self.iDLG else JointLabels(shared=True)
-        attack = attack_of(self.config, rule, tol)
+        attack = attack_of(self.config, rule, None if tol is None else float(tol))
         # The global stream is the dialect's source of randomness; the fork puts it back.
         with torch.random.fork_rng():
             result = attack(observation, torch.default_generator, Budget(on_step=_report(dryrun)))
         stats: dict[str, Any] = defaultdict(list)
         stats["opt"], stats["labels"] = self._score(result, observation), result.labels
+        stats["status"] = result.status.value
         return result.images.detach(), stats
 
     def _network(self, img_shape: Sequence[int], eval_mode: bool) -> Network:
@@ -131,7 +140,7 @@ class FedAvgReconstructor(GradientReconstructor):
         model: nn.Module,
         mean_std: MeanStd = (0.0, 1.0),
         local_steps: int = 2,
-        local_lr: float = 1e-4,
+        local_lr: float | int = 1e-4,
         config: Mapping[str, Any] = DEFAULT_CONFIG,
         num_images: int = 1,
         use_updates: bool = True,
@@ -152,7 +161,7 @@ def loss_steps(
     inputs: Tensor,
     labels: Tensor,
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
-    lr: float = 1e-4,
+    lr: float | int = 1e-4,
     local_steps: int = 4,
     use_updates: bool = True,
     batch_size: int = 0,
@@ -196,8 +205,8 @@ def reconstruction_costs(
     return torch.stack([torch.as_tensor(cost(_numbered(gradient), observed)) for gradient in gradients]).mean()
 
 
-def _local_client(local_steps: int, lr: float, batch_size: int, use_updates: bool) -> FedAvg:
-    return FedAvg(local_steps, lr, batch_size, sends="delta" if use_updates else "weights")
+def _local_client(local_steps: int, lr: float | int, batch_size: int, use_updates: bool) -> FedAvg:
+    return FedAvg(local_steps, float(lr), batch_size, sends="delta" if use_updates else "weights")
 
 
 def _numbered(tensors: Sequence[Tensor]) -> Params:

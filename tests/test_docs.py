@@ -1,0 +1,209 @@
+"""What the documents say is true: their examples run, their options and their links exist."""
+
+import dataclasses
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+import inversefed
+from inversefed.attacks import priors
+from inversefed.cli import main, registry
+from inversefed.cli.options import Audit, Train, parse
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")] + [
+    path for path in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in path.parts
+]
+COMMAND_LINE = ROOT / "docs" / "howto" / "command-line.md"
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The fenced blocks of a language in a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list:
+    """Every line of every page that calls `inversefed`, up to a redirection."""
+    found = {}
+    for page in PAGES:
+        for line in "\n".join(blocks(page, "shell")).splitlines():
+            call = re.search(r"(?:^|\s)(?:\S*/)?inversefed ((?:audit|train|list)\b.*)", line)
+            if call:
+                found.setdefault(call[1], page.relative_to(ROOT))
+    return [pytest.param(line, id=f"{page}: {line}") for line, page in found.items()]
+
+
+def options_of(*command: str) -> set[str]:
+    """The options in a page of help."""
+    return set(re.findall(r"--[a-z][a-z-]*", " ".join(command)))
+
+
+@pytest.fixture
+def gradient() -> dict:
+    """What the 2020 example of the README takes for granted."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(256, 10)).eval()
+    mean, std = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.25)
+    loss = nn.functional.cross_entropy(model((torch.rand(1, 3, 32, 32) - mean) / std), torch.tensor([7]))
+    return {
+        "inversefed": inversefed,
+        "model": model,
+        "dm": mean,
+        "ds": std,
+        "config": {"max_iterations": 3, "signed": True},
+        "input_gradient": torch.autograd.grad(loss, list(model.parameters())),
+    }
+
+
+def test_the_python_of_the_readme_runs(gradient: dict, capsys: pytest.CaptureFixture) -> None:
+    audit, dialect = blocks(ROOT / "README.md", "python")
+
+    names: dict = {}
+    exec(audit, names)
+    assert "dB" in capsys.readouterr().out
+    assert names["report"].scores["peak_signal_noise_ratio"].shape == (1,)
+
+    exec(dialect, gradient)
+    assert gradient["output"].shape == (1, 3, 32, 32)
+    assert gradient["stats"]["opt"] >= 0
+
+
+def prior_of_contributing() -> type:
+    """The class in CONTRIBUTING.md, defined where the page says that it goes."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    between = re.search(r"<!-- a prior: begin -->\s*```python\n(.*?)```\s*<!-- a prior: end -->", text, re.DOTALL)
+    assert between, "CONTRIBUTING.md has lost the markers around its example"
+    names = dict(vars(priors))
+    exec(between[1], names)
+    return names["Curvature"]
+
+
+def test_the_prior_of_contributing_has_six_lines() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = text.split("<!-- a prior: begin -->")[1].split("<!-- a prior: end -->")[0]
+    lines = [line.strip() for line in example.splitlines() if line.strip()]
+    code = [line for line in lines if not line.startswith(("```", '"""'))]
+    assert len(code) == 6
+
+
+def test_the_prior_of_contributing_is_a_prior(tiny: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = prior_of_contributing()()
+    assert dataclasses.is_dataclass(prior) and type(prior).__dataclass_params__.frozen and type(prior).__doc__
+
+    images = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(4), requires_grad=True)
+    labels = torch.tensor([3, 1])
+    network, client = inversefed.freeze(tiny, (3, 8, 8), mean=0.5, std=0.25), inversefed.FedSGD()
+    batch = inversefed.Batch(images.detach(), labels)
+    update = client(network, batch.images, labels)
+    observation = inversefed.observe(network, client, update, batch, inversefed.ThreatModel())
+
+    value = prior(images, observation)
+    assert value.shape == () and value.item() > prior(torch.full_like(images, 0.5), observation).item() >= 0
+    (slope,) = torch.autograd.grad(value, images)
+    assert bool(slope.isfinite().all()) and float(slope.abs().sum()) > 0
+    doubled = dataclasses.replace(prior, weight=2 * prior.weight)
+    assert doubled(images, observation).item() == pytest.approx(2 * value.item(), rel=1e-5)
+
+    add_to_registry(monkeypatch, priors, type(prior))
+    assert registry.build("prior", repr(prior)) == prior
+    attack = registry.build("attack", f"GradientInversion(priors=({prior!r},), max_iterations=5)")
+    report = inversefed.audit(tiny, batch.images, labels, mean=0.5, std=0.25, attack=attack)
+    assert "Curvature(weight=0.001)" in report.attack
+
+
+def add_to_registry(monkeypatch: pytest.MonkeyPatch, module: ModuleType, piece: type) -> None:
+    """What a line in a module and its name in `__all__` do."""
+    monkeypatch.setattr(module, piece.__name__, piece, raising=False)
+    monkeypatch.setattr(module, "__all__", [*module.__all__, piece.__name__])
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_in_the_pages_is_understood(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    earlier = tmp_path / "runs" / "demo" / "report.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text(json.dumps({"config": {"seed": 0}}))
+    add_to_registry(monkeypatch, priors, prior_of_contributing())
+
+    options = parse(shlex.split(line, comments=True))
+    if isinstance(options, Audit):
+        for kind in ("client", "attack", "loss"):
+            registry.build(kind, getattr(options, kind))
+        for defense in options.defenses:
+            registry.build("defense", defense)
+
+
+def test_every_option_in_the_page_exists_and_every_option_is_in_the_page(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        main(["audit", "--help"])
+    known = options_of(capsys.readouterr().out)
+    page = COMMAND_LINE.read_text(encoding="utf-8")
+    named = options_of(page) - {"--help", "--version", "--tyro-print-completion"}
+    assert named <= known
+    assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Audit)} <= named
+
+
+def test_every_option_of_the_page_on_training_exists() -> None:
+    page = (ROOT / "docs" / "howto" / "train.md").read_text(encoding="utf-8")
+    both = [*dataclasses.fields(Audit), *dataclasses.fields(Train)]
+    assert options_of(page) <= {f"--{field.name.replace('_', '-')}" for field in both}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_called_as_the_page_says(shell: str, capsys: pytest.CaptureFixture) -> None:
+    assert f"`{shell}`" in COMMAND_LINE.read_text(encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["--tyro-print-completion", shell])
+    assert not ended.value.code
+    assert "inversefed" in capsys.readouterr().out
+
+
+def test_the_network_of_the_page_is_audited_from_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs" / "howto")
+    page = ROOT / "docs" / "howto" / "own-network.md"
+    (line,) = [line for block in blocks(page, "shell") for line in block.splitlines()]
+    words = shlex.split(line.replace("--max-iterations 500", "--max-iterations 3"))
+    assert words[:2] == ["PYTHONPATH=.", "inversefed"]
+    assert main([*words[2:], "--output", str(tmp_path / "own"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["scenario"]["image_shape"] == [3, 16, 16]
+    assert report["scores"]["label_accuracy"] == [1.0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(
+        r"^```\{(?:image|include|literalinclude)\} (\S+)", text, re.MULTILINE
+    )
+    for link in links:
+        path = link.split("#")[0]
+        if path and not re.match(r"[a-z]+:", path):
+            assert (page.parent / path).exists(), link
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    reasons = (ROOT / "docs" / "decisions" / "0001-dependencies.md").read_text(encoding="utf-8")
+    for requirement in project["dependencies"]:
+        name = re.split(r"[^\w-]", requirement)[0]
+        assert f"| `{name}` |" in reasons, name
+
+
+def test_the_figures_of_the_readme_are_a_picture_and_small() -> None:
+    picture = ROOT / "docs" / "figures" / "audit.png"
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 60_000

@@ -163,6 +163,10 @@ def test_a_loss_of_the_caller_s_own_is_what_the_client_minimises(tiny: nn.Module
         ({"time_budget": 0.0}, ConfigError, "some time"),
         ({"mean": [0.1, 0.2]}, InputError, "one a channel"),
         ({"client": FedAvg(batch_size=2)}, ConfigError, "larger than the client's 1 examples"),
+        ({"labels": 3}, InputError, "integer tensor"),
+        ({"attack": "geiping"}, ConfigError, "recipes.geiping"),
+        ({"attack": recipes.geiping}, ConfigError, "called"),
+        ({"defenses": defenses.Clip(1.0)}, ConfigError, "tuple of values"),
         ({"attack": recipes.linear()}, UnsupportedNetworkError, "no linear layer"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from inversefed.attacks import Attack, recipes
-from inversefed.errors import InputError
+from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation import align, controls, environment
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.score import score
@@ -66,12 +66,13 @@ def audit(
         UnsupportedNetworkError: the module cannot be audited.
         ThreatModelError: the attack needs what the threat model hides.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     >>> report = audit(net, torch.rand(1, 3, 4, 4), torch.tensor([1]), attack=recipes.linear())
     >>> bool(report.scores["peak_signal_noise_ratio"] > 80)
     True
     """
-    attack = recipes.best() if attack is None else attack
+    attack = check_pieces(recipes.best() if attack is None else attack, defenses)
     network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
     check_labels(labels, images.shape[0], network.num_classes)
     truth = Batch(images.detach().to(network.device, network.dtype), labels.detach().to(network.device).long())
@@ -113,6 +114,19 @@ def defended(
     for defense in defenses:
         update = defense(update, Context(network, batch), generator)
     return update
+
+
+def check_pieces(attack: Attack, defenses: Sequence[Defense]) -> Attack:
+    """Refuse names and functions where values are expected, and return the attack.
+
+    Raises:
+        ConfigError: an attack or a defense that cannot be called with an observation or an update.
+    """
+    if not callable(attack) or getattr(recipes, getattr(attack, "__name__", ""), None) is attack:
+        raise ConfigError(f"attack must be a value such as recipes.geiping(), called; got {attack!r}")
+    if not isinstance(defenses, tuple | list) or not all(map(callable, defenses)):
+        raise ConfigError(f"defenses must be a tuple of values such as (defenses.Clip(1.0),); got {defenses!r}")
+    return attack
 
 
 def check_images(images: Tensor) -> tuple[int, int, int]:

@@ -131,6 +131,10 @@ def test_a_factory_of_the_user_s_own_with_weights(tmp_path: Path, monkeypatch: p
     assert main([*base, "--weights", "w.pt", "--output", "zeros"]) == 0
     assert read(tmp_path / "zeros")["loss"] != read(tmp_path / "out")["loss"]
 
+    assert main(["audit", "--config", "out/report.json", "--output", "no", "--quiet"]) == 2, "a file may not name code"
+    assert main([*base, "--config", "out/report.json", "--output", "again"]) == 0
+    assert read(tmp_path / "again")["scores"] == read(tmp_path / "out")["scores"]
+
     torch.save({"other": torch.zeros(1)}, "bad.pt")
     assert main([*base, "--weights", "bad.pt", "--output", "no"]) == 2
     assert not (tmp_path / "no").exists()

@@ -153,7 +153,10 @@ class _Clock:
         self.restarts, self.on_step = attack.restarts, budget.on_step
         self.iterations = attack.max_iterations if budget.max_iterations is None else budget.max_iterations
         if self.iterations < 1 or (budget.seconds is not None and budget.seconds <= 0):
-            raise ConfigError(f"a budget needs at least one iteration and some time; got {budget}")
+            raise ConfigError(
+                "a budget needs at least one iteration and some time; "
+                f"got max_iterations={budget.max_iterations} and seconds={budget.seconds}"
+            )
         self.began = time.monotonic()
         self.deadline = math.inf if budget.seconds is None else self.began + budget.seconds
 

@@ -46,8 +46,8 @@ class SignRule:
         sums = _class_sums(observation)
         if not bool(sums.min() < 0):
             raise ThreatModelError(
-                "the label does not show in the head's gradient: no row is negative; hand it over (known labels), "
-                "or use JointLabels()"
+                "the label does not show in the head's gradient: no row is negative (is the update zero, or the head "
+                "followed by a ReLU?); hand it over (known labels), or use JointLabels()"
             )
         return sums.argmin().reshape(1)
 

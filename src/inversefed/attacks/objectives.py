@@ -40,6 +40,7 @@ def _total(terms: Iterable[Tensor]) -> Scalar:
 class Cosine:
     """One minus the cosine of the angle between the updates, all tensors together; in [0, 2].
 
+    >>> import torch
     >>> Cosine()({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 2.0])})
     tensor(1.)
     """

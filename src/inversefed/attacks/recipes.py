@@ -84,6 +84,6 @@ def linear() -> LinearInput:
 def peel() -> Peel:
     """Exact recovery of one picture, layer by layer from the head, by linear equations.
 
-    It extends R-GAP, Zhu and Blaschko (2021), arXiv:2010.07733, to strides, biases, BatchNorm and saturated activations.
+    It extends R-GAP (Zhu and Blaschko 2021, arXiv:2010.07733) to strides, biases, BatchNorm and saturated activations.
     """
     return Peel()

@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 for success, 1 for a failure, 2 for wrong usage or input, 130 after Ctrl-C.
     """
     verbose = False
+    # Read by OpenMP when torch is imported: threads that spin while they wait bring a busy machine to a standstill.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         verbose = getattr(options, "verbose", False)

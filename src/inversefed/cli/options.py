@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -71,6 +72,8 @@ class Audit:
     """Fixes all randomness: untrained weights, noise and starts."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads; by default one for networks under 100,000 weights, else one a core."""
     output: Path | None = None
     """Folder for report.html, report.json and the pictures; by default a new one under runs/."""
     overwrite: bool = False
@@ -155,16 +158,19 @@ def parse(arguments: Sequence[str]) -> Audit | Train | List:
 
 def _rerun(arguments: Sequence[str]) -> Audit:
     """The options of the config file, if one is named."""
-    for position, argument in enumerate(arguments):
-        if argument == "--config" and position + 1 < len(arguments):
-            return read_config(Path(arguments[position + 1]))
-        if argument.startswith("--config="):
-            return read_config(Path(argument.partition("=")[2]))
-    return Audit()
+    options = dict(pairwise([*arguments, ""]))
+    options |= dict(argument.split("=", 1) for argument in arguments if "=" in argument and argument.startswith("--"))
+    if not options.get("--config"):
+        return Audit()
+    return read_config(Path(options["--config"]), options.get("--network"))
 
 
-def read_config(path: Path) -> Audit:
+def read_config(path: Path, network: str | None = None) -> Audit:
     """Read the options that a report, or a config taken from one, was made with.
+
+    Args:
+        path: the JSON file.
+        network: what the command line says, which wins.
 
     Raises:
         InputError: no such file, or not JSON.
@@ -178,7 +184,8 @@ def read_config(path: Path) -> Audit:
         content = content["config"]
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}, but a config is a JSON object of options")
-    if ":" in str(content.get("network", "")):
+    content = content | ({"network": network} if network else {})
+    if ":" in str(content.get("network", "")) and not network:
         raise ConfigError(
             f"{path} names code to run as its network, {content['network']!r}; a data file may not: "
             "give --network on the command line and take it out of the file"

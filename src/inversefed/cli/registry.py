@@ -8,8 +8,10 @@ modules' `__all__`; case, dashes and underscores do not count.
 import ast
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -75,6 +77,8 @@ def import_object(path: str) -> Any:
         ConfigError: no such module or name.
     """
     module, _, name = path.partition(":")
+    if str(Path.cwd()) not in sys.path:  # as `python -m` has it
+        sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

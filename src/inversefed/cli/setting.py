@@ -12,11 +12,13 @@ from inversefed.errors import ConfigError, InputError, UnsupportedNetworkError, 
 from inversefed.zoo import constants, datasets, networks
 from inversefed.zoo.checkpoints import load_weights
 from inversefed.zoo.datasets import Dataset
+from inversefed.zoo.networks.seeding import seeded
 from inversefed.zoo.pictures import read_picture
 
 __all__ = ["Setting", "pick_device", "read_seconds", "read_setting"]
 
 Shape = tuple[int, int, int]
+_SMALL = 100_000
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -43,6 +45,7 @@ def read_setting(options: Audit) -> Setting:
     images, labels, dataset = _pictures(options, shape)
     num_classes = options.num_classes or _num_classes(options, dataset)
     module = _network(options, shape, num_classes).to(pick_device(options.device))
+    torch.set_num_threads(options.threads or _threads(module))
     mean = options.mean or (dataset.mean if dataset else _usual(options, shape[0])[0])
     std = options.std or (dataset.std if dataset else _usual(options, shape[0])[1])
     source = dataset.name if dataset else "pictures"
@@ -60,7 +63,7 @@ def _named_shape(options: Audit) -> Shape:
 
 def _published(options: Audit) -> str | None:
     """The name of published weights, where `--weights` is not a file."""
-    if options.weights is None or re.search(r"[./\\]", options.weights):
+    if options.weights is None or ":" in options.network or re.search(r"[./\\]", options.weights):
         return None
     return options.weights
 
@@ -88,12 +91,16 @@ def _labels(options: Audit, count: int) -> Tensor:
 def _num_classes(options: Audit, dataset: Dataset | None) -> int:
     if _published(options) or (options.network in networks.names() and networks.input_shape(options.network)[1] > 64):
         return 1000
-    return max(10, dataset.num_classes) if dataset else 10
+    return dataset.num_classes if dataset else 10
 
 
 def _network(options: Audit, shape: Shape, num_classes: int) -> nn.Module:
     if ":" in options.network:
-        module = import_object(options.network)()
+        if options.num_classes is not None:
+            raise ConfigError("--num-classes is for networks by name; a factory decides for itself")
+        factory = import_object(options.network)
+        with seeded(options.seed):
+            module = factory()
         if not isinstance(module, nn.Module):
             raise UnsupportedNetworkError(f"{options.network} gave {type(module).__name__}, not a torch.nn.Module")
     else:
@@ -110,6 +117,12 @@ def _usual(options: Audit, channels: int) -> tuple[tuple[float, ...], tuple[floa
     if ":" not in options.network and networks.input_shape(options.network)[1] > 64:
         return tuple(constants.imagenet_mean), tuple(constants.imagenet_std)
     return tuple(constants.cifar10_mean), tuple(constants.cifar10_std)
+
+
+def _threads(module: nn.Module) -> int:
+    """All threads, but one for a small network: sharing its work costs more than it saves."""
+    small = sum(weight.numel() for weight in module.parameters()) < _SMALL
+    return 1 if small else torch.get_num_threads()
 
 
 def pick_device(name: str) -> torch.device:

@@ -38,7 +38,7 @@ class Defense(Protocol):
 class Clip:
     """Scale the update down so that its norm over all tensors is at most `max_norm`.
 
-    >>> Clip(1.0)({"w": torch.tensor([3.0, 4.0])}, None, torch.Generator())
+    >>> Clip(1.0).scaled({"w": torch.tensor([3.0, 4.0])})
     {'w': tensor([0.6000, 0.8000])}
     """
 
@@ -50,6 +50,10 @@ class Clip:
 
     def __call__(self, update: Params, context: Context, generator: Generator) -> Params:
         """Clip by global norm."""
+        return self.scaled(update)
+
+    def scaled(self, update: Params) -> Params:
+        """The update times `min(1, max_norm / |update|)`."""
         norm = torch.stack([part.norm() for part in update.values()]).norm()
         factor = (self.max_norm / norm).clamp(max=1.0)
         return {name: part * factor for name, part in update.items()}
@@ -77,8 +81,8 @@ class TopK:
     Args:
         keep: the share that is kept, in (0, 1]; at least one entry a tensor.
 
-    >>> TopK(0.5)({"w": torch.tensor([1.0, -3.0, 2.0, 0.5])}, None, torch.Generator())
-    {'w': tensor([ 0., -3.,  2.,  0.])}
+    >>> TopK(0.5).pruned(torch.tensor([1.0, -3.0, 2.0, 0.5]))
+    tensor([ 0., -3.,  2.,  0.])
     """
 
     keep: float
@@ -89,9 +93,10 @@ class TopK:
 
     def __call__(self, update: Params, context: Context, generator: Generator) -> Params:
         """Prune small entries."""
-        return {name: self._prune(part) for name, part in update.items()}
+        return {name: self.pruned(part) for name, part in update.items()}
 
-    def _prune(self, part: Tensor) -> Tensor:
+    def pruned(self, part: Tensor) -> Tensor:
+        """One tensor with only its largest entries."""
         flat = part.flatten()
         kept = flat.abs().topk(max(1, round(self.keep * flat.numel()))).indices
         return torch.zeros_like(flat).index_copy(0, kept, flat[kept]).view_as(part)

@@ -147,8 +147,9 @@ def check_labels(labels: Tensor, num_examples: int, num_classes: int) -> None:
     Raises:
         InputError: wrong shape or type, or a label out of range.
     """
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype.is_complex:
-        raise InputError(f"labels are class indices of shape [n]; got shape {tuple(labels.shape)} of {labels.dtype}")
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.dtype.is_complex:
+        what = f"shape {tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else repr(labels)
+        raise InputError(f"labels are class indices, an integer tensor of shape [n]; got {what}")
     if labels.shape[0] != num_examples:
         raise InputError(f"{num_examples} images need as many labels; got {labels.shape[0]}")
     if num_examples and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:

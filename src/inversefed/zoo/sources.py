@@ -23,7 +23,6 @@ Shape = tuple[int, int, int]
 
 
 @runtime_checkable
-@runtime_checkable
 class Source(Protocol):
     """Where the examples of a data set come from."""
 

@@ -151,7 +151,8 @@ def gradient_matrix(layer: nn.Conv2d, shape: tuple[int, int, int], delta: Tensor
     """
     pixels, outputs = shape[1] * shape[2], delta.shape[0]
     places = torch.arange(1, pixels + 1, dtype=delta.dtype).reshape(1, 1, *shape[1:])
-    seen = F.unfold(places, layer.kernel_size, padding=layer.padding, stride=layer.stride)[0].long()
+    padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
+    seen = F.unfold(places, layer.kernel_size, padding=padding, stride=layer.stride)[0].long()
     taps = seen.shape[0]
     matrix = delta.new_zeros(outputs, taps, pixels + 1)  # column 0 collects the padding
     matrix.scatter_add_(2, seen.expand(outputs, -1, -1), delta.reshape(outputs, 1, -1).expand(-1, taps, -1))

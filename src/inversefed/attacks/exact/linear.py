@@ -72,10 +72,15 @@ class LinearInput:
                 f"a linear layer's input is exact for one example; this update has {observation.num_examples}"
             )
         layer = _layer_on_the_picture(network)
-        inputs = linear_inputs(network, observation.gradient).get(layer or "")
-        if inputs is None:
+        if layer is None or f"{layer}.bias" not in network.params:
             raise UnsupportedNetworkError(
                 "no linear layer with bias sees the flattened picture; use an optimisation attack such as geiping()"
+            )
+        inputs = linear_inputs(network, observation.gradient).get(layer)
+        if inputs is None:
+            raise UnsupportedNetworkError(
+                f"the gradient of layer {layer} is not of rank one, so it is not one example's as it was computed "
+                "(noise, pruning or quantization does that); use an optimisation attack such as geiping()"
             )
         images = network.denormalize(inputs.reshape(observation.batch_shape))
         labels = RecoveredLabels()(observation) if observation.labels is None else observation.labels

@@ -203,3 +203,10 @@ def test_the_bundled_photograph_comes_back_with_all_the_defaults(photos: torch.T
     found = float(report.scores["peak_signal_noise_ratio"])
     assert found > 20 and found > float(report.baselines["constant"]["peak_signal_noise_ratio"]) + 3
     assert report.labels.tolist() == [0]
+
+
+def test_peeling_gives_the_bundled_photograph_as_the_readme_says(photos: torch.Tensor) -> None:
+    module = networks.build("LeNetZhu", seed=0).eval()
+    statistics = {"mean": constants.cifar10_mean, "std": constants.cifar10_std}
+    report = inversefed.audit(module, photos[:1], torch.tensor([0]), attack=recipes.peel(), **statistics)
+    assert float(report.scores["peak_signal_noise_ratio"]) == pytest.approx(110, abs=3)

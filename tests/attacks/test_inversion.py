@@ -22,10 +22,11 @@ from inversefed import (
     priors,
     recipes,
 )
-from inversefed.attacks import layers, optimizers, projections, schedules, selection, starts
+from inversefed.attacks import layers, optimizers, parametrizations, projections, schedules, selection, starts
 from inversefed.errors import ConfigError
 from inversefed.evaluation.align import align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
+from inversefed.zoo import constants, networks
 
 SHAPE = (3, 8, 8)
 
@@ -248,3 +249,51 @@ def test_weights_fall_as_stated() -> None:
     parts = [torch.ones(1)] * 4
     torch.testing.assert_close(layers.LinearWeights()(parts), torch.tensor([1.0, 0.75, 0.5, 0.25]))
     torch.testing.assert_close(layers.ExponentialWeights()(parts), torch.exp(-torch.arange(4.0)))
+
+
+def on_photograph(name: str, photo: torch.Tensor, attack: GradientInversion) -> float:
+    batch = Batch(photo, torch.tensor([3]))
+    network = freeze(
+        networks.build(name, seed=0).eval(), (3, 32, 32), mean=constants.cifar10_mean, std=constants.cifar10_std
+    )
+    observation = observe(network, FedSGD(), FedSGD()(network, batch.images, batch.labels), batch, ThreatModel())
+    return decibels(attack(observation, seeded()).images, batch)
+
+
+def test_on_a_relu_network_the_spectral_recipe_is_far_ahead_after_few_iterations(photos: torch.Tensor) -> None:
+    ours = on_photograph("ConvNet16", photos[:1], recipes.spectral(60))
+    paper = on_photograph("ConvNet16", photos[:1], recipes.geiping(max_iterations=60, total_variation=1e-4))
+    assert ours > 20 and ours > paper + 5
+
+
+def test_on_a_smooth_network_curvature_wants_the_mean_color_as_its_start(photos: torch.Tensor) -> None:
+    recipe = recipes.curvature(12)
+    ours = on_photograph("LeNetZhu", photos[:1], recipe)
+    from_noise = on_photograph("LeNetZhu", photos[:1], replace(recipe, start=starts.Normal()))
+    assert ours > 25 and ours > from_noise + 5
+
+
+def test_spectral_coefficients_are_scaled_by_frequency_and_color() -> None:
+    flat, stripes = torch.ones(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
+    stripes[..., 1::2] = -1
+    spectral = parametrizations.Spectral()
+    torch.testing.assert_close(spectral(flat), 1.6 * flat)
+    torch.testing.assert_close(spectral(stripes), 1.6 / 4 * stripes)  # 4 cycles across the picture
+    red_blue = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    torch.testing.assert_close(spectral(red_blue), 0.5 * red_blue)
+    assert spectral(torch.ones(2, 1, 5, 7)).shape == (2, 1, 5, 7)
+
+
+def test_normalized_momentum_moves_by_its_step_length_whatever_the_scale() -> None:
+    for scale in (1e-6, 1e6):
+        variable = torch.zeros(1000, requires_grad=True)
+        stepper = optimizers.NormalizedMomentum(lr=0.5, momentum=0.9).build([variable])
+        gradient = torch.randn(1000, generator=seeded())
+
+        def closure(variable: torch.Tensor = variable, slope: torch.Tensor = scale * gradient) -> float:
+            variable.grad = slope
+            return 0.0
+
+        stepper.step(closure)
+        expected = -0.5 * (0.9 * 0.1 + 0.1) * gradient / gradient.square().mean().sqrt()
+        torch.testing.assert_close(variable.detach(), expected)

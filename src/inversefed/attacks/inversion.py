@@ -19,6 +19,7 @@ from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels
 from inversefed.attacks.minimize import Minimum, Variables, minimize
 from inversefed.attacks.objectives import Cosine
 from inversefed.attacks.optimizers import Adam, Optimizer
+from inversefed.attacks.parametrizations import Pixels
 from inversefed.attacks.priors import TotalVariation
 from inversefed.attacks.problem import Objective, Prior, Problem
 from inversefed.attacks.projections import Box
@@ -34,6 +35,7 @@ __all__ = ["GradientInversion"]
 
 Start = Callable[[tuple[int, ...], Generator, torch.dtype], Tensor]
 Schedule = Callable[[float, int, int], float]
+Parametrization = Callable[[Tensor], Tensor]
 Projection = Callable[[Tensor, Network, int], Tensor]
 Selection = Callable[[list[Candidate], Observation, Match], Candidate]
 
@@ -48,7 +50,8 @@ class GradientInversion:
         start: first guesses.
         optimizer: the stepping rule.
         schedule: how its step length changes.
-        projections: what is done to the images after each step, in order.
+        projections: what is done to the search variable after each step, in order.
+        parametrization: from the search variable to network inputs.
         labels: how labels are found where the threat model hides them.
         max_iterations: steps a restart.
         restarts: how many starts are tried.
@@ -63,6 +66,7 @@ class GradientInversion:
     optimizer: Optimizer = Adam()
     schedule: Schedule = StepDecay()
     projections: tuple[Projection, ...] = (Box(),)
+    parametrization: Parametrization = Pixels()
     labels: LabelRule | JointLabels = RecoveredLabels()
     max_iterations: int = 4800
     restarts: int = 1
@@ -90,7 +94,7 @@ class GradientInversion:
             ThreatModelError: the labels are hidden and cannot be recovered by the rule.
             ConfigError: the budget holds no iteration.
         """
-        problem = Problem.of(observation, self.objective, self.priors, self.labels)
+        problem = Problem.of(observation, self.objective, self.priors, self.parametrization, self.labels)
         starts = self.start((self.restarts, *observation.batch_shape), generator, observation.network.dtype)
         clock = _Clock(self, budget)
         candidates: list[Candidate] = []

@@ -20,7 +20,15 @@ from torch.nn import functional as F
 from inversefed.attacks.layers import AllTensors, EqualWeights, Selector, Weighting
 from inversefed.types import Params, Scalar
 
-__all__ = ["AbsoluteError", "Cosine", "LayerwiseCosine", "MaxError", "SquaredError"]
+__all__ = [
+    "AbsoluteError",
+    "Cosine",
+    "LayerwiseCosine",
+    "MaxError",
+    "RelativeAbsoluteError",
+    "RelativeSquaredError",
+    "SquaredError",
+]
 
 
 def _chosen(
@@ -107,3 +115,24 @@ class LayerwiseCosine:
         """Sum of distances."""
         chosen = _chosen(predicted, observed, self.select, self.weights)
         return _total(1 - F.cosine_similarity(p.flatten(), o.flatten(), 0, 1e-10) * weight for p, o, weight in chosen)
+
+
+@dataclass(frozen=True)
+class RelativeSquaredError:
+    """Squared error over the squared size of the observed update: `|g - g*|^2 / |g*|^2`."""
+
+    def __call__(self, predicted: Params, observed: Params) -> Scalar:
+        """Relative squared error."""
+        return SquaredError()(predicted, observed) / _total(part.square().sum() for part in observed.values())
+
+
+@dataclass(frozen=True)
+class RelativeAbsoluteError:
+    """Absolute error over the absolute size of the observed update: `sum |g - g*| / sum |g*|`.
+
+    Where a ReLU is on the wrong side, few entries are far off: this cost does not let them outvote the rest.
+    """
+
+    def __call__(self, predicted: Params, observed: Params) -> Scalar:
+        """Relative absolute error."""
+        return AbsoluteError()(predicted, observed) / _total(part.abs().sum() for part in observed.values())

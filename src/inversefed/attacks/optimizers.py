@@ -4,7 +4,7 @@
 with it, Adam takes steps of equal length in every pixel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inversefed.errors import ConfigError
 
-__all__ = ["LBFGS", "SGD", "Adam"]
+__all__ = ["LBFGS", "SGD", "Adam", "NormalizedMomentum"]
 
 
 @runtime_checkable
@@ -70,6 +70,7 @@ class LBFGS:
         inner: L-BFGS updates an iteration.
         history: pairs that are remembered.
         line_search: `True` for strong Wolfe conditions.
+        tolerance: an iteration ends where a step changes loss and variables by less.
         signed: as for the others; it destroys the curvature and is there for the 2020 code.
     """
 
@@ -77,6 +78,7 @@ class LBFGS:
     inner: int = 20
     history: int = 100
     line_search: bool = False
+    tolerance: float = 1e-9
     signed: bool = False
 
     def build(self, variables: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -86,8 +88,49 @@ class LBFGS:
             lr=_positive(self.lr),
             max_iter=self.inner,
             history_size=self.history,
+            tolerance_grad=100 * self.tolerance,
+            tolerance_change=self.tolerance,
             line_search_fn="strong_wolfe" if self.line_search else None,
         )
+
+
+@dataclass(frozen=True)
+class NormalizedMomentum:
+    """Steps of a length that `lr` alone decides, along an average with Nesterov's look-ahead.
+
+        q = gradient / rms(gradient),  m <- b m + (1 - b) q,  z <- z - lr (b m + (1 - b) q)
+
+    The scale of the cost does not count, and the entries of a step keep their proportions, which signs do not.
+    """
+
+    lr: float = 1.5
+    momentum: float = 0.9
+    signed: bool = False
+
+    def build(self, variables: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """One buffer a variable."""
+        return _NormalizedMomentum(list(variables), {"lr": _positive(self.lr), "momentum": self.momentum})
+
+
+class _NormalizedMomentum(torch.optim.Optimizer):
+    """The rule of `NormalizedMomentum`."""
+
+    def step(self, closure: Callable[[], float]) -> float:  # type: ignore[override]
+        """Take one step and return the loss before it."""
+        with torch.enable_grad():
+            loss = closure()
+        for group in self.param_groups:
+            for variable in group["params"]:
+                self._move(variable, group["lr"], group["momentum"])
+        return loss
+
+    @torch.no_grad()
+    def _move(self, variable: Tensor, lr: float, momentum: float) -> None:
+        assert variable.grad is not None
+        direction = variable.grad / variable.grad.square().mean().sqrt().clamp(min=torch.finfo(variable.dtype).tiny)
+        buffer = self.state[variable].setdefault("buffer", torch.zeros_like(variable))
+        buffer.lerp_(direction, 1 - momentum)
+        variable.sub_(lr * (momentum * buffer + (1 - momentum) * direction))
 
 
 def _positive(lr: float) -> float:

@@ -23,13 +23,14 @@ Prior = Callable[[Images, Observation], Scalar]
 class Problem:
     """What is minimised, and how its variables are read.
 
-    The variables are `images`, in the network's normalised input space, and `labels`, logits, where the
-    labels are optimised too.
+    The variables are `images`, which the parametrization takes to the network's normalised input space, and `labels`,
+    logits, where the labels are optimised too.
 
     Args:
         observation: what the server sees.
         objective: distance of two updates.
         priors: added to it.
+        parametrization: from the search variable to network inputs.
         joint: how open labels are decoded.
         labels: the labels, where they are known or were recovered.
     """
@@ -37,18 +38,24 @@ class Problem:
     observation: Observation
     objective: Objective
     priors: Sequence[Prior]
+    parametrization: Callable[[Tensor], Tensor]
     joint: JointLabels
     labels: Labels | None
 
     @classmethod
     def of(
-        cls, observation: Observation, objective: Objective, priors: Sequence[Prior], rule: LabelRule | JointLabels
+        cls,
+        observation: Observation,
+        objective: Objective,
+        priors: Sequence[Prior],
+        parametrization: Callable[[Tensor], Tensor],
+        rule: LabelRule | JointLabels,
     ) -> "Problem":
         """Settle the labels first: granted, recovered by a rule, or left open."""
         if isinstance(rule, JointLabels):
-            return cls(observation, objective, priors, rule, observation.labels)
+            return cls(observation, objective, priors, parametrization, rule, observation.labels)
         labels = rule(observation) if observation.labels is None else observation.labels
-        return cls(observation, objective, priors, JointLabels(), labels)
+        return cls(observation, objective, priors, parametrization, JointLabels(), labels)
 
     def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
         """The variables of a restart."""
@@ -59,7 +66,7 @@ class Problem:
 
     def images(self, variables: Mapping[str, Tensor]) -> Images:
         """The pictures, in pixel space."""
-        return self.observation.network.denormalize(variables["images"])
+        return self.observation.network.denormalize(self.parametrization(variables["images"]))
 
     def targets(self, variables: Mapping[str, Tensor]) -> Tensor:
         """The labels, hard or soft, that the simulated client trains on."""

@@ -10,12 +10,14 @@ from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel import Peel
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
-from inversefed.attacks.objectives import Cosine, SquaredError
-from inversefed.attacks.optimizers import LBFGS, Adam
+from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError
+from inversefed.attacks.optimizers import LBFGS, Adam, NormalizedMomentum
+from inversefed.attacks.parametrizations import Spectral
 from inversefed.attacks.priors import TotalVariation
-from inversefed.attacks.schedules import Constant
+from inversefed.attacks.schedules import Constant, CosineDecay
+from inversefed.attacks.starts import NearMean, Zeros
 
-__all__ = ["best", "dlg", "geiping", "idlg", "linear", "peel"]
+__all__ = ["best", "curvature", "dlg", "geiping", "idlg", "linear", "peel", "spectral"]
 
 
 def best() -> Attack:
@@ -87,3 +89,41 @@ def peel() -> Peel:
     It extends R-GAP (Zhu and Blaschko 2021, arXiv:2010.07733) to strides, biases, BatchNorm and saturated activations.
     """
     return Peel()
+
+
+def curvature(max_iterations: int = 80) -> GradientInversion:
+    """For smooth networks: squared error by L-BFGS with line search, from the mean color.
+
+    From noise, where DLG starts, the same search ends in poor minima; a picture is nearer its mean color than noise is.
+
+    Args:
+        max_iterations: L-BFGS iterations of up to 20 inner steps.
+    """
+    return GradientInversion(
+        objective=RelativeSquaredError(),
+        priors=(),
+        start=NearMean(),
+        optimizer=LBFGS(line_search=True, tolerance=0.0),
+        schedule=Constant(),
+        projections=(),
+        max_iterations=max_iterations,
+    )
+
+
+def spectral(max_iterations: int = 375, total_variation: float = 1e-2) -> GradientInversion:
+    """For ReLU networks: absolute error, searched in scaled Fourier coefficients and colors from the mean color.
+
+    Args:
+        max_iterations: steps; 60 give a first picture, from about 400 on little is gained.
+        total_variation: weight of the prior.
+    """
+    return GradientInversion(
+        objective=RelativeAbsoluteError(),
+        priors=(TotalVariation(total_variation),),
+        start=Zeros(),
+        optimizer=NormalizedMomentum(lr=1.5),
+        schedule=CosineDecay(),
+        projections=(),
+        parametrization=Spectral(),
+        max_iterations=max_iterations,
+    )

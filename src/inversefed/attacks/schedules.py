@@ -1,9 +1,10 @@
 """How the step length changes over a restart: (lr, iteration, iterations) -> lr."""
 
+import math
 from dataclasses import dataclass
 from itertools import repeat
 
-__all__ = ["Constant", "StepDecay"]
+__all__ = ["Constant", "CosineDecay", "StepDecay"]
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,15 @@ class Constant:
     def __call__(self, lr: float, iteration: int, iterations: int) -> float:
         """`lr`."""
         return lr
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """Fall along half a cosine, from the whole step length to none."""
+
+    def __call__(self, lr: float, iteration: int, iterations: int) -> float:
+        """Step length at this iteration, from 0."""
+        return lr * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,22 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["Normal", "Uniform", "Zeros"]
+__all__ = ["NearMean", "Normal", "Uniform", "Zeros"]
+
+
+@dataclass(frozen=True)
+class NearMean:
+    """The mean color with a little noise, so that restarts differ.
+
+    Args:
+        std: of the noise, in normalized inputs.
+    """
+
+    std: float = 1e-3
+
+    def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
+        """Draw `[restarts, n, c, h, w]`."""
+        return self.std * Normal()(shape, generator, dtype)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ _PARTS = (
     "attacks.labels",
     "attacks.layers",
     "attacks.optimizers",
+    "attacks.parametrizations",
     "attacks.projections",
     "attacks.schedules",
     "attacks.selection",

@@ -127,7 +127,7 @@ def test_budget_and_callback_reach_the_attack(tiny: nn.Module) -> None:
     assert stopped.status == "stopped"
 
 
-def test_a_loss_of_the_caller_s_own_is_what_the_client_minimises(tiny: nn.Module) -> None:
+def test_a_loss_of_the_caller_s_own_is_what_the_client_minimizes(tiny: nn.Module) -> None:
     def squared(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return (logits - nn.functional.one_hot(labels, 4)).square().mean()
 

@@ -1,7 +1,7 @@
 """inversefed: find out what a client's update gives away in federated learning.
 
 The public surface, all of it imported on first use. `audit` is the whole line in one call; the pieces that
-it is given live in `clients`, `defenses`, `recipes` and their neighbours. The last block speaks the dialect
+it is given live in `clients`, `defenses`, `recipes` and their neighbors. The last block speaks the dialect
 of the 2020 code (see the documentation, `legacy`).
 """
 

@@ -48,7 +48,7 @@ def audit(
         module: any classifier, in the mode (train or eval) that the client uses; it is not changed.
         images: the private pictures, `[n, c, h, w]`, pixel space, [0, 1].
         labels: their classes, `[n]`; the attack sees them only if `threat` says so.
-        mean: what the client's input normalisation subtracts, one number or one a channel; `None` for 0.
+        mean: what the client's input normalization subtracts, one number or one a channel; `None` for 0.
         std: what it divides by; `None` for 1.
         client: how the update is made.
         defenses: what is done to it before it leaves, in order.
@@ -145,7 +145,7 @@ def check_images(images: Tensor) -> tuple[int, int, int]:
     low, high = images.detach().aminmax()
     if not bool((low >= 0) & (high <= 1)):
         raise InputError(
-            f"pixels must lie in [0, 1] (pixel space, not normalised; give mean= and std= instead); got "
+            f"pixels must lie in [0, 1] (pixel space, not normalized; give mean= and std= instead); got "
             f"{float(low):.3g} to {float(high):.3g}"
         )
     channels, height, width = images.shape[1:]

@@ -118,7 +118,7 @@ class Candidate:
         loss: the matching cost of these images, priors left out.
         status: how the restart ended.
         iterations: how many iterations it ran.
-        history: the minimised loss, one entry an iteration.
+        history: the minimized loss, one entry an iteration.
     """
 
     images: Images = field(repr=False)
@@ -159,7 +159,7 @@ class Step:
         restarts: how many are planned.
         iteration: how many iterations of this restart are done.
         iterations: how many are planned.
-        loss: the minimised loss at this iteration.
+        loss: the minimized loss at this iteration.
         seconds: wall time since the attack began.
         best: returns the best images so far, in pixel space, by the attack's own loss.
     """

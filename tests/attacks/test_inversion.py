@@ -1,4 +1,4 @@
-"""The optimisation attack reconstructs, keeps the best, and ends well however it ends."""
+"""The optimization attack reconstructs, keeps the best, and ends well however it ends."""
 
 import math
 from dataclasses import replace

@@ -32,7 +32,7 @@ def ds():
 
 @pytest.fixture(scope="session")
 def batch(dm, ds):
-    """Make the first n formula pictures, normalised, and their labels."""
+    """Make the first n formula pictures, normalized, and their labels."""
 
     def make(n=1):
         return torch.stack([(formula(k) - dm) / ds for k in range(n)]), torch.arange(n) % 10

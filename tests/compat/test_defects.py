@@ -149,7 +149,7 @@ def test_8_unknown_costs_are_refused_and_topk_2_is_reached(tiny, tiny_gradient):
     assert torch.isfinite(costs([few], tiny_gradient, "l2", indices="topk-2"))
 
 
-def test_8_the_default_normalisation_works(tiny, tiny_gradient):
+def test_8_the_default_normalization_works(tiny, tiny_gradient):
     output, _ = inversefed.GradientReconstructor(tiny).reconstruct(tiny_gradient, None, (3, 8, 8), dryrun=True)
     assert output.shape == (1, 3, 8, 8) and output.min() >= 0 and output.max() <= 1
 

@@ -102,7 +102,7 @@ def test_the_defaults_are_those_of_2020(lenet):
     assert {key: config[key] for key in wanted} == wanted
 
 
-def test_normalisation_comes_as_floats_lists_or_tensors(lenet, gradient, dm, ds):
+def test_normalization_comes_as_floats_lists_or_tensors(lenet, gradient, dm, ds):
     mean, std = inversefed.consts.cifar10_mean, inversefed.consts.cifar10_std
     for mean_std in ((dm, ds), (list(mean), list(std)), (0.5, 0.25), (torch.tensor(0.5), 0.25)):
         output, _ = inversefed.GradientReconstructor(lenet, mean_std, QUICK).reconstruct(gradient(), None)
@@ -123,7 +123,7 @@ def test_tol_ends_the_restarts(lenet, gradient, capsys):
     assert capsys.readouterr().out.count("It: 0.") == 1
 
 
-def test_labels_are_optimised_where_the_sign_rule_is_off(lenet, gradient):
+def test_labels_are_optimized_where_the_sign_rule_is_off(lenet, gradient):
     machine = inversefed.GradientReconstructor(lenet, config={**QUICK, "restarts": 1})
     machine.iDLG = False
     torch.manual_seed(0)

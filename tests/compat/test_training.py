@@ -22,7 +22,7 @@ def defs():
     return strategy
 
 
-def test_items_are_normalised_pictures_with_labels(cifar_root, defs, dm, ds):
+def test_items_are_normalized_pictures_with_labels(cifar_root, defs, dm, ds):
     _, trainloader, validloader = inversefed.construct_dataloaders("CIFAR10", defs, data_path=cifar_root)
     pixels = datasets.load("CIFAR10", cifar_root)
     image, label = validloader.dataset[2]
@@ -36,7 +36,7 @@ def test_items_are_normalised_pictures_with_labels(cifar_root, defs, dm, ds):
         validloader.dataset[6]
 
 
-def test_normalisation_augmentation_and_order_can_be_switched_off(cifar_root, defs):
+def test_normalization_augmentation_and_order_can_be_switched_off(cifar_root, defs):
     defs.augmentations = False
     _, plain, valid = inversefed.construct_dataloaders("CIFAR10", defs, cifar_root, shuffle=False, normalize=False)
     pixels = datasets.load("CIFAR10", cifar_root, "train")

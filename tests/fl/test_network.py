@@ -129,7 +129,7 @@ def test_frozen_parameters_are_no_part_of_the_update(tiny: nn.Module) -> None:
     assert list(FedSGD()(network, torch.rand(1, *SHAPE), torch.tensor([0]))) == ["3.weight", "3.bias"]
 
 
-def test_normalisation_belongs_to_the_network(tiny: nn.Module) -> None:
+def test_normalization_belongs_to_the_network(tiny: nn.Module) -> None:
     network = freeze(tiny, SHAPE, mean=[0.1, 0.2, 0.3], std=torch.tensor([1.0, 2.0, 4.0])[:, None, None])
     images = torch.rand(2, *SHAPE)
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
@@ -172,7 +172,7 @@ def test_modules_that_cannot_be_audited_are_refused_with_the_reason(module: nn.M
 
 
 @pytest.mark.parametrize("bad", [{"mean": [0.1, 0.2]}, {"std": 0.0}, {"std": float("nan")}, {"mean": float("inf")}])
-def test_normalisation_that_does_not_fit_is_refused(tiny: nn.Module, bad: dict) -> None:
+def test_normalization_that_does_not_fit_is_refused(tiny: nn.Module, bad: dict) -> None:
     with pytest.raises(InputError):
         freeze(tiny, SHAPE, **bad)
 

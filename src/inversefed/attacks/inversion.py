@@ -1,4 +1,4 @@
-"""Gradient inversion by optimisation (Geiping et al. 2020, arXiv:2003.14053).
+"""Gradient inversion by optimization (Geiping et al. 2020, arXiv:2003.14053).
 
     x^ = argmin_x  match(client(network, x, y^), update*) + sum prior(x)
 
@@ -56,7 +56,7 @@ class GradientInversion:
         max_iterations: steps a restart.
         restarts: how many starts are tried.
         selection: which of them is the result.
-        keep: which iterate of a restart counts, the `"best"` by the minimised loss or the `"last"`.
+        keep: which iterate of a restart counts, the `"best"` by the minimized loss or the `"last"`.
         tolerance: a matching cost at which no further restart is begun.
     """
 
@@ -186,5 +186,5 @@ def _overall(candidates: list[Candidate]) -> Status:
 def _label_findings(observation: Observation, labels: LabelRule | JointLabels) -> tuple[Finding, ...]:
     if observation.labels is not None:
         return (Finding("labels-given", "info", "The labels were handed to the attack."),)
-    how = "optimised together with the images" if isinstance(labels, JointLabels) else "recovered first"
+    how = "optimized together with the images" if isinstance(labels, JointLabels) else "recovered first"
     return (Finding("labels-hidden", "info", f"The labels were hidden from the attack; they were {how}."),)

@@ -93,7 +93,7 @@ class RecoveredLabels:
 
 @dataclass(frozen=True)
 class JointLabels:
-    """Not a rule: leave the labels open and optimise softmax logits together with the images.
+    """Not a rule: leave the labels open and optimize softmax logits together with the images.
 
     DLG, Zhu et al. (2019), arXiv:1906.08935.
 

@@ -21,7 +21,7 @@ from inversefed.types import Scalar, Status
 __all__ = ["Minimum", "minimize"]
 
 Variables: TypeAlias = Mapping[str, Tensor]
-"""What is optimised: `images` in network inputs, and `labels` as logits where they are open."""
+"""What is optimized: `images` in network inputs, and `labels` as logits where they are open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ def minimize(
     deadline: float = math.inf,
     watch: Callable[[int, float, Variables], object] = lambda *_: None,
 ) -> Minimum:
-    """Minimise an objective from a start.
+    """Minimize an objective from a start.
 
     Args:
         objective: scalar loss of the variables.

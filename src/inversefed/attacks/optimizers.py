@@ -1,6 +1,6 @@
-"""The attack's optimisers: plain values that build a `torch.optim` optimiser for one restart.
+"""The attack's optimizers: plain values that build a `torch.optim` optimizer for one restart.
 
-`signed=True` hands the optimiser only the signs of the image gradient (Geiping et al. 2020, section 4):
+`signed=True` hands the optimizer only the signs of the image gradient (Geiping et al. 2020, section 4):
 with it, Adam takes steps of equal length in every pixel.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["LBFGS", "SGD", "Adam", "NormalizedMomentum"]
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """Builds the optimiser of one restart."""
+    """Builds the optimizer of one restart."""
 
     @property
     def lr(self) -> float:
@@ -31,7 +31,7 @@ class Optimizer(Protocol):
         ...
 
     def build(self, variables: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """A fresh optimiser over these leaves."""
+        """A fresh optimizer over these leaves."""
         ...
 
 
@@ -63,7 +63,7 @@ class SGD:
 
 @dataclass(frozen=True)
 class LBFGS:
-    """Limited-memory BFGS, the optimiser of DLG (Zhu et al. 2019); one iteration is up to `inner` evaluations.
+    """Limited-memory BFGS, the optimizer of DLG (Zhu et al. 2019); one iteration is up to `inner` evaluations.
 
     Args:
         lr: length of the quasi-Newton step.
@@ -135,5 +135,5 @@ class _NormalizedMomentum(torch.optim.Optimizer):
 
 def _positive(lr: float) -> float:
     if not lr > 0:
-        raise ConfigError(f"an optimiser needs lr > 0, got {lr}")
+        raise ConfigError(f"an optimizer needs lr > 0, got {lr}")
     return lr

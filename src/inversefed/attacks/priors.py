@@ -1,7 +1,7 @@
 """What pictures look like, whatever the update says: (images, observation) -> scalar.
 
-Priors receive pixels; those of the 2020 code were taken in the network's normalised input space, and
-so are these, by the observation's own normalisation.
+Priors receive pixels; those of the 2020 code were taken in the network's normalized input space, and
+so are these, by the observation's own normalization.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ __all__ = ["SquaredNorm", "TotalVariation"]
 
 @dataclass(frozen=True)
 class TotalVariation:
-    """Mean absolute difference of neighbouring pixels, along x plus along y, in normalised space.
+    """Mean absolute difference of neighboring pixels, along x plus along y, in normalized space.
 
     Anisotropic total variation (Rudin, Osher and Fatemi 1992) as in Geiping et al. (2020), eq. 4.
 
@@ -26,15 +26,12 @@ class TotalVariation:
 
     def __call__(self, images: Images, observation: Observation) -> Scalar:
         """Weighted total variation of the batch."""
-        x = observation.network.normalize(images)
-        across = (x[:, :, :, :-1] - x[:, :, :, 1:]).abs().mean()
-        down = (x[:, :, :-1, :] - x[:, :, 1:, :]).abs().mean()
-        return self.weight * (across + down)
+        return self.weight * total_variation(observation.network.normalize(images))
 
 
 @dataclass(frozen=True)
 class SquaredNorm:
-    """Mean square of the normalised pixels, a pull towards the mean colour.
+    """Mean square of the normalized pixels, a pull towards the mean color.
 
     One of the image priors of Yin et al. (2021), arXiv:2104.07586, eq. 8.
     """
@@ -44,3 +41,10 @@ class SquaredNorm:
     def __call__(self, images: Images, observation: Observation) -> Scalar:
         """Weighted mean square of the batch."""
         return self.weight * observation.network.normalize(images).square().mean()
+
+
+def total_variation(x: Images) -> Scalar:
+    """Mean absolute difference of neighbors, along x plus along y."""
+    across = (x[:, :, :, :-1] - x[:, :, :, 1:]).abs().mean()
+    down = (x[:, :, :-1, :] - x[:, :, 1:, :]).abs().mean()
+    return across + down

@@ -1,4 +1,4 @@
-"""An observation as a function of images: what every optimisation attack minimises.
+"""An observation as a function of images: what every optimization attack minimizes.
 
 value(x, y) = match(client(network, x, y), update*) + sum prior(x)
 """
@@ -21,10 +21,10 @@ Prior = Callable[[Images, Observation], Scalar]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is minimised, and how its variables are read.
+    """What is minimized, and how its variables are read.
 
-    The variables are `images`, which the parametrization takes to the network's normalised input space, and `labels`,
-    logits, where the labels are optimised too.
+    The variables are `images`, which the parametrization takes to the network's normalized input space, and `labels`,
+    logits, where the labels are optimized too.
 
     Args:
         observation: what the server sees.
@@ -75,7 +75,7 @@ class Problem:
         return self.labels
 
     def loss(self, variables: Mapping[str, Tensor]) -> Scalar:
-        """What is minimised."""
+        """What is minimized."""
         images = self.images(variables)
         loss = self.distance(images, self.targets(variables))
         for prior in self.priors:

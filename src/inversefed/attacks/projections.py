@@ -23,10 +23,10 @@ class Box:
 
 @dataclass(frozen=True)
 class MedianFilter:
-    """Replace every pixel by the median of its neighbourhood, now and then.
+    """Replace every pixel by the median of its neighborhood, now and then.
 
     Args:
-        size: side of the neighbourhood, odd; the picture is reflected at its border.
+        size: side of the neighborhood, odd; the picture is reflected at its border.
         every: iterations between two filterings.
     """
 

@@ -46,7 +46,7 @@ def geiping(restarts: int = 1, max_iterations: int = 4800, total_variation: floa
 
 
 def dlg(restarts: int = 1, max_iterations: int = 300) -> GradientInversion:
-    """Deep Leakage from Gradients: squared error, L-BFGS, soft labels optimised with the images.
+    """Deep Leakage from Gradients: squared error, L-BFGS, soft labels optimized with the images.
 
     Zhu, Liu and Han (2019), arXiv:1906.08935: 300 iterations of L-BFGS with lr 1, normal starts, no prior, no box.
 

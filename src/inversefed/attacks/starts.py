@@ -1,6 +1,6 @@
 """First guesses, drawn for all restarts at once: (shape, generator) -> network inputs.
 
-They live in the network's normalised input space, as in 2020. Drawing them together makes a restart's
+They live in the network's normalized input space, as in 2020. Drawing them together makes a restart's
 start independent of how many restarts run at a time.
 """
 
@@ -48,7 +48,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Zeros:
-    """The mean colour everywhere; every restart is the same."""
+    """The mean color everywhere; every restart is the same."""
 
     def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
         """Zeros `[restarts, n, c, h, w]`."""

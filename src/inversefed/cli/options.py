@@ -59,9 +59,9 @@ class Audit:
     attack: str = "best"
     """How the server attacks."""
     loss: str = "CrossEntropy"
-    """What the client minimises."""
+    """What the client minimizes."""
     mean: tuple[float, ...] | None = None
-    """What the network's input normalisation subtracts, one number or one a channel; by default the data set's."""
+    """What the network's input normalization subtracts, one number or one a channel; by default the data set's."""
     std: tuple[float, ...] | None = None
     """What it divides by."""
     max_iterations: int | None = None

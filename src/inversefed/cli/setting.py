@@ -111,7 +111,7 @@ def _network(options: Audit, shape: Shape, num_classes: int) -> nn.Module:
 
 
 def _usual(options: Audit, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The usual normalisation of a network whose pictures come as files."""
+    """The usual normalization of a network whose pictures come as files."""
     if channels == 1:
         return tuple(constants.mnist_mean), tuple(constants.mnist_std)
     if ":" not in options.network and networks.input_shape(options.network)[1] > 64:

@@ -1,4 +1,4 @@
-"""The zoo's data sets as 2020's loaders: items are (normalised picture, label), with a loss beside them.
+"""The zoo's data sets as 2020's loaders: items are (normalized picture, label), with a loss beside them.
 
 Order and augmentation follow a copy of the global random state, taken when the loaders are made; the state itself is
 neither used up nor changed. Nothing is downloaded.
@@ -111,7 +111,7 @@ def construct_dataloaders(
         defs: its batch size and whether to augment the training pictures.
         data_path: the folder with the files; it is read as it is.
         shuffle: mix the training pictures.
-        normalize: items are normalised, as the networks want them; else they lie in [0, 1].
+        normalize: items are normalized, as the networks want them; else they lie in [0, 1].
 
     Raises:
         ConfigError: an unknown name.
@@ -141,7 +141,7 @@ def class_loaders(
 def _restoring_loaders(
     dataset: str, defs: TrainingStrategy, data_path: str | os.PathLike[str], shuffle: bool
 ) -> tuple[Loss, Loader, Loader]:
-    """2020's tasks on BSDS: three times the size in colour (SR), or noise in gray (DN) or in colour (RGB)."""
+    """2020's tasks on BSDS: three times the size in color (SR), or noise in gray (DN) or in color (RGB)."""
     kind = dataset.upper()
     shape = (1 if kind == "BSDS-DN" else 3, 255, 255)
     shrink, noise = (3, 0.0) if kind == "BSDS-SR" else (1, NOISE_LEVEL)

@@ -99,7 +99,7 @@ def run_experiment(
     Args:
         args: `accumulation`, `local_lr`, `batch_size`, `num_images`, `dtype`, `soft_labels` and `dryrun` are read.
         module: the network, in eval mode and single precision; it is not changed.
-        facts: how its input is normalised.
+        facts: how its input is normalized.
         targets: the pictures.
         config: of the reconstruction.
         seed: of the first guesses.

@@ -36,10 +36,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Loss:
-    """What is minimised, and the metric that is meant.
+    """What is minimized, and the metric that is meant.
 
     Args:
-        loss: the minimised measure; a call of the whole is a call of this.
+        loss: the minimized measure; a call of the whole is a call of this.
         metric: the other.
     """
 

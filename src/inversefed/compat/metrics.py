@@ -8,16 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inversefed.attacks.priors import total_variation
 from inversefed.errors import InputError
 
 __all__ = ["InceptionScore", "activation_errors", "psnr", "total_variation"]
-
-
-def total_variation(x: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours, along x plus along y, of a batch `[n, c, h, w]`."""
-    across = (x[:, :, :, :-1] - x[:, :, :, 1:]).abs().mean()
-    down = (x[:, :, :-1, :] - x[:, :, 1:, :]).abs().mean()
-    return across + down
 
 
 def psnr(img_batch: Tensor, ref_batch: Tensor, batched: bool = False, factor: float | int | Tensor = 1.0) -> float:
@@ -27,7 +21,7 @@ def psnr(img_batch: Tensor, ref_batch: Tensor, batched: bool = False, factor: fl
         img_batch: pictures `[n, c, h, w]`.
         ref_batch: what they should be.
         batched: one error over the whole batch instead of the mean over the pictures.
-        factor: the greatest value of a pixel; notebooks hand in `1 / ds`, one a channel, for normalised pictures.
+        factor: the greatest value of a pixel; notebooks hand in `1 / ds`, one a channel, for normalized pictures.
     """
     errors = (img_batch.detach() - ref_batch).square()
     mse = errors.mean().reshape(1) if batched else errors.flatten(start_dim=1).mean(dim=1)
@@ -39,7 +33,7 @@ def activation_errors(model: nn.Module, x1: Tensor, x2: Tensor) -> Mapping[str, 
 
     Args:
         model: the network; it is run in eval mode and left in its own.
-        x1: normalised pictures.
+        x1: normalized pictures.
         x2: as many others.
     """
     errors: dict[str, dict[str, float]] = defaultdict(dict)

@@ -59,7 +59,7 @@ class MetaMonkey:
         """Run the network.
 
         Args:
-            inputs: normalised pictures, `[n, c, h, w]`.
+            inputs: normalized pictures, `[n, c, h, w]`.
             parameters: every weight by name; `None` for the network's own.
 
         Raises:

@@ -70,7 +70,7 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
     add("--cost_fn", default="sim", **_named("cost_fn", COSTS, "cost function"))
     add("--indices", default="def", **_named("indices", INDICES, "which tensors of the update count"))
     add("--weights", default="equal", **_named("weights", WEIGHTS, "how much each of them counts"))
-    add("--optimizer", default="adam", **_named("optimizer", OPTIMIZERS, "optimiser of ours"))
+    add("--optimizer", default="adam", **_named("optimizer", OPTIMIZERS, "optimizer of ours"))
     add("--signed", action=switch, default=True, help="step on the gradient's signs")
     add("--boxed", action=switch, default=True, help="keep pixels within a picture's range")
     add("--scoring_choice", default="loss", **_named("scoring_choice", SELECTIONS, "choice between restarts"))

@@ -1,4 +1,4 @@
-"""`GradientReconstructor` and its neighbours, as calls to the attack of this package.
+"""`GradientReconstructor` and its neighbors, as calls to the attack of this package.
 
 A call leaves no trace: the model, its mode and its gradients, the config and the global random state are the
 same afterwards. Starts are drawn from a copy of the global random state, so a seed gives the pictures of 2020.
@@ -33,7 +33,7 @@ class GradientReconstructor:
 
     Args:
         model: the network that made the gradient.
-        mean_std: what its input normalisation subtracts and divides by: numbers, lists or `[c, 1, 1]` tensors.
+        mean_std: what its input normalization subtracts and divides by: numbers, lists or `[c, 1, 1]` tensors.
         config: any part of the 2020 config dictionary; the rest is `DEFAULT_CONFIG`.
         num_images: how many pictures made the gradient.
     """
@@ -71,7 +71,7 @@ class GradientReconstructor:
             tol: a matching cost at which no further restart is begun.
 
         Returns:
-            The pictures in the network's normalised space, and `stats` with `opt`, the chosen score, `labels`,
+            The pictures in the network's normalized space, and `stats` with `opt`, the chosen score, `labels`,
             those that were used or found, and `status`, how it ended (`"finished"`, `"interrupted"`, ..).
 
         Raises:
@@ -170,7 +170,7 @@ def loss_steps(
 
     Args:
         model: the network, in the mode that is wanted; it is not changed.
-        inputs: normalised pictures.
+        inputs: normalized pictures.
         labels: their classes.
         loss_fn: (logits, labels) -> loss; summed if it is not a scalar. Mean cross entropy by default.
         lr: learning rate.

@@ -33,7 +33,7 @@ def train(
     Args:
         model: the network; its weights change, it ends in eval mode and without gradients.
         loss_fn: loss and metric, as `construct_dataloaders` returns them.
-        trainloader: batches of normalised pictures and labels.
+        trainloader: batches of normalized pictures and labels.
         validloader: others, to validate on at the first and the last epoch and every `defs.validate` between.
         defs: how to train.
         setup: `device` and `dtype` of the pictures; `None` for the model's own.

@@ -43,7 +43,7 @@ def loss_curve(histories: Sequence[Sequence[float]], chosen: int | None = None) 
     """Draw losses over iterations, one line a restart, or nothing where there is no line to draw.
 
     Args:
-        histories: the minimised loss of each restart, one entry an iteration.
+        histories: the minimized loss of each restart, one entry an iteration.
         chosen: which restart is drawn in front of the others.
 
     Returns:

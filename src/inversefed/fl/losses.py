@@ -1,6 +1,6 @@
-"""What a client minimises: (logits, labels) -> scalar.
+"""What a client minimizes: (logits, labels) -> scalar.
 
-Labels are class indices `[n]`, or probabilities `[n, k]` where an attack optimises over them too.
+Labels are class indices `[n]`, or probabilities `[n, k]` where an attack optimizes over them too.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@
 
 `freeze` copies any `torch.nn.Module` once, and `Network.apply` runs the copy by
 `torch.func.functional_call`: no layer type is special, and the caller's module, its gradients and
-its buffers are never written. Pictures come in pixel space; the normalisation belongs to the network.
+its buffers are never written. Pictures come in pixel space; the normalization belongs to the network.
 """
 
 import copy
@@ -37,7 +37,7 @@ class Network:
     Args:
         module: the private copy; nothing outside this file calls it.
         params: the trainable weights by name; leaves that require grad.
-        loss: what the client minimises.
+        loss: what the client minimizes.
         mean: subtracted from pictures, `[c, 1, 1]`.
         std: divides them, `[c, 1, 1]`.
         low: the least value of a pixel, broadcastable to a picture.
@@ -80,7 +80,7 @@ class Network:
         return self.apply_normalized(params, self.normalize(images))
 
     def apply_normalized(self, params: Params, inputs: Tensor) -> Tensor:
-        """Run the network on inputs that are normalised already."""
+        """Run the network on inputs that are normalized already."""
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         # Fused attention kernels have no double backward.
         with sdpa_kernel(SDPBackend.MATH), self._fixed_masks():
@@ -151,7 +151,7 @@ def freeze(
     Args:
         module: any classifier, in the mode (train or eval) that the client uses.
         image_shape: `(c, h, w)` of the pictures that it takes.
-        mean: what its input normalisation subtracts, a number or one a channel; `None` for 0.
+        mean: what its input normalization subtracts, a number or one a channel; `None` for 0.
         std: what it divides by; `None` for 1.
         loss: the client's training loss; `None` for the mean cross entropy.
         low: the least value of a pixel.
@@ -160,7 +160,7 @@ def freeze(
     Raises:
         UnsupportedNetworkError: the module cannot be copied, has nothing to train, or does not map
             pictures of that shape to `[n, classes]`.
-        InputError: the normalisation does not fit the number of channels.
+        InputError: the normalization does not fit the number of channels.
 
     >>> network = freeze(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 2, 2), mean=0.5, std=0.25)
     >>> network.num_classes, network.head, network.normalize(torch.full((3, 1, 1), 0.75)).flatten().tolist()

@@ -1,4 +1,4 @@
-"""The optimisers that a client runs, as functions on named weights that can be differentiated through.
+"""The optimizers that a client runs, as functions on named weights that can be differentiated through.
 
 Each follows the update rule of `torch.optim` of the same name, without writing in place, so that an
 attack can unroll the client's local steps.
@@ -45,9 +45,7 @@ class LocalSGD:
         """Take one step."""
         new_params, new_state = {}, {}
         for name, weight in params.items():
-            gradient = gradients[name]
-            if self.weight_decay:
-                gradient = gradient + self.weight_decay * weight
+            gradient = _decayed(gradients[name], weight, self.weight_decay)
             if self.momentum:
                 moment = gradient if step == 0 else self.momentum * state[name][0] + gradient
                 new_state[name] = (moment,)
@@ -77,9 +75,7 @@ class LocalAdam:
         """Take one step."""
         new_params, new_state = {}, {}
         for name, weight in params.items():
-            gradient = gradients[name]
-            if self.weight_decay:
-                gradient = gradient + self.weight_decay * weight
+            gradient = _decayed(gradients[name], weight, self.weight_decay)
             first, second = state.get(name, (0.0 * gradient.detach(), 0.0 * gradient.detach()))
             first = self.beta1 * first + (1 - self.beta1) * gradient
             second = self.beta2 * second + (1 - self.beta2) * gradient**2
@@ -87,3 +83,7 @@ class LocalAdam:
             root = (second / (1 - self.beta2 ** (step + 1))).clamp_min(self.eps**2).sqrt()
             new_params[name] = weight - lr * first / (1 - self.beta1 ** (step + 1)) / (root + self.eps)
         return new_params, new_state
+
+
+def _decayed(gradient: Tensor, weight: Tensor, decay: float) -> Tensor:
+    return gradient + decay * weight if decay else gradient

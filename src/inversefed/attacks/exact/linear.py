@@ -74,13 +74,13 @@ class LinearInput:
         layer = _layer_on_the_picture(network)
         if layer is None or f"{layer}.bias" not in network.params:
             raise UnsupportedNetworkError(
-                "no linear layer with bias sees the flattened picture; use an optimisation attack such as geiping()"
+                "no linear layer with bias sees the flattened picture; use an optimization attack such as geiping()"
             )
         inputs = linear_inputs(network, observation.gradient).get(layer)
         if inputs is None:
             raise UnsupportedNetworkError(
                 f"the gradient of layer {layer} is not of rank one, so it is not one example's as it was computed "
-                "(noise, pruning or quantization does that); use an optimisation attack such as geiping()"
+                "(noise, pruning or quantization does that); use an optimization attack such as geiping()"
             )
         images = network.denormalize(inputs.reshape(observation.batch_shape))
         labels = RecoveredLabels()(observation) if observation.labels is None else observation.labels
@@ -92,7 +92,7 @@ class LinearInput:
 
 
 def _layer_on_the_picture(network: Network) -> str | None:
-    """The first linear layer whose input is the normalised picture, flattened."""
+    """The first linear layer whose input is the normalized picture, flattened."""
     probe = torch.rand((1, *network.image_shape), generator=Generator().manual_seed(0))
     probe = probe.to(network.device, network.dtype)
     expected = network.normalize(probe).flatten()

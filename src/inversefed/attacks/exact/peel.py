@@ -89,7 +89,7 @@ def peel(
         eps: rounding of the numbers that the gradient was computed in.
 
     Returns:
-        How many layers are left, and the numbers that come out of them: the normalised image for 0.
+        How many layers are left, and the numbers that come out of them: the normalized image for 0.
 
     Raises:
         UnsupportedNetworkError: the last layer is not linear with bias, or nothing below it can be peeled.
@@ -183,7 +183,7 @@ def _affine(module: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def invert_features(
     layers: tuple[Layer, ...], features: Tensor, image_shape: tuple[int, int, int], eps: float, evaluations: int
 ) -> Tensor:
-    """Find the normalised image whose shallow features are these: `min |f(x) - a|^2 / |a|^2` from the mean color.
+    """Find the normalized image whose shallow features are these: `min |f(x) - a|^2 / |a|^2` from the mean color.
 
     Args:
         layers: the shallow layers.

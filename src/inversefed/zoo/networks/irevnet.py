@@ -82,7 +82,7 @@ class IRevNet(nn.Module):
 
     @no_type_check  # torch.fx calls it with a stand-in for the tensor
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the pictures `x`, normalised, `[n, 3, h, w]` with sides divisible by 4 (32)."""
+        """Return the logits of the pictures `x`, normalized, `[n, 3, h, w]` with sides divisible by 4 (32)."""
         if self.initial > 1:
             x = space_to_depth(x, self.initial)
         x = self.relu(self.bn(self.blocks(x)))

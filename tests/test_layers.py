@@ -8,7 +8,7 @@ import inversefed
 ROOT = Path(inversefed.__file__).parent
 GROUND = {"types", "errors"}
 MAY = {
-    "types": set(),
+    "types": {"errors"},
     "errors": set(),
     "fl": GROUND,
     "attacks": GROUND | {"fl"},

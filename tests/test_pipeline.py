@@ -8,7 +8,7 @@ from torch import nn
 
 import inversefed
 from inversefed import FedAvg, FedSGD, ThreatModel, defenses, recipes
-from inversefed.errors import ConfigError, InputError, ThreatModelError, UnsupportedNetworkError
+from inversefed.errors import ConfigError, InputError, UnsupportedNetworkError
 from inversefed.zoo import constants, networks
 
 SHAPE = (3, 8, 8)
@@ -164,6 +164,19 @@ def test_a_loss_of_the_caller_s_own_is_what_the_client_minimizes(tiny: nn.Module
         ({"mean": [0.1, 0.2]}, InputError, "one a channel"),
         ({"client": FedAvg(batch_size=2)}, ConfigError, "larger than the client's 1 examples"),
         ({"labels": 3}, InputError, "integer tensor"),
+        ({"client": FedSGD}, ConfigError, "client must be a value"),
+        ({"client": "FedSGD"}, ConfigError, "client must be a value"),
+        ({"loss": nn.CrossEntropyLoss}, ConfigError, "loss must be a value"),
+        (
+            {"loss": nn.CrossEntropyLoss(reduction="none"), "images": images(2), "labels": torch.tensor([1, 2])},
+            UnsupportedNetworkError,
+            "cannot compute its update",
+        ),
+        ({"threat": "honest"}, ConfigError, "ThreatModel"),
+        ({"seed": 2**63}, ConfigError, "seed"),
+        ({"max_iterations": 1.5}, ConfigError, "at least one iteration"),
+        ({"defenses": (defenses.Clip,)}, ConfigError, "defenses must be a value"),
+        ({"mean": "a"}, InputError, "mean must be numbers"),
         ({"attack": "geiping"}, ConfigError, "recipes.geiping"),
         ({"attack": recipes.geiping}, ConfigError, "called"),
         ({"defenses": defenses.Clip(1.0)}, ConfigError, "tuple of values"),
@@ -178,16 +191,60 @@ def test_bad_input_is_one_clear_error(
         inversefed.audit(tiny, **given)
 
 
+def test_batchnorm_in_train_mode_that_sees_one_value_is_named() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, 4)).train()
+    with pytest.raises(UnsupportedNetworkError, match="more than 1 value per channel"):
+        inversefed.audit(module, images(), torch.tensor([1]), attack=QUICK)
+
+
 def test_weights_that_are_not_finite_are_named(tiny: nn.Module) -> None:
     tiny[0].weight.data[0] = float("nan")
     with pytest.raises(InputError, match="NaN or infinite"):
         inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK)
 
 
-def test_labels_that_cannot_be_recovered_are_asked_for() -> None:
+def test_labels_that_no_rule_finds_are_optimized_with_the_images() -> None:
+    torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(192, 4, bias=False))
-    with pytest.raises(ThreatModelError, match="known labels"):
-        inversefed.audit(module, images(2), torch.tensor([1, 2]), attack=QUICK)
+    report = inversefed.audit(module, images(2), torch.tensor([1, 2]), attack=QUICK)
+    finding = next(finding for finding in report.findings if finding.code == "labels-hidden")
+    assert "optimized together" in finding.message
+
+
+@pytest.mark.parametrize("client", [FedSGD(), FedAvg(local_steps=3, lr=0.01)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_server_does_not_hold_the_client_s_dropout_masks(client: object, seed: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.Tanh(), nn.Dropout(0.5), nn.Linear(64, 4)).train()
+    x, y, seen = images(), torch.tensor([1]), []
+
+    def spy(observation: object, generator: object, budget: object) -> object:
+        seen.append(observation)
+        return QUICK(observation, generator, budget)
+
+    inversefed.audit(module, x, y, attack=spy, seed=seed, client=client)
+    simulated = client(seen[0].network, x, y)
+    assert all(not torch.equal(part, seen[0].update[name]) for name, part in simulated.items())
+
+
+def test_randomness_that_does_not_care_for_the_mode_is_a_function_as_well() -> None:
+    class Always(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(192, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(nn.functional.dropout(x.flatten(1), 0.5, training=True))
+
+    module, state = Always().eval(), torch.get_rng_state()
+    first, second = (inversefed.audit(module, images(), torch.tensor([1]), attack=QUICK) for _ in range(2))
+    assert torch.equal(first.images, second.images) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_pictures_of_one_pixel_s_width_have_no_variation_across(tiny: nn.Module) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(18, 4))
+    report = inversefed.audit(module, torch.rand(1, 3, 6, 1), torch.tensor([1]), attack=QUICK)
+    assert report.status == "finished"
 
 
 def test_the_default_is_the_best_recipe(tiny: nn.Module) -> None:

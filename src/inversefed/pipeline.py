@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.attacks import Attack, recipes
-from inversefed.errors import ConfigError, InputError
+from inversefed.errors import ConfigError, InputError, InversefedError, UnsupportedNetworkError
 from inversefed.evaluation import align, controls, environment
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.score import score
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Context, Defense
+from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.settings import describe_setting, setting_findings
 from inversefed.fl.threat import ThreatModel, check_labels, observe
@@ -72,16 +74,22 @@ def audit(
     >>> bool(report.scores["peak_signal_noise_ratio"] > 80)
     True
     """
-    attack = check_pieces(recipes.best() if attack is None else attack, defenses)
+    attack = recipes.best() if attack is None else attack
+    check_pieces(attack=attack, client=client, loss=loss or CrossEntropy(), defenses=defenses)
+    budget = Budget(time_budget, max_iterations, on_step)
+    if not isinstance(threat, ThreatModel) or type(seed) is not int or not 0 <= seed < 2**62:
+        raise ConfigError(f"threat must be a ThreatModel and seed an integer from 0; got {threat!r} and {seed!r}")
     network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
     check_labels(labels, images.shape[0], network.num_classes)
     truth = Batch(images.detach().to(network.device, network.dtype), labels.detach().to(network.device).long())
     world, attacker = (Generator().manual_seed(2 * seed + role) for role in range(2))
 
-    update = defended(client(network.with_masks(seed), truth.images, truth.labels), network, truth, defenses, world)
+    # Far from 0 and the steps that follow it, which are the masks that the server simulates.
+    private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))
+    update = defended(computed(client, private, truth), network, truth, defenses, world)
     observation = observe(network, client, update, truth, threat)
     began = time.perf_counter()
-    reconstruction = attack(observation, attacker, Budget(time_budget, max_iterations, on_step))
+    reconstruction = attack(observation, attacker, budget)
     seconds = time.perf_counter() - began
 
     known = threat.labels == "known"
@@ -107,6 +115,20 @@ def audit(
     )
 
 
+def computed(client: Client, network: Network, batch: Batch) -> Params:
+    """The client's update of its batch.
+
+    Raises:
+        UnsupportedNetworkError: network, loss and client do not go together.
+    """
+    try:
+        return client(network, batch.images, batch.labels)
+    except InversefedError:
+        raise
+    except Exception as error:  # the network and the loss are foreign code: whatever they raise means the same
+        raise UnsupportedNetworkError(f"the client cannot compute its update of this batch: {error}") from error
+
+
 def defended(
     update: Params, network: Network, batch: Batch, defenses: Sequence[Defense], generator: Generator
 ) -> Params:
@@ -116,17 +138,19 @@ def defended(
     return update
 
 
-def check_pieces(attack: Attack, defenses: Sequence[Defense]) -> Attack:
-    """Refuse names and functions where values are expected, and return the attack.
+def check_pieces(**pieces: object) -> None:
+    """Refuse names, classes and functions that were not called where values are expected.
 
     Raises:
-        ConfigError: an attack or a defense that cannot be called with an observation or an update.
+        ConfigError: a piece that cannot be used as it is.
     """
-    if not callable(attack) or getattr(recipes, getattr(attack, "__name__", ""), None) is attack:
-        raise ConfigError(f"attack must be a value such as recipes.geiping(), called; got {attack!r}")
-    if not isinstance(defenses, tuple | list) or not all(map(callable, defenses)):
+    defenses = pieces.pop("defenses")
+    if not isinstance(defenses, tuple | list):
         raise ConfigError(f"defenses must be a tuple of values such as (defenses.Clip(1.0),); got {defenses!r}")
-    return attack
+    for name, piece in [*pieces.items(), *(("defenses", defense) for defense in defenses)]:
+        recipe = getattr(recipes, getattr(piece, "__name__", ""), None)
+        if not callable(piece) or isinstance(piece, type) or recipe is piece:
+            raise ConfigError(f"{name} must be a value such as recipes.geiping() or FedSGD(), called; got {piece!r}")
 
 
 def check_images(images: Tensor) -> tuple[int, int, int]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor
 
+from inversefed.errors import ConfigError
+
 if TYPE_CHECKING or importlib.util.find_spec("jaxtyping"):
     from jaxtyping import Float, Int, Shaped
 else:
@@ -119,6 +121,7 @@ class Candidate:
         status: how the restart ended.
         iterations: how many iterations it ran.
         history: the minimized loss, one entry an iteration.
+        soft_labels: the probabilities behind the labels, where these were optimized too.
     """
 
     images: Images = field(repr=False)
@@ -127,6 +130,7 @@ class Candidate:
     status: Status = Status.FINISHED
     iterations: int = 0
     history: tuple[float, ...] = field(default=(), repr=False)
+    soft_labels: SoftLabels | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +186,19 @@ class Budget:
         max_iterations: replaces the attack's own number of iterations a restart.
         on_step: called with a `Step` after each iteration; a true answer stops the attack, and
             the best so far is the result.
+
+    Raises:
+        ConfigError: no iteration, or no time.
     """
 
     seconds: float | None = None
     max_iterations: int | None = None
     on_step: Callable[[Step], object] | None = None
+
+    def __post_init__(self) -> None:
+        enough = self.max_iterations is None or (type(self.max_iterations) is int and self.max_iterations >= 1)
+        if not enough or (self.seconds is not None and not self.seconds > 0):
+            raise ConfigError(
+                "a budget needs at least one iteration and some time; "
+                f"got max_iterations={self.max_iterations!r} and seconds={self.seconds!r}"
+            )

@@ -166,6 +166,12 @@ def test_a_checkpoint_of_a_zoo_network(tmp_path: Path) -> None:
         (["--index", "99"], "there is no 99"),
         (["--index", "-1"], "--index"),
         (["--num-images", "0"], "--num-images"),
+        (["--num-classes", "0"], "at least 1"),
+        (["--threads", "-1"], "at least 1"),
+        (["--device", "meta"], "--device"),
+        (["--attack", "GradientInversion(objective=Adam())"], "objective cannot be called"),
+        (["--attack", "GradientInversion(priors=TotalVariation())"], "priors is a tuple"),
+        (["--attack", "linear", "--network", "MLP", "--max-iterations", "0"], "at least one iteration"),
         (["--max-iterations", "0"], "at least one iteration"),
         (["--time-budget", "soon"], "30s"),
         (["--device", "cuda:77"], "--device"),
@@ -188,7 +194,12 @@ def test_a_checkpoint_of_a_zoo_network(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_clear_message_status_2_and_nothing_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    unchecked: None,
+    arguments: list[str],
+    message: str,
 ) -> None:
     (tmp_path / "my_mod_b.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(tmp_path)

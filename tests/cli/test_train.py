@@ -66,6 +66,7 @@ def test_an_existing_file_is_kept(folder: Path, capsys: pytest.CaptureFixture) -
         (["--dataset", "CIFAR10"], "data"),
         (["--output", "w.pt"], ".safetensors"),
         (["--lr", "1e30"], "diverged"),
+        (["--output", "data/train/dark/00.png/w.safetensors"], "cannot write"),
     ],
 )
 def test_bad_input_is_one_clear_message(

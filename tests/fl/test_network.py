@@ -187,3 +187,8 @@ def test_functional_call_is_what_runs(tiny: nn.Module) -> None:
     images = torch.rand(1, *SHAPE)
     doubled = {name: 2 * value for name, value in network.params.items()}
     torch.testing.assert_close(network.apply(doubled, images), functional_call(tiny, doubled, (images,)))
+
+
+def test_pixels_that_are_inputs_already_are_not_rounded_again(tiny: nn.Module) -> None:
+    network, images = freeze(tiny, SHAPE), torch.rand(1, *SHAPE)
+    assert network.normalize(images) is images and network.denormalize(images) is images

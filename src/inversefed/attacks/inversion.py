@@ -81,6 +81,12 @@ class GradientInversion:
             )
         if self.keep not in ("best", "last"):
             raise ConfigError(f"keep is 'best' or 'last', not {self.keep!r}")
+        for name in ("objective", "start", "schedule", "selection", "parametrization"):
+            if not callable(getattr(self, name)):
+                raise ConfigError(f"{name} cannot be called: {getattr(self, name)!r}")
+        for name in ("priors", "projections"):
+            if not isinstance(getattr(self, name), tuple) or not all(map(callable, getattr(self, name))):
+                raise ConfigError(f"{name} is a tuple of values, such as (Box(),); got {getattr(self, name)!r}")
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """Attack an observation.
@@ -112,7 +118,7 @@ class GradientInversion:
             chosen.loss,
             _overall(candidates),
             tuple(candidates),
-            _label_findings(observation, self.labels),
+            _label_findings(observation, problem),
         )
 
     def _restart(
@@ -137,6 +143,7 @@ class GradientInversion:
             minimum.status,
             len(minimum.history),
             minimum.history,
+            labels if labels.is_floating_point() else None,
         )
 
     def _project(self, inputs: Tensor, network: Network, done: int) -> Tensor:
@@ -156,11 +163,6 @@ class _Clock:
     def __init__(self, attack: GradientInversion, budget: Budget) -> None:
         self.restarts, self.on_step = attack.restarts, budget.on_step
         self.iterations = attack.max_iterations if budget.max_iterations is None else budget.max_iterations
-        if self.iterations < 1 or (budget.seconds is not None and budget.seconds <= 0):
-            raise ConfigError(
-                "a budget needs at least one iteration and some time; "
-                f"got max_iterations={budget.max_iterations} and seconds={budget.seconds}"
-            )
         self.began = time.monotonic()
         self.deadline = math.inf if budget.seconds is None else self.began + budget.seconds
 
@@ -183,8 +185,8 @@ def _overall(candidates: list[Candidate]) -> Status:
     return Status.FINISHED if statuses[-1] is Status.NON_FINITE else statuses[-1]
 
 
-def _label_findings(observation: Observation, labels: LabelRule | JointLabels) -> tuple[Finding, ...]:
+def _label_findings(observation: Observation, problem: Problem) -> tuple[Finding, ...]:
     if observation.labels is not None:
         return (Finding("labels-given", "info", "The labels were handed to the attack."),)
-    how = "optimized together with the images" if isinstance(labels, JointLabels) else "recovered first"
+    how = "optimized together with the images" if problem.labels is None else "recovered first"
     return (Finding("labels-hidden", "info", f"The labels were hidden from the attack; they were {how}."),)

@@ -45,6 +45,6 @@ class SquaredNorm:
 
 def total_variation(x: Images) -> Scalar:
     """Mean absolute difference of neighbors, along x plus along y."""
-    across = (x[:, :, :, :-1] - x[:, :, :, 1:]).abs().mean()
-    down = (x[:, :, :-1, :] - x[:, :, 1:, :]).abs().mean()
-    return across + down
+    across = (x[:, :, :, :-1] - x[:, :, :, 1:]).abs()
+    down = (x[:, :, :-1, :] - x[:, :, 1:, :]).abs()
+    return sum((part.mean() for part in (across, down) if part.numel()), start=x.new_zeros(()))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.labels import JointLabels, LabelRule
+from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels
+from inversefed.errors import ThreatModelError
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Labels, Params, Scalar
 
@@ -51,11 +52,19 @@ class Problem:
         parametrization: Callable[[Tensor], Tensor],
         rule: LabelRule | JointLabels,
     ) -> "Problem":
-        """Settle the labels first: granted, recovered by a rule, or left open."""
-        if isinstance(rule, JointLabels):
-            return cls(observation, objective, priors, parametrization, rule, observation.labels)
-        labels = rule(observation) if observation.labels is None else observation.labels
-        return cls(observation, objective, priors, parametrization, JointLabels(), labels)
+        """Settle the labels first: granted, recovered by a rule, or left open.
+
+        Where `RecoveredLabels` finds no rule that applies, they are left open too.
+        """
+        joint = rule if isinstance(rule, JointLabels) else JointLabels()
+        labels = observation.labels
+        if labels is None and not isinstance(rule, JointLabels):
+            try:
+                labels = rule(observation)
+            except ThreatModelError:
+                if not isinstance(rule, RecoveredLabels):
+                    raise
+        return cls(observation, objective, priors, parametrization, joint, labels)
 
     def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
         """The variables of a restart."""

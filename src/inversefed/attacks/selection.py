@@ -66,4 +66,5 @@ def finite(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
 def _combined(candidates: Sequence[Candidate], combine: Callable[[Tensor], Tensor], match: Match) -> Candidate:
     first = candidates[0]
     images = combine(torch.stack([candidate.images for candidate in candidates]))
-    return replace(first, images=images, loss=match(images, first.labels))
+    targets = first.labels if first.soft_labels is None else first.soft_labels
+    return replace(first, images=images, loss=match(images, targets))

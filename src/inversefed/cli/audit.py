@@ -34,9 +34,11 @@ def run_audit(options: Audit) -> int:
 
 
 def _resolve(options: Audit) -> Audit:
-    """The same options with every piece written out in full, so that defaults that change later do not change it."""
+    """The same options written out in full, so that neither new defaults nor another folder change a rerun."""
     return replace(
         options,
+        images=tuple(path.absolute() for path in options.images),
+        data_path=options.data_path.expanduser().absolute(),
         client=repr(registry.build("client", options.client)),
         defenses=tuple(repr(registry.build("defense", defense)) for defense in options.defenses),
         attack=repr(registry.build("attack", options.attack)),

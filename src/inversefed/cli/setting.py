@@ -41,11 +41,13 @@ def read_setting(options: Audit) -> Setting:
         ConfigError: an unknown name, or options that contradict each other.
         InputError: files that cannot be used.
     """
+    if any(count is not None and count < 1 for count in (options.threads, options.num_classes)):
+        raise ConfigError("--threads and --num-classes must be at least 1")
     shape = options.image_shape or _named_shape(options)
     images, labels, dataset = _pictures(options, shape)
-    num_classes = options.num_classes or _num_classes(options, dataset)
+    num_classes = _num_classes(options, dataset) if options.num_classes is None else options.num_classes
     module = _network(options, shape, num_classes).to(pick_device(options.device))
-    torch.set_num_threads(options.threads or _threads(module))
+    torch.set_num_threads(_threads(module) if options.threads is None else options.threads)
     mean = options.mean or (dataset.mean if dataset else _usual(options, shape[0])[0])
     std = options.std or (dataset.std if dataset else _usual(options, shape[0])[1])
     source = dataset.name if dataset else "pictures"
@@ -135,7 +137,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}; try cpu") from error
     return device

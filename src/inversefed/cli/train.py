@@ -1,6 +1,7 @@
 """`inversefed train`: a zoo network on a data set, to a checkpoint with its settings beside it."""
 
 import sys
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def run_train(options: Train) -> int:
         raise ConfigError(f"--output must end in .safetensors, got {file}")
     if file.exists() and not options.overwrite:
         raise InputError(f"{file} exists; name another --output, or give --overwrite")
+    check_writable(file)
     train_set, test_set = _data(options)
     trained = _train(options, train_set, test_set)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
@@ -34,6 +36,20 @@ def run_train(options: Train) -> int:
     if trained.accuracy < 1.5 / train_set.num_classes:
         print("inversefed: warning: hardly better than chance; try a smaller --lr or more --epochs", file=sys.stderr)
     return 0
+
+
+def check_writable(file: Path) -> None:
+    """Refuse, before the work, a file that cannot be written after it.
+
+    Raises:
+        InputError: its folder cannot be made or written to.
+    """
+    folder = next(each for each in file.absolute().parents if each.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".train.", dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror}; choose another --output") from error
 
 
 def _data(options: Train) -> tuple[Dataset, Dataset]:

@@ -145,12 +145,15 @@ def selector(indices: str | Sequence[int]) -> layers.Selector:
     if isinstance(indices, str):
         named: layers.Selector = pick("indices", indices, INDICES)
         return named
-    return layers.At(tuple(int(position) for position in indices))
+    positions: tuple[Any, ...] = tuple(indices) if isinstance(indices, Sequence) else ()
+    if not positions or not all(type(position) is int for position in positions):
+        raise ConfigError(f"indices is a name ({', '.join(INDICES)}) or a list of positions, not {indices!r}")
+    return layers.At(positions)
 
 
 def pick(key: str, name: str, choices: Mapping[str, Any]) -> Any:
     """Look a name up, or list those there are."""
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise unknown_name(key, str(name), choices)
     return choices[name]
 
@@ -163,12 +166,11 @@ def _optimizer(config: Mapping[str, Any]) -> optimizers.Optimizer:
         "sgd": optimizers.SGD(signed=signed),
         "LBFGS": optimizers.LBFGS(signed=signed),
     }
-    name = config["optim"]
-    if name not in choices:
-        raise unknown_name("optim", str(name), choices)
-    if config["max_iterations"] < 1 or config["restarts"] < 1:
-        raise ConfigError("max_iterations and restarts must be at least 1")
-    return choices[name]
+    optimizer: optimizers.Optimizer = pick("optim", config["optim"], choices)
+    for key in ("max_iterations", "restarts"):
+        if type(config[key]) is not int or config[key] < 1:
+            raise ConfigError(f"{key} is a whole number of at least 1, not {config[key]!r}")
+    return optimizer
 
 
 def _number(config: Mapping[str, Any], key: str) -> float:

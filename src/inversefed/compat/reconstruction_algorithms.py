@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.compat.config import DEFAULT_CONFIG, LowestInception, attack_of, objective, validated
 from inversefed.compat.metrics import InceptionScore, total_variation
-from inversefed.errors import InputError, UpdateMismatchError
+from inversefed.errors import UpdateMismatchError
 from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Network, freeze
-from inversefed.fl.threat import Observation
+from inversefed.fl.threat import Observation, check_labels
 from inversefed.types import Budget, Params, Reconstruction, Step
 
 __all__ = ["DEFAULT_CONFIG", "FedAvgReconstructor", "GradientReconstructor", "loss_steps", "reconstruction_costs"]
@@ -105,8 +105,7 @@ class GradientReconstructor:
         return next(self.model.parameters()).dtype
 
     def _given(self, labels: Tensor, network: Network) -> Tensor:
-        if labels.shape[0] != self.num_images:
-            raise InputError(f"{self.num_images} images need as many labels, got {labels.shape[0]}")
+        check_labels(labels, self.num_images, network.num_classes)
         return labels.to(network.device).long()
 
     def _client(self) -> Client:
@@ -118,7 +117,16 @@ class GradientReconstructor:
             return float(total_variation(result.images))
         if choice == "inception":
             return float(LowestInception()(result.images, observation))
+        if choice in ("pixelmean", "pixelmedian") and result.candidates[0].soft_labels is not None:
+            return self._score_of_combined(result.images, observation)
         return result.loss
+
+    def _score_of_combined(self, images: Tensor, observation: Observation) -> float:
+        """With open labels, 2020 scored a combined picture by the network's own predictions, through softmax twice."""
+        targets = observation.network.features(images).softmax(dim=1).softmax(dim=1)
+        cost = objective(*(self.config[key] for key in ("cost_fn", "indices", "weights")))
+        with torch.no_grad():
+            return float(cost(observation.client(observation.network, images, targets), observation.update))
 
 
 class FedAvgReconstructor(GradientReconstructor):

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -60,6 +61,11 @@ class Network:
     head: str | None = None
     mask_seed: int = 0
 
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Pixels are inputs as they are; a product with 1 would still round the gradient in another order."""
+        return not bool(self.mean.any()) and bool((self.std == 1).all())
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -89,10 +95,14 @@ class Network:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Take pictures from pixel space into the network's input space."""
+        if self._is_plain:
+            return images
         return (images - self.mean) / self.std
 
     def denormalize(self, inputs: Tensor) -> Tensor:
         """Take network inputs back into pixel space."""
+        if self._is_plain:
+            return inputs
         return inputs * self.std + self.mean
 
     def features(self, images: Images) -> Logits:
@@ -125,9 +135,6 @@ class Network:
 
     @contextmanager
     def _fixed_masks(self) -> Iterator[None]:
-        if not any(module.training for module in self.module.modules()):
-            yield
-            return
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             # Not torch.manual_seed: it queues a call for every accelerator that is not there.
             torch.default_generator.manual_seed(self.mask_seed)
@@ -174,6 +181,8 @@ def freeze(
             "the network has no trainable parameters, so it has no update; call requires_grad_(True) on those it trains"
         )
     first = next(iter(params.values()))
+    if not first.is_floating_point() or first.is_meta:
+        raise UnsupportedNetworkError(f"weights must be real numbers on a device; got {first.dtype} on {first.device}")
 
     def constant(value: _Constants, default: float, name: str) -> Tensor:
         return _per_channel(default if value is None else value, shape[0], name).to(first.device, first.dtype)
@@ -211,7 +220,10 @@ def _copy(module: nn.Module) -> nn.Module:
 
 
 def _per_channel(value: float | Sequence[float] | Tensor, channels: int, name: str) -> Tensor:
-    constants = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
+    try:
+        constants = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be numbers, one for all channels or one a channel; got {value!r}") from error
     if constants.numel() not in (1, channels):
         raise InputError(f"{name} must be one number or {channels}, one a channel; got {constants.numel()}")
     if not bool(constants.isfinite().all()):
@@ -237,7 +249,7 @@ def _probe(network: Network) -> tuple[int, str | None]:
             logits = network.apply_normalized(network.params, network.normalize(gray))
     except InversefedError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except Exception as error:  # the network is foreign code: whatever it raises means the same
         raise UnsupportedNetworkError(
             f"the network cannot run on images of shape {network.image_shape}: {error}"
         ) from error

@@ -75,7 +75,7 @@ def audit(
     True
     """
     attack = recipes.best() if attack is None else attack
-    check_pieces(attack=attack, client=client, loss=loss or CrossEntropy(), defenses=defenses)
+    check_pieces(attack=attack, client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
     budget = Budget(time_budget, max_iterations, on_step)
     if not isinstance(threat, ThreatModel) or type(seed) is not int or not 0 <= seed < 2**62:
         raise ConfigError(f"threat must be a ThreatModel and seed an integer from 0; got {threat!r} and {seed!r}")

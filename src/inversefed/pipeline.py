@@ -21,7 +21,7 @@ from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.settings import describe_setting, setting_findings
 from inversefed.fl.threat import ThreatModel, check_labels, observe
-from inversefed.types import Batch, Budget, Params, Step
+from inversefed.types import Batch, Budget, Params, Reconstruction, Step
 
 __all__ = ["audit"]
 
@@ -76,9 +76,8 @@ def audit(
     """
     attack = recipes.best() if attack is None else attack
     check_pieces(attack=attack, client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
+    check_threat(threat, seed)
     budget = Budget(time_budget, max_iterations, on_step)
-    if not isinstance(threat, ThreatModel) or type(seed) is not int or not 0 <= seed < 2**62:
-        raise ConfigError(f"threat must be a ThreatModel and seed an integer from 0; got {threat!r} and {seed!r}")
     network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
     check_labels(labels, images.shape[0], network.num_classes)
     truth = Batch(images.detach().to(network.device, network.dtype), labels.detach().to(network.device).long())
@@ -92,13 +91,7 @@ def audit(
     reconstruction = attack(observation, attacker, budget)
     seconds = time.perf_counter() - began
 
-    known = threat.labels == "known"
-    order = align.align(
-        reconstruction.images,
-        truth.images,
-        reconstruction_labels=reconstruction.labels if known else None,
-        target_labels=truth.labels if known else None,
-    )
+    order = paired(reconstruction, truth, threat)
     found = Batch(reconstruction.images[order], reconstruction.labels[order])
     return Report(
         scenario=describe_setting(network, client, defenses, threat, truth, seed),
@@ -136,6 +129,28 @@ def defended(
     for defense in defenses:
         update = defense(update, Context(network, batch), generator)
     return update
+
+
+def paired(reconstruction: Reconstruction, truth: Batch, threat: ThreatModel) -> align.Permutation:
+    """Which reconstruction belongs to which truth: by pixels, and within a label where labels were granted."""
+    if threat.labels != "known":
+        return align.align(reconstruction.images, truth.images)
+    return align.align(
+        reconstruction.images,
+        truth.images,
+        reconstruction_labels=reconstruction.labels,
+        target_labels=truth.labels,
+    )
+
+
+def check_threat(threat: object, seed: object) -> None:
+    """Refuse what is no threat model or no seed.
+
+    Raises:
+        ConfigError: either is of another kind.
+    """
+    if not isinstance(threat, ThreatModel) or type(seed) is not int or not 0 <= seed < 2**62:
+        raise ConfigError(f"threat must be a ThreatModel and seed an integer from 0; got {threat!r} and {seed!r}")
 
 
 def check_pieces(**pieces: object) -> None:

@@ -115,6 +115,11 @@ class JointLabels:
         return logits.softmax(dim=-1).expand(num_examples, -1)
 
 
+def granted_or_recovered(observation: Observation, rule: LabelRule = RecoveredLabels()) -> Labels:
+    """The labels that the threat model grants, or those that a rule finds."""
+    return rule(observation) if observation.labels is None else observation.labels
+
+
 def _class_sums(observation: Observation) -> Tensor:
     """One number a class, negative where the label is."""
     head, gradient = observation.network.head, observation.gradient

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels
+from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered
 from inversefed.errors import ThreatModelError
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Labels, Params, Scalar
@@ -57,13 +57,12 @@ class Problem:
         Where `RecoveredLabels` finds no rule that applies, they are left open too.
         """
         joint = rule if isinstance(rule, JointLabels) else JointLabels()
-        labels = observation.labels
-        if labels is None and not isinstance(rule, JointLabels):
-            try:
-                labels = rule(observation)
-            except ThreatModelError:
-                if not isinstance(rule, RecoveredLabels):
-                    raise
+        try:
+            labels = observation.labels if isinstance(rule, JointLabels) else granted_or_recovered(observation, rule)
+        except ThreatModelError:
+            if not isinstance(rule, RecoveredLabels):
+                raise
+            labels = None
         return cls(observation, objective, priors, parametrization, joint, labels)
 
     def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:

@@ -9,7 +9,7 @@ from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
 from inversefed.cli.setting import Setting, read_seconds, read_setting
 from inversefed.evaluation.report import Report
-from inversefed.evaluation.save import check_folder
+from inversefed.evaluation.save import check_folder, check_writable
 from inversefed.fl.threat import ThreatModel
 from inversefed.pipeline import audit
 from inversefed.types import Status, Step
@@ -27,6 +27,7 @@ def run_audit(options: Audit) -> int:
     setting = read_setting(options)
     folder = options.output or _new_folder(options, setting)
     check_folder(folder, options.overwrite)
+    check_writable(folder)
     report = _run(options, setting, pieces)
     report.save(folder, options.overwrite)
     _show(report, folder, options)

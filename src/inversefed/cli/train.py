@@ -1,7 +1,6 @@
 """`inversefed train`: a zoo network on a data set, to a checkpoint with its settings beside it."""
 
 import sys
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from inversefed.cli.options import Train
 from inversefed.cli.progress import progress
 from inversefed.cli.setting import pick_device
 from inversefed.errors import ConfigError, InputError
+from inversefed.evaluation.save import check_writable
 from inversefed.zoo import datasets, networks, training
 from inversefed.zoo.datasets import Dataset
 
@@ -26,7 +26,7 @@ def run_train(options: Train) -> int:
         raise ConfigError(f"--output must end in .safetensors, got {file}")
     if file.exists() and not options.overwrite:
         raise InputError(f"{file} exists; name another --output, or give --overwrite")
-    check_writable(file)
+    check_writable(file.parent)
     train_set, test_set = _data(options)
     trained = _train(options, train_set, test_set)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
@@ -36,20 +36,6 @@ def run_train(options: Train) -> int:
     if trained.accuracy < 1.5 / train_set.num_classes:
         print("inversefed: warning: hardly better than chance; try a smaller --lr or more --epochs", file=sys.stderr)
     return 0
-
-
-def check_writable(file: Path) -> None:
-    """Refuse, before the work, a file that cannot be written after it.
-
-    Raises:
-        InputError: its folder cannot be made or written to.
-    """
-    folder = next(each for each in file.absolute().parents if each.exists())
-    try:
-        with tempfile.TemporaryDirectory(prefix=".train.", dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}; choose another --output") from error
 
 
 def _data(options: Train) -> tuple[Dataset, Dataset]:

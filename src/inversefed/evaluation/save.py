@@ -12,7 +12,7 @@ from pathlib import Path
 
 from inversefed.errors import InputError
 
-__all__ = ["check_folder", "write_files"]
+__all__ = ["check_folder", "check_writable", "write_files"]
 
 _PICTURE = re.compile(r"(target|reconstruction)_\d{2,}\.png")
 
@@ -28,7 +28,7 @@ def check_folder(folder: str | Path, overwrite: bool = False) -> Path:
         The folder's path.
 
     Raises:
-        InputError: it is a file, it cannot be written to, or it holds something and `overwrite` is false.
+        InputError: it is a file, it cannot be read, or it holds something and `overwrite` is false.
 
     >>> check_folder(__file__)
     Traceback (most recent call last):
@@ -40,11 +40,27 @@ def check_folder(folder: str | Path, overwrite: bool = False) -> Path:
             raise InputError(f"the output folder {path} is a file; name another folder")
         if path.is_dir() and any(path.iterdir()) and not overwrite:
             raise InputError(f"the output folder {path} is not empty; name another one, or ask to overwrite")
-        with tempfile.TemporaryDirectory(prefix=".report.", dir=_nearest_folder(path)):
-            pass  # it could be made, so a report can be written as well
     except OSError as error:
         raise _unwritable(path, error) from error
     return path
+
+
+def check_writable(folder: str | Path) -> None:
+    """Refuse a folder that cannot be made or written to, before the work whose result it is for.
+
+    Args:
+        folder: where files will go; neither it nor a parent is made.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
+    path = Path(folder).absolute()
+    nearest = next(each for each in (path, *path.parents) if each.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".probe.", dir=nearest):
+            pass  # what can be made here can be written here
+    except OSError as error:
+        raise _unwritable(Path(folder), error) from error
 
 
 def write_files(folder: str | Path, files: Mapping[str, bytes], overwrite: bool = False) -> Path:
@@ -74,11 +90,6 @@ def write_files(folder: str | Path, files: Mapping[str, bytes], overwrite: bool 
     except OSError as error:
         raise _unwritable(path, error) from error
     return path
-
-
-def _nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest of its parents that is there."""
-    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
 
 
 def _write(staging: Path, files: Mapping[str, bytes]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.labels import RecoveredLabels
+from inversefed.attacks.labels import granted_or_recovered
 from inversefed.attacks.objectives import SquaredError
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.network import Network
@@ -83,7 +83,7 @@ class LinearInput:
                 "(noise, pruning or quantization does that); use an optimization attack such as geiping()"
             )
         images = network.denormalize(inputs.reshape(observation.batch_shape))
-        labels = RecoveredLabels()(observation) if observation.labels is None else observation.labels
+        labels = granted_or_recovered(observation)
         with torch.no_grad():
             loss = float(SquaredError()(observation.client(network, images, labels), observation.update))
         chosen = Candidate(images, labels, loss, Status.FINISHED, iterations=1)

@@ -19,8 +19,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.attacks.exact.convolution import solve_convolution, transposed
-from inversefed.attacks.labels import RecoveredLabels
-from inversefed.attacks.objectives import SquaredError
+from inversefed.attacks.labels import granted_or_recovered
+from inversefed.attacks.objectives import RelativeSquaredError
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.chain import Layer, chain, run
 from inversefed.fl.threat import Observation
@@ -73,7 +73,7 @@ class Peel:
         if depth > 0:
             inputs = invert_features(layers[:depth], inputs, network.image_shape, eps, self.evaluations)
         images = network.denormalize(inputs[None].to(network.device, network.dtype))
-        labels = RecoveredLabels()(observation) if observation.labels is None else observation.labels
+        labels = granted_or_recovered(observation)
         return _verified(observation, images, labels, depth, len(layers))
 
 
@@ -217,8 +217,7 @@ def _verified(observation: Observation, images: Tensor, labels: Tensor, depth: i
     """Run the client on what was found: only an update that comes out the same makes it exact."""
     with torch.no_grad():
         predicted = observation.client(observation.network, images, labels)
-        size = sum(float(part.square().sum()) for part in observation.update.values())
-        loss = float(SquaredError()(predicted, observation.update)) / size
+        loss = float(RelativeSquaredError()(predicted, observation.update))
     how = "down to the image" if depth == 0 else f"down to layer {depth} of {count}, and inverted the features there"
     evidence = {"relative_matching_cost": loss, "layers": count, "layers_inverted": depth}
     if loss < EXACT:

@@ -84,7 +84,6 @@ def test_what_does_not_reproduce_the_update_is_not_called_exact(photos: torch.Te
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("ConvNet16", "peeling stops at MaxPool2d"),
         ("ResNet20", "branches"),
         ("iRevNet", "branches|layer by layer|no layer"),
     ],
@@ -94,6 +93,12 @@ def test_networks_that_cannot_be_peeled_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UnsupportedNetworkError, match=reason):
         decibels(networks.build(name, seed=0), photos[:1], torch.float32)
+
+
+def test_average_pooling_is_refused_with_the_reason(photos: torch.Tensor) -> None:
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Sigmoid(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2048, 10)]
+    with pytest.raises(UnsupportedNetworkError, match="peeling stops at AvgPool2d"):
+        decibels(nn.Sequential(*layers), photos[:1], torch.float32)
 
 
 def test_batches_and_train_mode_are_refused(photos: torch.Tensor) -> None:

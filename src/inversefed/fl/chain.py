@@ -32,6 +32,12 @@ _FUNCTIONS: Mapping[Any, type[nn.Module]] = {
     F.relu: nn.ReLU,
     "relu": nn.ReLU,
 }
+_POOLINGS: Mapping[Any, type[nn.Module]] = {
+    F.max_pool2d: nn.MaxPool2d,
+    torch.max_pool2d: nn.MaxPool2d,
+    F.avg_pool2d: nn.AvgPool2d,
+}
+_POOLING_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 _RESHAPES = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 
 
@@ -61,7 +67,7 @@ def chain(network: Network) -> tuple[Layer, ...]:
     >>> [(layer.name, type(layer.module).__name__) for layer in chain(network)]
     [('0', 'Conv2d'), ('1', 'Sigmoid'), ('2', 'Flatten'), ('3', 'Linear')]
     """
-    module = copy.deepcopy(network.module).to("cpu", torch.float64)
+    module = copy.deepcopy(network.module).to("cpu", torch.float64).requires_grad_(False)
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in module.modules()):
         raise UnsupportedNetworkError("the layers cannot be told apart while BatchNorm runs in train mode")
     module.eval()
@@ -92,7 +98,23 @@ def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
             return _FUNCTIONS[node.target]()
         if node.target in _RESHAPES and len(_shape(node)) == 1:
             return nn.Flatten()
+        pooling = _pooling(node)
+        if pooling is not None:
+            return pooling
     raise UnsupportedNetworkError(f"the network uses {node.target}, which has no layer of its own")
+
+
+def _pooling(node: fx.Node) -> nn.Module | None:
+    """The module of a pooling function, with the node's own arguments."""
+    kind = _POOLINGS.get(node.target)
+    # F.max_pool2d is one of two functions behind a switch, and traced as either of them.
+    if kind is None and getattr(node.target, "__name__", "") == "boolean_dispatch":
+        kind = nn.MaxPool2d
+    if kind is None:
+        return None
+    names = _POOLING_ARGUMENTS if kind is nn.MaxPool2d else ("kernel_size", "stride", "padding", "ceil_mode")
+    given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+    return kind(**{name: value for name, value in given.items() if name not in ("return_indices", "input")})
 
 
 def run(layers: tuple[Layer, ...], inputs: Tensor) -> Tensor:

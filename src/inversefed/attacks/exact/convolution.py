@@ -149,10 +149,22 @@ def gradient_matrix(layer: nn.Conv2d, shape: tuple[int, int, int], delta: Tensor
 
     Rows are (output channel, tap), columns the pixels of the input.
     """
+    padding = (int(layer.padding[0]), int(layer.padding[1])) if isinstance(layer.padding, tuple) else (0, 0)
+    kernel, stride = (layer.kernel_size[0], layer.kernel_size[1]), (layer.stride[0], layer.stride[1])
+    return correlation_matrix(kernel, stride, padding, shape, delta)
+
+
+def correlation_matrix(
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    shape: tuple[int, int, int],
+    delta: Tensor,
+) -> Tensor:
+    """`gradient_matrix` from a convolution's geometry alone: `[o k l, h w]`."""
     pixels, outputs = shape[1] * shape[2], delta.shape[0]
-    places = torch.arange(1, pixels + 1, dtype=delta.dtype).reshape(1, 1, *shape[1:])
-    padding = layer.padding if isinstance(layer.padding, tuple) else (0, 0)
-    seen = F.unfold(places, layer.kernel_size, padding=padding, stride=layer.stride)[0].long()
+    places = torch.arange(1, pixels + 1, dtype=torch.float64).reshape(1, 1, *shape[1:])
+    seen = F.unfold(places, kernel, padding=padding, stride=stride)[0].long()
     taps = seen.shape[0]
     matrix = delta.new_zeros(outputs, taps, pixels + 1)  # column 0 collects the padding
     matrix.scatter_add_(2, seen.expand(outputs, -1, -1), delta.reshape(outputs, 1, -1).expand(-1, taps, -1))

@@ -9,20 +9,28 @@ For one example and a chain of layers,
 
 A smooth activation is peeled down to the image. Under ReLU and LeakyReLU the side of the kink is known exactly at the
 head's input (a zero is a zero), but not below the first layer that was solved from rounded numbers; there peeling
-stops and the image is found from the features it reached, `min |features(x) - a|^2`, by L-BFGS through the shallow
-layers alone. The result is called exact only if the forward operator, run once, reproduces the update.
+stops and the image is found from the features it reached (see `features`). Max pooling hides which pixel won: above a
+convolution the winners are found by alternation (see `pooling`), in the first layers together with the image (see
+`pooled`). Where its equations are too few, the image is searched from the features behind it. The result is called
+exact only if the forward operator, run once, reproduces the update.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor, nn
 
+from inversefed.attacks.exact.block import Block, affine, block_below
 from inversefed.attacks.exact.convolution import solve_convolution, transposed
+from inversefed.attacks.exact.features import invert_features, search_features
+from inversefed.attacks.exact.pooled import image_from_pooled
+from inversefed.attacks.exact.pooling import unpool
+from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.labels import granted_or_recovered
 from inversefed.attacks.objectives import RelativeSquaredError
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.chain import Layer, chain, run
+from inversefed.fl.chain import Layer, chain
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Params, Reconstruction, Status
 
@@ -31,20 +39,56 @@ __all__ = ["Peel"]
 EXACT = 1e-8
 """Relative matching cost below which a result is called exact."""
 
+_SEARCH = 600
+"""Steps of the search for an image behind max pooling that could not be peeled."""
+
+_SHALLOW = 120
+"""The same behind one block, where it is a start."""
+
+_FIRST = 60
+"""Steps for a first image, which need not be good."""
+
 
 @dataclass(frozen=True, eq=False)
-class _Front:
+class Setting:
+    """What peeling works on.
+
+    Args:
+        layers: the network as a chain.
+        gradient: of the loss of one example, double precision.
+        image_shape: `(c, h, w)`.
+        bounds: the least and the greatest value of the normalized image, broadcastable to it.
+        eps: rounding of the numbers that the gradient was computed in.
+        watch: asked after each round of what iterates.
+    """
+
+    layers: tuple[Layer, ...]
+    gradient: Params = field(repr=False)
+    image_shape: tuple[int, int, int]
+    bounds: tuple[Tensor, Tensor] = field(repr=False)
+    eps: float
+    watch: Watch = Watch()
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
     """How far the peeling is: what is known between two layers.
 
     Args:
-        values: the numbers there, `[c, h, w]` or `[features]`.
+        depth: how many layers are left.
+        values: the numbers that come out of them, `[c, h, w]` or `[features]`.
         delta: the loss gradient with respect to them.
         weight: how much each is to be believed: the slopes of the activations above it.
+        rounded: whether they were solved for, so that a zero is no longer exactly a zero.
+        image: a normalized image that roughly fits, where one was needed on the way.
     """
 
+    depth: int
     values: Tensor = field(repr=False)
     delta: Tensor = field(repr=False)
     weight: Tensor = field(repr=False)
+    rounded: bool = False
+    image: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +102,7 @@ class Peel:
     evaluations: int = 1500
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
-        """Peel; no randomness is used, and the budget is not needed.
+        """Peel; the generator is not used. A search that the budget stops leaves the best so far.
 
         Raises:
             ThreatModelError: the update is not that of one example.
@@ -67,90 +111,148 @@ class Peel:
         if observation.num_examples != 1:
             raise ThreatModelError(f"peeling needs the update of one example; this one has {observation.num_examples}")
         network = observation.network
-        layers, gradient = chain(network), _double(observation.gradient)
-        eps = torch.finfo(network.dtype).eps
-        depth, inputs = peel(layers, gradient, network.image_shape, eps)
-        if depth > 0:
-            inputs = invert_features(layers[:depth], inputs, network.image_shape, eps, self.evaluations)
-        images = network.denormalize(inputs[None].to(network.device, network.dtype))
-        labels = granted_or_recovered(observation)
-        return _verified(observation, images, labels, depth, len(layers))
+        watch = Watch(budget, lambda inputs: network.denormalize(inputs.to(network.device, network.dtype)))
+        low, high = (network.normalize(bound).double().cpu() for bound in (network.low, network.high))
+        setting = Setting(
+            chain(network), _double(observation.gradient), network.image_shape, (low, high),
+            torch.finfo(network.dtype).eps, watch,
+        )  # fmt: skip
+        depth, found, interrupted = len(setting.layers), torch.zeros(network.image_shape).double(), False
+        try:
+            front = descend(setting)
+            depth, found = front.depth, _image(setting, front, self.evaluations)
+        except KeyboardInterrupt:
+            interrupted = True
+        status = Status.INTERRUPTED if interrupted else Status.STOPPED if watch.stopped else Status.FINISHED
+        return _verified(observation, (found, *watch.kept), depth, len(setting.layers), watch, status)
 
 
-def peel(
-    layers: tuple[Layer, ...], gradient: Params, image_shape: tuple[int, int, int], eps: float
-) -> tuple[int, Tensor]:
+def descend(setting: Setting) -> Front:
     """Go down from the head as far as the numbers can be trusted.
-
-    Args:
-        layers: the network as a chain.
-        gradient: of the loss of one example, double precision.
-        image_shape: `(c, h, w)`.
-        eps: rounding of the numbers that the gradient was computed in.
-
-    Returns:
-        How many layers are left, and the numbers that come out of them: the normalized image for 0.
 
     Raises:
         UnsupportedNetworkError: the last layer is not linear with bias, or nothing below it can be peeled.
     """
-    depth, front, rounded = len(layers) - 1, _head(layers[-1], gradient), False
-    while depth > 0:
-        layer = layers[depth - 1]
-        if isinstance(layer.module, nn.ReLU | nn.LeakyReLU) and rounded:
-            return depth, front.values
-        shape = layers[depth - 2].shape if depth > 1 else image_shape
-        front = _below(layer, front, gradient, shape, eps)
-        rounded = rounded or isinstance(layer.module, nn.Conv2d)
-        depth -= 1
-    return 0, front.values
+    front = _head(setting)
+    while front.depth > 0 and not setting.watch.stopped:
+        try:
+            below = _step(setting, front)
+        except UnsupportedNetworkError:
+            if not front.rounded:
+                raise
+            below = None
+        if below is None:
+            break
+        front = below
+    return front
 
 
-def _head(layer: Layer, gradient: Params) -> _Front:
+def _step(setting: Setting, front: Front) -> Front | None:
+    """One layer or block down; nothing where the numbers do not tell the side of a kink, or the equations are few."""
+    layers = setting.layers[: front.depth]
+    if _ends_block(layers, front.rounded):
+        return _below_block(setting, front, block_below(layers, front.depth, setting.image_shape))
+    if isinstance(layers[-1].module, nn.ReLU | nn.LeakyReLU) and front.rounded:
+        return None
+    return _below(setting, front)
+
+
+def _ends_block(layers: tuple[Layer, ...], rounded: bool) -> bool:
+    """Whether max pooling stands here, before or behind a ReLU, or further down where ReLU's side is not exact."""
+    last = [type(layer.module) for layer in layers[-2:]]
+    if last[-1] is nn.MaxPool2d or last == [nn.MaxPool2d, nn.ReLU]:
+        return True
+    return rounded and last[-1] is nn.ReLU and _pools(layers)
+
+
+def _pools(layers: tuple[Layer, ...]) -> bool:
+    return any(isinstance(layer.module, nn.MaxPool2d) for layer in layers)
+
+
+def _below_block(setting: Setting, front: Front, block: Block) -> Front | None:
+    outputs, _, height, width = block.weight.shape
+    if block.start == 0 or outputs * height * width < block.shape[1] * block.shape[2]:
+        return None
+    layers, watch = setting.layers[: front.depth], setting.watch
+    image = front.image
+    if image is None:
+        image = search_features(layers, front.values, setting.image_shape, _FIRST, watch)
+    if watch.stopped:
+        return None
+    gradient = block.weight_gradient(setting.gradient)
+    found = unpool(layers, block, front.values, front.delta, gradient, image, watch)
+    if not found.settled:
+        return None
+    return Front(block.start, found.values, found.delta, torch.ones_like(found.values), True, found.image)
+
+
+def _image(setting: Setting, front: Front, evaluations: int) -> Tensor:
+    """The normalized image, from where peeling stopped."""
+    layers, shape, watch = setting.layers[: front.depth], setting.image_shape, setting.watch
+    if not layers:
+        return front.values
+    if watch.stopped:
+        return watch.kept[-1] if watch.kept else torch.zeros(shape)
+    if not _pools(layers):
+        return invert_features(layers, front.values, torch.zeros(shape).double(), setting.eps, evaluations, watch)
+    first = all(not isinstance(layer.module, nn.Conv2d) for layer in layers[1:])
+    near = search_features(layers, front.values, shape, _SHALLOW if first else _SEARCH, watch)
+    if not first or int((front.values > 0).sum()) < near.numel() or watch.stopped:
+        return near
+    return image_from_pooled(block_below(layers, front.depth, shape), front.values, near, setting.bounds, watch).image
+
+
+def _head(setting: Setting) -> Front:
+    layer, gradient = setting.layers[-1], setting.gradient
     weight, bias = gradient.get(f"{layer.name}.weight"), gradient.get(f"{layer.name}.bias")
     if not isinstance(layer.module, nn.Linear) or weight is None or bias is None or not bool(bias.any()):
         raise UnsupportedNetworkError(
             "peeling starts at a last linear layer with bias, and this network ends otherwise"
         )
     features = (bias @ weight) / bias.square().sum()
-    return _Front(features, bias @ layer.module.weight.detach(), torch.ones_like(features))
+    delta = bias @ layer.module.weight.detach()
+    return Front(len(setting.layers) - 1, features, delta, torch.ones_like(features))
 
 
-def _below(layer: Layer, front: _Front, gradient: Params, shape: tuple[int, ...], eps: float) -> _Front:
+def _below(setting: Setting, front: Front) -> Front:
     """What is known in front of a layer, from what is known behind it."""
-    module = layer.module
+    depth = front.depth - 1
+    layer, shape = setting.layers[depth], setting.layers[depth - 1].shape if depth else setting.image_shape
+    module, values, delta, weight = layer.module, front.values, front.delta, front.weight
     match module:
         case nn.Flatten() | nn.Identity() | nn.Dropout() | nn.Dropout2d():
-            return _Front(*(part.reshape(shape) for part in (front.values, front.delta, front.weight)))
+            values, delta, weight = (part.reshape(shape) for part in (values, delta, weight))
         case nn.Sigmoid() | nn.Tanh() | nn.LeakyReLU() | nn.ReLU():
-            values, slope = _inverse(module, front.values, eps)
-            return _Front(values, front.delta * slope, front.weight * slope)
-        case nn.BatchNorm2d() if module.running_var is not None and module.running_mean is not None:
-            scale, shift = _affine(module)
-            return _Front((front.values - shift) / scale, front.delta * scale, front.weight * scale.abs())
+            values, slope = _inverse(module, values, setting.eps)
+            delta, weight = delta * slope, weight * slope
+        case nn.BatchNorm2d():
+            scale, shift = affine(module)
+            values, delta, weight = (values - shift) / scale, delta * scale, weight * scale.abs()
         case nn.Linear():
-            values = (front.delta @ gradient[f"{layer.name}.weight"]) / front.delta.square().sum()
-            return _Front(values, front.delta @ module.weight.detach(), torch.ones_like(values))
+            values = (delta @ setting.gradient[f"{layer.name}.weight"]) / delta.square().sum()
+            delta, weight = delta @ module.weight.detach(), torch.ones_like(values)
         case nn.Conv2d():
-            return _below_convolution(layer.name, module, front, gradient, shape, eps)
-    raise UnsupportedNetworkError(f"peeling stops at {module}: what went into it is not determined by linear equations")
+            return _below_convolution(setting, front, layer.name, module, shape)
+        case _:
+            raise UnsupportedNetworkError(
+                f"peeling stops at {module}: what went into it is not determined by linear equations"
+            )
+    return replace(front, depth=depth, values=values, delta=delta, weight=weight)
 
 
-def _below_convolution(
-    name: str, module: nn.Conv2d, front: _Front, gradient: Params, shape: tuple[int, ...], eps: float
-) -> _Front:
+def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Conv2d, shape: tuple[int, ...]) -> Front:
     channels, height, width = shape
     values = solve_convolution(
         module,
         (channels, height, width),
-        gradient[f"{name}.weight"],
+        setting.gradient[f"{name}.weight"],
         front.delta,
         front.values,
         front.weight,
-        tolerance=eps * 1e-3,
+        tolerance=setting.eps * 1e-3,
     )
     delta = transposed(module, module.weight, shape, front.delta[None])
-    return _Front(values, delta, torch.ones_like(values))
+    return Front(front.depth - 1, values, delta, torch.ones_like(values), True)
 
 
 def _inverse(module: nn.Module, outputs: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -168,56 +270,23 @@ def _inverse(module: nn.Module, outputs: Tensor, eps: float) -> tuple[Tensor, Te
     return outputs, (outputs > 0).to(outputs)
 
 
-def _affine(module: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """BatchNorm in eval mode as `scale * x + shift`, `[c, 1, 1]` each."""
-    assert module.running_var is not None and module.running_mean is not None
-    scale = (module.running_var + module.eps).rsqrt()
-    if module.affine:
-        scale = scale * module.weight.detach()
-    shift = -module.running_mean * scale
-    if module.affine:
-        shift = shift + module.bias.detach()
-    return scale[:, None, None], shift[:, None, None]
-
-
-def invert_features(
-    layers: tuple[Layer, ...], features: Tensor, image_shape: tuple[int, int, int], eps: float, evaluations: int
-) -> Tensor:
-    """Find the normalized image whose shallow features are these: `min |f(x) - a|^2 / |a|^2` from the mean color.
-
-    Args:
-        layers: the shallow layers.
-        features: what comes out of them.
-        image_shape: `(c, h, w)`.
-        eps: rounding of the features; the search ends when a step gains less than it could.
-        evaluations: most evaluations.
-    """
-    x = torch.zeros((1, *image_shape), dtype=features.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [x], max_iter=evaluations, max_eval=evaluations, history_size=50, tolerance_grad=0,
-        tolerance_change=max(1e-26, 1e-2 * eps**2),
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
-    scale = features.square().sum()
-
-    def closure() -> Tensor:
-        loss = (run(layers, x)[0] - features).square().sum() / scale
-        (x.grad,) = torch.autograd.grad(loss, x)
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return x.detach()[0]
-
-
 def _double(gradient: Params) -> Params:
     return {name: part.detach().to("cpu", torch.float64) for name, part in gradient.items()}
 
 
-def _verified(observation: Observation, images: Tensor, labels: Tensor, depth: int, count: int) -> Reconstruction:
+def _verified(
+    observation: Observation, found: tuple[Tensor, ...], depth: int, count: int, watch: Watch, status: Status
+) -> Reconstruction:
     """Run the client on what was found: only an update that comes out the same makes it exact."""
-    with torch.no_grad():
-        predicted = observation.client(observation.network, images, labels)
-        loss = float(RelativeSquaredError()(predicted, observation.update))
+    labels, network = granted_or_recovered(observation), observation.network
+    tried = []
+    for inputs in found:
+        images = network.denormalize(inputs[None].to(network.device, network.dtype))
+        loss = _matching_cost(observation, images, labels)
+        tried.append((loss, images))
+        if loss < EXACT:
+            break
+    loss, images = min(tried, key=lambda pair: pair[0])
     how = "down to the image" if depth == 0 else f"down to layer {depth} of {count}, and inverted the features there"
     evidence = {"relative_matching_cost": loss, "layers": count, "layers_inverted": depth}
     if loss < EXACT:
@@ -226,5 +295,13 @@ def _verified(observation: Observation, images: Tensor, labels: Tensor, depth: i
         )
     else:
         finding = Finding("not-exact", "warning", f"The network was peeled {how}, but the update differs.", evidence)
-    candidate = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
-    return Reconstruction(images, labels, loss, Status.FINISHED, (candidate,), (finding,))
+    status = Status.FINISHED if loss < EXACT else status
+    candidate = Candidate(images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history)
+    return Reconstruction(images, labels, loss, status, (candidate,), (finding,))
+
+
+def _matching_cost(observation: Observation, images: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        predicted = observation.client(observation.network, images, labels)
+        loss = float(RelativeSquaredError()(predicted, observation.update))
+    return math.inf if math.isnan(loss) else loss

@@ -1,0 +1,111 @@
+"""The image whose shallow features are known, through the shallow layers alone.
+
+Without pooling, by L-BFGS with strong Wolfe line search: with more features than pixels it converges to the solution.
+
+    x = argmin |f(x) - a|^2 / |a|^2
+
+Max pooling has kinks that a line search stalls on. There the search goes through Fourier coefficients and colors
+(`parametrizations.Spectral`), by the absolute error, with noise on the image that fades and total variation that fades.
+
+    x = argmin |f(x + noise) - a|_1 / |a|_1 + weight TV(x)
+"""
+
+import copy
+import math
+import time
+
+import torch
+from torch import Generator, Tensor
+
+from inversefed.attacks.exact.watch import Watch
+from inversefed.attacks.optimizers import NormalizedMomentum
+from inversefed.attacks.parametrizations import Spectral
+from inversefed.fl.chain import Layer, run
+
+__all__ = ["invert_features", "search_features"]
+
+_CHUNK = 20
+_RATE, _NOISE, _SMOOTH = 1.5, 0.15, 1e-2
+_CALM, _ROUGH = 0.5, 0.7
+"""The parts of the search after which noise and total variation are gone."""
+
+
+def invert_features(
+    layers: tuple[Layer, ...], features: Tensor, start: Tensor, eps: float, evaluations: int, watch: Watch
+) -> Tensor:
+    """Find the normalized image whose shallow features are these.
+
+    Args:
+        layers: the shallow layers.
+        features: what comes out of them.
+        start: a first image, `[c, h, w]`; its number format is computed in.
+        eps: rounding of the features; the search ends when a step gains less than it could.
+        evaluations: most evaluations.
+        watch: asked from time to time whether time is left.
+    """
+    layers = _cast(layers, start.dtype)
+    features, scale = features.to(start.dtype), features.square().sum().to(start.dtype)
+    x = start.detach().clone()[None].requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [x], max_iter=_CHUNK, max_eval=_CHUNK, history_size=50, tolerance_grad=0,
+        tolerance_change=max(1e-26, 1e-2 * eps**2),
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        loss = (run(layers, x)[0] - features).square().sum() / scale
+        (x.grad,) = torch.autograd.grad(loss, x)
+        return loss
+
+    used = 0
+    while used < evaluations and not watch.stop():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        before, used = used, optimizer.state[x]["func_evals"]
+        if used - before < _CHUNK:  # it ended by its own criterion
+            break
+    return x.detach()[0]
+
+
+def search_features(
+    layers: tuple[Layer, ...], features: Tensor, image_shape: tuple[int, int, int], rounds: int, watch: Watch
+) -> Tensor:
+    """Find a normalized image whose features behind max pooling are these, in single precision.
+
+    Args:
+        layers: the shallow layers.
+        features: what comes out of them.
+        image_shape: `(c, h, w)`.
+        rounds: how many steps; with less time than they take, the schedule runs by the clock.
+        watch: asked after each step.
+    """
+    layers, features, spectral = _cast(layers, torch.float32), features.float(), Spectral()
+    scale, noise = features.abs().sum(), Generator().manual_seed(0)
+    variables = torch.zeros((1, *image_shape), requires_grad=True)
+    stepper = NormalizedMomentum(_RATE).build([variables])
+    began, left, share, loss = time.monotonic(), watch.left(), 0.0, torch.zeros(())
+
+    def closure() -> float:
+        nonlocal loss
+        image = spectral(variables)
+        disturbed = image + _NOISE * max(0.0, 1 - share / _CALM) * torch.randn(image.shape, generator=noise)
+        loss = (run(layers, disturbed)[0] - features).abs().sum() / scale
+        total = loss + _SMOOTH * max(0.0, 1 - share / _ROUGH) * _variation(image)
+        (variables.grad,) = torch.autograd.grad(total, variables)
+        return loss.item()
+
+    for number in range(rounds):
+        share = min(1.0, max(number / rounds, (time.monotonic() - began) / left))
+        stepper.param_groups[0]["lr"] = _RATE * (1 + math.cos(math.pi * share)) / 2
+        error = stepper.step(closure)
+        if watch(error, spectral(variables).detach()[0]) or share >= 1:
+            break
+    return watch.keep(spectral(variables).detach()[0])
+
+
+def _variation(image: Tensor) -> Tensor:
+    down, across = image.diff(dim=-2).abs().mean(), image.diff(dim=-1).abs().mean()
+    return down + across
+
+
+def _cast(layers: tuple[Layer, ...], dtype: torch.dtype) -> tuple[Layer, ...]:
+    return tuple(Layer(part.name, copy.deepcopy(part.module).to(dtype), part.shape) for part in layers)

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test check docs clean
+.PHONY: install audit test check bench docs clean
 
 install: $(VENV)/installed
 
@@ -20,6 +20,9 @@ test: install
 
 check: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.inversion --cases lenet,allconv,mcmahan --limit 3 --json runs/bench/inversion.json
 
 docs: install
 	$(BIN)/sphinx-build --fail-on-warning --builder html docs docs/_build/html

@@ -44,14 +44,14 @@ def test_same_seed_gives_the_weights_of_2020(name, formula_image):
             assert network(formula_image)[0].tolist() == pytest.approx(figures["logits"], abs=1e-4)
 
 
-def test_there_are_35_names_of_2020_and_torchvision_after_them():
+def test_there_are_35_names_of_2020_then_two_more_and_torchvision_after_them():
     known = networks.names()
     assert len(known) == len(set(known))
-    assert known.index("alexnet") == 35
+    assert known[35:38] == ("AllConv", "McMahan", "alexnet")
     assert {*FIGURES, "BeyondInferringMNIST", "ConvNet8", "ConvNet16", "ConvNet32", "SRNet1", "SRNet3"} < set(
         known[:35]
     )
-    assert "resnet18" in known[35:]
+    assert "resnet18" in known[37:]
 
 
 @pytest.mark.parametrize("width", [8, 16, 32, 64])
@@ -61,7 +61,27 @@ def test_convnet_has_the_width_of_its_name(width):
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", ["ConvNet8", "LeNetZhu", "MLP", "TwoLP", "ResNet20", "MobileNet", "DenseNet40"])
+@pytest.mark.parametrize(
+    ("name", "weights", "sizes"),
+    [
+        ("AllConv", [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3), (10, 8192)], [32, 16, 8]),
+        ("McMahan", [(32, 3, 5, 5), (64, 32, 5, 5), (512, 4096), (10, 512)], [32, 16]),
+    ],
+)
+def test_a_network_of_the_benchmark_has_the_layers_of_its_description(name, weights, sizes):
+    network = networks.build(name, seed=0).eval()
+    assert [tuple(weight.shape) for weight in network.parameters() if weight.ndim > 1] == weights
+    seen = []
+    for layer in network:
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda _, inputs, outputs: seen.append(outputs.shape[-1]))
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert seen == sizes
+
+
+@pytest.mark.parametrize(
+    "name", ["ConvNet8", "LeNetZhu", "MLP", "TwoLP", "ResNet20", "MobileNet", "DenseNet40", "AllConv", "McMahan"]
+)
 def test_gray_pictures_and_other_numbers_of_classes(name):
     network = networks.build(name, num_classes=7, num_channels=1, seed=0).eval()
     shape = networks.input_shape(name, num_channels=1)
@@ -89,7 +109,7 @@ def test_beyond_inferring_cifar_refuses_cifar_with_the_reason():
         network(torch.rand(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("name", ["ConvNet8", "LeNetZhu", "MLP"])
+@pytest.mark.parametrize("name", ["ConvNet8", "LeNetZhu", "MLP", "AllConv", "McMahan"])
 def test_a_picture_of_another_size_is_refused_with_the_name(name):
     with pytest.raises(UnsupportedNetworkError, match=rf"{name}: .* built for 32x32"):
         networks.build(name, seed=0)(torch.rand(1, 3, 64, 64))
@@ -152,7 +172,7 @@ def test_a_failed_build_leaves_the_global_random_state_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", ["ConvNet8", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["ConvNet8", "AllConv", "McMahan", "squeezenet1_1"])
 def test_the_seed_alone_decides_the_weights(name):
     def first(seed):
         return next(networks.build(name, seed=seed).parameters())
@@ -162,7 +182,9 @@ def test_the_seed_alone_decides_the_weights(name):
     assert not torch.equal(first(None), first(None))
 
 
-@pytest.mark.parametrize("name", ["ConvNet8", "ResNet20-4-unpooled", "DenseNet40", "iRevNet", "MobileNet", "LeNetZhu"])
+@pytest.mark.parametrize(
+    "name", ["ConvNet8", "ResNet20-4-unpooled", "DenseNet40", "iRevNet", "MobileNet", "LeNetZhu", "McMahan"]
+)
 def test_the_layers_can_be_traced(name, formula_image):
     network = networks.build(name, seed=0).eval()
     traced = torch.fx.symbolic_trace(network)

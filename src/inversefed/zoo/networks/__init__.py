@@ -1,4 +1,4 @@
-"""The networks: those of "Inverting Gradients" (2020) by their names there, and torchvision's by theirs.
+"""The networks: those of "Inverting Gradients" (2020) by their names there, two more, and torchvision's by theirs.
 
 The same seed gives the same weights as in 2020, because layers are created in the same order. `ResNet18` is the CIFAR
 form; `resnet18` is torchvision's, for ImageNet.
@@ -55,14 +55,19 @@ _DIALECT: dict[str, Builder] = {
     "LeNetZhu": plain.lenet_zhu,
 }
 
+_LATER: dict[str, Builder] = {"AllConv": plain.all_conv, "McMahan": plain.mcmahan}
+
+_SMALL = {**_DIALECT, **_LATER}
+"""Everything that is meant for 32x32 pictures (but BeyondInferringMNIST)."""
+
 
 def names() -> tuple[str, ...]:
-    """Return every name that `build` knows: the 35 of 2020, then torchvision's classification networks.
+    """Return every name that `build` knows: the 35 of 2020, AllConv, McMahan, then torchvision's classification ones.
 
     >>> names()[:3], "resnet18" in names()
     (('ConvNet', 'ConvNet8', 'ConvNet16'), True)
     """
-    return (*_DIALECT, *vision.names())
+    return (*_SMALL, *vision.names())
 
 
 def build(
@@ -97,9 +102,9 @@ def build(
     if name not in names():
         raise unknown_name("network", name, names())
     with seeded(draw_seed() if seed is None else seed):
-        if name in _DIALECT:
+        if name in _SMALL:
             _require_no_weights(name, weights)
-            return _DIALECT[name](num_classes, num_channels)
+            return _SMALL[name](num_classes, num_channels)
         require_channels(name, num_channels, 3)
         return vision.pretrained(name, weights, num_classes) if weights else vision.untrained(name, num_classes)
 
@@ -148,5 +153,5 @@ def input_shape(name: str, num_channels: int = 3, weights: str | None = None) ->
         raise unknown_name("network", name, names())
     if name == "BeyondInferringMNIST":
         return (1, 28, 28)
-    side = 32 if name in _DIALECT else vision.crop_size(name, weights)
+    side = 32 if name in _SMALL else vision.crop_size(name, weights)
     return (num_channels, side, side)

@@ -1,9 +1,11 @@
-"""Chains of layers without skip connections: ConvNet, LeNetZhu, MLP, TwoLP and the two of "Beyond Inferring".
+"""Chains of layers without skip connections: ConvNet, LeNetZhu, MLP, TwoLP, AllConv, McMahan and "Beyond Inferring".
 
 References:
     Geiping et al., "Inverting Gradients", NeurIPS 2020 (ConvNet, MLP). Zhu et al., "Deep Leakage from Gradients",
     NeurIPS 2019 (LeNetZhu, wide uniform weights and sigmoids). Wang et al., "Beyond Inferring Class Representatives",
-    INFOCOM 2019 (the last two).
+    INFOCOM 2019 (the two of that name). McMahan et al., "Communication-Efficient Learning of Deep Networks from
+    Decentralized Data", AISTATS 2017 (McMahan, the FedAvg paper's CNN). Springenberg et al., "Striving for Simplicity:
+    The All Convolutional Net", ICLR workshop 2015 (strides in place of pooling, as in AllConv).
 """
 
 from collections import OrderedDict
@@ -12,7 +14,7 @@ from torch import nn
 
 from inversefed.zoo.networks.shapes import CIFAR_SIZE, expect_features, require_channels
 
-__all__ = ["beyond_inferring", "convnet", "lenet_zhu", "mlp"]
+__all__ = ["all_conv", "beyond_inferring", "convnet", "lenet_zhu", "mcmahan", "mlp"]
 
 
 def convnet(width: int, num_classes: int, num_channels: int) -> nn.Sequential:
@@ -67,6 +69,37 @@ def mlp(hidden: tuple[int, ...], name: str, num_classes: int, num_channels: int)
         layers[f"relu{index}"] = nn.ReLU()
         width = outputs
     layers[f"linear{len(hidden)}"] = nn.Linear(width, num_classes)
+    return nn.Sequential(layers)
+
+
+def all_conv(num_classes: int, num_channels: int) -> nn.Sequential:
+    """Build three 3x3 convolutions with BatchNorm, the last two of stride 2 in place of pooling, and a linear layer."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    inputs = num_channels
+    for index, (outputs, stride) in enumerate([(32, 1), (64, 2), (128, 2)]):
+        layers[f"conv{index}"] = nn.Conv2d(inputs, outputs, 3, padding=1, stride=stride)
+        layers[f"bn{index}"] = nn.BatchNorm2d(outputs)
+        layers[f"relu{index}"] = nn.ReLU()
+        inputs = outputs
+    layers["flatten"] = nn.Flatten()
+    layers["linear"] = expect_features(nn.Linear(8192, num_classes), "AllConv", CIFAR_SIZE)
+    return nn.Sequential(layers)
+
+
+def mcmahan(num_classes: int, num_channels: int) -> nn.Sequential:
+    """Build the CNN of the FedAvg paper: 5x5 convolutions of 32 and 64 channels, each pooled, 512 units; on 32x32."""
+    layers = OrderedDict[str, nn.Module](
+        conv0=nn.Conv2d(num_channels, 32, 5, padding=2),
+        relu0=nn.ReLU(),
+        pool0=nn.MaxPool2d(2),
+        conv1=nn.Conv2d(32, 64, 5, padding=2),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        linear0=expect_features(nn.Linear(4096, 512), "McMahan", CIFAR_SIZE),
+        relu2=nn.ReLU(),
+        linear1=nn.Linear(512, num_classes),
+    )
     return nn.Sequential(layers)
 
 

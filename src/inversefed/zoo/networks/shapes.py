@@ -14,7 +14,7 @@ from inversefed.errors import ConfigError, UnsupportedNetworkError
 __all__ = ["CIFAR_SIZE", "expect_features", "require_channels"]
 
 CIFAR_SIZE = "It is built for 32x32 pictures: resize them, or choose a network with global pooling, such as ResNet20."
-"""Advice for the networks of 2020 whose linear layer fixes the size."""
+"""Advice for the networks whose linear layer fixes the size."""
 
 
 def expect_features(linear: nn.Linear, name: str, advice: str) -> nn.Linear:

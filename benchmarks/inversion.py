@@ -1,0 +1,174 @@
+"""How fast and how well single pictures come back: `best()` beside the paper's recipe, in one process.
+
+python -m benchmarks.inversion --images FOLDER --cases lenet,allconv --limit 3 --json OUT
+
+Networks are untrained, in eval mode; one picture, its label known, its gradient computed by the client. For every case
+the file holds what the reference reached in which time, what `best()` held at that time, and how much sooner it held as
+much (`speedup`); beside it lies the plot. The file is written anew after each case, so nothing finished is lost.
+"""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from benchmarks import pictures, plot
+from benchmarks.cases import CASES, Case, chosen
+from benchmarks.measure import World, measure
+from benchmarks.restarts import measure_restarts
+from inversefed.errors import ConfigError, InputError, InversefedError
+from inversefed.evaluation import environment
+
+__all__ = ["Options", "main", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure how fast and how well single pictures come back from their gradients, beside the paper's recipe."""
+
+    json: Path
+    """File for the figures; the plot goes beside it, as .png."""
+    images: Path | None = None
+    """Folder of square pictures, PNG or JPEG, resized to 32x32, with labels from the last _N of their names; by default
+    the photographs that ship with scikit-image."""
+    cases: str = ",".join(CASES)
+    """Which cases, with commas."""
+    limit: int | None = None
+    """The first so many pictures, by name; all by default."""
+    network_seed: int = 0
+    """Draws the networks' weights."""
+    threads: int = 1
+    """Threads of PyTorch."""
+    restarts: int = 0
+    """Measure also what so many starts cost and bring; 0 for not."""
+
+
+def run(options: Options, command: str = "", cases: Mapping[str, Case] = CASES) -> dict[str, Any]:
+    """Measure, and write after each case.
+
+    Args:
+        options: what the command line says.
+        command: the command line, for the file.
+        cases: those that `options.cases` may name.
+
+    Raises:
+        ConfigError: an unknown case, or a number out of range.
+        InputError: pictures that cannot be used, or a file that cannot be written.
+    """
+    _check(options)
+    wanted = chosen(options.cases, cases)
+    examples = pictures.read_folder(options.images) if options.images else pictures.bundled()
+    examples = pictures.first(examples, options.limit)
+    torch.set_num_threads(options.threads)
+    document: dict[str, Any] = {"command": command, "machine": _machine(), "cases": {}}
+    _require_writable(options.json, document)
+    for name, case in wanted.items():
+        _tell(f"{name}: {case.network}, {len(examples)} pictures")
+        figures = measure(case, examples, options.network_seed, tell=_tell)
+        if options.restarts:
+            world = World.of(case.network, options.network_seed, examples)
+            figures["restarts"] = measure_restarts(world, options.restarts, tell=_tell)
+        document["cases"][name] = figures
+        _write(options.json, document)
+        _tell(_row(name, figures))
+    return document
+
+
+def _check(options: Options) -> None:
+    if options.json.suffix == ".png":
+        raise ConfigError(f"--json names the file for the figures, and the plot goes beside it; got {options.json}")
+    if options.threads < 1:
+        raise ConfigError(f"--threads is at least 1; got {options.threads}")
+    if options.restarts < 0 or options.restarts == 1:
+        raise ConfigError(f"--restarts is a number of starts, at least 2, or 0 for none; got {options.restarts}")
+
+
+def _machine() -> dict[str, Any]:
+    """What the figures were measured on; the seconds mean nothing elsewhere."""
+    return {
+        **environment.describe(),
+        "processor": _processor(),
+        "cores_allowed": len(os.sched_getaffinity(0)),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", ""),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _require_writable(path: Path, document: Mapping[str, Any]) -> None:
+    """Find out before hours are spent; a file that is there stays until the first case is done."""
+    with _refusing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.open("a").close()
+        else:
+            _write(path, document)
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    """Replace the file as a whole, and the plot beside it."""
+    text = json.dumps(document, indent=1, allow_nan=False)
+    part = path.with_name(path.name + ".part")
+    with _refusing(path):
+        part.write_text(text + "\n", encoding="utf-8")
+        part.replace(path)
+        if document["cases"]:
+            plot.draw(document["cases"]).save(path.with_suffix(".png"), optimize=True)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--json: {path} cannot be written ({error})") from error
+
+
+def _row(name: str, figures: Mapping[str, Any]) -> str:
+    reached = figures["best_seconds_to_reference_psnr"]
+    return (
+        f"{name}: reference {figures['reference_psnr']:.2f} dB in {figures['reference_seconds']:.2f} s; best "
+        f"{figures['best_psnr_at_reference_seconds']:.2f} dB by then, {figures['best_final_psnr']:.2f} dB after "
+        f"{figures['best_final_seconds']:.2f} s; as good "
+        + ("never" if reached is None else f"after {reached:.2f} s: {figures['speedup']:.1f} times as fast")
+        + f" (gray {figures['gray_psnr']:.2f}, best constant {figures['constant_psnr']:.2f} dB)"
+    )
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if all was measured, 2 for wrong usage or input, 130 if interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = tyro.cli(Options, args=given, prog="python -m benchmarks.inversion")
+    try:
+        run(options, f"python -m benchmarks.inversion {shlex.join(given)}")
+    except InversefedError as error:
+        _tell(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _tell(f"interrupted; what was finished is in {options.json}")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

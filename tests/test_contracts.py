@@ -10,14 +10,18 @@ from torch import nn
 
 from inversefed import Batch, FedSGD, Observation, ThreatModel, freeze, observe
 from inversefed.attacks import (
+    choice,
+    convergence,
     inversion,
     labels,
     layers,
     objectives,
     optimizers,
     parametrizations,
+    precision,
     priors,
     projections,
+    pruning,
     recipes,
     schedules,
     selection,
@@ -39,6 +43,7 @@ ARGUMENTS = {
     "Last": (2,),
     "Largest": (2,),
     "At": ((0, 1),),
+    "Choose": ((recipes.peel(),), *[recipes.geiping()] * 4),
 }
 
 
@@ -59,6 +64,8 @@ CHOOSABLE = [
     defenses,
     losses,
     local,
+    choice,
+    convergence,
     inversion,
     labels,
     layers,
@@ -67,8 +74,10 @@ CHOOSABLE = [
     objectives,
     optimizers,
     parametrizations,
+    precision,
     priors,
     projections,
+    pruning,
     schedules,
     selection,
     starts,

@@ -120,10 +120,11 @@ def test_pictures_are_paired_with_their_truths(tiny: nn.Module) -> None:
 def test_budget_and_callback_reach_the_attack(tiny: nn.Module) -> None:
     steps = []
     report = inversefed.audit(
-        tiny, images(), torch.tensor([1]), max_iterations=4, on_step=lambda step: steps.append(step.iteration)
-    )
+        tiny, images(), torch.tensor([1]), attack=recipes.geiping(), max_iterations=4,
+        on_step=lambda step: steps.append(step.iteration),
+    )  # fmt: skip
     assert steps == [1, 2, 3, 4] and report.reconstruction.candidates[0].iterations == 4
-    stopped = inversefed.audit(tiny, images(), torch.tensor([1]), time_budget=0.05)
+    stopped = inversefed.audit(tiny, images(), torch.tensor([1]), attack=recipes.geiping(), time_budget=0.05)
     assert stopped.status == "stopped"
 
 

@@ -5,6 +5,7 @@ freeze -> client -> defenses -> observe -> attack -> align -> metrics -> Report
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from inversefed.errors import ConfigError, InputError, InversefedError, Unsuppor
 from inversefed.evaluation import align, controls, environment
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.score import score
+from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Context, Defense
 from inversefed.fl.losses import CrossEntropy
@@ -42,6 +44,8 @@ def audit(
     time_budget: float | None = None,
     max_iterations: int | None = None,
     on_step: Callable[[Step], object] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Report:
     """Let a client make an update from private pictures, attack it as the server would, and compare.
@@ -61,10 +65,14 @@ def audit(
         time_budget: seconds for the attack; the best so far counts.
         max_iterations: replaces the attack's own number.
         on_step: told of every iteration; a true answer stops.
+        checkpoint: a file that the state of the search is written to, every 20 seconds and at its end. It holds
+            pictures on their way to the private ones.
+        resume: such a file, of the same audit; the search goes on from there and ends with the same bits.
         config: how to run this audit again, kept in the report as it is.
 
     Raises:
-        InputError: pictures or labels that cannot be used, or an update that is not finite.
+        InputError: pictures or labels that cannot be used, an update that is not finite, or a checkpoint of another
+            search.
         UnsupportedNetworkError: the module cannot be audited.
         ThreatModelError: the attack needs what the threat model hides.
 
@@ -77,7 +85,8 @@ def audit(
     attack = recipes.best() if attack is None else attack
     check_pieces(attack=attack, client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
     check_threat(threat, seed)
-    budget = Budget(time_budget, max_iterations, on_step)
+    paths = (None if path is None else Path(path) for path in (checkpoint, resume))
+    budget = Budget(time_budget, max_iterations, on_step, *paths)
     network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
     check_labels(labels, images.shape[0], network.num_classes)
     truth = Batch(images.detach().to(network.device, network.dtype), labels.detach().to(network.device).long())
@@ -85,7 +94,8 @@ def audit(
 
     # Far from 0 and the steps that follow it, which are the masks that the server simulates.
     private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))
-    update = defended(computed(client, private, truth), network, truth, defenses, world)
+    with float32_products(network.device):
+        update = defended(computed(client, private, truth), network, truth, defenses, world)
     observation = observe(network, client, update, truth, threat)
     began = time.perf_counter()
     reconstruction = attack(observation, attacker, budget)

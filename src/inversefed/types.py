@@ -5,9 +5,11 @@ beartype in the tests; without those two packages the same names mean plain tens
 """
 
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor
@@ -76,6 +78,8 @@ class Status(StrEnum):
     """The time budget or the caller's callback ended it; the result is the best so far."""
     INTERRUPTED = "interrupted"
     """Ctrl-C ended it; the result is the best so far."""
+    PRUNED = "pruned"
+    """Other restarts matched the update better at a rung; the result is its best until then."""
     NON_FINITE = "non-finite"
     """The loss became NaN or infinite; the result is the last finite one, if any."""
 
@@ -165,7 +169,9 @@ class Step:
         iterations: how many are planned.
         loss: the minimized loss at this iteration.
         seconds: wall time since the attack began.
-        best: returns the best images so far, in pixel space, by the attack's own loss.
+        best: returns the best images so far, of all restarts, in pixel space, by the attack's own loss.
+        remaining: seconds to the planned end at the rate so far, or to the end of the time budget if that comes
+            first; infinite where it is not known.
     """
 
     restart: int
@@ -175,6 +181,7 @@ class Step:
     loss: float
     seconds: float
     best: Callable[[], Tensor] = field(repr=False)
+    remaining: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,8 @@ class Budget:
         max_iterations: replaces the attack's own number of iterations a restart.
         on_step: called with a `Step` after each iteration; a true answer stops the attack, and
             the best so far is the result.
+        checkpoint: a file that the state of the search is written to, now and then and when it ends early.
+        resume: a file written so by the same attack on the same observation, where the search is taken up.
 
     Raises:
         ConfigError: no iteration, or no time.
@@ -194,6 +203,8 @@ class Budget:
     seconds: float | None = None
     max_iterations: int | None = None
     on_step: Callable[[Step], object] | None = None
+    checkpoint: Path | None = None
+    resume: Path | None = None
 
     def __post_init__(self) -> None:
         enough = self.max_iterations is None or (type(self.max_iterations) is int and self.max_iterations >= 1)

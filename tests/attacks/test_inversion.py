@@ -151,7 +151,7 @@ def test_a_restart_that_becomes_nan_is_a_status_and_never_wins(tiny: nn.Module) 
     calls = iter(range(10**6))
 
     def breaks(images: torch.Tensor, _: object) -> torch.Tensor:
-        return images.sum() * (math.nan if 3 <= next(calls) <= 4 else 0.0)
+        return images.sum() * (math.nan if next(calls) == 3 else 0.0)
 
     attack = replace(recipes.geiping(restarts=2, max_iterations=6), priors=(breaks,))
     found = attack(observation, seeded())

@@ -246,7 +246,7 @@ def test_every_restart_lost_is_status_1_with_a_report(tmp_path: Path, capsys: py
 
 
 def test_a_time_budget_stops_with_the_best_so_far(tmp_path: Path) -> None:
-    assert main(["audit", "--time-budget", "0.3s", "--output", "out", "--quiet"]) == 0
+    assert main(["audit", "--attack", "geiping", "--time-budget", "0.3s", "--output", "out", "--quiet"]) == 0
     assert read(tmp_path / "out")["status"] == "stopped"
 
 
@@ -289,7 +289,7 @@ def test_shell_completion_is_printed() -> None:
 
 
 def test_ctrl_c_keeps_the_best_result_so_far(tmp_path: Path) -> None:
-    command = [sys.executable, "-u", "-m", "inversefed", "audit", "--output", "out", "--max-iterations", "1000000"]
+    command = [sys.executable, "-u", "-m", "inversefed", "audit", "--attack", "geiping", "--output", "out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None

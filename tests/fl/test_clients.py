@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inversefed import FedAvg, FedSGD, LocalAdam, LocalSGD, freeze
+from inversefed.attacks import memory
 from inversefed.errors import ConfigError
 
 SHAPE = (3, 8, 8)
@@ -88,12 +89,58 @@ def test_several_steps_can_be_differentiated(tiny: nn.Module, local: object) -> 
     assert float(measured) == pytest.approx(float(slope[1, 0, 4, 4]), rel=1e-3, abs=1e-10)
 
 
+DROPPING = nn.Sequential(
+    nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(96, 4)
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [{"local_steps": 7, "batch_size": 2}, {"epochs": 3, "batch_size": 2}, {}])
+@pytest.mark.parametrize(
+    "local",
+    [LocalSGD(), LocalSGD(momentum=0.9, weight_decay=0.01, nesterov=True), LocalAdam(), LocalAdam(weight_decay=0.1)],
+)
+def test_steps_that_run_again_change_no_bit(dtype: torch.dtype, steps: dict, local: object) -> None:
+    network = freeze(copy.deepcopy(DROPPING).train().to(dtype), SHAPE, mean=0.5, std=0.25)
+
+    def differentiated(keep: int) -> list[torch.Tensor]:
+        images = batch(5)[0].to(dtype).requires_grad_()
+        logits = torch.linspace(-1, 1, 20, dtype=dtype).reshape(5, 4).requires_grad_()
+        client = FedAvg(**steps, lr=0.05, optimizer=local, keep_graphs=keep)
+        update = client(network, images, logits.softmax(1))
+        size = sum((part - 0.01).abs().sum() for part in update.values())
+        return [*update.values(), *torch.autograd.grad(size, [images, logits])]
+
+    plain = differentiated(100)
+    assert plain[-2].abs().max() > 0 and plain[-1].abs().max() > 0
+    for keep in (1, 3):
+        assert all(torch.equal(a, b) for a, b in zip(plain, differentiated(keep), strict=True))
+
+
+def test_steps_that_run_again_hold_their_weights_only(tiny: nn.Module) -> None:
+    network, (images, labels) = freeze(tiny, SHAPE), batch(8)
+
+    def bytes_of(steps: int, keep: int) -> int:
+        client = FedAvg(local_steps=steps, lr=0.1, keep_graphs=keep)
+
+        def loss(at: dict) -> torch.Tensor:
+            return sum(part.square().sum() for part in client(network, at["images"], labels).values())
+
+        return memory.measured_live_bytes(loss, {"images": images.float()})
+
+    weights = sum(weight.nbytes for weight in network.params.values())
+    assert (bytes_of(14, 1) - bytes_of(7, 1)) / 7 == pytest.approx(weights, rel=0.1)
+    assert (bytes_of(14, 14) - bytes_of(7, 7)) / 7 > 2 * weights
+
+
 def test_a_gradient_without_need_carries_no_graph(tiny: nn.Module) -> None:
     network, (images, labels) = freeze(tiny, SHAPE), batch(1)
     assert all(not part.requires_grad for part in FedSGD()(network, images.float(), labels).values())
 
 
-@pytest.mark.parametrize("bad", [{"local_steps": 0}, {"epochs": 0}, {"lr": 0.0}, {"batch_size": -1}, {"sends": "x"}])
+@pytest.mark.parametrize(
+    "bad", [{"local_steps": 0}, {"epochs": 0}, {"lr": 0.0}, {"batch_size": -1}, {"sends": "x"}, {"keep_graphs": 0}]
+)
 def test_settings_that_make_no_sense_are_refused(bad: dict, unchecked: None) -> None:
     with pytest.raises(ConfigError):
         FedAvg(**bad)

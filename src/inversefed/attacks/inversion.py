@@ -6,30 +6,36 @@ Labels come first, by a rule or as further variables; then restarts, each from i
 is chosen. Published settings of these pieces are in `recipes`.
 """
 
-import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
+from inversefed.attacks import checkpoint, memory
+from inversefed.attacks.convergence import Never
+from inversefed.attacks.evaluate import Compilation, Evaluator
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels
-from inversefed.attacks.minimize import Minimum, Variables, minimize
+from inversefed.attacks.minimize import Descent, Variables, advance
 from inversefed.attacks.objectives import Cosine
-from inversefed.attacks.optimizers import Adam, Optimizer
+from inversefed.attacks.optimizers import LBFGS, Adam, Optimizer
 from inversefed.attacks.parametrizations import Pixels
+from inversefed.attacks.precision import Native, Precision
 from inversefed.attacks.priors import TotalVariation
 from inversefed.attacks.problem import Objective, Prior, Problem
 from inversefed.attacks.projections import Box
-from inversefed.attacks.schedules import StepDecay
+from inversefed.attacks.pruning import KeepAll, Rungs, SuccessiveHalving
+from inversefed.attacks.restarts import Restarts, planned_steps
+from inversefed.attacks.schedules import Constant, LinearDecay, StepDecay
 from inversefed.attacks.selection import LowestLoss, Match
 from inversefed.attacks.starts import Normal
 from inversefed.errors import ConfigError
+from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status, Step
+from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status
 
 __all__ = ["GradientInversion"]
 
@@ -38,6 +44,16 @@ Schedule = Callable[[float, int, int], float]
 Parametrization = Callable[[Tensor], Tensor]
 Projection = Callable[[Tensor, Network, int], Tensor]
 Selection = Callable[[list[Candidate], Observation, Match], Candidate]
+Convergence = Callable[[Sequence[float]], bool]
+Pruning = Callable[[int, int], Rungs]
+
+_CALLED = (
+    "objective", "start", "schedule", "selection", "parametrization", "prior_schedule", "noise_schedule",
+    "convergence", "pruning",
+)  # fmt: skip
+_WORTH_SHARING = 2e7
+"""Operations of a forward pass below which a step is mostly overhead; measured in docs/speed.md."""
+_SHARED = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,17 @@ class GradientInversion:
         selection: which of them is the result.
         keep: which iterate of a restart counts, the `"best"` by the minimized loss or the `"last"`.
         tolerance: a matching cost at which no further restart is begun.
+        prior_schedule: how the weight of all priors changes over a restart; it falls from 1.
+        noise: standard deviation of normal noise, in the network's normalized inputs, that each step adds to what the
+            client sees: the search then goes down a smoothed cost, which kinks do not trap.
+        noise_schedule: how that falls.
+        convergence: when a restart is done before its last iteration.
+        pruning: how many restarts go how far.
+        width: how many restarts advance together in one vectorized step; `None` for several where a step has few
+            operations and they fit into memory, else one.
+        precision: the numbers that steps are computed in.
+        compilation: `"on"` compiles the step (a minute, and a compiler is needed), `"auto"` only where that pays for
+            itself by measurement, which makes rounding depend on the machine's speed.
     """
 
     objective: Objective = Cosine()
@@ -73,20 +100,31 @@ class GradientInversion:
     selection: Selection = LowestLoss()
     keep: Literal["best", "last"] = "best"
     tolerance: float | None = None
+    prior_schedule: Schedule = Constant()
+    noise: float = 0.0
+    noise_schedule: Schedule = LinearDecay(0.8)
+    convergence: Convergence = Never()
+    pruning: Pruning = KeepAll()
+    width: int | None = 1
+    precision: Precision = Native()
+    compilation: Compilation = "off"
 
     def __post_init__(self) -> None:
-        if self.max_iterations < 1 or self.restarts < 1:
+        if self.max_iterations < 1 or self.restarts < 1 or (self.width is not None and self.width < 1):
             raise ConfigError(
-                f"an attack needs at least 1 iteration and 1 restart; got {self.max_iterations} and {self.restarts}"
+                "an attack needs at least 1 iteration and 1 restart, and a width of at least 1 or none; "
+                f"got {self.max_iterations}, {self.restarts} and {self.width}"
             )
-        if self.keep not in ("best", "last"):
-            raise ConfigError(f"keep is 'best' or 'last', not {self.keep!r}")
-        for name in ("objective", "start", "schedule", "selection", "parametrization"):
+        for name, choice in (("keep", ("best", "last")), ("compilation", ("off", "on", "auto"))):
+            if getattr(self, name) not in choice:
+                raise ConfigError(f"{name} is one of {', '.join(choice)}, not {getattr(self, name)!r}")
+        for name in _CALLED:
             if not callable(getattr(self, name)):
                 raise ConfigError(f"{name} cannot be called: {getattr(self, name)!r}")
+        if not isinstance(self.precision, Precision):
+            raise ConfigError(f"precision is a value such as EarlyBFloat16(), not {self.precision!r}")
         for name in ("priors", "projections"):
-            if not isinstance(getattr(self, name), tuple) or not all(map(callable, getattr(self, name))):
-                raise ConfigError(f"{name} is a tuple of values, such as (Box(),); got {getattr(self, name)!r}")
+            _check_tuple(name, getattr(self, name))
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """Attack an observation.
@@ -94,95 +132,180 @@ class GradientInversion:
         Args:
             observation: what the server sees.
             generator: the only source of randomness.
-            budget: time, iterations, and who watches.
+            budget: time, iterations, who watches, and where the state of the search is kept.
 
         Raises:
             ThreatModelError: the labels are hidden and cannot be recovered by the rule.
-            ConfigError: the budget holds no iteration.
+            InputError: a checkpoint that cannot be written, or that cannot be taken up.
         """
-        problem = Problem.of(observation, self.objective, self.priors, self.parametrization, self.labels)
-        starts = self.start((self.restarts, *observation.batch_shape), generator, observation.network.dtype)
-        clock = _Clock(self, budget)
-        candidates: list[Candidate] = []
-        for restart, start in enumerate(starts):
-            candidate = self._restart(problem, start, generator, clock, restart)
-            candidates.append(candidate)
-            if candidate.status in (Status.STOPPED, Status.INTERRUPTED) or clock.expired:
-                break
-            if self.tolerance is not None and candidate.loss <= self.tolerance:
-                break
-        chosen = self.selection(candidates, observation, problem.match)
+        with float32_products(observation.network.device, self.precision.tf32):
+            problem = self._problem(observation)
+            need = _Need(problem)
+            run = self._restarts(problem, generator, budget, need)
+            evaluate = self._evaluator(problem, run)
+            status = run.run(lambda group, until, watch: self._advance(problem, evaluate, run, group, until, watch))
+            candidates = [self._candidate(problem, descent) for descent in run.begun]
+            chosen = self.selection(_finalists(candidates), problem.observation, problem.match)
+        dtype = observation.network.dtype
         return Reconstruction(
-            chosen.images,
+            chosen.images.to(dtype),
             chosen.labels,
             chosen.loss,
-            _overall(candidates),
-            tuple(candidates),
-            _label_findings(observation, problem),
+            _overall(candidates, chosen, status),
+            tuple(replace(candidate, images=candidate.images.to(dtype)) for candidate in candidates),
+            (*_label_findings(observation, problem), *need.findings(), *evaluate.findings),
         )
 
-    def _restart(
-        self, problem: Problem, start: Tensor, generator: Generator, clock: "_Clock", restart: int
-    ) -> Candidate:
-        minimum = minimize(
-            problem.loss,
-            problem.start(start, generator),
-            self.optimizer,
-            self.schedule,
-            clock.iterations,
-            project=lambda inputs, done: self._project(inputs, problem.observation.network, done),
-            deadline=clock.deadline,
-            watch=lambda done, loss, best: clock.tell(restart, done, loss, lambda: problem.images(best)),
+    def searching(self, **changes: Any) -> "GradientInversion":
+        """The same attack with other restarts, precision or compilation; several restarts are pruned on their way."""
+        attack = replace(self, **changes)
+        prunes = "restarts" in changes and "pruning" not in changes and self.pruning == KeepAll()
+        return replace(attack, pruning=SuccessiveHalving(), width=None) if prunes else attack
+
+    def _problem(self, observation: Observation) -> Problem:
+        if self.precision.double:
+            network = observation.network.to(torch.float64)
+            update = {name: part.double() for name, part in observation.update.items()}
+            observation = replace(observation, network=network, update=update)
+        return Problem.of(observation, self.objective, self.priors, self.parametrization, self.labels)
+
+    def _restarts(self, problem: Problem, generator: Generator, budget: Budget, need: "_Need") -> Restarts:
+        iterations = budget.max_iterations or self.max_iterations
+        observation = problem.observation
+        starts = self.start((self.restarts, *observation.batch_shape), generator, observation.network.dtype)
+        variables = [problem.start(start, generator) for start in starts]
+        seeds = (
+            torch.randint(2**62, (self.restarts,), generator=generator).tolist() if self.noise else [0] * len(starts)
         )
-        variables = self._kept(problem, minimum)
+        descents = [
+            Descent(number, start, self.optimizer, seed)
+            for number, (start, seed) in enumerate(zip(variables, seeds, strict=True))
+        ]
+        return Restarts(
+            descents,
+            self.pruning(self.restarts, iterations),
+            self._width(observation, need),
+            budget,
+            checkpoint.fingerprint(f"{self!r} {iterations}", [*observation.update.values(), starts]),
+            rank=lambda descent: self._candidate(problem, descent).loss,
+            enough=lambda descent: self._enough(problem, descent),
+            images=problem.images,
+            keeps_last=self.keep == "last",
+        )
+
+    def _evaluator(self, problem: Problem, run: Restarts) -> Evaluator:
+        planned = planned_steps(len(run.descents), run.rungs)
+        return Evaluator(problem, self.precision, self.compilation, run.rungs[-1][0], planned)
+
+    def _width(self, observation: Observation, need: "_Need") -> int:
+        """How many restarts advance together: few operations a step are worth sharing, and they must fit."""
+        if self.restarts == 1 or self.compilation != "off":
+            return 1
+        width = self.width
+        if width is None:
+            few = observation.network.operations() * observation.num_examples < _WORTH_SHARING
+            width = _SHARED if few and not isinstance(self.optimizer, LBFGS) else 1
+        return 1 if width == 1 else memory.chunk(need.step, need.available, min(width, self.restarts))
+
+    def _advance(
+        self,
+        problem: Problem,
+        evaluate: Evaluator,
+        run: Restarts,
+        group: Sequence[Descent],
+        until: int,
+        watch: Callable[[Sequence[Descent]], bool],
+    ) -> bool:
+        iterations = run.rungs[-1][0]
+        return advance(
+            group,
+            evaluate,
+            lambda iteration: self.schedule(self.optimizer.lr, iteration, iterations),
+            until,
+            conditions=lambda descent, iteration: self._conditions(problem, descent, iteration, iterations),
+            project=lambda inputs, done: self._project(inputs, problem.observation.network, done),
+            converged=self.convergence,
+            watch=watch,
+        )
+
+    def _conditions(self, problem: Problem, descent: Descent, iteration: int, iterations: int) -> Variables:
+        """What the loss depends on beside the variables: nothing where nothing changes."""
+        conditions, like = {}, descent.variables["images"]
+        if self.prior_schedule != Constant():
+            conditions["priors"] = like.new_tensor(self.prior_schedule(1.0, iteration, iterations))
+        if self.noise:
+            shape, std = problem.observation.batch_shape, self.noise_schedule(self.noise, iteration, iterations)
+            noise = torch.randn(shape, generator=descent.generator, dtype=like.dtype)
+            conditions["noise"] = noise.to(like.device) * std
+        return conditions
+
+    def _candidate(self, problem: Problem, descent: Descent) -> Candidate:
+        variables = self._kept(problem, descent)
         images, labels = problem.images(variables), problem.targets(variables)
         return Candidate(
             images,
             labels.argmax(dim=1) if labels.is_floating_point() else labels,
             problem.match(images, labels),
-            minimum.status,
-            len(minimum.history),
-            minimum.history,
+            descent.status or Status.STOPPED,
+            len(descent.history),
+            tuple(descent.history),
             labels if labels.is_floating_point() else None,
         )
+
+    def _enough(self, problem: Problem, descent: Descent) -> bool:
+        return self.tolerance is not None and self._candidate(problem, descent).loss <= self.tolerance
 
     def _project(self, inputs: Tensor, network: Network, done: int) -> Tensor:
         for projection in self.projections:
             inputs = projection(inputs, network, done)
         return inputs
 
-    def _kept(self, problem: Problem, minimum: Minimum) -> Variables:
-        if self.keep == "last" or not minimum.history:
-            return minimum.last
-        return minimum.last if problem.value(minimum.last) <= min(minimum.history) else minimum.best
+    def _kept(self, problem: Problem, descent: Descent) -> Variables:
+        if self.keep == "last" or not descent.history:
+            return descent.last
+        return descent.last if problem.value(descent.last) <= descent.lowest else descent.best
 
 
-class _Clock:
-    """Counts down the budget and tells the watcher."""
+class _Need:
+    """The memory that a step needs, predicted where it is asked for."""
 
-    def __init__(self, attack: GradientInversion, budget: Budget) -> None:
-        self.restarts, self.on_step = attack.restarts, budget.on_step
-        self.iterations = attack.max_iterations if budget.max_iterations is None else budget.max_iterations
-        self.began = time.monotonic()
-        self.deadline = math.inf if budget.seconds is None else self.began + budget.seconds
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.available = memory.available_bytes(problem.observation.network.device)
 
-    @property
-    def expired(self) -> bool:
-        return time.monotonic() > self.deadline
+    @cached_property
+    def step(self) -> int:
+        """Bytes at the peak of a step of one restart."""
+        observation = self._problem.observation
+        images = torch.zeros(observation.batch_shape, dtype=observation.network.dtype)
+        variables = self._problem.start(images, Generator(observation.network.device).manual_seed(0))
+        step = memory.step_bytes(self._problem.loss, variables)
+        return memory.measured_live_bytes(self._problem.loss, variables) if step is None else step
 
-    def tell(self, restart: int, done: int, loss: float, best: Callable[[], Tensor]) -> object:
-        if self.on_step is None:
-            return None
-        seconds = time.monotonic() - self.began
-        return self.on_step(Step(restart, self.restarts, done, self.iterations, loss, seconds, best))
+    def findings(self) -> tuple[Finding, ...]:
+        """What a network that takes time needs; a small one is not asked."""
+        if self._problem.observation.network.operations() < _WORTH_SHARING:
+            return ()
+        level: Literal["info", "warning"] = "info" if self.step < self.available else "warning"
+        message = f"A step was predicted to take {self.step / 1e6:.0f} MB, and {self.available / 1e6:.0f} MB were free."
+        return (Finding("memory", level, message, {"step_bytes": self.step, "available_bytes": self.available}),)
 
 
-def _overall(candidates: list[Candidate]) -> Status:
-    """The whole attack ended as its last restart did; a lost restart only counts if all were lost."""
-    statuses = [candidate.status for candidate in candidates]
-    if all(status is Status.NON_FINITE for status in statuses):
+def _check_tuple(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or not all(map(callable, value)):
+        raise ConfigError(f"{name} is a tuple of values, such as (Box(),); got {value!r}")
+
+
+def _finalists(candidates: list[Candidate]) -> list[Candidate]:
+    """Those that no rung dropped."""
+    return [candidate for candidate in candidates if candidate.status is not Status.PRUNED] or candidates
+
+
+def _overall(candidates: list[Candidate], chosen: Candidate, status: Status) -> Status:
+    """A lost restart only counts if all were lost."""
+    if all(candidate.status is Status.NON_FINITE for candidate in candidates):
         return Status.NON_FINITE
-    return Status.FINISHED if statuses[-1] is Status.NON_FINITE else statuses[-1]
+    return Status.CONVERGED if status is Status.FINISHED and chosen.status is Status.CONVERGED else status
 
 
 def _label_findings(observation: Observation, problem: Problem) -> tuple[Finding, ...]:

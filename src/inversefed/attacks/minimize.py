@@ -1,111 +1,179 @@
-"""The one loop: take steps on the variables of one restart and remember the best.
+"""The one loop: take steps on the variables of one or several restarts and remember the best of each.
 
-    loss = objective(variables); step; project; look
+    loss, gradient = evaluate(variables); step; project; look
 
-Every way to end early leaves a valid result: the time budget, a callback, Ctrl-C, a loss that is no
-longer finite.
+A restart on its way is a `Descent`, the only thing here that changes while an attack runs. Restarts of a group
+advance together, so that one call can evaluate all of them. Between two steps a descent is complete: its state can be
+written down, and a descent that takes up that state goes on to the same bits.
 """
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from inversefed.attacks.optimizers import Optimizer
-from inversefed.types import Scalar, Status
+from inversefed.types import Status
 
-__all__ = ["Minimum", "minimize"]
+__all__ = ["Descent", "Evaluate", "Variables", "advance"]
 
 Variables: TypeAlias = Mapping[str, Tensor]
 """What is optimized: `images` in network inputs, and `labels` as logits where they are open."""
 
-
-@dataclass(frozen=True, eq=False)
-class Minimum:
-    """Where a restart ended.
-
-    Args:
-        best: the variables of lowest loss among those that were evaluated.
-        last: the variables after the last step.
-        status: how it ended.
-        history: the loss before each step.
-    """
-
-    best: Variables = field(repr=False)
-    last: Variables = field(repr=False)
-    status: Status
-    history: tuple[float, ...] = field(repr=False)
+Evaluate: TypeAlias = Callable[[Sequence[Variables], Sequence[Variables], int], Sequence[tuple[float, Variables]]]
+"""(variables of each restart, conditions of each, iteration) -> loss and gradients of each."""
 
 
-def minimize(
-    objective: Callable[[Variables], Scalar],
-    start: Variables,
-    optimizer: Optimizer,
-    schedule: Callable[[float, int, int], float],
-    iterations: int,
-    *,
-    project: Callable[[Tensor, int], Tensor],
-    deadline: float = math.inf,
-    watch: Callable[[int, float, Variables], object] = lambda *_: None,
-) -> Minimum:
-    """Minimize an objective from a start.
+class Descent:
+    """One restart on its way.
 
     Args:
-        objective: scalar loss of the variables.
+        restart: its number, from 0.
         start: first guess; it is not written to.
         optimizer: builds the stepping rule.
-        schedule: (lr, iteration, iterations) -> lr.
-        iterations: number of steps.
-        project: applied to `images` after each step; receives the number of steps done.
-        deadline: `time.monotonic()` value after which no further step is taken.
-        watch: called after each step with its number from 1, the loss before it and the best variables so
-            far; a true answer stops.
+        seed: of its own random numbers, where its steps draw any.
+
+    Attributes:
+        variables: where it stands.
+        best: the variables of lowest loss among those that were evaluated.
+        lowest: that loss.
+        history: the loss before each step.
+        status: how it ended, `None` while it runs.
     """
-    variables = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-    stepper = optimizer.build(list(variables.values()))
-    history: list[float] = []
-    best, lowest, status = _copy(variables), math.inf, Status.FINISHED
 
-    try:
-        for iteration in range(iterations):
-            for group in stepper.param_groups:
-                group["lr"] = schedule(optimizer.lr, iteration, iterations)
-            before = _copy(variables)
-            loss = float(stepper.step(lambda: _differentiate(objective, variables, optimizer.signed)))
-            if not math.isfinite(loss):
-                status = Status.NON_FINITE
-                break
-            history.append(loss)
-            if loss < lowest:
-                best, lowest = before, loss
-            with torch.no_grad():
-                variables["images"].copy_(project(variables["images"], iteration + 1))
-            if watch(iteration + 1, loss, best) or time.monotonic() > deadline:
-                status = Status.FINISHED if iteration + 1 == iterations else Status.STOPPED
-                break
-    except KeyboardInterrupt:
-        status = Status.INTERRUPTED
-    return Minimum(best, _last(variables, best), status, tuple(history))
+    def __init__(self, restart: int, start: Variables, optimizer: Optimizer, seed: int = 0) -> None:
+        self.restart = restart
+        self.generator = torch.Generator().manual_seed(seed)
+        self.variables = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
+        self.best = _copy(self.variables)
+        self.lowest = math.inf
+        self.history: list[float] = []
+        self.status: Status | None = None
+        self._optimizer = optimizer
+        self._stepper = optimizer.build(list(self.variables.values()))
+
+    @property
+    def last(self) -> Variables:
+        """The variables as they stand, or the best where a step left the numbers."""
+        finite = all(bool(value.isfinite().all()) for value in self.variables.values())
+        return _copy(self.variables) if finite else self.best
+
+    def step(
+        self,
+        first: tuple[float, Variables],
+        again: Callable[[Variables], tuple[float, Variables]],
+        lr: float,
+        project: Callable[[Tensor, int], Tensor],
+    ) -> None:
+        """Take one step.
+
+        Args:
+            first: loss and gradients where the variables stand.
+            again: evaluates further points, for a line search.
+            lr: step length.
+            project: applied to `images` after the step; receives the number of steps done.
+        """
+        for group in self._stepper.param_groups:
+            group["lr"] = lr
+        waiting = [first]
+
+        def closure() -> float:
+            loss, gradients = waiting.pop() if waiting else again(self.variables)
+            for name, value in self.variables.items():
+                signed = self._optimizer.signed and name == "images"
+                value.grad = gradients[name].sign() if signed else gradients[name]
+            return loss
+
+        before = _copy(self.variables)
+        loss = float(self._stepper.step(closure))
+        if not math.isfinite(loss):
+            self.status = Status.NON_FINITE
+            return
+        self.history.append(loss)
+        if loss < self.lowest:
+            self.best, self.lowest = before, loss
+        with torch.no_grad():
+            self.variables["images"].copy_(project(self.variables["images"], len(self.history)))
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, as plain values and tensors."""
+        return {
+            "variables": _copy(self.variables),
+            "best": dict(self.best),
+            "lowest": self.lowest,
+            "history": list(self.history),
+            "status": None if self.status is None else str(self.status),
+            "stepper": _cloned(self._stepper.state_dict()),
+            "generator": self.generator.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up a state."""
+        with torch.no_grad():
+            for name, value in self.variables.items():
+                value.copy_(state["variables"][name])
+        self.best = {name: value.to(self.variables[name]) for name, value in state["best"].items()}
+        self.lowest, self.history = state["lowest"], list(state["history"])
+        self.status = None if state["status"] is None else Status(state["status"])
+        self._stepper.load_state_dict(_cloned(state["stepper"]))
+        self.generator.set_state(state["generator"])
 
 
-def _differentiate(objective: Callable[[Variables], Scalar], variables: Variables, signed: bool) -> float:
-    """Leave the gradient in `.grad`, as `torch.optim` wants it, and return the loss."""
-    loss = objective(variables)
-    gradients = torch.autograd.grad(loss, list(variables.values()), materialize_grads=True)
-    for (name, value), gradient in zip(variables.items(), gradients, strict=True):
-        value.grad = gradient.sign() if signed and name == "images" else gradient
-    return loss.item()
+def advance(
+    descents: Sequence[Descent],
+    evaluate: Evaluate,
+    lr: Callable[[int], float],
+    until: int,
+    *,
+    conditions: Callable[[Descent, int], Variables],
+    project: Callable[[Tensor, int], Tensor],
+    converged: Callable[[Sequence[float]], bool],
+    watch: Callable[[Sequence[Descent]], bool],
+) -> bool:
+    """Take the restarts of a group, all at the same iteration, together to a further one.
+
+    Args:
+        descents: the group; those that have ended are left alone.
+        evaluate: loss and gradients of several points at once.
+        lr: step length at an iteration, from 0.
+        until: the iteration to reach.
+        conditions: what else the loss of a restart depends on at an iteration, held fixed within the step.
+        project: applied to `images` after each step.
+        converged: from a history of losses to whether that restart is done.
+        watch: shown the group after each iteration; a true answer stops.
+
+    Returns:
+        Whether it was stopped.
+    """
+    while running := [d for d in descents if d.status is None and len(d.history) < until]:
+        iteration = len(running[0].history)
+        given = [conditions(descent, iteration) for descent in running]
+        evaluated = evaluate([descent.variables for descent in running], given, iteration)
+        for descent, condition, first in zip(running, given, evaluated, strict=True):
+
+            def again(point: Variables, condition: Variables = condition) -> tuple[float, Variables]:
+                return evaluate([point], [condition], iteration)[0]  # noqa: B023
+
+            descent.step(first, again, lr(iteration), project)
+            if descent.status is None and converged(descent.history):
+                descent.status = Status.CONVERGED
+        if watch(running):
+            return True
+    return False
 
 
-def _copy(variables: Variables) -> Variables:
+def _copy(variables: Variables) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in variables.items()}
 
 
-def _last(variables: Variables, best: Variables) -> Variables:
-    """The variables as they stand, or the best where a step left the numbers."""
-    finite = all(bool(value.isfinite().all()) for value in variables.values())
-    return _copy(variables) if finite else best
+def _cloned(state: Any) -> Any:
+    """A copy of nested containers of tensors that shares no memory with them."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, Mapping):
+        return {key: _cloned(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_cloned(value) for value in state)
+    return state

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inversefed.attacks.layers import AllTensors, EqualWeights, Selector, Weighting
+from inversefed.errors import ConfigError
 from inversefed.types import Params, Scalar
 
 __all__ = [
@@ -128,11 +129,41 @@ class RelativeSquaredError:
 
 @dataclass(frozen=True)
 class RelativeAbsoluteError:
-    """Absolute error over the absolute size of the observed update: `sum |g - g*| / sum |g*|`.
+    """Absolute error of each tensor over its absolute size, averaged by size to a power:
 
-    Where a ReLU is on the wrong side, few entries are far off: this cost does not let them outvote the rest.
+        sum_l s_l^p |g_l - g*_l| / |g*_l|  /  sum_l s_l^p,    s_l = |g*_l|, sums of absolute values
+
+    Where a ReLU is on the wrong side, few entries are far off: this cost does not let them outvote the rest. With
+    power 1 it is `sum |g - g*| / sum |g*|`; above 1 the large tensors count more; in an untrained chain of
+    convolutions those are the late layers.
+
+    Args:
+        power: how much more a larger tensor counts; 0 counts all the same.
+
+    Raises:
+        ConfigError: a negative power.
+
+    >>> import torch
+    >>> observed = {"small": torch.tensor([1.0]), "large": torch.tensor([3.0])}
+    >>> predicted = {"small": torch.tensor([2.0]), "large": torch.tensor([3.0])}
+    >>> [round(RelativeAbsoluteError(power)(predicted, observed).item(), 3) for power in (0.0, 1.0, 2.0)]
+    [0.5, 0.25, 0.1]
     """
+
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.power >= 0:
+            raise ConfigError(f"the power of a size must not be negative; got {self.power}")
 
     def __call__(self, predicted: Params, observed: Params) -> Scalar:
         """Relative absolute error."""
-        return AbsoluteError()(predicted, observed) / _total(part.abs().sum() for part in observed.values())
+        total = _total(part.abs().sum() for part in observed.values())
+        if self.power == 1:
+            return AbsoluteError()(predicted, observed) / total
+        # A tensor without size has no relative error: it keeps the weight of one a millionth of the update.
+        sizes = {name: (observed[name].abs().sum() / total).clamp(min=1e-6) for name in predicted}
+        errors = _total(
+            (predicted[name] - observed[name]).abs().sum() * sizes[name] ** (self.power - 1) for name in sizes
+        )
+        return errors / total / _total(size**self.power for size in sizes.values())

@@ -4,7 +4,7 @@ value(x, y) = match(client(network, x, y), update*) + sum prior(x)
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -18,6 +18,8 @@ __all__ = ["Objective", "Prior", "Problem"]
 
 Objective = Callable[[Params, Params], Scalar]
 Prior = Callable[[Images, Observation], Scalar]
+
+_NONE: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,11 @@ class Problem:
             labels = None
         return cls(observation, objective, priors, parametrization, joint, labels)
 
+    def functional(self) -> "Problem":
+        """The same problem for `torch.func`: its loss is one function of tensors, without hidden graphs."""
+        network = replace(self.observation.network, functional=True)
+        return replace(self, observation=replace(self.observation, network=network))
+
     def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
         """The variables of a restart."""
         variables = {"images": images.to(self.observation.network.device)}
@@ -82,18 +89,29 @@ class Problem:
             return self.joint.decode(variables["labels"], self.observation.num_examples)
         return self.labels
 
-    def loss(self, variables: Mapping[str, Tensor]) -> Scalar:
-        """What is minimized."""
+    def loss(self, variables: Mapping[str, Tensor], conditions: Mapping[str, Tensor] = _NONE) -> Scalar:
+        """What is minimized.
+
+        Args:
+            variables: the guess.
+            conditions: `noise`, added to the network inputs that the client sees but not to what the priors see; and
+                `priors`, a factor of their weights. Either may be missing.
+        """
         images = self.images(variables)
-        loss = self.distance(images, self.targets(variables))
+        seen = images
+        if "noise" in conditions:
+            network = self.observation.network
+            seen = network.denormalize(network.normalize(images) + conditions["noise"])
+        loss = self.distance(seen, self.targets(variables))
         for prior in self.priors:
-            loss = loss + prior(images, self.observation)
+            value = prior(images, self.observation)
+            loss = loss + (conditions["priors"] * value if "priors" in conditions else value)
         return loss
 
-    def value(self, variables: Mapping[str, Tensor]) -> float:
+    def value(self, variables: Mapping[str, Tensor], conditions: Mapping[str, Tensor] = _NONE) -> float:
         """The loss as a number, without a graph."""
         with torch.no_grad():
-            return float(self.loss(variables))
+            return float(self.loss(variables, conditions))
 
     def distance(self, images: Images, labels: Tensor) -> Scalar:
         """How far the update of a guess is from the one observed."""

@@ -1,10 +1,12 @@
-"""How the step length changes over a restart: (lr, iteration, iterations) -> lr."""
+"""How a step length, or another weight, changes over a restart: (value, iteration, iterations) -> value."""
 
 import math
 from dataclasses import dataclass
 from itertools import repeat
 
-__all__ = ["Constant", "CosineDecay", "StepDecay"]
+from inversefed.errors import ConfigError
+
+__all__ = ["Constant", "CosineDecay", "GeometricDecay", "LinearDecay", "StepDecay"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,51 @@ class CosineDecay:
     def __call__(self, lr: float, iteration: int, iterations: int) -> float:
         """Step length at this iteration, from 0."""
         return lr * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
+
+
+@dataclass(frozen=True)
+class GeometricDecay:
+    """Fall by the same factor in every step, from the whole value towards `to` times it.
+
+    Args:
+        to: the share that is left at the end, above 0.
+
+    >>> [round(GeometricDecay(0.01)(1.0, i, 4), 3) for i in (0, 2, 4)]
+    [1.0, 0.1, 0.01]
+    """
+
+    to: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.to > 0:
+            raise ConfigError(f"a geometric decay never reaches 0, so its end is above 0; got {self.to}")
+
+    def __call__(self, lr: float, iteration: int, iterations: int) -> float:
+        """Value at this iteration, from 0."""
+        share: float = self.to ** (iteration / iterations)
+        return lr * share
+
+
+@dataclass(frozen=True)
+class LinearDecay:
+    """Fall along a line, from the whole value to none at a share of the iterations, and stay there.
+
+    Args:
+        until: the share of the iterations after which nothing is left, above 0.
+
+    >>> [LinearDecay(0.5)(1.0, i, 4) for i in (0, 1, 2, 3)]
+    [1.0, 0.5, 0.0, 0.0]
+    """
+
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.until > 0:
+            raise ConfigError(f"a linear decay ends at a share of the iterations above 0; got {self.until}")
+
+    def __call__(self, lr: float, iteration: int, iterations: int) -> float:
+        """Value at this iteration, from 0."""
+        return lr * max(0.0, 1 - iteration / (self.until * iterations))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """`inversefed audit`: options in, a report in a folder out."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from inversefed.cli import registry
 from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
 from inversefed.cli.setting import Setting, read_seconds, read_setting
+from inversefed.errors import ConfigError
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.save import check_folder, check_writable
 from inversefed.fl.threat import ThreatModel
@@ -42,9 +45,32 @@ def _resolve(options: Audit) -> Audit:
         data_path=options.data_path.expanduser().absolute(),
         client=repr(registry.build("client", options.client)),
         defenses=tuple(repr(registry.build("defense", defense)) for defense in options.defenses),
-        attack=repr(registry.build("attack", options.attack)),
+        attack=repr(_attack(options)),
+        restarts=None,
+        precision=None,
+        compile=None,
         loss=repr(registry.build("loss", options.loss)),
     )
+
+
+def _attack(options: Audit) -> Any:
+    """The attack, with what the options change about its search.
+
+    Raises:
+        ConfigError: an option that the attack has no use for.
+    """
+    attack = registry.build("attack", options.attack)
+    changes = {
+        "restarts": options.restarts,
+        "precision": None if options.precision is None else registry.build("precision", options.precision),
+        "compilation": options.compile,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if not changes:
+        return attack
+    if not hasattr(attack, "searching"):
+        raise ConfigError(f"{options.attack} is no search, so --restarts, --precision and --compile mean nothing to it")
+    return attack.searching(**changes)
 
 
 def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
@@ -64,13 +90,16 @@ def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
             time_budget=read_seconds(options.time_budget),
             max_iterations=options.max_iterations,
             on_step=lambda step: _tell(tell, step),
+            checkpoint=options.checkpoint,
+            resume=options.resume,
             config=to_config(resolved),
         )
 
 
 def _tell(tell: Tell, step: Step) -> None:
-    done, total = step.restart * step.iterations + step.iteration, step.restarts * step.iterations
-    tell(done, total, f"loss {step.loss:.4g}  {done / step.seconds:.1f} it/s")
+    rate = f"{step.iteration / step.seconds:.1f} it/s" if step.restarts == 1 else f"restart {step.restart + 1}"
+    left = f"  {step.remaining:.0f} s left" if math.isfinite(step.remaining) else ""
+    tell(step.iteration, step.iterations, f"loss {step.loss:.4g}  {rate}{left}")
 
 
 def _new_folder(options: Audit, setting: Setting) -> Path:
@@ -87,7 +116,8 @@ def _show(report: Report, folder: Path, options: Audit) -> None:
     elif not options.quiet:
         print(report.summary())
     if report.status is Status.INTERRUPTED:
-        print("inversefed: interrupted; the best result so far was kept", file=sys.stderr)
+        on = f"; go on with --resume {options.checkpoint}" if options.checkpoint else ""
+        print(f"inversefed: interrupted; the best result so far was kept{on}", file=sys.stderr)
     if report.status is Status.NON_FINITE:
         print("inversefed: failed: the loss became NaN in every restart; try a smaller lr in --attack", file=sys.stderr)
     if not options.quiet:

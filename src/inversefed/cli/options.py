@@ -68,6 +68,16 @@ class Audit:
     """Iterations a restart, instead of the attack's own."""
     time_budget: str | None = None
     """Time for the attack, such as 30s, 5m or 1h; the best so far counts."""
+    restarts: int | None = None
+    """How many starts are tried, instead of the attack's own number; those that match worse are given up early."""
+    precision: str | None = None
+    """Numbers of the search: native, double, tf32, or EarlyBFloat16(until=0.6)."""
+    compile: Literal["off", "on", "auto"] | None = None
+    """Compile the search's step with torch.compile: on, or auto where that pays for itself by measurement."""
+    checkpoint: Path | None = None
+    """A file for the state of the search, written every 20 seconds and at its end; --resume goes on from it."""
+    resume: Path | None = None
+    """The checkpoint of the same audit, cut short; the search ends as if it had not been."""
     seed: int = 0
     """Fixes all randomness: untrained weights, noise and starts."""
     device: str = "auto"
@@ -195,7 +205,7 @@ def read_config(path: Path, network: str | None = None) -> Audit:
 
 def to_config(options: Audit) -> dict[str, Any]:
     """The options as values that JSON can hold, less those that only say where and how results appear."""
-    silent = {"output", "overwrite", "config", "json", "quiet", "verbose"}
+    silent = {"output", "overwrite", "checkpoint", "resume", "config", "json", "quiet", "verbose"}
     values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in silent}
     return {name: _plain(value) for name, value in values.items()}
 

@@ -23,18 +23,21 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "client": ("fl.clients",),
     "defense": ("fl.defenses",),
     "loss": ("fl.losses",),
-    "attack": ("attacks.recipes", "attacks.inversion", "attacks.exact.linear", "attacks.exact.peel"),
+    "attack": ("attacks.recipes", "attacks.inversion", "attacks.choice", "attacks.exact.linear", "attacks.exact.peel"),
     "prior": ("attacks.priors",),
     "objective": ("attacks.objectives",),
+    "precision": ("attacks.precision",),
 }
 """What a user can choose, and the modules whose `__all__` is the choice."""
 
 _PARTS = (
+    "attacks.convergence",
     "attacks.labels",
     "attacks.layers",
     "attacks.optimizers",
     "attacks.parametrizations",
     "attacks.projections",
+    "attacks.pruning",
     "attacks.schedules",
     "attacks.selection",
     "attacks.starts",

@@ -31,6 +31,7 @@ _CONTROLS = {"gray": "a gray image", "constant": "the best constant color"}
 _NOTES: Mapping[Status, str] = {
     Status.FINISHED: "",
     Status.CONVERGED: "",
+    Status.PRUNED: "Other starts matched the update better, so this one was given up early.",
     Status.STOPPED: "Its time budget or its caller ended the attack early; this is the best result so far.",
     Status.INTERRUPTED: "The attack was cut short; this is the best result so far.",
     Status.NON_FINITE: "The loss became NaN or infinite; this is the last finite result, if there is one.",

@@ -3,10 +3,12 @@
     FedSGD:  update = grad_w loss(f(w, x), y)
     FedAvg:  w_0 = w,  w_{i+1} = w_i - lr * step(grad loss(f(w_i, x_i), y_i)),  update = w_T - w or w_T
 
-Both can be differentiated with respect to the images, which is all that an attack needs.
+Both can be differentiated with respect to the images, which is all that an attack needs. Of a long unrolling only
+the last steps keep their graph; an earlier one keeps its weights w_i and is run again in the backward pass.
 Federated averaging: McMahan et al. (2017), arXiv:1602.05629.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Protocol, runtime_checkable
@@ -17,6 +19,7 @@ from torch import Tensor
 from inversefed.errors import ConfigError
 from inversefed.fl.network import Network
 from inversefed.fl.optimizers import LocalOptimizer, LocalSGD, State
+from inversefed.fl.recompute import recomputed
 from inversefed.types import Images, Labels, Params, SoftLabels
 
 __all__ = ["FedAvg", "FedSGD"]
@@ -67,6 +70,9 @@ class FedAvg:
         epochs: passes over the batch instead of a number of steps; a last, smaller slice counts as well.
         optimizer: the local update rule.
         sends: `"delta"` for new minus old weights, `"weights"` for the new ones.
+        keep_graphs: how many of the last local steps keep their graph while the result is differentiated by
+            autograd; it changes no number. An earlier step keeps its weights and moments and is run again, for less
+            memory and more time; gradients then reach images and labels, once.
     """
 
     local_steps: int = 4
@@ -75,12 +81,15 @@ class FedAvg:
     epochs: int | None = None
     optimizer: LocalOptimizer = LocalSGD()
     sends: Literal["delta", "weights"] = "delta"
+    keep_graphs: int = 4
 
     def __post_init__(self) -> None:
         if self.local_steps < 1 or (self.epochs is not None and self.epochs < 1):
             raise ConfigError("FedAvg needs at least one local step and, where given, at least one epoch")
         if self.batch_size < 0 or self.lr <= 0:
             raise ConfigError(f"FedAvg needs lr > 0 and batch_size >= 0; got {self.lr} and {self.batch_size}")
+        if self.keep_graphs < 1:
+            raise ConfigError(f"FedAvg keeps the graph of at least 1 step; got keep_graphs={self.keep_graphs}")
         if self.sends not in ("delta", "weights"):
             raise ConfigError(f"FedAvg sends 'delta' or 'weights', not {self.sends!r}")
 
@@ -88,8 +97,11 @@ class FedAvg:
         """Train on slices of the batch and return what is sent."""
         params: Params = network.params
         state: State = {}
-        for step, part in enumerate(self.slices(images.shape[0])):
-            params, state = self._step(network, params, state, step, images[part], labels[part])
+        slices = self.slices(images.shape[0])
+        again = _differentiable(images, labels) and not network.functional
+        for step, part in enumerate(slices):
+            take = self._recomputed_step if again and step < len(slices) - self.keep_graphs else self._step
+            params, state = take(network, params, state, step, images[part], labels[part])
         if not _differentiable(images, labels):
             params = {name: weight.detach() for name, weight in params.items()}
         if self.sends == "weights":
@@ -104,6 +116,24 @@ class FedAvg:
         if _differentiable(images, labels):
             return params, state
         return {name: weight.detach().requires_grad_() for name, weight in params.items()}, state
+
+    def _recomputed_step(
+        self, network: Network, params: Params, state: State, step: int, images: Images, labels: Labels | SoftLabels
+    ) -> tuple[Params, State]:
+        """The same step; its graph is not kept."""
+        names, before = list(params), {name: len(moments) for name, moments in state.items()}
+        after: dict[str, int] = {}
+
+        def run(tensors: Sequence[Tensor]) -> list[Tensor]:
+            old, moments = _unpack(tensors[2:], names, before)
+            old = {name: weight if weight.requires_grad else weight.requires_grad_() for name, weight in old.items()}
+            new, moments = self._step(network, old, moments, step, tensors[0], tensors[1])
+            after.update({name: len(part) for name, part in moments.items()})
+            return _pack(new, moments)
+
+        # The network's own weights are no variables of an attack: gradients of them would be computed in vain.
+        start = {name: weight.detach() for name, weight in params.items()} if step == 0 else params
+        return _unpack(recomputed(run, (images, labels, *_pack(start, state))), names, after)
 
     def slices(self, num_examples: int) -> list[slice]:
         """Which examples each local step sees, in order.
@@ -137,6 +167,11 @@ def loss_gradient(network: Network, params: Params, images: Images, labels: Labe
 
     It carries a graph only where images or labels require grad.
     """
+    if network.functional:
+        gradient: Params = torch.func.grad(lambda weights: network.loss(network.apply(weights, images), labels))(
+            dict(params)
+        )
+        return gradient
     differentiable = _differentiable(images, labels)
     with torch.enable_grad():
         loss = network.loss(network.apply(params, images), labels)
@@ -144,6 +179,17 @@ def loss_gradient(network: Network, params: Params, images: Images, labels: Labe
             loss, list(params.values()), create_graph=differentiable, materialize_grads=True
         )
     return dict(zip(params, gradients, strict=True))
+
+
+def _pack(params: Params, state: State) -> list[Tensor]:
+    return [*params.values(), *(moment for moments in state.values() for moment in moments)]
+
+
+def _unpack(tensors: Sequence[Tensor], names: Iterable[str], counts: Mapping[str, int]) -> tuple[Params, State]:
+    """Undo `_pack`, for weights of these names and that many moments of each."""
+    rest = iter(tensors)
+    params = {name: next(rest) for name in names}
+    return params, {name: tuple(islice(rest, count)) for name, count in counts.items()}
 
 
 def _differentiable(images: Tensor, labels: Tensor) -> bool:

@@ -9,7 +9,7 @@ its buffers are never written. Pictures come in pixel space; the normalization b
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from inversefed.errors import InputError, InversefedError, UnsupportedNetworkError
 from inversefed.fl.losses import CrossEntropy
@@ -47,6 +48,8 @@ class Network:
         num_classes: width of the logits.
         head: name of the last layer, whose rows are the classes; `None` where that is unclear.
         mask_seed: fixes what random layers in train mode (dropout) draw, so that `apply` is a function.
+        functional: let clients differentiate by `torch.func`, for transforms and compilers that take a whole step;
+            random layers are not fixed then.
     """
 
     module: nn.Module = field(repr=False)
@@ -60,6 +63,7 @@ class Network:
     num_classes: int = 0
     head: str | None = None
     mask_seed: int = 0
+    functional: bool = False
 
     @cached_property
     def _is_plain(self) -> bool:
@@ -89,7 +93,7 @@ class Network:
         """Run the network on inputs that are normalized already."""
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         # Fused attention kernels have no double backward.
-        with sdpa_kernel(SDPBackend.MATH), self._fixed_masks():
+        with sdpa_kernel(SDPBackend.MATH), nullcontext() if self.functional else self._fixed_masks():
             outputs: Tensor = functional_call(self.module, {**params, **buffers}, (inputs,))
         return outputs
 
@@ -129,9 +133,21 @@ class Network:
                 hook.remove()
         return seen
 
+    def operations(self) -> int:
+        """Floating-point operations of one picture's forward pass, those of matrix products and convolutions."""
+        with FlopCounterMode(display=False) as counter:
+            self.features(torch.full((1, *self.image_shape), 0.5))
+        return int(counter.get_total_flops())
+
     def with_masks(self, seed: int) -> "Network":
         """The same network with other draws in its random layers."""
         return replace(self, mask_seed=seed)
+
+    def to(self, dtype: torch.dtype) -> "Network":
+        """The same network in another number format."""
+        params = {name: weight.detach().to(dtype).requires_grad_() for name, weight in self.params.items()}
+        constants = {name: getattr(self, name).to(dtype) for name in ("mean", "std", "low", "high")}
+        return replace(self, module=copy.deepcopy(self.module).to(dtype), params=params, **constants)
 
     @contextmanager
     def _fixed_masks(self) -> Iterator[None]:

@@ -1,0 +1,75 @@
+"""The state of a search in a file: tensors and plain values, written whole or not at all.
+
+The file holds pictures on their way to the private ones. It is readable by its owner only, and it is read with
+`weights_only`, so that it cannot run code.
+"""
+
+import hashlib
+import os
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inversefed.errors import InputError
+
+__all__ = ["fingerprint", "read", "write"]
+
+_FORMAT = 1
+
+
+def fingerprint(settings: str, tensors: Iterable[Tensor]) -> str:
+    """A digest of what a search depends on; a state is only taken up where it is the same.
+
+    >>> fingerprint("a", [torch.zeros(2)]) == fingerprint("a", [torch.zeros(3)])
+    False
+    """
+    digest = hashlib.sha256(settings.encode())
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write(path: Path, state: dict[str, Any], mark: str) -> None:
+    """Replace the file at once; a reader never sees half of it.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save({"format": _FORMAT, "fingerprint": mark, "state": state}, file)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write the checkpoint {path}: {error}") from error
+
+
+def read(path: Path, mark: str) -> Any:
+    """The state in a file.
+
+    Args:
+        path: the file.
+        mark: fingerprint of the search that takes it up.
+
+    Raises:
+        InputError: no such file, no checkpoint, or that of another search.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read the checkpoint {path}: {error}") from error
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is no checkpoint of inversefed, or is damaged") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or "state" not in content:
+        raise InputError(f"{path} is no checkpoint of this version of inversefed")
+    if content.get("fingerprint") != mark:
+        raise InputError(
+            f"{path} is the checkpoint of another search: attack, update, labels, seed and iterations must be the same"
+        )
+    return content["state"]

@@ -1,0 +1,155 @@
+"""Choose an attack by what the server sees: exact methods where they apply, else the search that fits the network.
+
+    one example: exact methods in turn, each verified      smooth network: curvature      kinks: first-order search
+
+Under max pooling exact methods take an alternation that may fail, so there the search goes first. What matches the
+update best, of all that was found, is the result. The choice is data, the fields of `Choose`; its reason becomes a
+finding of the report.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from inversefed.attacks import Attack
+from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.objectives import RelativeSquaredError
+from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.kinks import averages, kinks, pools
+from inversefed.fl.threat import Observation
+from inversefed.types import Budget, Finding, Images, Labels, Reconstruction, Status
+
+__all__ = ["Choose"]
+
+
+@dataclass(frozen=True)
+class Choose:
+    """Try what is exact, then search.
+
+    Args:
+        exact: methods that apply to one example, in the order they are tried.
+        smooth: the search for networks without kinks.
+        kinked: the search for networks with ReLU, max pooling and the like.
+        averaged: the search for those among them that average over places before their head.
+        several: the search for updates of several examples.
+    """
+
+    exact: tuple[Attack, ...]
+    smooth: GradientInversion
+    kinked: GradientInversion
+    averaged: GradientInversion
+    several: GradientInversion
+
+    def searching(self, **changes: Any) -> "Choose":
+        """The same choice, its searches with other restarts, precision or compilation."""
+        searches = {
+            name: getattr(self, name).searching(**changes) for name in ("smooth", "kinked", "averaged", "several")
+        }
+        return replace(self, **searches)
+
+    def search(self, observation: Observation) -> tuple[GradientInversion, str]:
+        """The search that fits, and why."""
+        if observation.num_examples > 1:
+            return self.several, f"the update holds {observation.num_examples} examples"
+        found = kinks(observation.network)
+        if not found:
+            return self.smooth, "the network is smooth, so its curvature guides the search"
+        why = f"the network has kinks ({', '.join(found)}), where curvature misleads"
+        if means := averages(observation.network):
+            return self.averaged, f"{why}, and averages over places ({', '.join(means)})"
+        return self.kinked, why
+
+    def plan(self, observation: Observation) -> tuple[tuple[Attack, ...], str]:
+        """All that is tried, in order, and why its search was chosen."""
+        search, why = self.search(observation)
+        if observation.num_examples > 1:
+            return (search,), why
+        if found := pools(observation.network):
+            return (search, *self.exact), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
+        return (*self.exact, search), why
+
+    def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+        """Attack until a result is exact, the plan is carried out, or the budget ends it.
+
+        Raises:
+            InversefedError: as the search that was chosen raises.
+        """
+        began = time.monotonic()
+        plan, why = self.plan(observation)
+        reasons, best = [], _Best(observation)
+        for attack in plan:
+            left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
+            turn = best.watched(replace(budget, seconds=left))
+            if isinstance(attack, GradientInversion):
+                reasons.append(why)
+                best.add(attack(observation, generator, turn), attack)
+            else:
+                reasons.append(
+                    _tried(attack, observation, generator, replace(turn, checkpoint=None, resume=None), best)
+                )
+            if best.ended:
+                break
+        return best.explained(reasons)
+
+
+@dataclass(eq=False)
+class _Best:
+    """Of all that was found, what matches the update best."""
+
+    observation: Observation
+    found: Reconstruction | None = None
+    attack: Attack | None = None
+    ended: bool = False
+    distance: float = field(default=float("inf"))
+
+    def add(self, found: Reconstruction, attack: Attack) -> None:
+        """Take in what an attack found; it is the last if it is exact or was ended from outside."""
+        self.ended = _is_exact(found) or found.status in (Status.STOPPED, Status.INTERRUPTED)
+        distance = self._distance(found.images, found.labels)
+        if self.found is None or distance < self.distance:
+            self.found, self.attack, self.distance = found, attack, distance
+        elif self.ended:
+            self.found = replace(self.found, status=found.status)
+
+    def watched(self, budget: Budget) -> Budget:
+        """The budget, its watcher shown what is best, be it older than the attack that is running."""
+        on_step = budget.on_step
+        if on_step is None or self.found is None:
+            return budget
+        return replace(budget, on_step=lambda step: on_step(replace(step, best=lambda: self._better(step.best))))
+
+    def explained(self, reasons: Sequence[str]) -> Reconstruction:
+        """The result, with the reason for it among its findings."""
+        assert self.found is not None
+        message = f"{type(self.attack).__name__} was chosen: {'; '.join(reasons)}."
+        finding = Finding("attack-chosen", "info", message, {"attack": repr(self.attack)})
+        return replace(self.found, findings=(finding, *self.found.findings))
+
+    def _better(self, current: Callable[[], Tensor]) -> Tensor:
+        assert self.found is not None
+        images = current()
+        return images if self._distance(images, self.found.labels) < self.distance else self.found.images
+
+    def _distance(self, images: Images, labels: Labels) -> float:
+        with torch.no_grad():
+            update = self.observation.client(self.observation.network, images, labels)
+            return float(RelativeSquaredError()(update, self.observation.update))
+
+
+def _tried(attack: Attack, observation: Observation, generator: Generator, budget: Budget, best: _Best) -> str:
+    """Try an exact method, and say how it went."""
+    name = type(attack).__name__
+    try:
+        found = attack(observation, generator, budget)
+    except (ThreatModelError, UnsupportedNetworkError) as error:
+        return f"{name} does not apply: {error}"
+    best.add(found, attack)
+    return f"{name} is exact" if _is_exact(found) else f"{name} is not exact here"
+
+
+def _is_exact(found: Reconstruction) -> bool:
+    return any(finding.code == "exact" for finding in found.findings)

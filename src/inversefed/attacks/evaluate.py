@@ -1,0 +1,208 @@
+"""Loss and gradient of one point or of several at once: eager, vectorized over restarts, or compiled.
+
+Eager PyTorch is the reference. The other ways take the step as one function, `torch.func.grad(loss)`, and are held to
+the reference before they are used: where they fail or differ, the search goes on eagerly and a finding says so.
+"""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from inversefed.attacks.minimize import Variables
+from inversefed.attacks.precision import EarlyBFloat16, Precision
+from inversefed.attacks.problem import Problem
+from inversefed.fl.arithmetic import float32_products
+from inversefed.types import Finding, Scalar
+
+__all__ = ["Compilation", "Evaluator"]
+
+Compilation = Literal["off", "on", "auto"]
+
+_COMPILE_SECONDS, _COMPILE_GAIN = 60.0, 0.15
+"""What compiling a step takes and gains at least on one core; measured in docs/speed.md."""
+_PARITY = 1e-3
+"""Largest relative difference of a vectorized or compiled float32 gradient from the eager one."""
+_TRIALS = 5
+
+Evaluated = tuple[float, Variables]
+Point = tuple[Variables, Variables]
+"""Variables, and the conditions they are evaluated under."""
+
+
+class Evaluator:
+    """Evaluates points of a problem.
+
+    Args:
+        problem: what is minimized.
+        precision: the numbers it is computed in.
+        compilation: `"off"`; `"on"`; or `"auto"`, where it pays for itself by measurement.
+        iterations: steps of a restart.
+        planned: evaluations that are planned in all.
+
+    Attributes:
+        findings: what was tried and not used, and why.
+    """
+
+    def __init__(
+        self, problem: Problem, precision: Precision, compilation: Compilation, iterations: int, planned: int
+    ) -> None:
+        self.findings: list[Finding] = []
+        self._problem, self._precision, self._iterations = problem, precision, iterations
+        self._compilation, self._planned = compilation, planned
+        self._compiled: Callable[[Point], Evaluated] | None = None
+        self._seconds: list[float] = []
+        self._trusts_vectors: bool | None = None
+        self._trusts_bfloat16: bool | None = None
+
+    def __call__(
+        self, points: Sequence[Variables], conditions: Sequence[Variables], iteration: int
+    ) -> Sequence[Evaluated]:
+        """Loss and gradients of each point under its conditions, as the iteration (from 0) has it."""
+        device = self._problem.observation.network.device
+        pairs = list(zip(points, conditions, strict=True))
+        with float32_products(device, self._precision.tf32), self._lowered(pairs[0], iteration):
+            if len(pairs) > 1 and self._vectorizes(pairs):
+                return self._vectorized(pairs)
+            return [self._alone(pair) for pair in pairs]
+
+    def _alone(self, at: Point) -> Evaluated:
+        if self._compiled is not None:
+            return self._compiled(at)
+        began = time.perf_counter()
+        result = self._eager(at)
+        self._seconds.append(time.perf_counter() - began)
+        if self._compilation == "on" or (self._compilation == "auto" and self._pays()):
+            self._compilation = "off"
+            self._compile(at, result)
+        return result
+
+    # Vectorized over restarts
+
+    def _vectorizes(self, points: Sequence[Point]) -> bool:
+        """Whether several points may be evaluated in one call; tried once."""
+        if self._trusts_vectors is None:
+            reference = self._eager(points[-1])
+            self._trusts_vectors = self._agrees(
+                "vectorized", lambda: self._vectorized(points)[-1], reference, "Restarts run one after another"
+            )
+        return self._trusts_vectors
+
+    def _vectorized(self, points: Sequence[Point]) -> list[Evaluated]:
+        step = torch.vmap(torch.func.grad_and_value(self._problem.functional().loss), randomness="same")
+        variables, conditions = (_stacked([point[part] for point in points]) for part in (0, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "performance drop": that is measured, not warned of
+            gradients, losses = step(variables, conditions)
+        return [
+            (loss, {name: gradient[number] for name, gradient in gradients.items()})
+            for number, loss in enumerate(losses.tolist())
+        ]
+
+    # Compiled
+
+    def _pays(self) -> bool:
+        """Whether what is left to do gains more from compilation than that takes."""
+        if len(self._seconds) < _TRIALS:
+            return False
+        left = self._planned - len(self._seconds)
+        return left * statistics.median(self._seconds[-_TRIALS:]) * _COMPILE_GAIN > _COMPILE_SECONDS
+
+    def _compile(self, point: Point, reference: Evaluated) -> None:
+        step = torch.compile(torch.func.grad_and_value(self._problem.functional().loss), fullgraph=True, dynamic=False)
+
+        def compiled(at: Point) -> Evaluated:
+            gradients, loss = step({name: value.detach() for name, value in at[0].items()}, dict(at[1]))
+            return float(loss), {name: gradient.clone() for name, gradient in gradients.items()}
+
+        began = time.perf_counter()
+        if not self._agrees("compiled", lambda: compiled(point), reference, "The search goes on without compilation"):
+            return
+        spent = time.perf_counter() - began
+        eager, fast = self._timed(self._eager, point), self._timed(compiled, point)
+        evidence = {"compile_seconds": spent, "step_over_eager": fast / eager}
+        if fast < eager:
+            self._compiled = compiled
+            message = f"The step was compiled in {spent:.0f} s and takes {fast / eager:.2f} of the eager step."
+        else:
+            message = "The compiled step is no faster than the eager one; the search goes on without compilation."
+        self.findings.append(Finding("compiled", "info", message, evidence))
+
+    def _eager(self, at: Point) -> Evaluated:
+        return differentiate(lambda variables: self._problem.loss(variables, at[1]), at[0])
+
+    def _timed(self, step: Callable[[Point], Evaluated], point: Point) -> float:
+        def once() -> float:
+            began = time.perf_counter()
+            step(point)
+            return time.perf_counter() - began
+
+        return statistics.median(once() for _ in range(_TRIALS))
+
+    # Lower precision
+
+    def _lowered(self, point: Point, iteration: int) -> AbstractContextManager[object]:
+        if not self._precision.lowered(iteration / self._iterations):
+            return nullcontext()
+        assert isinstance(self._precision, EarlyBFloat16)
+        lowered = torch.autocast(self._problem.observation.network.device.type, dtype=torch.bfloat16)
+        if self._trusts_bfloat16 is None:
+            reference = self._eager(point)
+
+            def once() -> Evaluated:
+                with lowered:
+                    return self._eager(point)
+
+            self._trusts_bfloat16 = self._agrees(
+                "bfloat16", once, reference, "The search keeps the network's own format", self._precision.tolerance
+            )
+        return lowered if self._trusts_bfloat16 else nullcontext()
+
+    # Parity
+
+    def _agrees(
+        self, way: str, once: Callable[[], Evaluated], reference: Evaluated, instead: str, tolerance: float = _PARITY
+    ) -> bool:
+        """Try a way once and compare; where it is not to be used, say why."""
+        try:
+            difference = _difference(once()[1], reference[1])
+        except Exception as error:  # compilers and transforms fail in their own ways: all mean the same
+            why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            self.findings.append(Finding(f"{way}-fallback", "info", f"{instead}: the {way} step failed ({why})."))
+            return False
+        if not difference <= tolerance:
+            message = (
+                f"{instead}: the {way} gradient differs from the eager one by {difference:.2g}, more than allowed."
+            )
+            evidence = {"relative_difference": difference, "tolerance": tolerance}
+            self.findings.append(Finding(f"{way}-fallback", "info", message, evidence))
+            return False
+        return True
+
+
+def differentiate(loss: Callable[[Variables], Scalar], variables: Variables) -> Evaluated:
+    """Loss and gradients by eager autograd; no gradient of a weight is computed in the second backward pass."""
+    leaves = {name: value.detach().requires_grad_() for name, value in variables.items()}
+    with torch.enable_grad():
+        value = loss(leaves)
+        gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    return value.item(), dict(zip(leaves, gradients, strict=True))
+
+
+def _difference(gradients: Variables, reference: Variables) -> float:
+    """Relative difference of all gradients together."""
+
+    def flat(parts: Variables) -> Tensor:
+        return torch.cat([parts[name].detach().double().flatten() for name in reference])
+
+    expected = flat(reference)
+    return float((flat(gradients) - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.double).tiny))
+
+
+def _stacked(parts: Sequence[Variables]) -> Variables:
+    return {name: torch.stack([part[name].detach() for part in parts]) for name in parts[0]}

@@ -1,0 +1,184 @@
+"""Several restarts of one search: which advance together, which are pruned, when it ends.
+
+    for until, keep in rungs:  advance all that are left, group by group, to `until`;  keep the `keep` that match best
+
+A restart is the same whatever runs beside it: starts are drawn together, and each has a generator of its own.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from inversefed.attacks import checkpoint
+from inversefed.attacks.minimize import Descent, Variables
+from inversefed.attacks.pruning import Rungs
+from inversefed.types import Budget, Status, Step
+
+__all__ = ["Restarts", "planned_steps"]
+
+_SECONDS_BETWEEN_CHECKPOINTS = 20.0
+
+Watch = Callable[[Sequence[Descent]], bool]
+
+
+def planned_steps(restarts: int, rungs: Rungs) -> int:
+    """Steps of all restarts together, where none ends early.
+
+    >>> planned_steps(4, ((10, 2), (30, 2)))
+    80
+    """
+    steps, before, left = 0, 0, restarts
+    for until, keep in rungs:
+        steps, before, left = steps + left * (until - before), until, keep
+    return steps
+
+
+@dataclass(eq=False)
+class Restarts:
+    """All restarts of one attack, and the clock.
+
+    Args:
+        descents: the restarts.
+        rungs: how many go how far.
+        width: how many advance together.
+        budget: time, who watches, and where the state is kept.
+        mark: fingerprint of the search, for its checkpoints.
+        rank: the matching cost of a restart's best.
+        enough: whether a restart has ended so well that none after it need begin.
+        images: pictures of variables.
+        keeps_last: whether the last iterate of a restart counts, not the one of lowest loss.
+    """
+
+    descents: list[Descent]
+    rungs: Rungs
+    width: int
+    budget: Budget
+    mark: str
+    rank: Callable[[Descent], float]
+    enough: Callable[[Descent], bool]
+    images: Callable[[Variables], Tensor]
+    keeps_last: bool = False
+    _began: float = field(default_factory=time.monotonic)
+    _saved: float = field(default_factory=time.monotonic)
+    _steps: int = 0
+    _rung: int = 0
+    _complete: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def run(self, advance: Callable[[Sequence[Descent], int, Watch], bool]) -> Status:
+        """Go through the rungs.
+
+        Args:
+            advance: takes a group to an iteration, watched; true where it was stopped.
+
+        Returns:
+            `STOPPED` or `INTERRUPTED` where the plan was not carried out, else `FINISHED`.
+        """
+        if self.budget.resume is not None:
+            self._restore(checkpoint.read(self.budget.resume, self.mark))
+        status = Status.FINISHED
+        try:
+            if not self._climb(advance):
+                status = Status.STOPPED
+        except KeyboardInterrupt:
+            self._undo()
+            status = Status.INTERRUPTED
+        self._save()
+        for descent in self.begun:
+            if descent.status is None:
+                done = len(descent.history) >= self.rungs[-1][0]
+                descent.status = Status.FINISHED if done else status
+        return status
+
+    @property
+    def begun(self) -> list[Descent]:
+        """The restarts that took a step, or the first."""
+        return [d for d in self.descents if d.history or d.status is not None] or self.descents[:1]
+
+    def _climb(self, advance: Callable[[Sequence[Descent], int, Watch], bool]) -> bool:
+        """Whether all that was planned was done."""
+        for rung in range(self._rung, len(self.rungs)):
+            self._rung = rung
+            until, keep = self.rungs[rung]
+            left = [descent for descent in self.descents if descent.status is not Status.PRUNED]
+            for group in _groups(left, self.width):
+                self._remember(group)
+                if advance(group, until, self._watch):
+                    return all(self._ended(descent) for descent in left) and rung + 1 == len(self.rungs)
+                if rung + 1 == len(self.rungs) and any(map(self.enough, group)):
+                    return True
+            self._prune(left, keep)
+        return True
+
+    def _prune(self, left: list[Descent], keep: int) -> None:
+        ranked = sorted(left, key=self.rank) if keep < len(left) else left
+        for descent in ranked[keep:]:
+            descent.status = Status.PRUNED
+
+    def _ended(self, descent: Descent) -> bool:
+        return descent.status is not None or len(descent.history) >= self.rungs[-1][0]
+
+    def _watch(self, group: Sequence[Descent]) -> bool:
+        self._steps += len(group)
+        self._remember(group)
+        if time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:
+            self._save()
+        seconds = time.monotonic() - self._began
+        stops = [self._tell(each, seconds) for each in group if each.status is not Status.NON_FINITE]
+        return any(stops) or (self.budget.seconds is not None and seconds > self.budget.seconds)
+
+    def _tell(self, descent: Descent, seconds: float) -> bool:
+        """Tell the watcher of a step, and return whether to stop."""
+        if self.budget.on_step is None:
+            return False
+        step = Step(
+            descent.restart,
+            len(self.descents),
+            len(descent.history),
+            self.rungs[-1][0],
+            descent.history[-1],
+            seconds,
+            self._best,
+            self._remaining(seconds),
+        )
+        return bool(self.budget.on_step(step))
+
+    def _best(self) -> Tensor:
+        if self.keeps_last:
+            leader = min(self.descents, key=lambda each: each.history[-1] if each.history else math.inf)
+            return self.images(leader.last)
+        return self.images(min(self.descents, key=lambda each: each.lowest).best)
+
+    def _remaining(self, seconds: float) -> float:
+        left = planned_steps(len(self.descents), self.rungs) - sum(len(each.history) for each in self.descents)
+        estimate = max(0, left) * seconds / max(1, self._steps)
+        return estimate if self.budget.seconds is None else max(0.0, min(estimate, self.budget.seconds - seconds))
+
+    def _remember(self, group: Sequence[Descent]) -> None:
+        """Keep the state of a group between two steps, for a checkpoint."""
+        if self.budget.checkpoint is not None:
+            self._complete = {descent.restart: descent.state() for descent in group}
+
+    def _save(self) -> None:
+        if self.budget.checkpoint is None:
+            return
+        state = {"rung": self._rung, "descents": [descent.state() for descent in self.descents]}
+        checkpoint.write(self.budget.checkpoint, state, self.mark)
+        self._saved = time.monotonic()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._rung = state["rung"]
+        for descent, its in zip(self.descents, state["descents"], strict=True):
+            descent.restore(its)
+
+    def _undo(self) -> None:
+        """Go back to the last complete step, where an interrupt left one half done."""
+        for restart, state in self._complete.items():
+            self.descents[restart].restore(state)
+
+
+def _groups(descents: Sequence[Descent], width: int) -> Iterator[Sequence[Descent]]:
+    return (descents[first : first + width] for first in range(0, len(descents), width))

@@ -1,0 +1,76 @@
+"""Is a network smooth, and does it keep places? That decides which search fits it.
+
+A network of sigmoid, tanh, GELU or softplus has second derivatives that say something; one with ReLU or max pooling is
+linear between its kinks, and there all the difficulty lies. One that averages over places before its head tells only
+how much there is of a feature, not where.
+"""
+
+from collections.abc import Collection
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from inversefed.fl.network import Network
+
+__all__ = ["averages", "kinks", "pools"]
+
+_LAYERS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink,
+    nn.Softshrink, nn.Threshold, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d,
+)  # fmt: skip
+_FUNCTIONS = {
+    torch.relu, F.relu, F.relu6, F.leaky_relu, F.prelu, F.hardtanh, F.hardsigmoid, F.hardswish, F.threshold,
+    torch.max_pool2d, F.max_pool2d, F.adaptive_max_pool2d, torch.abs, torch.maximum, torch.minimum, torch.clamp,
+    "relu", "relu_", "clamp", "abs", "clip",
+}  # fmt: skip
+_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.FractionalMaxPool2d)
+_POOL_FUNCTIONS = {torch.max_pool2d, F.max_pool2d, F.adaptive_max_pool2d}
+_AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_AVERAGE_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
+
+
+def kinks(network: Network) -> tuple[str, ...]:
+    """Names of the layers and functions that are not smooth; empty for a smooth network.
+
+    Functions are seen where the forward pass can be traced (torch.fx), layers always.
+
+    >>> from inversefed.fl.network import freeze
+    >>> kinks(freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 2)), (3, 8, 8)))
+    ()
+    """
+    return _used(network, _LAYERS, _FUNCTIONS)
+
+
+def averages(network: Network) -> tuple[str, ...]:
+    """Names of the layers and functions that average over places, after which a position is no longer known.
+
+    >>> from inversefed.fl.network import freeze
+    >>> pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> averages(freeze(pooled, (3, 8, 8)))
+    ('AdaptiveAvgPool2d',)
+    """
+    return _used(network, _AVERAGES, _AVERAGE_FUNCTIONS)
+
+
+def pools(network: Network) -> tuple[str, ...]:
+    """Names of the layers and functions that let one place of several win, and hide which.
+
+    >>> from inversefed.fl.network import freeze
+    >>> pools(freeze(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 2)), (3, 8, 8)))
+    ('MaxPool2d',)
+    """
+    return _used(network, _POOLS, _POOL_FUNCTIONS)
+
+
+def _used(network: Network, layers: tuple[type[nn.Module], ...], functions: Collection[object]) -> tuple[str, ...]:
+    found = {type(layer).__name__ for layer in network.module.modules() if isinstance(layer, layers)}
+    try:
+        nodes = list(fx.symbolic_trace(network.module).graph.nodes)
+    except Exception:  # tracing runs foreign code: whatever it raises means that only layers can be seen
+        nodes = []
+    for node in nodes:
+        if node.op in ("call_function", "call_method") and node.target in functions:
+            found.add(getattr(node.target, "__name__", str(node.target)))
+    return tuple(sorted(found))

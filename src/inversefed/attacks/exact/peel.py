@@ -134,7 +134,7 @@ def descend(setting: Setting) -> Front:
         UnsupportedNetworkError: the last layer is not linear with bias, or nothing below it can be peeled.
     """
     front = _head(setting)
-    while front.depth > 0 and not setting.watch.stopped:
+    while front.depth > 0 and not setting.watch.stop():
         try:
             below = _step(setting, front)
         except UnsupportedNetworkError:

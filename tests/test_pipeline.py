@@ -253,18 +253,14 @@ def test_the_default_is_the_best_recipe(tiny: nn.Module) -> None:
     assert report.attack == repr(recipes.best())
 
 
-def test_the_bundled_photograph_comes_back_with_all_the_defaults(photos: torch.Tensor) -> None:
-    module = networks.build("LeNetZhu", seed=0).eval()
-    report = inversefed.audit(
-        module, photos[:1], torch.tensor([0]), mean=constants.cifar10_mean, std=constants.cifar10_std, seed=0
-    )
-    found = float(report.scores["peak_signal_noise_ratio"])
-    assert found > 20 and found > float(report.baselines["constant"]["peak_signal_noise_ratio"]) + 3
-    assert report.labels.tolist() == [0]
-
-
-def test_peeling_gives_the_bundled_photograph_as_the_readme_says(photos: torch.Tensor) -> None:
+@pytest.mark.parametrize(("attack", "decibels"), [(None, 112), (recipes.geiping(), 23.07)])
+def test_the_bundled_photograph_comes_back_as_the_readme_says(
+    photos: torch.Tensor, attack: object, decibels: float
+) -> None:
     module = networks.build("LeNetZhu", seed=0).eval()
     statistics = {"mean": constants.cifar10_mean, "std": constants.cifar10_std}
-    report = inversefed.audit(module, photos[:1], torch.tensor([0]), attack=recipes.peel(), **statistics)
-    assert float(report.scores["peak_signal_noise_ratio"]) == pytest.approx(110, abs=3)
+    report = inversefed.audit(module, photos[:1], torch.tensor([3]), attack=attack, **statistics)
+    found = float(report.scores["peak_signal_noise_ratio"])
+    assert found == pytest.approx(decibels, abs=3 if attack is None else 0.5) and report.labels.tolist() == [3]
+    assert float(report.baselines["constant"]["peak_signal_noise_ratio"]) == pytest.approx(19.56, abs=0.01)
+    assert float(report.baselines["gray"]["peak_signal_noise_ratio"]) == pytest.approx(15.72, abs=0.01)

@@ -44,21 +44,27 @@ class Evaluator:
         compilation: `"off"`; `"on"`; or `"auto"`, where it pays for itself by measurement.
         iterations: steps of a restart.
         planned: evaluations that are planned in all.
+        trusted: which ways were tried, and whether they are used; a search that is taken up again brings it along.
 
     Attributes:
         findings: what was tried and not used, and why.
     """
 
     def __init__(
-        self, problem: Problem, precision: Precision, compilation: Compilation, iterations: int, planned: int
+        self,
+        problem: Problem,
+        precision: Precision,
+        compilation: Compilation,
+        iterations: int,
+        planned: int,
+        trusted: dict[str, bool],
     ) -> None:
         self.findings: list[Finding] = []
         self._problem, self._precision, self._iterations = problem, precision, iterations
         self._compilation, self._planned = compilation, planned
         self._compiled: Callable[[Point], Evaluated] | None = None
         self._seconds: list[float] = []
-        self._trusts_vectors: bool | None = None
-        self._trusts_bfloat16: bool | None = None
+        self._trusted = trusted
 
     def __call__(
         self, points: Sequence[Variables], conditions: Sequence[Variables], iteration: int
@@ -72,26 +78,26 @@ class Evaluator:
             return [self._alone(pair) for pair in pairs]
 
     def _alone(self, at: Point) -> Evaluated:
+        if self._compilation == "on" or (self._compilation == "auto" and self._pays()):
+            self._compile(at, needs_gain=self._compilation == "auto")
+            self._compilation = "off"
         if self._compiled is not None:
             return self._compiled(at)
         began = time.perf_counter()
         result = self._eager(at)
         self._seconds.append(time.perf_counter() - began)
-        if self._compilation == "on" or (self._compilation == "auto" and self._pays()):
-            self._compilation = "off"
-            self._compile(at, result)
         return result
 
     # Vectorized over restarts
 
     def _vectorizes(self, points: Sequence[Point]) -> bool:
         """Whether several points may be evaluated in one call; tried once."""
-        if self._trusts_vectors is None:
+        if "vectorized" not in self._trusted:
             reference = self._eager(points[-1])
-            self._trusts_vectors = self._agrees(
+            self._trusted["vectorized"] = self._agrees(
                 "vectorized", lambda: self._vectorized(points)[-1], reference, "Restarts run one after another"
             )
-        return self._trusts_vectors
+        return self._trusted["vectorized"]
 
     def _vectorized(self, points: Sequence[Point]) -> list[Evaluated]:
         step = torch.vmap(torch.func.grad_and_value(self._problem.functional().loss), randomness="same")
@@ -113,20 +119,22 @@ class Evaluator:
         left = self._planned - len(self._seconds)
         return left * statistics.median(self._seconds[-_TRIALS:]) * _COMPILE_GAIN > _COMPILE_SECONDS
 
-    def _compile(self, point: Point, reference: Evaluated) -> None:
+    def _compile(self, point: Point, needs_gain: bool) -> None:
         step = torch.compile(torch.func.grad_and_value(self._problem.functional().loss), fullgraph=True, dynamic=False)
 
         def compiled(at: Point) -> Evaluated:
             gradients, loss = step({name: value.detach() for name, value in at[0].items()}, dict(at[1]))
-            return float(loss), {name: gradient.clone() for name, gradient in gradients.items()}
+            return loss.item(), {name: gradient.clone() for name, gradient in gradients.items()}
 
         began = time.perf_counter()
-        if not self._agrees("compiled", lambda: compiled(point), reference, "The search goes on without compilation"):
+        if not self._agrees(
+            "compiled", lambda: compiled(point), self._eager(point), "The search goes on without compilation"
+        ):
             return
         spent = time.perf_counter() - began
         eager, fast = self._timed(self._eager, point), self._timed(compiled, point)
         evidence = {"compile_seconds": spent, "step_over_eager": fast / eager}
-        if fast < eager:
+        if fast < eager or not needs_gain:
             self._compiled = compiled
             message = f"The step was compiled in {spent:.0f} s and takes {fast / eager:.2f} of the eager step."
         else:
@@ -151,17 +159,17 @@ class Evaluator:
             return nullcontext()
         assert isinstance(self._precision, EarlyBFloat16)
         lowered = torch.autocast(self._problem.observation.network.device.type, dtype=torch.bfloat16)
-        if self._trusts_bfloat16 is None:
+        if "bfloat16" not in self._trusted:
             reference = self._eager(point)
 
             def once() -> Evaluated:
                 with lowered:
                     return self._eager(point)
 
-            self._trusts_bfloat16 = self._agrees(
+            self._trusted["bfloat16"] = self._agrees(
                 "bfloat16", once, reference, "The search keeps the network's own format", self._precision.tolerance
             )
-        return lowered if self._trusts_bfloat16 else nullcontext()
+        return lowered if self._trusted["bfloat16"] else nullcontext()
 
     # Parity
 

@@ -195,7 +195,7 @@ class GradientInversion:
 
     def _evaluator(self, problem: Problem, run: Restarts) -> Evaluator:
         planned = planned_steps(len(run.descents), run.rungs)
-        return Evaluator(problem, self.precision, self.compilation, run.rungs[-1][0], planned)
+        return Evaluator(problem, self.precision, self.compilation, run.rungs[-1][0], planned, run.trusted)
 
     def _width(self, observation: Observation, need: "_Need") -> int:
         """How many restarts advance together: few operations a step are worth sharing, and they must fit."""

@@ -118,13 +118,17 @@ class LayerwiseCosine:
         return _total(1 - F.cosine_similarity(p.flatten(), o.flatten(), 0, 1e-10) * weight for p, o, weight in chosen)
 
 
+_SQUARED_ERROR = SquaredError()
+"""Made here: the compiler cannot make one within a step."""
+
+
 @dataclass(frozen=True)
 class RelativeSquaredError:
     """Squared error over the squared size of the observed update: `|g - g*|^2 / |g*|^2`."""
 
     def __call__(self, predicted: Params, observed: Params) -> Scalar:
         """Relative squared error."""
-        return SquaredError()(predicted, observed) / _total(part.square().sum() for part in observed.values())
+        return _SQUARED_ERROR(predicted, observed) / _total(part.square().sum() for part in observed.values())
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@
 A restart is the same whatever runs beside it: starts are drawn together, and each has a generator of its own.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +49,7 @@ class Restarts:
         rank: the matching cost of a restart's best.
         enough: whether a restart has ended so well that none after it need begin.
         images: pictures of variables.
+        trusted: ways of evaluating that were proven, or not, on the way.
         keeps_last: whether the last iterate of a restart counts, not the one of lowest loss.
     """
 
@@ -61,6 +61,7 @@ class Restarts:
     rank: Callable[[Descent], float]
     enough: Callable[[Descent], bool]
     images: Callable[[Variables], Tensor]
+    trusted: dict[str, bool] = field(default_factory=dict)
     keeps_last: bool = False
     _began: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
@@ -148,7 +149,7 @@ class Restarts:
 
     def _best(self) -> Tensor:
         if self.keeps_last:
-            leader = min(self.descents, key=lambda each: each.history[-1] if each.history else math.inf)
+            leader = min(self.begun, key=lambda each: (-len(each.history), each.history[-1:]))
             return self.images(leader.last)
         return self.images(min(self.descents, key=lambda each: each.lowest).best)
 
@@ -165,12 +166,17 @@ class Restarts:
     def _save(self) -> None:
         if self.budget.checkpoint is None:
             return
-        state = {"rung": self._rung, "descents": [descent.state() for descent in self.descents]}
+        state = {
+            "rung": self._rung,
+            "trusted": self.trusted,
+            "descents": [descent.state() for descent in self.descents],
+        }
         checkpoint.write(self.budget.checkpoint, state, self.mark)
         self._saved = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._rung = state["rung"]
+        self.trusted.update(state["trusted"])
         for descent, its in zip(self.descents, state["descents"], strict=True):
             descent.restore(its)
 

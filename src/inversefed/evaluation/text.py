@@ -17,6 +17,9 @@ __all__ = ["markdown", "summary"]
 MOST_ROWS = 16
 """How many images a terminal is shown one by one; `report.json` has them all."""
 
+MOST_OF_AN_ATTACK = 240
+"""Characters of the attack that a terminal is shown; a choice of attacks names them all, and `report.json` has them."""
+
 
 def summary(report: Report) -> str:
     """Write the headline, the scores with the controls beside them, and the findings, 100 columns wide.
@@ -25,10 +28,16 @@ def summary(report: Report) -> str:
         report: what is written.
     """
     ended = f"{report.status.value} after {report.seconds:.1f} s. {status_note(report.status)}"
-    head = [*_wrap(report.headline), "", *_wrap(f"attack  {report.attack}"), *_wrap(f"status  {ended}")]
+    head = [*_wrap(report.headline), "", *_wrap(f"attack  {_start(report.attack)}"), *_wrap(f"status  {ended}")]
     scores = [line for table in report.tables for line in ["", *_plain_table(table)]]
     found = [line for finding in report.findings for line in _wrap(f"{finding.level}: {finding.message}")]
     return "\n".join([*head, *scores, *([""] if found else []), *found])
+
+
+def _start(attack: str) -> str:
+    if len(attack) <= MOST_OF_AN_ATTACK:
+        return attack
+    return f"{attack[:MOST_OF_AN_ATTACK]} .. (in full in report.json)"
 
 
 def _plain_table(table: Table) -> list[str]:

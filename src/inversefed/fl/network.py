@@ -11,7 +11,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -65,10 +64,11 @@ class Network:
     mask_seed: int = 0
     functional: bool = False
 
-    @cached_property
-    def _is_plain(self) -> bool:
-        """Pixels are inputs as they are; a product with 1 would still round the gradient in another order."""
-        return not bool(self.mean.any()) and bool((self.std == 1).all())
+    _is_plain: bool = field(init=False, repr=False)
+    """Pixels are inputs as they are; a product with 1 would still round the gradient in another order."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_is_plain", not bool(self.mean.any()) and bool((self.std == 1).all()))
 
     @property
     def device(self) -> torch.device:

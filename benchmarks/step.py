@@ -1,0 +1,85 @@
+"""What one step costs in each way of computing it, beside the eager one: the figures of docs/speed.md.
+
+python -m benchmarks.step --networks LeNetZhu,ConvNet16
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Generator
+
+from benchmarks.measure import World, observation_of
+from benchmarks.pictures import bundled
+from inversefed.attacks import memory, recipes
+from inversefed.attacks.evaluate import Evaluator
+from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.precision import EarlyBFloat16, Native
+from inversefed.attacks.problem import Problem
+from inversefed.types import Finding
+
+__all__ = ["main"]
+
+WIDTH = 8
+REPEATS = 15
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print, one network a row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default="LeNetZhu,ConvNet16,ResNet20")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-compile", action="store_true")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    print("network | eager ms | together / eager | bfloat16 / eager | compiled / eager | compile s | step MB")
+    for name in options.networks.split(","):
+        print(" | ".join([name, *_row(World.of(name, 0, bundled()[:1]), not options.no_compile)]), flush=True)
+
+
+def _row(world: World, compiles: bool) -> list[str]:
+    attack = recipes.geiping()
+    parts = attack.objective, attack.priors, attack.parametrization, attack.labels
+    problem = Problem.of(observation_of(world, 0), *parts)
+    point = problem.start(torch.randn(1, *world.network.image_shape, generator=Generator().manual_seed(0)), Generator())
+    eager = _seconds(lambda: Evaluator(problem, Native(), "off", 1, 1, {})([point], [{}], 0))
+    trusted = {"vectorized": True, "bfloat16": True}
+    together = Evaluator(problem, Native(), "off", 1, 1, trusted)
+    lowered = Evaluator(problem, EarlyBFloat16(), "off", 1, 1, trusted)
+    ratios = [
+        _seconds(lambda: together([point] * WIDTH, [{}] * WIDTH, 0)) / WIDTH / eager,
+        _seconds(lambda: lowered([point], [{}], 0)) / eager,
+    ]
+    step = memory.step_bytes(problem.loss, point)
+    return [
+        f"{1e3 * eager:.1f}",
+        *(f"{ratio:.2f}" for ratio in ratios),
+        *(_compiled(attack, world) if compiles else ("", "")),
+        "" if step is None else f"{step / 1e6:.0f}",
+    ]
+
+
+def _compiled(attack: GradientInversion, world: World) -> tuple[str, str]:
+    compiled = replace(attack, compilation="on", max_iterations=2)
+    found: Finding
+    for found in compiled(observation_of(world, 0), Generator().manual_seed(0)).findings:
+        if found.code == "compiled":
+            return f"{found.evidence['step_over_eager']:.2f}", f"{found.evidence['compile_seconds']:.0f}"
+    return "failed", ""
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    def once() -> float:
+        began = time.perf_counter()
+        step()
+        return time.perf_counter() - began
+
+    once()
+    return statistics.median(once() for _ in range(REPEATS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The default attack: what it chooses, what it says of it, and what becomes of a budget."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Generator, nn
+
+from inversefed import Batch, Budget, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
+from inversefed.attacks import precision, pruning
+from inversefed.errors import ThreatModelError
+from inversefed.fl.kinks import averages, kinks, pools
+from inversefed.types import Candidate, Finding, Reconstruction
+
+SHAPE = (3, 8, 8)
+HEADS = {
+    "smooth": [nn.Conv2d(3, 6, 3), nn.GELU(), nn.Flatten(), nn.Linear(216, 4)],
+    "kinked": [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)],
+    "pooled": [nn.Conv2d(3, 6, 3), nn.Softplus(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 4)],
+    "averaged": [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)],
+}
+
+
+def observed(layers: list[nn.Module], count: int = 1) -> Observation:
+    torch.manual_seed(0)
+    network = freeze(nn.Sequential(*layers).eval(), SHAPE, mean=0.5, std=0.25)
+    batch = Batch(torch.rand(count, *SHAPE), torch.arange(count))
+    update = FedSGD()(network, batch.images, batch.labels)
+    return observe(network, FedSGD(), update, batch, ThreatModel(labels="known"))
+
+
+@dataclass(frozen=True)
+class Guess:
+    """An attack that returns one color, and may raise."""
+
+    color: float
+    exact: bool = False
+    error: Exception | None = None
+    status: Status = Status.FINISHED
+
+    def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+        if self.error is not None:
+            raise self.error
+        images = torch.full(observation.batch_shape, self.color)
+        candidate = Candidate(images, observation.labels, 0.0, self.status, 1, (0.0,))
+        findings = (Finding("exact", "info", "Exact."),) if self.exact else ()
+        return Reconstruction(images, observation.labels, 0.0, self.status, (candidate,), findings)
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "said"),
+    [
+        ("smooth", recipes.curvature(), "smooth"),
+        ("kinked", recipes.spectral(), "ReLU"),
+        ("pooled", recipes.spectral(), "MaxPool2d"),
+        ("averaged", recipes.smoothed(), "AdaptiveAvgPool2d"),
+    ],
+)
+def test_the_network_decides_which_search(name: str, chosen: object, said: str) -> None:
+    search, why = recipes.best().search(observed(HEADS[name]))
+    assert search == chosen and said in why
+
+
+def test_several_examples_have_a_search_of_their_own() -> None:
+    search, why = recipes.best().search(observed(HEADS["kinked"], 3))
+    assert search == recipes.best().several and "3 examples" in why
+    assert recipes.best().plan(observed(HEADS["kinked"], 3))[0] == (search,)
+
+
+def test_exact_methods_come_first_and_under_max_pooling_last() -> None:
+    chosen = recipes.best()
+    assert chosen.plan(observed(HEADS["kinked"]))[0] == (*chosen.exact, chosen.kinked)
+    assert chosen.plan(observed(HEADS["pooled"]))[0] == (chosen.kinked, *chosen.exact)
+
+
+def test_what_is_exact_ends_it_and_what_does_not_apply_is_told() -> None:
+    refused = Guess(0.0, error=ThreatModelError("needs something else"))
+    chosen = replace(recipes.best(), exact=(refused, Guess(0.3, exact=True)))
+    found = chosen(observed(HEADS["kinked"]), Generator().manual_seed(0))
+    assert float(found.images.mean()) == pytest.approx(0.3)
+    finding = found.findings[0]
+    assert finding.code == "attack-chosen" and "needs something else" in finding.message
+    assert finding.evidence["attack"] == repr(Guess(0.3, exact=True))
+
+
+def test_the_better_match_wins_and_the_watcher_never_sees_a_worse_one() -> None:
+    observation, shown = observed(HEADS["kinked"]), []
+    good = recipes.spectral(200)(observation, Generator().manual_seed(0)).images
+    watch = Budget(on_step=lambda step: shown.append(step.best()) and None)
+
+    class Full(Guess):
+        def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+            return replace(super().__call__(observation, generator, budget), images=good)
+
+    chosen = replace(recipes.best(), exact=(Full(0.5),), kinked=recipes.spectral(3))
+    found = chosen(observation, Generator().manual_seed(0), watch)
+    assert torch.equal(found.images, good) and all(torch.equal(images, good) for images in shown) and len(shown) == 3
+    worse = replace(recipes.best(), exact=(Guess(0.9),), kinked=recipes.spectral(100))
+    assert not torch.equal(worse(observation, Generator().manual_seed(0)).images, torch.full((1, *SHAPE), 0.9))
+
+
+@pytest.mark.parametrize("status", [Status.STOPPED, Status.INTERRUPTED])
+def test_an_attack_that_was_ended_is_the_last(status: Status) -> None:
+    chosen = replace(recipes.best(), exact=(Guess(0.4, status=status),))
+    found = chosen(observed(HEADS["kinked"]), Generator().manual_seed(0))
+    assert found.status is status and float(found.images.mean()) == pytest.approx(0.4)
+
+
+def test_a_time_budget_is_shared_by_all_that_is_tried() -> None:
+    left = []
+
+    class Asked(Guess):
+        def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+            left.append(budget.seconds)
+            return super().__call__(observation, generator, budget)
+
+    chosen = replace(recipes.best(), exact=(Asked(0.1), Asked(0.2)), kinked=recipes.spectral(2))
+    chosen(observed(HEADS["kinked"]), Generator().manual_seed(0), Budget(seconds=5.0))
+    assert 0 < left[1] < left[0] <= 5
+
+
+def test_its_searches_are_changed_together() -> None:
+    chosen = recipes.best().searching(restarts=4, precision=precision.Double())
+    for search in (chosen.smooth, chosen.kinked, chosen.averaged, chosen.several):
+        assert search.restarts == 4 and search.precision == precision.Double()
+        assert search.pruning == pruning.SuccessiveHalving() and search.width is None
+    assert chosen.exact == recipes.best().exact
+
+
+def test_a_search_is_taken_up_again_through_the_choice(tmp_path) -> None:
+    observation = observed(HEADS["averaged"])
+    chosen = replace(recipes.best(), averaged=recipes.smoothed(20))
+    whole = chosen(observation, Generator().manual_seed(0))
+    stop = Budget(on_step=lambda step: step.iteration == 7, checkpoint=tmp_path / "state")
+    assert chosen(observation, Generator().manual_seed(0), stop).status is Status.STOPPED
+    resumed = chosen(observation, Generator().manual_seed(0), Budget(resume=tmp_path / "state"))
+    assert torch.equal(resumed.images, whole.images) and resumed.loss == whole.loss
+
+
+def test_kinks_and_averages_are_found_in_functions_too() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            features = nn.functional.max_pool2d(torch.relu(self.convolution(images)), 2)
+            return self.head(features.mean((2, 3)))
+
+    network = freeze(Written().eval(), SHAPE)
+    assert {"relu", "max_pool2d"} <= {name.removeprefix("boolean_dispatch") or "max_pool2d" for name in kinks(network)}
+    assert averages(network) == ("mean",) and pools(network)
+    assert not pools(observed(HEADS["kinked"]).network) and not kinks(observed(HEADS["smooth"]).network)

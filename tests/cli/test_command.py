@@ -245,6 +245,32 @@ def test_every_restart_lost_is_status_1_with_a_report(tmp_path: Path, capsys: py
     assert "NaN" in capsys.readouterr().err
 
 
+def test_an_attack_that_was_cut_short_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    search = ["audit", "--attack", "geiping(max_iterations=150)", "--quiet", "--output"]
+    assert main([*search, "whole"]) == 0
+    assert main([*search, "cut", "--time-budget", "0.3s", "--checkpoint", "state"]) == 0
+    assert main([*search, "resumed", "--resume", "state"]) == 0
+    whole, cut, resumed = (read(tmp_path / name) for name in ("whole", "cut", "resumed"))
+    assert cut["status"] == "stopped" and cut["scores"] != whole["scores"]
+    assert resumed["status"] == "finished" and resumed["scores"] == whole["scores"]
+    assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+
+
+def test_a_checkpoint_of_another_audit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    search = ["audit", "--attack", "geiping(max_iterations=3)", "--quiet", "--output"]
+    assert main([*search, "one", "--checkpoint", "state"]) == 0
+    assert main([*search, "two", "--resume", "state", "--seed", "1"]) == 2
+    assert "checkpoint of another search" in capsys.readouterr().err and not (tmp_path / "two").exists()
+
+
+def test_restarts_and_precision_change_the_search(tmp_path: Path) -> None:
+    options = ["--restarts", "4", "--precision", "double", "--compile", "off", "--max-iterations", "10"]
+    assert main(["audit", "--attack", "geiping", *options, "--output", "out", "--quiet"]) == 0
+    attack = read(tmp_path / "out")["attack"]
+    assert "restarts=4" in attack and "Double()" in attack and "SuccessiveHalving" in attack
+    assert main(["audit", "--attack", "linear", *options, "--output", "none", "--quiet"]) == 2
+
+
 def test_a_time_budget_stops_with_the_best_so_far(tmp_path: Path) -> None:
     assert main(["audit", "--attack", "geiping", "--time-budget", "0.3s", "--output", "out", "--quiet"]) == 0
     assert read(tmp_path / "out")["status"] == "stopped"

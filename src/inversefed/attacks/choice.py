@@ -1,6 +1,7 @@
 """Choose an attack by what the server sees: exact methods where they apply, else the search that fits the network.
 
-    one example: exact methods in turn, each verified      smooth network: curvature      kinks: first-order search
+    one example: exact methods in turn, each verified
+    smooth network, one example: curvature      kinks, or several examples: first-order search
 
 Under max pooling exact methods take an alternation that may fail, so there the search goes first. What matches the
 update best, of all that was found, is the result. The choice is data, the fields of `Choose`; its reason becomes a
@@ -32,30 +33,30 @@ class Choose:
 
     Args:
         exact: methods that apply to one example, in the order they are tried.
-        smooth: the search for networks without kinks.
+        smooth: the search for one example through a network without kinks.
+        several: the search for several examples through such a network.
         kinked: the search for networks with ReLU, max pooling and the like.
         averaged: the search for those among them that average over places before their head.
-        several: the search for updates of several examples.
     """
 
     exact: tuple[Attack, ...]
     smooth: GradientInversion
+    several: GradientInversion
     kinked: GradientInversion
     averaged: GradientInversion
-    several: GradientInversion
 
     def searching(self, **changes: Any) -> "Choose":
         """The same choice, its searches with other restarts, precision or compilation."""
         searches = {
-            name: getattr(self, name).searching(**changes) for name in ("smooth", "kinked", "averaged", "several")
+            name: getattr(self, name).searching(**changes) for name in ("smooth", "several", "kinked", "averaged")
         }
         return replace(self, **searches)
 
     def search(self, observation: Observation) -> tuple[GradientInversion, str]:
         """The search that fits, and why."""
-        if observation.num_examples > 1:
-            return self.several, f"the update holds {observation.num_examples} examples"
-        found = kinks(observation.network)
+        found, count = kinks(observation.network), observation.num_examples
+        if not found and count > 1:
+            return self.several, f"the network is smooth, and curvature misleads where {count} examples are mixed"
         if not found:
             return self.smooth, "the network is smooth, so its curvature guides the search"
         why = f"the network has kinks ({', '.join(found)}), where curvature misleads"

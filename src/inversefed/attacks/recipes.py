@@ -27,7 +27,7 @@ def best() -> Choose:
     How the searches were chosen, with figures, is told in the documentation ("Speed").
     """
     return Choose(
-        exact=(linear(), peel()), smooth=curvature(), kinked=spectral(), averaged=smoothed(), several=geiping()
+        exact=(linear(), peel()), smooth=curvature(), several=smoothed(), kinked=spectral(), averaged=smoothed()
     )
 
 
@@ -143,7 +143,9 @@ def spectral(max_iterations: int = 375) -> GradientInversion:
 
 
 def smoothed(max_iterations: int = 300) -> GradientInversion:
-    """For ReLU networks that average over places (ResNets): as `spectral`, with more noise and more of a prior.
+    """For ReLU networks that average over places (ResNets), and for several pictures through a smooth network.
+
+    It is `spectral` with more noise and more of a prior.
 
     Args:
         max_iterations: steps.

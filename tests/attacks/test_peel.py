@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 import inversefed
-from inversefed import FedAvg, FedSGD, recipes
+from inversefed import FedAvg, FedSGD, Status, recipes
+from inversefed.attacks.exact import convolution
 from inversefed.attacks.exact.convolution import gradient_matrix, solve_convolution
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.types import Step
 from inversefed.zoo import constants, networks
 
 
@@ -122,3 +124,33 @@ def test_the_equations_of_a_convolution_are_those_of_autograd(stride: int, paddi
     slope = torch.ones_like(outputs[0])
     found = solve_convolution(layer, (2, 9, 7), expected, delta[0], outputs[0].detach(), slope, 1e-15)
     torch.testing.assert_close(layer(found[None]), outputs, rtol=1e-8, atol=1e-10)
+
+
+def test_the_factor_of_all_channels_and_that_of_one_lead_to_the_same_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, inputs = nn.Conv2d(3, 4, 3, padding=1).double(), torch.randn(3, 10, 10).double()
+    output, delta = layer(inputs[None])[0].detach(), torch.randn(4, 10, 10).double()
+    gradient = (
+        (gradient_matrix(layer, (3, 10, 10), delta) @ inputs.flatten(1).T).reshape(4, 3, 3, 3).permute(0, 3, 1, 2)
+    )
+    slope = torch.rand(4, 10, 10).double()
+    for together in (4096, 0):
+        monkeypatch.setattr(convolution, "_TOGETHER", together)
+        found = solve_convolution(layer, (3, 10, 10), gradient, delta, output, slope, 1e-13)
+        torch.testing.assert_close(found, inputs, rtol=1e-8, atol=1e-8)
+
+
+def test_progress_is_told_while_features_are_inverted_and_what_is_at_hand_survives_an_interrupt(
+    photos: torch.Tensor,
+) -> None:
+    torch.manual_seed(0)
+    module, shown = all_convolutional().eval(), []
+
+    def look(step: Step) -> None:
+        shown.append(float((step.best() - photos[:1]).square().mean()))
+        if len(shown) == 6:
+            raise KeyboardInterrupt
+
+    report = inversefed.audit(module, photos[:1], torch.tensor([3]), mean=0.5, std=0.25, on_step=look)
+    assert report.status is Status.INTERRUPTED and shown[-1] < 0.01 * shown[0]
+    assert float(report.scores["mean_squared_error"]) == pytest.approx(shown[-1], rel=1e-3)

@@ -24,7 +24,7 @@ from inversefed.fl.chain import Layer, run
 
 __all__ = ["invert_features", "search_features"]
 
-_CHUNK = 20
+_CHUNK = 10
 _RATE, _NOISE, _SMOOTH = 1.5, 0.15, 1e-2
 _CALM, _ROUGH = 0.5, 0.7
 """The parts of the search after which noise and total variation are gone."""
@@ -41,7 +41,7 @@ def invert_features(
         start: a first image, `[c, h, w]`; its number format is computed in.
         eps: rounding of the features; the search ends when a step gains less than it could.
         evaluations: most evaluations.
-        watch: asked from time to time whether time is left.
+        watch: shown the image from time to time.
     """
     layers = _cast(layers, start.dtype)
     features, scale = features.to(start.dtype), features.square().sum().to(start.dtype)
@@ -55,13 +55,13 @@ def invert_features(
     def closure() -> Tensor:
         loss = (run(layers, x)[0] - features).square().sum() / scale
         (x.grad,) = torch.autograd.grad(loss, x)
-        return loss
+        return loss.detach()
 
     used = 0
     while used < evaluations and not watch.stop():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
         before, used = used, optimizer.state[x]["func_evals"]
-        if used - before < _CHUNK:  # it ended by its own criterion
+        if watch(loss, x.detach()[0]) or used - before < _CHUNK:  # it ended by its own criterion
             break
     return x.detach()[0]
 

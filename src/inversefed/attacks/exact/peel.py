@@ -295,7 +295,8 @@ def _verified(
         )
     else:
         finding = Finding("not-exact", "warning", f"The network was peeled {how}, but the update differs.", evidence)
-    status = Status.FINISHED if loss < EXACT else status
+    if loss < EXACT and status is Status.STOPPED:  # nothing is left to do
+        status = Status.FINISHED
     candidate = Candidate(images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history)
     return Reconstruction(images, labels, loss, status, (candidate,), (finding,))
 

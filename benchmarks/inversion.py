@@ -73,12 +73,12 @@ def run(options: Options, command: str = "", cases: Mapping[str, Case] = CASES) 
     _require_writable(options.json, document)
     for name, case in wanted.items():
         _tell(f"{name}: {case.network}, {len(examples)} pictures")
-        figures = measure(case, examples, options.network_seed, tell=_tell)
+        figures = document["cases"][name] = measure(case, examples, options.network_seed, tell=_tell)
+        _write(options.json, document)
         if options.restarts:
             world = World.of(case.network, options.network_seed, examples)
             figures["restarts"] = measure_restarts(world, options.restarts, tell=_tell)
-        document["cases"][name] = figures
-        _write(options.json, document)
+            _write(options.json, document)
         _tell(_row(name, figures))
     return document
 

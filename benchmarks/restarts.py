@@ -19,6 +19,7 @@ from inversefed.attacks import recipes
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.pruning import KeepAll, SuccessiveHalving
 from inversefed.fl.threat import Observation
+from inversefed.types import Status
 
 __all__ = ["ITERATIONS", "measure_restarts", "optimization_attack"]
 
@@ -79,4 +80,6 @@ def _timed(attack: GradientInversion, observation: Observation, world: World, in
     generator, began = Generator().manual_seed(index), time.perf_counter()
     found = attack(observation, generator)
     seconds = time.perf_counter() - began
+    if found.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
     return decibels(found.images, world.examples[index].batch.images), seconds

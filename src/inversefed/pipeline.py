@@ -65,8 +65,8 @@ def audit(
         time_budget: seconds for the attack; the best so far counts.
         max_iterations: replaces the attack's own number.
         on_step: told of every iteration; a true answer stops.
-        checkpoint: a file that the state of the search is written to, every 20 seconds and at its end. It holds
-            pictures on their way to the private ones.
+        checkpoint: a file that the state of the search is written to, if the attack comes to one: before its first
+            step, every 20 seconds and at its end. It holds pictures on their way to the private ones.
         resume: such a file, of the same audit; the search goes on from there and ends with the same bits.
         config: how to run this audit again, kept in the report as it is.
 
@@ -85,8 +85,10 @@ def audit(
     attack = recipes.best() if attack is None else attack
     check_pieces(attack=attack, client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
     check_threat(threat, seed)
-    paths = (None if path is None else Path(path) for path in (checkpoint, resume))
-    budget = Budget(time_budget, max_iterations, on_step, *paths)
+    kept, taken_up = (None if path is None else Path(path) for path in (checkpoint, resume))
+    if taken_up is not None and not taken_up.is_file():
+        raise InputError(f"cannot read the checkpoint {taken_up}: there is no such file")
+    budget = Budget(time_budget, max_iterations, on_step, kept, taken_up)
     network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
     check_labels(labels, images.shape[0], network.num_classes)
     truth = Batch(images.detach().to(network.device, network.dtype), labels.detach().to(network.device).long())

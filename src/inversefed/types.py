@@ -172,6 +172,7 @@ class Step:
         best: returns the best images so far, of all restarts, in pixel space, by the attack's own loss.
         remaining: seconds to the planned end at the rate so far, or to the end of the time budget if that comes
             first; infinite where it is not known.
+        rate: iterations a second, of all restarts together.
     """
 
     restart: int
@@ -182,6 +183,7 @@ class Step:
     seconds: float
     best: Callable[[], Tensor] = field(repr=False)
     remaining: float = math.inf
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ class Budget:
         max_iterations: replaces the attack's own number of iterations a restart.
         on_step: called with a `Step` after each iteration; a true answer stops the attack, and
             the best so far is the result.
-        checkpoint: a file that the state of the search is written to, now and then and when it ends early.
+        checkpoint: a file that the state of the search is written to: before its first step, now and then, and when it
+            ends.
         resume: a file written so by the same attack on the same observation, where the search is taken up.
 
     Raises:

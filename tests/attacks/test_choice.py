@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from inversefed import Batch, Budget, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
+from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
 from inversefed.attacks import precision, pruning
 from inversefed.errors import ThreatModelError
 from inversefed.fl.kinks import averages, kinks, pools
@@ -153,3 +153,45 @@ def test_kinks_and_averages_are_found_in_functions_too() -> None:
     assert {"relu", "max_pool2d"} <= {name.removeprefix("boolean_dispatch") or "max_pool2d" for name in kinks(network)}
     assert averages(network) == ("mean",) and pools(network)
     assert not pools(observed(HEADS["kinked"]).network) and not kinks(observed(HEADS["smooth"]).network)
+
+
+def test_a_number_of_iterations_is_that_of_the_search_and_does_not_end_it_before() -> None:
+    observation, steps = observed(HEADS["averaged"]), []
+    watch = Budget(max_iterations=3, on_step=lambda step: steps.append((step.iteration, step.seconds)) and None)
+    assert recipes.best()(observation, Generator().manual_seed(0), watch).candidates[0].iterations == 3
+    layers = [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)]
+    network, batch = freeze(nn.Sequential(*layers).eval(), SHAPE), Batch(torch.rand(1, *SHAPE), torch.tensor([1]))
+    client = FedAvg(local_steps=3, lr=0.1)
+    several_steps = observe(
+        network, client, client(network, batch.images, batch.labels), batch, ThreatModel(labels="known")
+    )
+    found = recipes.best()(several_steps, Generator().manual_seed(0), Budget(max_iterations=4))
+    assert "ReLU" in found.findings[0].message and found.status is not Status.STOPPED
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_dead_network_costs_no_result(pooled: bool) -> None:
+    dead = nn.Conv2d(6, 4, 3)
+    torch.nn.init.constant_(dead.bias, -10.0)
+    pool = [nn.MaxPool2d(2)] if pooled else []
+    head = nn.Linear(4 * (4 if pooled else 16), 4)
+    observation = observed([nn.Conv2d(3, 6, 3), nn.ReLU(), dead, nn.ReLU(), *pool, nn.Flatten(), head])
+    chosen = replace(recipes.best(), kinked=recipes.spectral(5))
+    found = chosen(observation, Generator().manual_seed(0))
+    assert bool(found.images.isfinite().all()) and found.findings[0].code == "attack-chosen"
+
+
+def test_what_was_found_survives_a_search_that_refuses_and_nothing_found_is_its_refusal() -> None:
+    observation = replace(observed(HEADS["kinked"]), labels=None)
+    refusing = replace(recipes.spectral(3), labels=_Refuses())
+    kept = replace(recipes.best(), exact=(Guess(0.4),), kinked=refusing)
+    with_labels = replace(observation, labels=torch.tensor([0]))
+    assert float(kept(with_labels, Generator().manual_seed(0)).images.mean()) > -10
+    nothing = replace(recipes.best(), exact=(Guess(0.4, error=ThreatModelError("not this one")),), kinked=refusing)
+    with pytest.raises(ThreatModelError, match="no label"):
+        nothing(observation, Generator().manual_seed(0))
+
+
+class _Refuses:
+    def __call__(self, observation: Observation) -> torch.Tensor:
+        raise ThreatModelError("no label")

@@ -20,7 +20,7 @@ from inversefed import (
     observe,
     recipes,
 )
-from inversefed.attacks import convergence, labels, optimizers, precision, pruning, selection, starts
+from inversefed.attacks import checkpoint, convergence, labels, optimizers, precision, pruning, selection, starts
 from inversefed.attacks.restarts import planned_steps
 from inversefed.errors import ConfigError, InputError
 
@@ -271,8 +271,60 @@ def test_bfloat16_is_not_used_where_its_gradient_is_wrong(observation: Observati
         lambda: many(2, 5, width=0),
         lambda: many(2, 5, compilation="yes"),
         lambda: many(2, 5, precision="double"),
+        lambda: many(2, 5, noise=0.1),
     ],
 )
 def test_what_makes_no_sense_is_refused(bad: object, unchecked: None) -> None:
     with pytest.raises(ConfigError):
         bad()  # type: ignore[operator]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_before_the_work_or_costs_nothing(
+    observation: Observation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    look = lambda step: steps.append(step.iteration) and None  # noqa: E731
+    with pytest.raises(InputError, match="cannot write"):
+        many(1, 5)(observation, seeded(), Budget(on_step=look, checkpoint=tmp_path / "no" / "folder"))
+    assert not steps
+
+    def full(path: Path, *_: object) -> None:
+        if path.exists():
+            raise InputError("cannot write the checkpoint: disk full")
+        path.touch()
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    found = many(1, 5)(observation, seeded(), Budget(checkpoint=tmp_path / "state"))
+    assert found.status is Status.FINISHED and "checkpoint-failed" in {finding.code for finding in found.findings}
+
+
+def test_a_checkpoint_knows_labels_and_noise(observation: Observation, tmp_path: Path) -> None:
+    attack, path = recipes.spectral(4), tmp_path / "state"
+    attack(observation, seeded(), Budget(checkpoint=path))
+    for other, seed in ((replace(observation, labels=torch.tensor([2])), 0), (observation, 1)):
+        with pytest.raises(InputError, match="another search"):
+            attack(other, seeded(seed), Budget(resume=path))
+
+
+def test_restarts_that_are_lost_take_no_place_and_are_not_hidden(observation: Observation) -> None:
+    def explodes(images: torch.Tensor, _: object) -> torch.Tensor:
+        return images.sum() * float("nan")
+
+    lost = many(4, 10, priors=(explodes,), pruning=pruning.SuccessiveHalving((0.2,), (0.5,)))(observation, seeded())
+    assert lost.status is Status.NON_FINITE
+    assert {candidate.status for candidate in lost.candidates} == {Status.NON_FINITE}
+
+
+def test_searching_keeps_what_it_was_told() -> None:
+    changed = recipes.geiping().searching(restarts=8, width=4)
+    assert changed.width == 4 and changed.pruning == pruning.SuccessiveHalving()
+    assert recipes.geiping().searching(restarts=8).width is None
+
+
+def test_a_trial_of_vectorized_random_layers_leaves_the_random_state_alone() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Dropout(), nn.Flatten(), nn.Linear(216, 4)).train()
+    network, batch = freeze(module, SHAPE), Batch(torch.rand(1, *SHAPE), torch.tensor([2]))
+    update = FedSGD()(network, batch.images, batch.labels)
+    before = torch.get_rng_state()
+    many(2, 3, width=2)(observe(network, FedSGD(), update, batch, ThreatModel(labels="known")), seeded())
+    assert torch.equal(torch.get_rng_state(), before)

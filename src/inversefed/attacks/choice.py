@@ -8,21 +8,21 @@ update best, of all that was found, is the result. The choice is data, the field
 finding of the report.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks import Attack
 from inversefed.attacks.inversion import GradientInversion
-from inversefed.attacks.objectives import RelativeSquaredError
+from inversefed.attacks.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.kinks import averages, kinks, pools
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Finding, Images, Labels, Reconstruction, Status
+from inversefed.types import Budget, Finding, Reconstruction, Status, Step
 
 __all__ = ["Choose"]
 
@@ -81,19 +81,26 @@ class Choose:
         """
         began = time.monotonic()
         plan, why = self.plan(observation)
-        reasons, best = [], _Best(observation)
+        reasons: list[str] = []
+        best, failed = _Best(observation), None
         for attack in plan:
             left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
-            turn = best.watched(replace(budget, seconds=left))
+            turn = best.watched(replace(budget, seconds=left), time.monotonic() - began)
             if isinstance(attack, GradientInversion):
                 reasons.append(why)
-                best.add(attack(observation, generator, turn), attack)
             else:
-                reasons.append(
-                    _tried(attack, observation, generator, replace(turn, checkpoint=None, resume=None), best)
-                )
+                turn = replace(turn, checkpoint=None, resume=None)
+            try:
+                best.add(attack(observation, generator, turn), attack)
+                if not isinstance(attack, GradientInversion):
+                    reasons.append(f"{type(attack).__name__} is {'exact' if best.exact else 'not exact here'}")
+            except (ThreatModelError, UnsupportedNetworkError) as error:
+                failed = error if failed is None or isinstance(attack, GradientInversion) else failed
+                reasons.append(f"{type(attack).__name__} does not apply: {error}")
             if best.ended:
                 break
+        if failed is not None and best.found is None:
+            raise failed
         return best.explained(reasons)
 
 
@@ -104,24 +111,30 @@ class _Best:
     observation: Observation
     found: Reconstruction | None = None
     attack: Attack | None = None
+    distance: float = math.inf
+    exact: bool = False
     ended: bool = False
-    distance: float = field(default=float("inf"))
 
     def add(self, found: Reconstruction, attack: Attack) -> None:
         """Take in what an attack found; it is the last if it is exact or was ended from outside."""
-        self.ended = _is_exact(found) or found.status in (Status.STOPPED, Status.INTERRUPTED)
-        distance = self._distance(found.images, found.labels)
+        self.exact = any(finding.code == "exact" for finding in found.findings)
+        self.ended = self.exact or found.status in (Status.STOPPED, Status.INTERRUPTED)
+        distance = relative_matching_cost(self.observation, found.images, found.labels)
         if self.found is None or distance < self.distance:
             self.found, self.attack, self.distance = found, attack, distance
         elif self.ended:
             self.found = replace(self.found, status=found.status)
 
-    def watched(self, budget: Budget) -> Budget:
-        """The budget, its watcher shown what is best, be it older than the attack that is running."""
+    def watched(self, budget: Budget, before: float) -> Budget:
+        """The budget, its watcher told all seconds and shown what is best, be it older than what is running."""
         on_step = budget.on_step
-        if on_step is None or self.found is None:
+        if on_step is None:
             return budget
-        return replace(budget, on_step=lambda step: on_step(replace(step, best=lambda: self._better(step.best))))
+
+        def look(step: Step) -> object:
+            return on_step(replace(step, seconds=before + step.seconds, best=lambda: self._better(step.best)))
+
+        return replace(budget, on_step=look)
 
     def explained(self, reasons: Sequence[str]) -> Reconstruction:
         """The result, with the reason for it among its findings."""
@@ -131,26 +144,7 @@ class _Best:
         return replace(self.found, findings=(finding, *self.found.findings))
 
     def _better(self, current: Callable[[], Tensor]) -> Tensor:
-        assert self.found is not None
         images = current()
-        return images if self._distance(images, self.found.labels) < self.distance else self.found.images
-
-    def _distance(self, images: Images, labels: Labels) -> float:
-        with torch.no_grad():
-            update = self.observation.client(self.observation.network, images, labels)
-            return float(RelativeSquaredError()(update, self.observation.update))
-
-
-def _tried(attack: Attack, observation: Observation, generator: Generator, budget: Budget, best: _Best) -> str:
-    """Try an exact method, and say how it went."""
-    name = type(attack).__name__
-    try:
-        found = attack(observation, generator, budget)
-    except (ThreatModelError, UnsupportedNetworkError) as error:
-        return f"{name} does not apply: {error}"
-    best.add(found, attack)
-    return f"{name} is exact" if _is_exact(found) else f"{name} is not exact here"
-
-
-def _is_exact(found: Reconstruction) -> bool:
-    return any(finding.code == "exact" for finding in found.findings)
+        if self.found is None or relative_matching_cost(self.observation, images, self.found.labels) < self.distance:
+            return images
+        return self.found.images

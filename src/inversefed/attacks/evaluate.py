@@ -4,6 +4,7 @@ Eager PyTorch is the reference. The other ways take the step as one function, `t
 the reference before they are used: where they fail or differ, the search goes on eagerly and a finding says so.
 """
 
+import math
 import statistics
 import time
 import warnings
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inversefed.attacks.minimize import Variables
-from inversefed.attacks.precision import EarlyBFloat16, Precision
+from inversefed.attacks.precision import Precision
 from inversefed.attacks.problem import Problem
 from inversefed.fl.arithmetic import float32_products
 from inversefed.types import Finding, Scalar
@@ -25,7 +26,7 @@ __all__ = ["Compilation", "Evaluator"]
 Compilation = Literal["off", "on", "auto"]
 
 _COMPILE_SECONDS, _COMPILE_GAIN = 60.0, 0.15
-"""What compiling a step takes and gains at least on one core; measured in docs/speed.md."""
+"""About what compiling a step takes and gains on one core (docs/speed.md); what it gained is measured afterwards."""
 _PARITY = 1e-3
 """Largest relative difference of a vectorized or compiled float32 gradient from the eager one."""
 _TRIALS = 5
@@ -45,6 +46,7 @@ class Evaluator:
         iterations: steps of a restart.
         planned: evaluations that are planned in all.
         trusted: which ways were tried, and whether they are used; a search that is taken up again brings it along.
+        seconds: the time budget, which `"auto"` does not spend on a compiler.
 
     Attributes:
         findings: what was tried and not used, and why.
@@ -58,13 +60,14 @@ class Evaluator:
         iterations: int,
         planned: int,
         trusted: dict[str, bool],
+        seconds: float | None = None,
     ) -> None:
         self.findings: list[Finding] = []
         self._problem, self._precision, self._iterations = problem, precision, iterations
         self._compilation, self._planned = compilation, planned
         self._compiled: Callable[[Point], Evaluated] | None = None
         self._seconds: list[float] = []
-        self._trusted = trusted
+        self._trusted, self._budget = trusted, math.inf if seconds is None else seconds
 
     def __call__(
         self, points: Sequence[Variables], conditions: Sequence[Variables], iteration: int
@@ -75,13 +78,14 @@ class Evaluator:
         with float32_products(device, self._precision.tf32), self._lowered(pairs[0], iteration):
             if len(pairs) > 1 and self._vectorizes(pairs):
                 return self._vectorized(pairs)
-            return [self._alone(pair) for pair in pairs]
+            return [self._alone(pair, self._precision.lowered(iteration / self._iterations)) for pair in pairs]
 
-    def _alone(self, at: Point) -> Evaluated:
-        if self._compilation == "on" or (self._compilation == "auto" and self._pays()):
-            self._compile(at, needs_gain=self._compilation == "auto")
+    def _alone(self, at: Point, lowered: bool) -> Evaluated:
+        """One point; only steps in the network's own format are compiled, as that is what the proof is of."""
+        if not lowered and self._wants_compiler():
+            self._trusted["compiled"] = self._compile(at)
             self._compilation = "off"
-        if self._compiled is not None:
+        if self._compiled is not None and not lowered:
             return self._compiled(at)
         began = time.perf_counter()
         result = self._eager(at)
@@ -112,14 +116,20 @@ class Evaluator:
 
     # Compiled
 
+    def _wants_compiler(self) -> bool:
+        if self._compilation == "off":
+            return False
+        return self._trusted.get("compiled", self._compilation == "on" or self._pays())
+
     def _pays(self) -> bool:
-        """Whether what is left to do gains more from compilation than that takes."""
+        """Whether what is left to do, in the time there is, gains more from compilation than that takes."""
         if len(self._seconds) < _TRIALS:
             return False
-        left = self._planned - len(self._seconds)
-        return left * statistics.median(self._seconds[-_TRIALS:]) * _COMPILE_GAIN > _COMPILE_SECONDS
+        left = (self._planned - len(self._seconds)) * statistics.median(self._seconds[-_TRIALS:])
+        return min(left, self._budget) * _COMPILE_GAIN > _COMPILE_SECONDS
 
-    def _compile(self, point: Point, needs_gain: bool) -> None:
+    def _compile(self, point: Point) -> bool:
+        """Compile the step, and say whether it is used."""
         step = torch.compile(torch.func.grad_and_value(self._problem.functional().loss), fullgraph=True, dynamic=False)
 
         def compiled(at: Point) -> Evaluated:
@@ -130,16 +140,18 @@ class Evaluator:
         if not self._agrees(
             "compiled", lambda: compiled(point), self._eager(point), "The search goes on without compilation"
         ):
-            return
+            return False
         spent = time.perf_counter() - began
         eager, fast = self._timed(self._eager, point), self._timed(compiled, point)
         evidence = {"compile_seconds": spent, "step_over_eager": fast / eager}
-        if fast < eager or not needs_gain:
+        used = fast < eager or self._compilation == "on" or "compiled" in self._trusted
+        if used:
             self._compiled = compiled
             message = f"The step was compiled in {spent:.0f} s and takes {fast / eager:.2f} of the eager step."
         else:
             message = "The compiled step is no faster than the eager one; the search goes on without compilation."
         self.findings.append(Finding("compiled", "info", message, evidence))
+        return used
 
     def _eager(self, at: Point) -> Evaluated:
         return differentiate(lambda variables: self._problem.loss(variables, at[1]), at[0])
@@ -157,7 +169,6 @@ class Evaluator:
     def _lowered(self, point: Point, iteration: int) -> AbstractContextManager[object]:
         if not self._precision.lowered(iteration / self._iterations):
             return nullcontext()
-        assert isinstance(self._precision, EarlyBFloat16)
         lowered = torch.autocast(self._problem.observation.network.device.type, dtype=torch.bfloat16)
         if "bfloat16" not in self._trusted:
             reference = self._eager(point)
@@ -176,9 +187,11 @@ class Evaluator:
     def _agrees(
         self, way: str, once: Callable[[], Evaluated], reference: Evaluated, instead: str, tolerance: float = _PARITY
     ) -> bool:
-        """Try a way once and compare; where it is not to be used, say why."""
+        """Try a way once and compare; where it is not to be used, say why. Random layers draw from a copy."""
+        device = self._problem.observation.network.device
         try:
-            difference = _difference(once()[1], reference[1])
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                difference = _difference(once()[1], reference[1])
         except Exception as error:  # compilers and transforms fail in their own ways: all mean the same
             why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             self.findings.append(Finding(f"{way}-fallback", "info", f"{instead}: the {way} step failed ({why})."))

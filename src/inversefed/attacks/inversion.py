@@ -8,7 +8,7 @@ is chosen. Published settings of these pieces are in `recipes`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import torch
@@ -121,10 +121,15 @@ class GradientInversion:
         for name in _CALLED:
             if not callable(getattr(self, name)):
                 raise ConfigError(f"{name} cannot be called: {getattr(self, name)!r}")
+        self._check_keep()
         if not isinstance(self.precision, Precision):
             raise ConfigError(f"precision is a value such as EarlyBFloat16(), not {self.precision!r}")
         for name in ("priors", "projections"):
             _check_tuple(name, getattr(self, name))
+
+    def _check_keep(self) -> None:
+        if self.keep == "best" and (self.noise or self.prior_schedule != Constant()):
+            raise ConfigError("losses under changing noise and priors are not comparable: use keep='last'")
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """Attack an observation.
@@ -143,6 +148,7 @@ class GradientInversion:
             need = _Need(problem)
             run = self._restarts(problem, generator, budget, need)
             evaluate = self._evaluator(problem, run)
+            needed = need.findings()
             status = run.run(lambda group, until, watch: self._advance(problem, evaluate, run, group, until, watch))
             candidates = [self._candidate(problem, descent) for descent in run.begun]
             chosen = self.selection(_finalists(candidates), problem.observation, problem.match)
@@ -153,14 +159,15 @@ class GradientInversion:
             chosen.loss,
             _overall(candidates, chosen, status),
             tuple(replace(candidate, images=candidate.images.to(dtype)) for candidate in candidates),
-            (*_label_findings(observation, problem), *need.findings(), *evaluate.findings),
+            (*_label_findings(observation, problem), *needed, *evaluate.findings, *_unsaved(run)),
         )
 
     def searching(self, **changes: Any) -> "GradientInversion":
         """The same attack with other restarts, precision or compilation; several restarts are pruned on their way."""
         attack = replace(self, **changes)
-        prunes = "restarts" in changes and "pruning" not in changes and self.pruning == KeepAll()
-        return replace(attack, pruning=SuccessiveHalving(), width=None) if prunes else attack
+        if "restarts" not in changes or "pruning" in changes or self.pruning != KeepAll():
+            return attack
+        return replace(attack, pruning=SuccessiveHalving(), width=changes.get("width"))
 
     def _problem(self, observation: Observation) -> Problem:
         if self.precision.double:
@@ -174,9 +181,9 @@ class GradientInversion:
         observation = problem.observation
         starts = self.start((self.restarts, *observation.batch_shape), generator, observation.network.dtype)
         variables = [problem.start(start, generator) for start in starts]
-        seeds = (
-            torch.randint(2**62, (self.restarts,), generator=generator).tolist() if self.noise else [0] * len(starts)
-        )
+        seeds = [0] * len(starts)
+        if self.noise:
+            seeds = torch.randint(2**62, (len(starts),), generator=generator, device=generator.device).tolist()
         descents = [
             Descent(number, start, self.optimizer, seed)
             for number, (start, seed) in enumerate(zip(variables, seeds, strict=True))
@@ -186,7 +193,7 @@ class GradientInversion:
             self.pruning(self.restarts, iterations),
             self._width(observation, need),
             budget,
-            checkpoint.fingerprint(f"{self!r} {iterations}", [*observation.update.values(), starts]),
+            cache(lambda: _fingerprint(f"{self!r} {iterations} {seeds}", problem, starts)),
             rank=lambda descent: self._candidate(problem, descent).loss,
             enough=lambda descent: self._enough(problem, descent),
             images=problem.images,
@@ -195,11 +202,20 @@ class GradientInversion:
 
     def _evaluator(self, problem: Problem, run: Restarts) -> Evaluator:
         planned = planned_steps(len(run.descents), run.rungs)
-        return Evaluator(problem, self.precision, self.compilation, run.rungs[-1][0], planned, run.trusted)
+        return Evaluator(
+            problem, self.precision, self.compilation, run.rungs[-1][0], planned, run.trusted, run.budget.seconds
+        )
 
     def _width(self, observation: Observation, need: "_Need") -> int:
-        """How many restarts advance together: few operations a step are worth sharing, and they must fit."""
-        if self.restarts == 1 or self.compilation != "off":
+        """How many restarts advance together: few operations a step are worth sharing, and they must fit.
+
+        A client that recomputes its early steps does so for one restart alone: together they would not save memory.
+        """
+        if (
+            self.restarts == 1
+            or self.compilation != "off"
+            or memory.recomputes(observation.client, observation.num_examples)
+        ):
             return 1
         width = self.width
         if width is None:
@@ -273,22 +289,44 @@ class _Need:
         self._problem = problem
         self.available = memory.available_bytes(problem.observation.network.device)
 
-    @cached_property
+    @property
     def step(self) -> int:
-        """Bytes at the peak of a step of one restart."""
+        """Bytes at the peak of a step of one restart; it is run once where shapes alone do not tell."""
+        if self._predicted is None:
+            return memory.measured_live_bytes(self._problem.loss, self._variables)
+        return self._predicted
+
+    @cached_property
+    def _predicted(self) -> int | None:
+        return memory.step_bytes(self._problem.loss, self._variables)
+
+    @property
+    def _variables(self) -> Variables:
         observation = self._problem.observation
         images = torch.zeros(observation.batch_shape, dtype=observation.network.dtype)
-        variables = self._problem.start(images, Generator(observation.network.device).manual_seed(0))
-        step = memory.step_bytes(self._problem.loss, variables)
-        return memory.measured_live_bytes(self._problem.loss, variables) if step is None else step
+        return self._problem.start(images, Generator(observation.network.device).manual_seed(0))
 
     def findings(self) -> tuple[Finding, ...]:
-        """What a network that takes time needs; a small one is not asked."""
-        if self._problem.observation.network.operations() < _WORTH_SHARING:
+        """What a network that takes time needs, where shapes alone tell; a small one is not asked."""
+        if self._problem.observation.network.operations() < _WORTH_SHARING or self._predicted is None:
             return ()
-        level: Literal["info", "warning"] = "info" if self.step < self.available else "warning"
-        message = f"A step was predicted to take {self.step / 1e6:.0f} MB, and {self.available / 1e6:.0f} MB were free."
-        return (Finding("memory", level, message, {"step_bytes": self.step, "available_bytes": self.available}),)
+        needed, free = self._predicted, self.available
+        level: Literal["info", "warning"] = "info" if needed < free else "warning"
+        message = f"A step was predicted to take {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB were free."
+        return (Finding("memory", level, message, {"step_bytes": needed, "available_bytes": free}),)
+
+
+def _fingerprint(settings: str, problem: Problem, starts: Tensor) -> str:
+    """Of all that the search depends on."""
+    observation = problem.observation
+    network, labels = observation.network, problem.labels
+    parts = [*network.params.values(), *network.module.buffers(), *observation.update.values(), starts]
+    client = f"{observation.client!r} {observation.num_examples} {network.loss!r} {network.mask_seed}"
+    return checkpoint.fingerprint(f"{settings} {client}", parts if labels is None else [*parts, labels])
+
+
+def _unsaved(run: Restarts) -> tuple[Finding, ...]:
+    return () if run.unsaved is None else (Finding("checkpoint-failed", "warning", f"No checkpoint: {run.unsaved}."),)
 
 
 def _check_tuple(name: str, value: object) -> None:

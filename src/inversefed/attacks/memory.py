@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from inversefed.fl.clients import Client, FedAvg
 from inversefed.types import Scalar
 
-__all__ = ["available_bytes", "chunk", "live_bytes", "measured_live_bytes", "step_bytes"]
+__all__ = ["available_bytes", "chunk", "live_bytes", "measured_live_bytes", "recomputes", "step_bytes"]
 
 Loss = Callable[[Mapping[str, Tensor]], Scalar]
 
@@ -94,6 +95,11 @@ def available_bytes(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
     return min(_system_bytes(), *_group_bytes())
+
+
+def recomputes(client: Client, num_examples: int) -> bool:
+    """Whether a client runs some of its local steps again in the backward pass, for memory's sake."""
+    return isinstance(client, FedAvg) and len(client.slices(num_examples)) > client.keep_graphs
 
 
 def chunk(step_bytes: int, available: int, wanted: int) -> int:

@@ -21,6 +21,11 @@ class Precision(Protocol):
     tf32: ClassVar[bool]
     """Whether a GPU may round float32 products to TF32."""
 
+    @property
+    def tolerance(self) -> float:
+        """Largest relative difference of the first lowered gradient."""
+        ...
+
     def lowered(self, progress: float) -> bool:
         """Whether iterations at this share of the search, in [0, 1], run in bfloat16."""
         ...
@@ -32,6 +37,7 @@ class Native:
 
     double: ClassVar[bool] = False
     tf32: ClassVar[bool] = False
+    tolerance: ClassVar[float] = 0.0
 
     def lowered(self, progress: float) -> bool:
         """`False`."""
@@ -47,6 +53,7 @@ class Double:
 
     double: ClassVar[bool] = True
     tf32: ClassVar[bool] = False
+    tolerance: ClassVar[float] = 0.0
 
     def lowered(self, progress: float) -> bool:
         """`False`."""
@@ -91,6 +98,7 @@ class TF32:
 
     double: ClassVar[bool] = False
     tf32: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 0.0
 
     def lowered(self, progress: float) -> bool:
         """`False`."""

@@ -3,6 +3,7 @@
 value(x, y) = match(client(network, x, y), update*) + sum prior(x)
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,16 +11,29 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered
+from inversefed.attacks.objectives import RelativeSquaredError
 from inversefed.errors import ThreatModelError
+from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Labels, Params, Scalar
 
-__all__ = ["Objective", "Prior", "Problem"]
+__all__ = ["Objective", "Prior", "Problem", "relative_matching_cost"]
 
 Objective = Callable[[Params, Params], Scalar]
 Prior = Callable[[Images, Observation], Scalar]
 
 _NONE: Mapping[str, Tensor] = {}
+
+
+def relative_matching_cost(observation: Observation, images: Images, labels: Tensor) -> float:
+    """How far the update of a guess is from the one observed, `|g - g*|^2 / |g*|^2`; infinite if it is no number.
+
+    It is the same for every attack, whatever that minimizes, and computed without TF32.
+    """
+    with torch.no_grad(), float32_products(observation.network.device):
+        update = observation.client(observation.network, images, labels)
+        cost = float(RelativeSquaredError()(update, observation.update))
+    return cost if math.isfinite(cost) else math.inf
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@
 A restart is the same whatever runs beside it: starts are drawn together, and each has a generator of its own.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor
 from inversefed.attacks import checkpoint
 from inversefed.attacks.minimize import Descent, Variables
 from inversefed.attacks.pruning import Rungs
+from inversefed.errors import InputError
 from inversefed.types import Budget, Status, Step
 
 __all__ = ["Restarts", "planned_steps"]
@@ -45,24 +47,28 @@ class Restarts:
         rungs: how many go how far.
         width: how many advance together.
         budget: time, who watches, and where the state is kept.
-        mark: fingerprint of the search, for its checkpoints.
+        mark: computes the fingerprint of the search, for its checkpoints.
         rank: the matching cost of a restart's best.
         enough: whether a restart has ended so well that none after it need begin.
         images: pictures of variables.
         trusted: ways of evaluating that were proven, or not, on the way.
         keeps_last: whether the last iterate of a restart counts, not the one of lowest loss.
+
+    Attributes:
+        unsaved: why a checkpoint could not be written on the way, if so.
     """
 
     descents: list[Descent]
     rungs: Rungs
     width: int
     budget: Budget
-    mark: str
+    mark: Callable[[], str]
     rank: Callable[[Descent], float]
     enough: Callable[[Descent], bool]
     images: Callable[[Variables], Tensor]
     trusted: dict[str, bool] = field(default_factory=dict)
     keeps_last: bool = False
+    unsaved: str | None = field(default=None, init=False)
     _began: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
     _steps: int = 0
@@ -77,9 +83,13 @@ class Restarts:
 
         Returns:
             `STOPPED` or `INTERRUPTED` where the plan was not carried out, else `FINISHED`.
+
+        Raises:
+            InputError: a checkpoint that cannot be read, or that cannot be written before the first step.
         """
         if self.budget.resume is not None:
-            self._restore(checkpoint.read(self.budget.resume, self.mark))
+            self._restore(checkpoint.read(self.budget.resume, self.mark()))
+        self._write()
         status = Status.FINISHED
         try:
             if not self._climb(advance):
@@ -115,9 +125,12 @@ class Restarts:
         return True
 
     def _prune(self, left: list[Descent], keep: int) -> None:
-        ranked = sorted(left, key=self.rank) if keep < len(left) else left
+        """Give up all but some of the restarts; one that was lost to NaN takes no place, one that is done stays so."""
+        alive = [descent for descent in left if descent.status is not Status.NON_FINITE]
+        costs = {descent.restart: self.rank(descent) for descent in alive} if keep < len(alive) else {}
+        ranked = sorted(alive, key=lambda each: _finite(costs.get(each.restart, 0.0)))
         for descent in ranked[keep:]:
-            descent.status = Status.PRUNED
+            descent.status = descent.status or Status.PRUNED
 
     def _ended(self, descent: Descent) -> bool:
         return descent.status is not None or len(descent.history) >= self.rungs[-1][0]
@@ -144,6 +157,7 @@ class Restarts:
             seconds,
             self._best,
             self._remaining(seconds),
+            self._steps / max(seconds, 1e-9),
         )
         return bool(self.budget.on_step(step))
 
@@ -164,18 +178,22 @@ class Restarts:
             self._complete = {descent.restart: descent.state() for descent in group}
 
     def _save(self) -> None:
+        """Write the state; where that fails on the way, the search is worth more than its checkpoint."""
+        try:
+            self._write()
+        except InputError as error:
+            self.unsaved = str(error)
+
+    def _write(self) -> None:
         if self.budget.checkpoint is None:
             return
-        state = {
-            "rung": self._rung,
-            "trusted": self.trusted,
-            "descents": [descent.state() for descent in self.descents],
-        }
-        checkpoint.write(self.budget.checkpoint, state, self.mark)
+        descents = [descent.state() for descent in self.descents]
+        state = {"rung": self._rung, "width": self.width, "trusted": self.trusted, "descents": descents}
+        checkpoint.write(self.budget.checkpoint, state, self.mark())
         self._saved = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self._rung = state["rung"]
+        self._rung, self.width = state["rung"], state["width"]
         self.trusted.update(state["trusted"])
         for descent, its in zip(self.descents, state["descents"], strict=True):
             descent.restore(its)
@@ -184,6 +202,10 @@ class Restarts:
         """Go back to the last complete step, where an interrupt left one half done."""
         for restart, state in self._complete.items():
             self.descents[restart].restore(state)
+
+
+def _finite(cost: float) -> float:
+    return cost if math.isfinite(cost) else math.inf
 
 
 def _groups(descents: Sequence[Descent], width: int) -> Iterator[Sequence[Descent]]:

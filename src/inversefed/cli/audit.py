@@ -97,9 +97,9 @@ def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
 
 
 def _tell(tell: Tell, step: Step) -> None:
-    rate = f"{step.iteration / step.seconds:.1f} it/s" if step.restarts == 1 else f"restart {step.restart + 1}"
+    which = "" if step.restarts == 1 else f"restart {step.restart + 1}  "
     left = f"  {step.remaining:.0f} s left" if math.isfinite(step.remaining) else ""
-    tell(step.iteration, step.iterations, f"loss {step.loss:.4g}  {rate}{left}")
+    tell(step.iteration, step.iterations, f"{which}loss {step.loss:.4g}  {step.rate:.1f} it/s{left}")
 
 
 def _new_folder(options: Audit, setting: Setting) -> Path:
@@ -116,7 +116,8 @@ def _show(report: Report, folder: Path, options: Audit) -> None:
     elif not options.quiet:
         print(report.summary())
     if report.status is Status.INTERRUPTED:
-        on = f"; go on with --resume {options.checkpoint}" if options.checkpoint else ""
+        kept = options.checkpoint is not None and options.checkpoint.exists()
+        on = f"; go on with --resume {options.checkpoint}" if kept else ""
         print(f"inversefed: interrupted; the best result so far was kept{on}", file=sys.stderr)
     if report.status is Status.NON_FINITE:
         print("inversefed: failed: the loss became NaN in every restart; try a smaller lr in --attack", file=sys.stderr)

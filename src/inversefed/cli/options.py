@@ -75,7 +75,7 @@ class Audit:
     compile: Literal["off", "on", "auto"] | None = None
     """Compile the search's step with torch.compile: on, or auto where that pays for itself by measurement."""
     checkpoint: Path | None = None
-    """A file for the state of the search, written every 20 seconds and at its end; --resume goes on from it."""
+    """A file for the state of the search, if there is one, written from its start on; --resume goes on from it."""
     resume: Path | None = None
     """The checkpoint of the same audit, cut short; the search ends as if it had not been."""
     seed: int = 0

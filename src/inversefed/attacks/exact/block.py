@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inversefed.attacks.exact.convolution import require_plain
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.chain import Layer
 from inversefed.types import Params
 
 __all__ = ["Block", "affine", "block_below"]
-
-_MOST_PIXELS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +114,7 @@ def block_below(layers: tuple[Layer, ...], depth: int, image_shape: tuple[int, i
     assert isinstance(conv, nn.Conv2d)
     weight, bias, scale = _folded(conv, next((part for part in between if isinstance(part, nn.BatchNorm2d)), None))
     shape, grid = layers[start - 1].shape if start else image_shape, layers[start].shape
-    if grid[1] * grid[2] > _MOST_PIXELS or isinstance(conv.padding, str) or not _is_plain(conv):
-        raise UnsupportedNetworkError(
-            f"a convolution is solved without groups and dilation, with zero padding, and for at most {_MOST_PIXELS} "
-            f"pixels; got {conv} with {grid[1]}x{grid[2]}"
-        )
+    require_plain(conv, grid)
     pool = next((part for part in between if isinstance(part, nn.MaxPool2d)), None)
     places = _places(pool, (grid[1], grid[2]))
     stride, padding = (conv.stride[0], conv.stride[1]), (int(conv.padding[0]), int(conv.padding[1]))
@@ -127,10 +122,6 @@ def block_below(layers: tuple[Layer, ...], depth: int, image_shape: tuple[int, i
         layers[start].name, start, weight, bias, scale, stride, padding,
         (shape[0], shape[1], shape[2]), (grid[0], grid[1], grid[2]), places,
     )  # fmt: skip
-
-
-def _is_plain(conv: nn.Conv2d) -> bool:
-    return conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros"
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,9 @@ Blaschko 2021, arXiv:2010.07733) solves the same equations unweighted.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from torch.nn.grad import conv2d_input
 
 from inversefed.errors import UnsupportedNetworkError
 
-__all__ = ["solve_convolution", "transposed"]
+__all__ = ["require_plain", "solve_convolution", "transposed"]
 
 _MOST_PIXELS = 4096
 _WELL_CONDITIONED = 1e-3
@@ -45,6 +47,7 @@ def solve_convolution(
     output: Tensor,
     slope: Tensor,
     tolerance: float,
+    go_on: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Solve for what went into a convolution, in double precision.
 
@@ -56,11 +59,12 @@ def solve_convolution(
         output: its output, where known.
         slope: how much each output counts; zero where it is not known.
         tolerance: relative accuracy of the data, at which LSMR stops.
+        go_on: called in each of its iterations; it may raise.
 
     Raises:
         UnsupportedNetworkError: groups, dilation, non-zero padding modes, or too many pixels.
     """
-    _require_plain(layer, shape)
+    require_plain(layer, shape)
     matrix = gradient_matrix(layer, shape, delta)
     rows = weight_gradient.permute(0, 2, 3, 1).reshape(-1, shape[0])
     direct = _by_gradient_alone(matrix, rows)
@@ -69,9 +73,14 @@ def solve_convolution(
     system = _System.of(layer, shape, matrix, slope)
     forward = (output - (0 if layer.bias is None else layer.bias.detach()[:, None, None])) * slope
     target = torch.cat([(rows * system.row_scale).flatten(), (forward * system.forward_scale).flatten()])
+
+    def apply(x: Any) -> Any:
+        go_on()
+        return system.apply(torch.from_numpy(x)).numpy()
+
     operator = LinearOperator(
         (target.numel(), math.prod(shape)),
-        matvec=lambda x: system.apply(torch.from_numpy(x)).numpy(),
+        matvec=apply,
         rmatvec=lambda y: system.adjoint(torch.from_numpy(y)).numpy(),
         dtype=np.float64,
     )
@@ -85,13 +94,22 @@ def _by_gradient_alone(matrix: Tensor, rows: Tensor) -> Tensor | None:
         return None
     q, r = torch.linalg.qr(matrix)
     diagonal = r.diagonal().abs()
-    if diagonal.min() < _WELL_CONDITIONED * diagonal.max():
+    if diagonal.min() <= _WELL_CONDITIONED * diagonal.max():
         return None
     solution: Tensor = torch.linalg.solve_triangular(r, q.T @ rows, upper=True)
     return solution
 
 
-def _require_plain(layer: nn.Conv2d, shape: tuple[int, int, int]) -> None:
+def require_plain(layer: nn.Conv2d, shape: Sequence[int]) -> None:
+    """Refuse convolutions whose equations are not solved.
+
+    Args:
+        layer: the convolution.
+        shape: `(c, h, w)` of its input or of its output.
+
+    Raises:
+        UnsupportedNetworkError: groups, dilation, non-zero padding modes, or too many pixels.
+    """
     plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
     if not plain or isinstance(layer.padding, str) or shape[1] * shape[2] > _MOST_PIXELS:
         raise UnsupportedNetworkError(

@@ -15,7 +15,6 @@ convolution the winners are found by alternation (see `pooling`), in the first l
 exact only if the forward operator, run once, reproduces the update.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,11 +25,12 @@ from inversefed.attacks.exact.convolution import solve_convolution, transposed
 from inversefed.attacks.exact.features import invert_features, search_features
 from inversefed.attacks.exact.pooled import image_from_pooled
 from inversefed.attacks.exact.pooling import unpool
-from inversefed.attacks.exact.watch import Watch
+from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.attacks.labels import granted_or_recovered
-from inversefed.attacks.objectives import RelativeSquaredError
+from inversefed.attacks.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.chain import Layer, chain
+from inversefed.fl.kinks import pools
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Params, Reconstruction, Status
 
@@ -47,6 +47,9 @@ _SHALLOW = 120
 
 _FIRST = 60
 """Steps for a first image, which need not be good."""
+
+_ROUNDS = 900
+"""About the most rounds that all of these and the alternations of two blocks come to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,10 @@ class Peel:
         if observation.num_examples != 1:
             raise ThreatModelError(f"peeling needs the update of one example; this one has {observation.num_examples}")
         network = observation.network
-        watch = Watch(budget, lambda inputs: network.denormalize(inputs.to(network.device, network.dtype)))
+        watch = Watch(
+            budget, lambda inputs: network.denormalize(inputs.to(network.device, network.dtype)),
+            rounds=_ROUNDS if pools(network) else self.evaluations // 10,
+        )  # fmt: skip
         low, high = (network.normalize(bound).double().cpu() for bound in (network.low, network.high))
         setting = Setting(
             chain(network), _double(observation.gradient), network.image_shape, (low, high),
@@ -123,6 +129,8 @@ class Peel:
             depth, found = front.depth, _image(setting, front, self.evaluations)
         except KeyboardInterrupt:
             interrupted = True
+        except (torch.linalg.LinAlgError, ArithmeticError) as error:  # type: ignore[attr-defined]
+            raise UnsupportedNetworkError(f"the equations of a layer tell nothing of its input ({error})") from error
         status = Status.INTERRUPTED if interrupted else Status.STOPPED if watch.stopped else Status.FINISHED
         return _verified(observation, (found, *watch.kept), depth, len(setting.layers), watch, status)
 
@@ -137,6 +145,8 @@ def descend(setting: Setting) -> Front:
     while front.depth > 0 and not setting.watch.stop():
         try:
             below = _step(setting, front)
+        except Stopped:
+            break
         except UnsupportedNetworkError:
             if not front.rounded:
                 raise
@@ -199,7 +209,11 @@ def _image(setting: Setting, front: Front, evaluations: int) -> Tensor:
     near = search_features(layers, front.values, shape, _SHALLOW if first else _SEARCH, watch)
     if not first or int((front.values > 0).sum()) < near.numel() or watch.stopped:
         return near
-    return image_from_pooled(block_below(layers, front.depth, shape), front.values, near, setting.bounds, watch).image
+    try:
+        block = block_below(layers, front.depth, shape)
+    except UnsupportedNetworkError:
+        return near
+    return image_from_pooled(block, front.values, near, setting.bounds, watch).image
 
 
 def _head(setting: Setting) -> Front:
@@ -250,6 +264,7 @@ def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Con
         front.values,
         front.weight,
         tolerance=setting.eps * 1e-3,
+        go_on=setting.watch.go_on,
     )
     delta = transposed(module, module.weight, shape, front.delta[None])
     return Front(front.depth - 1, values, delta, torch.ones_like(values), True)
@@ -282,7 +297,7 @@ def _verified(
     tried = []
     for inputs in found:
         images = network.denormalize(inputs[None].to(network.device, network.dtype))
-        loss = _matching_cost(observation, images, labels)
+        loss = relative_matching_cost(observation, images, labels)
         tried.append((loss, images))
         if loss < EXACT:
             break
@@ -299,10 +314,3 @@ def _verified(
         status = Status.FINISHED
     candidate = Candidate(images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history)
     return Reconstruction(images, labels, loss, status, (candidate,), (finding,))
-
-
-def _matching_cost(observation: Observation, images: Tensor, labels: Tensor) -> float:
-    with torch.no_grad():
-        predicted = observation.client(observation.network, images, labels)
-        loss = float(RelativeSquaredError()(predicted, observation.update))
-    return math.inf if math.isnan(loss) else loss

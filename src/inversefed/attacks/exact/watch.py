@@ -9,7 +9,11 @@ from torch import Tensor
 
 from inversefed.types import Budget, Step
 
-__all__ = ["Watch"]
+__all__ = ["Stopped", "Watch"]
+
+
+class Stopped(Exception):
+    """The time is used up, or the caller said so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +24,7 @@ class Watch:
         budget: how long the attack may run, and who is told about it.
         denormalize: takes network inputs `[n, c, h, w]` into pixel space.
         began: `time.monotonic()` at the start.
-        rounds: how many rounds are planned in all.
+        rounds: the most rounds that there can be.
     """
 
     budget: Budget = Budget()
@@ -58,12 +62,20 @@ class Watch:
         return max(1e-3, seconds - (time.monotonic() - self.began))
 
     def stop(self) -> bool:
-        """Whether the time or the rounds are used up, or the caller said so."""
-        seconds, most = self.budget.seconds, self.budget.max_iterations
-        late = time.monotonic() - self.began > (math.inf if seconds is None else seconds)
-        if late or (most is not None and len(self._losses) >= most):
+        """Whether the time is used up, or the caller said so; rounds are no iterations of a restart."""
+        seconds = self.budget.seconds
+        if seconds is not None and time.monotonic() - self.began > seconds:
             self._asked.append(True)
         return self.stopped
+
+    def go_on(self) -> None:
+        """For the middle of a long computation.
+
+        Raises:
+            Stopped: the time is used up.
+        """
+        if self.stop():
+            raise Stopped
 
     def __call__(self, loss: float, inputs: Tensor) -> bool:
         """Note a round and answer whether to stop.
@@ -76,7 +88,10 @@ class Watch:
         self._seen[:] = [inputs]
         if self.budget.on_step is not None:
             count, seconds = len(self._losses), time.monotonic() - self.began
-            step = Step(0, 1, count, max(self.rounds, count), loss, seconds, lambda: self.denormalize(inputs[None]))
+            step = Step(
+                0, 1, count, max(self.rounds, count), loss, seconds, lambda: self.denormalize(inputs[None]),
+                rate=count / max(seconds, 1e-9),
+            )  # fmt: skip
             if self.budget.on_step(step):
                 self._asked.append(True)
         return self.stop()

@@ -1,0 +1,35 @@
+"""Label recovery, before any pixel: (observation) -> labels.
+
+For softmax cross entropy the gradient with respect to the head's bias is `p - y`, averaged over the
+batch: negative only where a label is present. The rows of the head's weight gradient are the same factors times the
+features in front of the head. A rule is a file: `single` (one example), `columns` (distinct labels), `impact`, `counts`
+and `mean_feature` (any labels), `recovered` (which of them), `joint` (none).
+"""
+
+from inversefed.attacks.labels.columns import ColumnMinimum
+from inversefed.attacks.labels.counts import BiasCounts, InstanceCounts
+from inversefed.attacks.labels.impact import ImpactCounts
+from inversefed.attacks.labels.joint import JointLabels
+from inversefed.attacks.labels.mean_feature import MeanFeatureCounts
+from inversefed.attacks.labels.recovered import RecoveredLabels
+from inversefed.attacks.labels.rule import LabelRule as LabelRule
+from inversefed.attacks.labels.single import SignRule, SoftTargets
+from inversefed.fl.threat import Observation
+from inversefed.types import Labels
+
+__all__ = [
+    "BiasCounts",
+    "ColumnMinimum",
+    "ImpactCounts",
+    "InstanceCounts",
+    "JointLabels",
+    "MeanFeatureCounts",
+    "RecoveredLabels",
+    "SignRule",
+    "SoftTargets",
+]
+
+
+def granted_or_recovered(observation: Observation, rule: LabelRule = RecoveredLabels()) -> Labels:
+    """The labels that the threat model grants, or those that a rule finds."""
+    return rule(observation) if observation.labels is None else observation.labels

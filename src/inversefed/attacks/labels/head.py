@@ -1,0 +1,230 @@
+"""The last layer's gradient, read once for all rules.
+
+    gW_c = mean_i (p_ic - T[y_i, c]) h_i,    gb_c = mean_i (p_ic - T[y_i, c])
+
+`h_i` is what goes into the head, `p_i` its softmax, and `T[y]` what the loss pulls a label `y` to: the class itself, or
+with label smoothing a bit of all. A FedAvg update gives their mean over the local steps; the weights moved meanwhile,
+so probabilities are taken at the mean of the weights that the steps saw.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Generator, Tensor, nn
+
+from inversefed.errors import ThreatModelError
+from inversefed.fl.clients import FedAvg
+from inversefed.fl.network import Network
+from inversefed.fl.optimizers import State
+from inversefed.fl.threat import Observation
+from inversefed.types import Params
+
+__all__ = ["Head", "deal", "pulls", "read_head"]
+
+_CHUNK = 32
+_OPEN = "hand the labels over (known labels), or use JointLabels()"
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The last layer and its gradient of the mean cross entropy, all in float64.
+
+    Args:
+        network: with the weights that the local steps saw on average.
+        total: how many examples.
+        weight: `[k, d]`.
+        bias: `[k]`; zeros where the head has none.
+        weight_gradient: `[k, d]`.
+        bias_gradient: `[k]`, or `None` for a head without bias.
+        pull: `[k, k]`, row y what the loss pulls a label y to.
+    """
+
+    network: Network
+    total: int
+    weight: Tensor = field(repr=False)
+    bias: Tensor = field(repr=False)
+    weight_gradient: Tensor = field(repr=False)
+    bias_gradient: Tensor | None = field(repr=False)
+    pull: Tensor = field(repr=False)
+
+    def needed_bias(self, rule: str) -> Tensor:
+        """The bias gradient, or a refusal."""
+        if self.bias_gradient is None:
+            raise ThreatModelError(f"{rule} needs a head with a bias; {_OPEN}")
+        return self.bias_gradient
+
+    def softmax(self, features: Tensor) -> Tensor:
+        """Probabilities of features, `[n, k]`."""
+        probabilities: Tensor = (features @ self.weight.T + self.bias).softmax(dim=-1)
+        return probabilities
+
+    def counts(self, probabilities: Tensor, bias_gradient: Tensor) -> Tensor:
+        """Expected counts, `[k]`: the `k` with `k T / K = p - gb`."""
+        shares: Tensor = torch.linalg.solve(self.pull.T, probabilities - bias_gradient)
+        return self.total * shares
+
+    def probe(self, number: int) -> Tensor:
+        """What goes into the head for made-up pictures, `[number, d]`."""
+        network = self.network
+        name, images = str(network.head), _pictures(number, network)
+        parts = [network.linear_inputs(part).get(name) for part in torch.split(images, _CHUNK)]
+        found = [part.flatten(end_dim=-2).double() for part in parts if part is not None and part.ndim == 2]
+        if len(found) < len(parts):
+            raise ThreatModelError(f"this rule needs a linear layer with one row a class as the head; {_OPEN}")
+        return torch.cat(found)
+
+
+def read_head(observation: Observation) -> Head:
+    """Read what an update says of the last layer, as the gradient of the mean cross entropy.
+
+    Raises:
+        ThreatModelError: no clear linear head, another loss than softmax cross entropy, a local optimizer that is not
+            linear in the gradients (Adam), or examples that no local step has seen.
+    """
+    network, total = observation.network, observation.num_examples
+    name, pulled = network.head, pulls(network)
+    if name is None or not isinstance(network.module.get_submodule(name), nn.Linear):
+        raise ThreatModelError(f"the network has no clear linear last layer with one row a class; {_OPEN}")
+    if pulled is None:
+        raise ThreatModelError(
+            f"counting labels needs softmax cross entropy as the loss, not {network.loss!r}; {_OPEN}"
+        )
+    weights, decay, gain = _seen_weights(observation)
+    scale, pull = pulled
+
+    def gradient(part: str) -> Tensor | None:
+        if f"{name}.{part}" not in observation.update:
+            return None
+        raw = observation.gradient[f"{name}.{part}"].double()
+        return (raw / gain - decay * weights[f"{name}.{part}"].double()) / scale(total)
+
+    weight_gradient = gradient("weight")
+    if weight_gradient is None:
+        raise ThreatModelError(f"the update does not hold the head's weights, {name}.weight; {_OPEN}")
+    layer = network.module.get_submodule(name)
+    bias = weights.get(f"{name}.bias", layer.bias)
+    weight = weights[f"{name}.weight"].double()
+    return Head(
+        network=replace(network, params=weights),
+        total=total,
+        weight=weight,
+        bias=weight.new_zeros(len(weight)) if not isinstance(bias, Tensor) else bias.detach().double(),
+        weight_gradient=weight_gradient,
+        bias_gradient=gradient("bias"),
+        pull=pull.to(weight.device),
+    )
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """How the gradient of a batch goes with that of one example's cross entropy."""
+
+    factor: float
+    sums: bool
+
+    def __call__(self, total: int) -> float:
+        return self.factor * (total if self.sums else 1)
+
+
+def pulls(network: Network) -> tuple[_Scale, Tensor] | None:
+    """What the loss pulls each label to, `[k, k]`, found by differentiating it; `None` if it is no cross entropy.
+
+    Of the loss of one example, `dl/dz = s (softmax(z) - T[y])` must hold with the same `s` and `T` for all logits `z`.
+    """
+    classes = network.num_classes
+    logits = torch.randn(2, classes, generator=Generator().manual_seed(0), dtype=torch.float64)
+    try:
+        slopes = torch.stack([torch.stack([_slope(network, z, y) for y in range(classes)]) for z in logits])
+        one, two = (_loss(network, logits[:1].expand(n, -1), torch.zeros(n, dtype=torch.long)) for n in (1, 2))
+    except (RuntimeError, TypeError, ValueError, IndexError):  # a loss is foreign code
+        return None
+    p = logits.softmax(dim=1)
+    moved, change = (slopes[0] - slopes[1]), (p[0] - p[1])
+    factor = float((moved @ change).mean() / change.square().sum())
+    if not factor > 0:
+        return None
+    targets = p[:, None] - slopes / factor
+    plain = torch.allclose(targets[0], targets[1], atol=1e-6) and torch.allclose(
+        targets.sum(-1), torch.ones(2, classes, dtype=torch.float64), atol=1e-6
+    )
+    return (_Scale(factor, bool(two > 1.5 * one)), targets[0]) if plain else None
+
+
+def deal(expected: Tensor, total: int) -> Tensor:
+    """Round expected counts so that they add up, largest remainders first; labels in rising order."""
+    expected = expected.nan_to_num(0.0).clamp(0, total)
+    counts = expected.floor()
+    missing = total - int(counts.sum())
+    order = (expected - counts).argsort(descending=missing > 0)
+    for index in order.repeat(abs(missing) // len(order) + 1)[: abs(missing)]:
+        counts[index] = (counts[index] + (1 if missing > 0 else -1)).clamp(min=0)
+    labels = torch.arange(len(counts), device=counts.device).repeat_interleave(counts.long())
+    return labels if len(labels) == total else labels[torch.arange(total, device=labels.device) % len(labels)]
+
+
+def _seen_weights(observation: Observation) -> tuple[Params, float, float]:
+    """The mean of the weights that the local steps saw, the weight decay, and the gain of momentum."""
+    client, network = observation.client, observation.network
+    start = {name: weight.detach() for name, weight in network.params.items()}
+    if not isinstance(client, FedAvg):
+        return start, 0.0, 1.0
+    slices = client.slices(observation.num_examples)
+    if len({index for part in slices for index in range(part.start, part.stop)}) < observation.num_examples:
+        raise ThreatModelError(
+            f"{len(slices)} local steps of {client.batch_size} examples do not see all {observation.num_examples}: "
+            f"the others leave no trace; {_OPEN}"
+        )
+    gain, twice = (_drift(client, size, len(slices)) for size in (1.0, 2.0))
+    if abs(twice - 2 * gain) > 1e-6 * abs(twice):
+        raise ThreatModelError(
+            f"counting labels needs local steps that are linear in the gradient, not {client.optimizer!r}; {_OPEN}"
+        )
+    past = (len(slices) - 1) / (2 * len(slices))
+    sent = observation.update
+    moved = {name: sent[name] - start[name] if client.sends == "weights" else sent[name] for name in start}
+    seen = {name: start[name] + past * moved[name].detach() for name in start}
+    return seen, float(getattr(client.optimizer, "weight_decay", 0.0)), gain / len(slices)
+
+
+def _drift(client: FedAvg, size: float, steps: int) -> float:
+    """How far the optimizer carries one weight under a constant gradient, in units of the learning rate."""
+    params: Params = {"w": torch.zeros(1, dtype=torch.float64)}
+    state: State = {}
+    for step in range(steps):
+        decay = float(getattr(client.optimizer, "weight_decay", 0.0))
+        gradient = torch.full((1,), size, dtype=torch.float64) - decay * params["w"]
+        params, state = client.optimizer(params, {"w": gradient}, state, 1.0, step)
+    return -float(params["w"])
+
+
+def _loss(network: Network, logits: Tensor, labels: Tensor) -> Tensor:
+    loss = network.loss(logits.to(network.device), labels.to(network.device))
+    return loss.cpu()
+
+
+def _slope(network: Network, logits: Tensor, label: int) -> Tensor:
+    with torch.enable_grad():
+        row = logits[None].clone().requires_grad_()
+        slope: Tensor = torch.autograd.grad(_loss(network, row, torch.tensor([label])), row)[0]
+    return slope[0]
+
+
+def _pictures(number: int, network: Network) -> Tensor:
+    """Made-up pictures with the power spectrum of photographs (amplitude one over frequency), in pixel space.
+
+    Field (1987), "Relations between the statistics of natural images and the response properties of cortical cells".
+    """
+    channels, height, width = network.image_shape
+    generator = Generator().manual_seed(0)
+    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    frequency = (rows.square() + columns.square()).sqrt().clamp(min=1 / max(height, width))
+    gray = torch.randn(number, 1, height, width, generator=generator)
+    color = torch.randn(number, channels, height, width, generator=generator)
+    waves = torch.fft.irfft2(torch.fft.rfft2(gray + 0.35 * color) / frequency, s=(height, width))
+    waves = waves - waves.mean(dim=(1, 2, 3), keepdim=True)
+    waves = waves / waves.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6)
+    contrast = 0.1 + 0.25 * torch.rand(number, 1, 1, 1, generator=generator)
+    light = 0.47 + 0.13 * torch.randn(number, 1, 1, 1, generator=generator)
+    low, high = network.low.cpu(), network.high.cpu()
+    pictures: Tensor = low + (high - low) * (light + contrast * waves).clamp(0, 1).to(low.dtype)
+    return pictures

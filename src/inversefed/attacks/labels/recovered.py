@@ -1,0 +1,33 @@
+"""Which rule for which update: chosen by what the server can see, and by nothing else."""
+
+from dataclasses import dataclass
+
+from inversefed.attacks.labels.head import pulls
+from inversefed.attacks.labels.mean_feature import MeanFeatureCounts
+from inversefed.attacks.labels.rule import LabelRule
+from inversefed.attacks.labels.single import SignRule, SoftTargets
+from inversefed.fl.threat import Observation
+from inversefed.types import Labels
+
+__all__ = ["RecoveredLabels"]
+
+
+@dataclass(frozen=True)
+class RecoveredLabels:
+    """The rule that fits: for one example its sign, or its target under label smoothing; for several their counts.
+
+    Raises:
+        ThreatModelError: no rule applies; the message says what is missing.
+    """
+
+    def __call__(self, observation: Observation) -> Labels:
+        """Labels, `[n]`; of several examples in rising order."""
+        return self.rule(observation)(observation)
+
+    def rule(self, observation: Observation) -> LabelRule:
+        """Choose by the number of examples, the loss, and whether the head has a bias."""
+        if observation.num_examples > 1:
+            return MeanFeatureCounts()
+        pulled, head = pulls(observation.network), observation.network.head
+        smoothed = pulled is not None and float(pulled[1].diagonal().min()) < 1 - 1e-6
+        return SoftTargets() if smoothed and f"{head}.bias" in observation.update else SignRule()

@@ -1,0 +1,94 @@
+"""The label of a single example, exactly.
+
+For one example `gW_c = (p_c - y_c) h`: only the label's factor is negative, and it is the largest, for the factors sum
+to zero. With a bias the head's input is known, so its probabilities are, and so is the whole target.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inversefed.attacks.labels.head import pulls, read_head
+from inversefed.errors import ThreatModelError
+from inversefed.fl.threat import Observation
+from inversefed.types import Labels, SoftLabels
+
+__all__ = ["SignRule", "SoftTargets"]
+
+
+@dataclass(frozen=True)
+class SignRule:
+    """The label of a single example: the class whose row of the head's gradient points against all others.
+
+    iDLG, Zhao et al. (2020), arXiv:2001.02610. Exact for hard labels, any network and signs of features. With a bias
+    that is the lowest entry of its gradient, what label smoothing adds to every class taken off; without one the
+    longest row.
+
+    Raises:
+        ThreatModelError: more than one example, a network without a clear head, or one whose last ReLU hides the label.
+    """
+
+    def __call__(self, observation: Observation) -> Labels:
+        """The label, `[1]`."""
+        if observation.num_examples != 1:
+            raise ThreatModelError(
+                f"the sign rule finds the label of one example; this update has {observation.num_examples}"
+            )
+        factors = _factors(observation)
+        if not bool(factors.min() < 0):
+            raise ThreatModelError(
+                "the label does not show in the head's gradient: no row is negative (is the update zero, the head "
+                "followed by a ReLU, or the network surer than the smoothed label?); hand it over (known labels), or "
+                "use SoftTargets() or JointLabels()"
+            )
+        return factors.argmin().reshape(1)
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What the client pulled a single example to: `y = softmax(W h + b) - gb` with `h = gb^T gW / |gb|^2`.
+
+    The input of a linear layer, Geiping et al. (2020), arXiv:2003.14053, Proposition 3.1, and from it the target,
+    smoothed, mixed or hard. Exact for the gradient of one example; close for a FedAvg update of a few small steps.
+
+    Raises:
+        ThreatModelError: more than one example, or no linear head with a bias under softmax cross entropy.
+    """
+
+    def __call__(self, observation: Observation) -> Labels:
+        """The label whose target is nearest, `[1]`; a smoothed label is undone."""
+        head = read_head(observation)
+        return (head.pull - self.probabilities(observation)).square().sum(dim=1).argmin().reshape(1)
+
+    def probabilities(self, observation: Observation) -> SoftLabels:
+        """The target itself, `[1, k]`, as the loss uses it: smoothing is still in it."""
+        if observation.num_examples != 1:
+            raise ThreatModelError(f"SoftTargets() reads one example; this update has {observation.num_examples}")
+        head = read_head(observation)
+        bias_gradient = head.needed_bias("reading the target of an example")
+        size = bias_gradient.square().sum()
+        if not bool(size > 0):
+            raise ThreatModelError("the head's bias gradient is zero, so the head's input cannot be read from it")
+        features = bias_gradient @ head.weight_gradient / size
+        return (head.softmax(features) - bias_gradient)[None]
+
+
+def _factors(observation: Observation) -> Tensor:
+    """One number a class, negative where the label is."""
+    name, gradient = observation.network.head, observation.gradient
+    if name is None or f"{name}.weight" not in gradient:
+        raise ThreatModelError(
+            "the network has no clear last layer with one row a class; hand the label over (known labels), "
+            "or use JointLabels()"
+        )
+    bias = gradient.get(f"{name}.bias")
+    if bias is None:
+        lengths: Tensor = torch.linalg.vector_norm(gradient[f"{name}.weight"].flatten(start_dim=1), dim=1)
+        return -lengths
+    pulled = pulls(observation.network)
+    if pulled is None:
+        return bias
+    scale, pull = pulled
+    spread = float(pull.min())
+    return bias + scale(1) * spread if spread > 1e-9 else bias

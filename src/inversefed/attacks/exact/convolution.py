@@ -25,7 +25,7 @@ from torch.nn.grad import conv2d_input
 
 from inversefed.errors import UnsupportedNetworkError
 
-__all__ = ["solve_convolution", "transposed"]
+__all__ = ["require_plain", "solve_convolution", "transposed"]
 
 _MOST_PIXELS = 4096
 _WELL_CONDITIONED = 1e-3
@@ -60,7 +60,7 @@ def solve_convolution(
     Raises:
         UnsupportedNetworkError: groups, dilation, non-zero padding modes, or too many pixels.
     """
-    _require_plain(layer, shape)
+    require_plain(layer, shape)
     matrix = gradient_matrix(layer, shape, delta)
     rows = weight_gradient.permute(0, 2, 3, 1).reshape(-1, shape[0])
     direct = _by_gradient_alone(matrix, rows)
@@ -91,7 +91,16 @@ def _by_gradient_alone(matrix: Tensor, rows: Tensor) -> Tensor | None:
     return solution
 
 
-def _require_plain(layer: nn.Conv2d, shape: tuple[int, int, int]) -> None:
+def require_plain(layer: nn.Conv2d, shape: tuple[int, int, int]) -> None:
+    """Refuse a convolution that is not solved.
+
+    Args:
+        layer: the convolution.
+        shape: `(c, h, w)` of its input.
+
+    Raises:
+        UnsupportedNetworkError: groups, dilation, non-zero padding modes, or too many pixels.
+    """
     plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
     if not plain or isinstance(layer.padding, str) or shape[1] * shape[2] > _MOST_PIXELS:
         raise UnsupportedNetworkError(

@@ -15,7 +15,7 @@ from torch import nn
 import inversefed
 from inversefed.attacks import priors
 from inversefed.cli import main, registry
-from inversefed.cli.options import Audit, Train, parse
+from inversefed.cli.options import Audit, Inspect, Train, parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")] + [
@@ -34,7 +34,7 @@ def commands() -> list:
     found = {}
     for page in PAGES:
         for line in "\n".join(blocks(page, "shell")).splitlines():
-            call = re.search(r"(?:^|\s)(?:\S*/)?inversefed ((?:audit|train|list)\b.*)", line)
+            call = re.search(r"(?:^|\s)(?:\S*/)?inversefed ((?:audit|inspect|train|list)\b.*)", line)
             if call:
                 found.setdefault(call[1], page.relative_to(ROOT))
     return [pytest.param(line, id=f"{page}: {line}") for line, page in found.items()]
@@ -135,9 +135,10 @@ def test_every_command_in_the_pages_is_understood(
     add_to_registry(monkeypatch, priors, prior_of_contributing())
 
     options = parse(shlex.split(line, comments=True))
-    if isinstance(options, Audit):
-        for kind in ("client", "attack", "loss"):
+    if isinstance(options, Audit | Inspect):
+        for kind in ("client", "loss"):
             registry.build(kind, getattr(options, kind))
+        registry.build("attack", getattr(options, "attack", "best"))
         for defense in options.defenses:
             registry.build("defense", defense)
 
@@ -152,7 +153,8 @@ def test_every_option_in_the_page_exists_and_every_option_is_in_the_page(
     page = COMMAND_LINE.read_text(encoding="utf-8")
     named = options_of(page) - {"--help", "--version", "--tyro-print-completion"}
     assert named <= known
-    assert {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Audit)} <= named
+    every = {*dataclasses.fields(Audit), *dataclasses.fields(Inspect)}
+    assert {f"--{field.name.replace('_', '-')}" for field in every} <= named
 
 
 def test_every_option_of_the_page_on_training_exists() -> None:

@@ -31,6 +31,8 @@ ATTACK_PIECES_MAY = {
     "inversion": None,
     "recipes": None,
     "exact": None,
+    "identify": {"equations", "exact", "hidden"},
+    "hidden": {"equations"},
 }
 """Inside `attacks` pieces do not know each other, but for the parts that are their defaults; None: all of them."""
 

@@ -23,6 +23,8 @@ _HOMES = {
     "LocalAdam": "fl.optimizers",
     "LocalSGD": "fl.optimizers",
     "GradientInversion": "attacks.inversion",
+    "identify": "attacks.identify",
+    "Identifiability": "attacks.identify",
     "Report": "evaluation.report",
     "Batch": "types",
     "Budget": "types",

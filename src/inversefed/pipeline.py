@@ -22,10 +22,10 @@ from inversefed.fl.defenses import Context, Defense
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.settings import describe_setting, setting_findings
-from inversefed.fl.threat import ThreatModel, check_labels, observe
+from inversefed.fl.threat import Observation, ThreatModel, check_labels, observe
 from inversefed.types import Batch, Budget, Params, Reconstruction, Step
 
-__all__ = ["audit"]
+__all__ = ["audit", "observed"]
 
 
 def audit(
@@ -83,22 +83,24 @@ def audit(
     True
     """
     attack = recipes.best() if attack is None else attack
-    check_pieces(attack=attack, client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
-    check_threat(threat, seed)
+    check_pieces(attack=attack)
     kept, taken_up = (None if path is None else Path(path) for path in (checkpoint, resume))
     if taken_up is not None and not taken_up.is_file():
         raise InputError(f"cannot read the checkpoint {taken_up}: there is no such file")
     budget = Budget(time_budget, max_iterations, on_step, kept, taken_up)
-    network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
-    check_labels(labels, images.shape[0], network.num_classes)
-    truth = Batch(images.detach().to(network.device, network.dtype), labels.detach().to(network.device).long())
-    world, attacker = (Generator().manual_seed(2 * seed + role) for role in range(2))
-
-    # Far from 0 and the steps that follow it, which are the masks that the server simulates.
-    private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))
-    with float32_products(network.device):
-        update = defended(computed(client, private, truth), network, truth, defenses, world)
-    observation = observe(network, client, update, truth, threat)
+    observation, truth = observed(
+        module,
+        images,
+        labels,
+        mean=mean,
+        std=std,
+        client=client,
+        defenses=defenses,
+        threat=threat,
+        loss=loss,
+        seed=seed,
+    )
+    network, attacker = observation.network, Generator().manual_seed(2 * seed + 1)
     began = time.perf_counter()
     reconstruction = attack(observation, attacker, budget)
     seconds = time.perf_counter() - began
@@ -118,6 +120,37 @@ def audit(
         config=dict(config or {}),
         environment=environment.describe(),
     )
+
+
+def observed(
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: float | Sequence[float] | Tensor | None = None,
+    std: float | Sequence[float] | Tensor | None = None,
+    client: Client = FedSGD(),
+    defenses: Sequence[Defense] = (),
+    threat: ThreatModel = ThreatModel(),
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> tuple[Observation, Batch]:
+    """The first half of the line: what the server sees, and the truth that it does not see.
+
+    Arguments and errors are those of `audit`.
+    """
+    check_pieces(client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
+    check_threat(threat, seed)
+    network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
+    check_labels(labels, images.shape[0], network.num_classes)
+    truth = Batch(images.detach().to(network.device, network.dtype), labels.detach().to(network.device).long())
+    world = Generator().manual_seed(2 * seed)
+
+    # Far from 0 and the steps that follow it, which are the masks that the server simulates.
+    private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))
+    with float32_products(network.device):
+        update = defended(computed(client, private, truth), network, truth, defenses, world)
+    return observe(network, client, update, truth, threat), truth
 
 
 def computed(client: Client, network: Network, batch: Batch) -> Params:
@@ -171,7 +204,7 @@ def check_pieces(**pieces: object) -> None:
     Raises:
         ConfigError: a piece that cannot be used as it is.
     """
-    defenses = pieces.pop("defenses")
+    defenses = pieces.pop("defenses", ())
     if not isinstance(defenses, tuple | list):
         raise ConfigError(f"defenses must be a tuple of values such as (defenses.Clip(1.0),); got {defenses!r}")
     for name, piece in [*pieces.items(), *(("defenses", defense) for defense in defenses)]:

@@ -83,6 +83,27 @@ def test_json_is_all_that_standard_output_holds(capsys: pytest.CaptureFixture) -
     assert json.loads(capsys.readouterr().out) == read(Path("out"))
 
 
+def test_inspect_counts_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["inspect", "--network", "AllConv"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("determined: ") and "conv2" in out and "peels 5 of 11 layers" in out
+    assert max(len(line) for line in out.splitlines()) <= 100
+    options = ["--num-images", "3", "--network", "ResNet20", "--client", "FedAvg(local_steps=1, lr=0.1)", "--json"]
+    assert main(["inspect", *options]) == 0
+    found = json.loads(capsys.readouterr().out)["identifiability"]
+    assert found["verdict"] == "open" and found["examples"] == found["least_examples"] == 3
+    assert found["layers"][0]["name"] == "fc" and found["unknowns"] == 3 * 3072
+    assert [method["applies"] for method in found["methods"]] == [False, False]
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_refuses_what_an_audit_refuses(capsys: pytest.CaptureFixture) -> None:
+    assert main(["inspect", "--network", "LeNetZu"]) == 2
+    assert "did you mean LeNetZhu" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["inspect", "--attack", "geiping"])
+
+
 def test_pictures_of_any_size_with_their_labels(tmp_path: Path) -> None:
     paths = [str(picture(tmp_path / f"p{i}.png", (40 + i, 60))) for i in range(2)]
     assert main(["audit", "--images", *paths, "--labels", "3", "7", "--known-labels", "--output", "out", *QUICK]) == 0

@@ -14,18 +14,14 @@ from tyro.conf import Positional, arg, subcommand
 
 from inversefed.errors import ConfigError, InputError, unknown_name
 
-__all__ = ["Audit", "List", "Train", "parse"]
+__all__ = ["Audit", "Inspect", "List", "Setting", "Train", "parse"]
 
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
 
 
 @dataclass(frozen=True)
-class Audit:
-    """Let a client make an update from pictures, attack it as the server would, and report what came back.
-
-    With no options at all: a bundled photograph, an untrained LeNetZhu, the gradient of one example.
-    Pieces are written as in Python, such as --client "FedAvg(local_steps=4, lr=0.01)"; `inversefed list` names them.
-    """
+class Setting:
+    """What is looked at: whose pictures, which network, which client. Every command that makes an update takes it."""
 
     images: tuple[Path, ...] = ()
     """Picture files to audit with; each is cropped to its center and resized to the network's input."""
@@ -56,14 +52,30 @@ class Audit:
     """How the update is made."""
     defenses: tuple[str, ...] = ()
     """What is done to the update before it leaves, in order."""
-    attack: str = "best"
-    """How the server attacks."""
     loss: str = "CrossEntropy"
     """What the client minimizes."""
     mean: tuple[float, ...] | None = None
     """What the network's input normalization subtracts, one number or one a channel; by default the data set's."""
     std: tuple[float, ...] | None = None
     """What it divides by."""
+    seed: int = 0
+    """Fixes all randomness: untrained weights, noise and starts."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads; by default one for networks under 100,000 weights, else one a core."""
+
+
+@dataclass(frozen=True)
+class Audit(Setting):
+    """Let a client make an update from pictures, attack it as the server would, and report what came back.
+
+    With no options at all: a bundled photograph, an untrained LeNetZhu, the gradient of one example.
+    Pieces are written as in Python, such as --client "FedAvg(local_steps=4, lr=0.01)"; `inversefed list` names them.
+    """
+
+    attack: str = "best"
+    """How the server attacks."""
     max_iterations: int | None = None
     """Iterations a restart, instead of the attack's own."""
     time_budget: str | None = None
@@ -78,12 +90,6 @@ class Audit:
     """A file for the state of the search, if there is one, written from its start on; --resume goes on from it."""
     resume: Path | None = None
     """The checkpoint of the same audit, cut short; the search ends as if it had not been."""
-    seed: int = 0
-    """Fixes all randomness: untrained weights, noise and starts."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
-    threads: int | None = None
-    """CPU threads; by default one for networks under 100,000 weights, else one a core."""
     output: Path | None = None
     """Folder for report.html, report.json and the pictures; by default a new one under runs/."""
     overwrite: bool = False
@@ -94,6 +100,20 @@ class Audit:
     """Print the report as JSON on standard output, instead of the table."""
     quiet: Annotated[bool, arg(aliases=["-q"])] = False
     """Print nothing but errors."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
+class Inspect(Setting):
+    """Let a client make an update, and count what it can give away, without an attack.
+
+    Says how many equations stand against how many unknowns, layer by layer; how many examples the update has at least;
+    which exact methods apply, and where they stop; and what no method recovers, and why.
+    """
+
+    json: bool = False
+    """Print the counts as JSON on standard output, under the key identifiability."""
     verbose: Annotated[bool, arg(aliases=["-v"])] = False
     """Log more, and show where an error came from."""
 
@@ -140,7 +160,7 @@ class List:
     """The kind of piece."""
 
 
-def parse(arguments: Sequence[str]) -> Audit | Train | List:
+def parse(arguments: Sequence[str]) -> Audit | Inspect | Train | List:
     """Read the command line; `--help`, `--version` and wrong usage end the process here.
 
     Raises:
@@ -153,6 +173,7 @@ def parse(arguments: Sequence[str]) -> Audit | Train | List:
     base = _rerun(arguments)
     commands = (
         Annotated[Audit, subcommand("audit", default=base)]
+        | Annotated[Inspect, subcommand("inspect")]
         | Annotated[Train, subcommand("train")]
         | Annotated[List, subcommand("list")]
     )
@@ -162,7 +183,7 @@ def parse(arguments: Sequence[str]) -> Audit | Train | List:
         prog="inversefed",
         description="Find out what a client's update gives away in federated learning.",
     )
-    assert isinstance(options, Audit | Train | List)
+    assert isinstance(options, Audit | Inspect | Train | List)
     return options
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from inversefed.cli.options import Audit
+from inversefed.cli import options as given
 from inversefed.cli.registry import import_object
 from inversefed.errors import ConfigError, InputError, UnsupportedNetworkError, unknown_name
 from inversefed.zoo import constants, datasets, networks
@@ -34,7 +34,7 @@ class Setting:
     source: str
 
 
-def read_setting(options: Audit) -> Setting:
+def read_setting(options: given.Setting) -> Setting:
     """Read pictures and network.
 
     Raises:
@@ -54,7 +54,7 @@ def read_setting(options: Audit) -> Setting:
     return Setting(module, images, labels, mean, std, source)
 
 
-def _named_shape(options: Audit) -> Shape:
+def _named_shape(options: given.Setting) -> Shape:
     if ":" in options.network:
         return (3, 32, 32)
     if options.network not in networks.names():
@@ -63,14 +63,14 @@ def _named_shape(options: Audit) -> Shape:
     return networks.input_shape(options.network, 3 if options.images else channels, _published(options))
 
 
-def _published(options: Audit) -> str | None:
+def _published(options: given.Setting) -> str | None:
     """The name of published weights, where `--weights` is not a file."""
     if options.weights is None or ":" in options.network or re.search(r"[./\\]", options.weights):
         return None
     return options.weights
 
 
-def _pictures(options: Audit, shape: Shape) -> tuple[Tensor, Tensor, Dataset | None]:
+def _pictures(options: given.Setting, shape: Shape) -> tuple[Tensor, Tensor, Dataset | None]:
     if options.images:
         images = torch.stack([read_picture(path, shape) for path in options.images])
         return images, _labels(options, len(images)), None
@@ -83,20 +83,20 @@ def _pictures(options: Audit, shape: Shape) -> tuple[Tensor, Tensor, Dataset | N
     return images, labels if options.labels is None else _labels(options, len(images)), dataset
 
 
-def _labels(options: Audit, count: int) -> Tensor:
+def _labels(options: given.Setting, count: int) -> Tensor:
     given = options.labels or (0,) * count
     if len(given) != count:
         raise InputError(f"--labels gives {len(given)} labels for {count} pictures")
     return torch.tensor(given)
 
 
-def _num_classes(options: Audit, dataset: Dataset | None) -> int:
+def _num_classes(options: given.Setting, dataset: Dataset | None) -> int:
     if _published(options) or (options.network in networks.names() and networks.input_shape(options.network)[1] > 64):
         return 1000
     return dataset.num_classes if dataset else 10
 
 
-def _network(options: Audit, shape: Shape, num_classes: int) -> nn.Module:
+def _network(options: given.Setting, shape: Shape, num_classes: int) -> nn.Module:
     if ":" in options.network:
         if options.num_classes is not None:
             raise ConfigError("--num-classes is for networks by name; a factory decides for itself")
@@ -112,7 +112,7 @@ def _network(options: Audit, shape: Shape, num_classes: int) -> nn.Module:
     return module.train(options.train_mode)
 
 
-def _usual(options: Audit, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _usual(options: given.Setting, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The usual normalization of a network whose pictures come as files."""
     if channels == 1:
         return tuple(constants.mnist_mean), tuple(constants.mnist_std)

@@ -67,27 +67,43 @@ class LinearInput:
             UnsupportedNetworkError: no linear layer with bias sees the picture.
         """
         network = observation.network
-        if observation.num_examples != 1:
-            raise ThreatModelError(
-                f"a linear layer's input is exact for one example; this update has {observation.num_examples}"
-            )
-        layer = _layer_on_the_picture(network)
-        if layer is None or f"{layer}.bias" not in network.params:
-            raise UnsupportedNetworkError(
-                "no linear layer with bias sees the flattened picture; use an optimization attack such as geiping()"
-            )
-        inputs = linear_inputs(network, observation.gradient).get(layer)
-        if inputs is None:
-            raise UnsupportedNetworkError(
-                f"the gradient of layer {layer} is not of rank one, so it is not one example's as it was computed "
-                "(noise, pruning or quantization does that); use an optimization attack such as geiping()"
-            )
+        layer, inputs = _solved(observation)
         images = network.denormalize(inputs.reshape(observation.batch_shape))
         labels = granted_or_recovered(observation)
         loss = relative_matching_cost(observation, images, labels)
         chosen = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
         finding = Finding("exact", "info", f"The picture was read off layer {layer} in closed form, without a search.")
         return Reconstruction(images, labels, loss, Status.FINISHED, (chosen,), (finding,))
+
+    def check(self, observation: Observation) -> str:
+        """Say what it would do.
+
+        Raises:
+            ThreatModelError: as when it is called.
+            UnsupportedNetworkError: likewise.
+        """
+        return f"reads the picture off layer {_solved(observation)[0]}, whose input it is"
+
+
+def _solved(observation: Observation) -> tuple[str, Tensor]:
+    """The layer that sees the picture, and what it saw."""
+    network = observation.network
+    if observation.num_examples != 1:
+        raise ThreatModelError(
+            f"a linear layer's input is exact for one example; this update has {observation.num_examples}"
+        )
+    layer = _layer_on_the_picture(network)
+    if layer is None or f"{layer}.bias" not in network.params:
+        raise UnsupportedNetworkError(
+            "no linear layer with bias sees the flattened picture; use an optimization attack such as geiping()"
+        )
+    inputs = linear_inputs(network, observation.gradient).get(layer)
+    if inputs is None:
+        raise UnsupportedNetworkError(
+            f"the gradient of layer {layer} is not of rank one, so it is not one example's as it was computed "
+            "(noise, pruning or quantization does that); use an optimization attack such as geiping()"
+        )
+    return layer, inputs
 
 
 def _layer_on_the_picture(network: Network) -> str | None:

@@ -15,6 +15,7 @@ convolution the winners are found by alternation (see `pooling`), in the first l
 exact only if the forward operator, run once, reproduces the update.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,12 +26,13 @@ from inversefed.attacks.exact.convolution import solve_convolution, transposed
 from inversefed.attacks.exact.features import invert_features, search_features
 from inversefed.attacks.exact.pooled import image_from_pooled
 from inversefed.attacks.exact.pooling import unpool
+from inversefed.attacks.exact.reach import cannot_peel, ends_block, pools, reach
 from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.attacks.labels import granted_or_recovered
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.fl import kinks
 from inversefed.fl.chain import Layer, chain
-from inversefed.fl.kinks import pools
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Params, Reconstruction, Status
 
@@ -111,18 +113,12 @@ class Peel:
             ThreatModelError: the update is not that of one example.
             UnsupportedNetworkError: the network is no chain, or a layer cannot be peeled.
         """
-        if observation.num_examples != 1:
-            raise ThreatModelError(f"peeling needs the update of one example; this one has {observation.num_examples}")
         network = observation.network
         watch = Watch(
             budget, lambda inputs: network.denormalize(inputs.to(network.device, network.dtype)),
-            rounds=_ROUNDS if pools(network) else self.evaluations // 10,
+            rounds=_ROUNDS if kinks.pools(network) else self.evaluations // 10,
         )  # fmt: skip
-        low, high = (network.normalize(bound).double().cpu() for bound in (network.low, network.high))
-        setting = Setting(
-            chain(network), _double(observation.gradient), network.image_shape, (low, high),
-            torch.finfo(network.dtype).eps, watch,
-        )  # fmt: skip
+        setting = _setting(observation, watch)
         depth, found, interrupted = len(setting.layers), torch.zeros(network.image_shape).double(), False
         try:
             front = descend(setting)
@@ -133,6 +129,57 @@ class Peel:
             raise UnsupportedNetworkError(f"the equations of a layer tell nothing of its input ({error})") from error
         status = Status.INTERRUPTED if interrupted else Status.STOPPED if watch.stopped else Status.FINISHED
         return _verified(observation, (found, *watch.kept), depth, len(setting.layers), watch, status)
+
+    def check(self, observation: Observation, layers: tuple[Layer, ...] | None = None) -> str:
+        """Say how far it should come, without solving anything.
+
+        Args:
+            observation: what it would be called with.
+            layers: the network as a chain, if it was read already.
+
+        Raises:
+            ThreatModelError: as when it is called.
+            UnsupportedNetworkError: likewise.
+        """
+        setting = _setting(observation, Watch(), layers)
+        _head(setting)
+        far, pixels = reach(setting.layers, setting.image_shape), math.prod(setting.image_shape)
+        alternation = "; the winners of max pooling are found by an alternation, which may not settle"
+        how = f"peels {far.count - far.depth} of {far.count} layers{alternation if far.alternates else ''}"
+        if far.depth == 0:
+            return f"{how}, down to the image"
+        return f"{how}; then it looks for the image's {pixels} values behind {far.values} features, since {far.why}"
+
+
+def known_exactly(observation: Observation) -> tuple[tuple[Layer, ...], Front]:
+    """The network as a chain, and what its head gives away before any layer has to be solved for.
+
+    Args:
+        observation: the update of one example.
+
+    Raises:
+        ThreatModelError: the update is not that of one example.
+        UnsupportedNetworkError: the network is no chain, or its head is not linear with bias.
+    """
+    setting = _setting(observation, Watch())
+    front = _head(setting)
+    try:
+        while front.depth > 0 and not isinstance(setting.layers[front.depth - 1].module, nn.Conv2d | nn.MaxPool2d):
+            front = _below(setting, front)
+    except UnsupportedNetworkError:  # it ends here
+        pass
+    return setting.layers, front
+
+
+def _setting(observation: Observation, watch: Watch, layers: tuple[Layer, ...] | None = None) -> Setting:
+    if observation.num_examples != 1:
+        raise ThreatModelError(f"peeling needs the update of one example; this one has {observation.num_examples}")
+    network = observation.network
+    low, high = (network.normalize(bound).double().cpu() for bound in (network.low, network.high))
+    return Setting(
+        chain(network) if layers is None else layers, _double(observation.gradient), network.image_shape, (low, high),
+        torch.finfo(network.dtype).eps, watch,
+    )  # fmt: skip
 
 
 def descend(setting: Setting) -> Front:
@@ -160,23 +207,11 @@ def descend(setting: Setting) -> Front:
 def _step(setting: Setting, front: Front) -> Front | None:
     """One layer or block down; nothing where the numbers do not tell the side of a kink, or the equations are few."""
     layers = setting.layers[: front.depth]
-    if _ends_block(layers, front.rounded):
+    if ends_block(layers, front.rounded):
         return _below_block(setting, front, block_below(layers, front.depth, setting.image_shape))
     if isinstance(layers[-1].module, nn.ReLU | nn.LeakyReLU) and front.rounded:
         return None
     return _below(setting, front)
-
-
-def _ends_block(layers: tuple[Layer, ...], rounded: bool) -> bool:
-    """Whether max pooling stands here, before or behind a ReLU, or further down where ReLU's side is not exact."""
-    last = [type(layer.module) for layer in layers[-2:]]
-    if last[-1] is nn.MaxPool2d or last == [nn.MaxPool2d, nn.ReLU]:
-        return True
-    return rounded and last[-1] is nn.ReLU and _pools(layers)
-
-
-def _pools(layers: tuple[Layer, ...]) -> bool:
-    return any(isinstance(layer.module, nn.MaxPool2d) for layer in layers)
 
 
 def _below_block(setting: Setting, front: Front, block: Block) -> Front | None:
@@ -203,7 +238,7 @@ def _image(setting: Setting, front: Front, evaluations: int) -> Tensor:
         return front.values
     if watch.stopped:
         return watch.kept[-1] if watch.kept else torch.zeros(shape)
-    if not _pools(layers):
+    if not pools(layers):
         return invert_features(layers, front.values, torch.zeros(shape).double(), setting.eps, evaluations, watch)
     first = all(not isinstance(layer.module, nn.Conv2d) for layer in layers[1:])
     near = search_features(layers, front.values, shape, _SHALLOW if first else _SEARCH, watch)
@@ -248,9 +283,7 @@ def _below(setting: Setting, front: Front) -> Front:
         case nn.Conv2d():
             return _below_convolution(setting, front, layer.name, module, shape)
         case _:
-            raise UnsupportedNetworkError(
-                f"peeling stops at {module}: what went into it is not determined by linear equations"
-            )
+            raise cannot_peel(module)
     return replace(front, depth=depth, values=values, delta=delta, weight=weight)
 
 

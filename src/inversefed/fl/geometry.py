@@ -1,0 +1,67 @@
+"""What goes into each layer that has weights, and what comes out: shapes alone, for any network that runs.
+
+A chain of layers (`chain`) says more, but a network that branches has none; the shapes are there for both.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from inversefed.fl.network import Network
+
+__all__ = ["Geometry", "geometry"]
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """One layer with weights.
+
+    Args:
+        name: where it stands in the module; its weights are `name.weight` and so on.
+        module: the layer itself, to be read, not run.
+        inputs: shape of what goes in, for one example.
+        outputs: shape of what comes out, likewise.
+        runs: how often one forward pass runs it.
+    """
+
+    name: str
+    module: nn.Module = field(repr=False)
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    runs: int = 1
+
+
+def geometry(network: Network) -> tuple[Geometry, ...]:
+    """The layers that hold trained weights and run on one tensor, in the order in which they run first.
+
+    Args:
+        network: one gray picture is sent through a copy of it, in eval mode.
+
+    >>> from inversefed.fl.network import freeze
+    >>> network = freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), (3, 8, 8))
+    >>> [(layer.name, layer.inputs, layer.outputs) for layer in geometry(network)]
+    [('0', (3, 8, 8), (4, 6, 6)), ('3', (144,), (2,))]
+    """
+    module = copy.deepcopy(network.module).eval().requires_grad_(False)
+    owners = {name.rpartition(".")[0] for name in network.params}
+    ran: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def look(_: nn.Module, inputs: tuple[object, ...], outputs: object) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and isinstance(outputs, Tensor):
+                ran.setdefault(name, []).append((tuple(inputs[0].shape[1:]), tuple(outputs.shape[1:])))
+
+        return look
+
+    for name, part in module.named_modules():
+        if name in owners:
+            part.register_forward_hook(note(name))
+    gray = torch.full((1, *network.image_shape), 0.5, device=network.device, dtype=network.dtype)
+    with torch.no_grad():
+        module(network.normalize(gray))
+    return tuple(
+        Geometry(name, network.module.get_submodule(name), *shapes[0], len(shapes)) for name, shapes in ran.items()
+    )

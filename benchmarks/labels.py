@@ -3,13 +3,13 @@
 python -m benchmarks.labels --images FOLDER --json OUT
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from benchmarks.pictures import CLASSES, SIDE, Example, bundled, read_folder
@@ -22,7 +22,7 @@ from inversefed.fl.threat import ThreatModel, observe
 from inversefed.types import Batch
 from inversefed.zoo import checkpoints, constants, networks
 
-__all__ = ["Row", "batches", "main", "right"]
+__all__ = ["Options", "Row", "batches", "main", "right"]
 
 SIZES = (1, 4, 16, 64)
 KINDS = ("natural", "distinct", "duplicates")
@@ -38,6 +38,24 @@ RULES: dict[str, LabelRule] = {
     "MeanFeatureCounts": labels.MeanFeatureCounts(),
 }
 CLIENTS = ("gradient", "fedavg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure how many labels each rule gets right."""
+
+    images: Path | None = None
+    """A folder of square pictures, NAME_LABEL.png; by default the photographs that ship with scikit-image."""
+    networks: str = "LeNetZhu,ConvNet16,ResNet20"
+    """Names of the zoo, with commas."""
+    network_seeds: str = "0,1"
+    """Each draws other weights; the mean is reported."""
+    batches: int = 4
+    """How many batches of each kind."""
+    trained_weights: Path | None = None
+    """A file of weights for the first of the networks."""
+    json: Path | None = None
+    """File for the figures."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +84,7 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print, one setting a row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="a folder of square pictures, NAME_LABEL.png")
-    parser.add_argument("--networks", default="LeNetZhu,ConvNet16,ResNet20")
-    parser.add_argument("--network-seeds", default="0,1", help="each draws other weights; the mean is reported")
-    parser.add_argument("--batches", type=int, default=4, help="how many batches of each kind")
-    parser.add_argument("--trained-weights", type=Path, help="a file for the first of the networks")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
+    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.labels")
     torch.set_num_threads(1)
     examples = bundled() if options.images is None else read_folder(options.images)
     names = options.networks.split(",")

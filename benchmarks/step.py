@@ -3,13 +3,13 @@
 python -m benchmarks.step --networks LeNetZhu,ConvNet16
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+import tyro
 from torch import Generator
 
 from benchmarks.measure import World, observation_of
@@ -21,23 +21,31 @@ from inversefed.attacks.precision import EarlyBFloat16, Native
 from inversefed.attacks.problem import Problem
 from inversefed.types import Finding
 
-__all__ = ["main"]
+__all__ = ["Options", "main"]
 
 WIDTH = 8
 REPEATS = 15
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure what one step costs in each way of computing it."""
+
+    networks: str = "LeNetZhu,ConvNet16,ResNet20"
+    """Names of the zoo, with commas."""
+    threads: int = 1
+    """Threads of PyTorch."""
+    compile: bool = True
+    """Whether to compile steps too, a minute each."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print, one network a row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default="LeNetZhu,ConvNet16,ResNet20")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-compile", action="store_true")
-    options = parser.parse_args(arguments)
+    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.step")
     torch.set_num_threads(options.threads)
     print("network | eager ms | together / eager | bfloat16 / eager | compiled / eager | compile s | step MB")
     for name in options.networks.split(","):
-        print(" | ".join([name, *_row(World.of(name, 0, bundled()[:1]), not options.no_compile)]), flush=True)
+        print(" | ".join([name, *_row(World.of(name, 0, bundled()[:1]), options.compile)]), flush=True)
 
 
 def _row(world: World, compiles: bool) -> list[str]:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from inversefed.attacks.exact.verify import exactness
 from inversefed.attacks.labels import granted_or_recovered
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Finding, Params, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Params, Reconstruction, Status
 
 __all__ = ["LinearInput"]
 
@@ -72,7 +73,7 @@ class LinearInput:
         labels = granted_or_recovered(observation)
         loss = relative_matching_cost(observation, images, labels)
         chosen = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
-        finding = Finding("exact", "info", f"The picture was read off layer {layer} in closed form, without a search.")
+        finding = exactness(loss, f"the picture was read off layer {layer} in closed form, without a search")
         return Reconstruction(images, labels, loss, Status.FINISHED, (chosen,), (finding,))
 
     def check(self, observation: Observation) -> str:

@@ -27,6 +27,7 @@ from inversefed.attacks.exact.features import invert_features, search_features
 from inversefed.attacks.exact.pooled import image_from_pooled
 from inversefed.attacks.exact.pooling import unpool
 from inversefed.attacks.exact.reach import cannot_peel, ends_block, pools, reach
+from inversefed.attacks.exact.verify import EXACT, exactness
 from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.attacks.labels import granted_or_recovered
 from inversefed.attacks.problem import relative_matching_cost
@@ -34,12 +35,9 @@ from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl import kinks
 from inversefed.fl.chain import Layer, chain
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Finding, Params, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Params, Reconstruction, Status
 
 __all__ = ["Peel"]
-
-EXACT = 1e-8
-"""Relative matching cost below which a result is called exact."""
 
 _SEARCH = 600
 """Steps of the search for an image behind max pooling that could not be peeled."""
@@ -336,13 +334,7 @@ def _verified(
             break
     loss, images = min(tried, key=lambda pair: pair[0])
     how = "down to the image" if depth == 0 else f"down to layer {depth} of {count}, and inverted the features there"
-    evidence = {"relative_matching_cost": loss, "layers": count, "layers_inverted": depth}
-    if loss < EXACT:
-        finding = Finding(
-            "exact", "info", f"Exact: the network was peeled {how}, and the update comes out the same.", evidence
-        )
-    else:
-        finding = Finding("not-exact", "warning", f"The network was peeled {how}, but the update differs.", evidence)
+    finding = exactness(loss, f"the network was peeled {how}", {"layers": count, "layers_inverted": depth})
     if loss < EXACT and status is Status.STOPPED:  # nothing is left to do
         status = Status.FINISHED
     candidate = Candidate(images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history)

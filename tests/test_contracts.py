@@ -43,7 +43,7 @@ ARGUMENTS = {
     "Last": (2,),
     "Largest": (2,),
     "At": ((0, 1),),
-    "Choose": ((recipes.peel(),), *[recipes.geiping()] * 4),
+    "Choose": ((recipes.peel(),), *[recipes.geiping()] * 5),
 }
 
 

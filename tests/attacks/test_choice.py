@@ -16,7 +16,7 @@ SHAPE = (3, 8, 8)
 HEADS = {
     "smooth": [nn.Conv2d(3, 6, 3), nn.GELU(), nn.Flatten(), nn.Linear(216, 4)],
     "kinked": [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)],
-    "pooled": [nn.Conv2d(3, 6, 3), nn.Softplus(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 4)],
+    "pooled": [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 4)],
     "averaged": [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)],
 }
 
@@ -72,7 +72,11 @@ def test_several_examples_have_a_search_of_their_own() -> None:
 def test_exact_methods_come_first_and_under_max_pooling_last() -> None:
     chosen = recipes.best()
     assert chosen.plan(observed(HEADS["kinked"]))[0] == (*chosen.exact, chosen.kinked)
-    assert chosen.plan(observed(HEADS["pooled"]))[0] == (chosen.kinked, *chosen.exact)
+    assert chosen.plan(observed(HEADS["pooled"]))[0] == (chosen.pooled, *chosen.exact)
+    no_chain = observed(
+        [nn.Conv2d(3, 6, 3), nn.Softplus(), nn.MaxPool2d(2), nn.LayerNorm(3), nn.Flatten(), nn.Linear(54, 4)]
+    )
+    assert chosen.plan(no_chain)[0] == (chosen.kinked,)
 
 
 def test_what_is_exact_ends_it_and_what_does_not_apply_is_told() -> None:
@@ -123,7 +127,7 @@ def test_a_time_budget_is_shared_by_all_that_is_tried() -> None:
 
 def test_its_searches_are_changed_together() -> None:
     chosen = recipes.best().searching(restarts=4, precision=precision.Double())
-    for search in (chosen.smooth, chosen.kinked, chosen.averaged, chosen.several):
+    for search in (chosen.smooth, chosen.kinked, chosen.averaged, chosen.several, chosen.pooled):
         assert search.restarts == 4 and search.precision == precision.Double()
         assert search.pruning == pruning.SuccessiveHalving() and search.width is None
     assert chosen.exact == recipes.best().exact
@@ -176,7 +180,7 @@ def test_a_dead_network_costs_no_result(pooled: bool) -> None:
     pool = [nn.MaxPool2d(2)] if pooled else []
     head = nn.Linear(4 * (4 if pooled else 16), 4)
     observation = observed([nn.Conv2d(3, 6, 3), nn.ReLU(), dead, nn.ReLU(), *pool, nn.Flatten(), head])
-    chosen = replace(recipes.best(), kinked=recipes.spectral(5))
+    chosen = replace(recipes.best(), kinked=recipes.spectral(5), pooled=recipes.spectral(5))
     found = chosen(observation, Generator().manual_seed(0))
     assert bool(found.images.isfinite().all()) and found.findings[0].code == "attack-chosen"
 

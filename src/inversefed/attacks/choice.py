@@ -37,6 +37,7 @@ class Choose:
         several: the search for several examples through such a network.
         kinked: the search for networks with ReLU, max pooling and the like.
         averaged: the search for those among them that average over places before their head.
+        pooled: the search for a first picture under max pooling, where an exact method follows.
     """
 
     exact: tuple[Attack, ...]
@@ -44,13 +45,12 @@ class Choose:
     several: GradientInversion
     kinked: GradientInversion
     averaged: GradientInversion
+    pooled: GradientInversion
 
     def searching(self, **changes: Any) -> "Choose":
         """The same choice, its searches with other restarts, precision or compilation."""
-        searches = {
-            name: getattr(self, name).searching(**changes) for name in ("smooth", "several", "kinked", "averaged")
-        }
-        return replace(self, **searches)
+        names = ("smooth", "several", "kinked", "averaged", "pooled")
+        return replace(self, **{name: getattr(self, name).searching(**changes) for name in names})
 
     def search(self, observation: Observation) -> tuple[GradientInversion, str]:
         """The search that fits, and why."""
@@ -69,9 +69,11 @@ class Choose:
         search, why = self.search(observation)
         if observation.num_examples > 1:
             return (search,), why
-        if found := pools(observation.network):
-            return (search, *self.exact), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
-        return (*self.exact, search), why
+        if not (found := pools(observation.network)):
+            return (*self.exact, search), why
+        if any(_applies(method, observation) for method in self.exact):
+            return (self.pooled, *self.exact), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
+        return (search,), f"{why}; no exact method applies"
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """Attack until a result is exact, the plan is carried out, or the budget ends it.
@@ -148,3 +150,12 @@ class _Best:
         if self.found is None or relative_matching_cost(self.observation, images, self.found.labels) < self.distance:
             return images
         return self.found.images
+
+
+def _applies(method: Attack, observation: Observation) -> bool:
+    """Whether an exact method would take this observation, as far as it can say without solving anything."""
+    check = getattr(method, "check", None)
+    try:
+        return check is None or bool(check(observation))
+    except (ThreatModelError, UnsupportedNetworkError):
+        return False

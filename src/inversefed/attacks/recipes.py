@@ -27,7 +27,12 @@ def best() -> Choose:
     How the searches were chosen, with figures, is told in the documentation ("Speed").
     """
     return Choose(
-        exact=(linear(), peel()), smooth=curvature(), several=smoothed(), kinked=spectral(), averaged=smoothed()
+        exact=(linear(), peel()),
+        smooth=curvature(),
+        several=smoothed(),
+        kinked=spectral(),
+        averaged=smoothed(),
+        pooled=spectral(150),
     )
 
 

@@ -7,13 +7,9 @@ the file holds what the reference reached in which time, what `best()` held at t
 much (`speedup`); beside it lies the plot. The file is written anew after each case, so nothing finished is lost.
 """
 
-import json
-import os
-import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +17,11 @@ from typing import Any
 import torch
 import tyro
 
-from benchmarks import pictures, plot
+from benchmarks import pictures, plot, record
 from benchmarks.cases import CASES, Case, chosen
 from benchmarks.measure import World, measure
 from benchmarks.restarts import measure_restarts
-from inversefed.errors import ConfigError, InputError, InversefedError
-from inversefed.evaluation import environment
+from inversefed.errors import ConfigError, InversefedError
 
 __all__ = ["Options", "main", "run"]
 
@@ -69,7 +64,7 @@ def run(options: Options, command: str = "", cases: Mapping[str, Case] = CASES) 
     examples = pictures.read_folder(options.images) if options.images else pictures.bundled()
     examples = pictures.first(examples, options.limit)
     torch.set_num_threads(options.threads)
-    document: dict[str, Any] = {"command": command, "machine": _machine(), "cases": {}}
+    document: dict[str, Any] = {"command": command, "machine": record.machine(), "cases": {}}
     _require_writable(options.json, document)
     for name, case in wanted.items():
         _tell(f"{name}: {case.network}, {len(examples)} pictures")
@@ -92,28 +87,9 @@ def _check(options: Options) -> None:
         raise ConfigError(f"--restarts is a number of starts, at least 2, or 0 for none; got {options.restarts}")
 
 
-def _machine() -> dict[str, Any]:
-    """What the figures were measured on; the seconds mean nothing elsewhere."""
-    return {
-        **environment.describe(),
-        "processor": _processor(),
-        "cores_allowed": len(os.sched_getaffinity(0)),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", ""),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def _require_writable(path: Path, document: Mapping[str, Any]) -> None:
     """Find out before hours are spent; a file that is there stays until the first case is done."""
-    with _refusing(path):
+    with record.refusing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             path.open("a").close()
@@ -122,22 +98,11 @@ def _require_writable(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
-    """Replace the file as a whole, and the plot beside it."""
-    text = json.dumps(document, indent=1, allow_nan=False)
-    part = path.with_name(path.name + ".part")
-    with _refusing(path):
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(path)
-        if document["cases"]:
+    """The figures, and the plot beside them."""
+    record.write(path, document)
+    if document["cases"]:
+        with record.refusing(path):
             plot.draw(document["cases"]).save(path.with_suffix(".png"), optimize=True)
-
-
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"--json: {path} cannot be written ({error})") from error
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> str:

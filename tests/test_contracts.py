@@ -27,7 +27,7 @@ from inversefed.attacks import (
     selection,
     starts,
 )
-from inversefed.attacks.exact import linear, peel
+from inversefed.attacks.exact import linear, peel, separated
 from inversefed.cli import registry
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
@@ -43,7 +43,8 @@ ARGUMENTS = {
     "Last": (2,),
     "Largest": (2,),
     "At": ((0, 1),),
-    "Choose": ((recipes.peel(),), *[recipes.geiping()] * 5),
+    "SeparatedFeatures": (recipes.geiping(),),
+    "Choose": ((recipes.peel(),), (recipes.separated(),), *[recipes.geiping()] * 5),
 }
 
 
@@ -71,6 +72,7 @@ CHOOSABLE = [
     layers,
     linear,
     peel,
+    separated,
     objectives,
     optimizers,
     parametrizations,

@@ -66,7 +66,7 @@ def test_several_examples_have_a_search_of_their_own() -> None:
     assert search == recipes.best().several and "3 examples" in why
     for name in HEADS:
         observation = observed(HEADS[name], 3)
-        assert recipes.best().plan(observation)[0] == (recipes.best().search(observation)[0],)
+        assert recipes.best().plan(observation)[0] == (*recipes.best().batch, recipes.best().search(observation)[0])
 
 
 def test_exact_methods_come_first_and_under_max_pooling_last() -> None:

@@ -1,6 +1,6 @@
 """Choose an attack by what the server sees: exact methods where they apply, else the search that fits the network.
 
-    one example: exact methods in turn, each verified
+    exact methods in turn, each verified; else
     smooth network, one example: curvature      kinks, or several examples: first-order search
 
 Under max pooling exact methods take an alternation that may fail, so there the search goes first. What matches the
@@ -33,6 +33,7 @@ class Choose:
 
     Args:
         exact: methods that apply to one example, in the order they are tried.
+        batch: the same for several examples.
         smooth: the search for one example through a network without kinks.
         several: the search for several examples through such a network.
         kinked: the search for networks with ReLU, max pooling and the like.
@@ -41,6 +42,7 @@ class Choose:
     """
 
     exact: tuple[Attack, ...]
+    batch: tuple[Attack, ...]
     smooth: GradientInversion
     several: GradientInversion
     kinked: GradientInversion
@@ -68,7 +70,7 @@ class Choose:
         """All that is tried, in order, and why its search was chosen."""
         search, why = self.search(observation)
         if observation.num_examples > 1:
-            return (search,), why
+            return (*self.batch, search), why
         if not (found := pools(observation.network)):
             return (*self.exact, search), why
         if any(_applies(method, observation) for method in self.exact):
@@ -86,6 +88,8 @@ class Choose:
         reasons: list[str] = []
         best, failed = _Best(observation), None
         for attack in plan:
+            if best.found is not None and observation.num_examples > 1:
+                break  # a search has gone into it
             left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
             turn = best.watched(replace(budget, seconds=left), time.monotonic() - began)
             if isinstance(attack, GradientInversion):

@@ -69,6 +69,8 @@ class GradientInversion:
         projections: what is done to the search variable after each step, in order.
         parametrization: from the search variable to network inputs.
         labels: how labels are found where the threat model hides them.
+        features: weight of the relative absolute error of what goes into the head, where that can be solved for example
+            by example (`separate`); 0 for not trying.
         max_iterations: steps a restart.
         restarts: how many starts are tried.
         selection: which of them is the result.
@@ -95,6 +97,7 @@ class GradientInversion:
     projections: tuple[Projection, ...] = (Box(),)
     parametrization: Parametrization = Pixels()
     labels: LabelRule | JointLabels = RecoveredLabels()
+    features: float = 0.0
     max_iterations: int = 4800
     restarts: int = 1
     selection: Selection = LowestLoss()
@@ -174,7 +177,7 @@ class GradientInversion:
             network = observation.network.to(torch.float64)
             update = {name: part.double() for name, part in observation.update.items()}
             observation = replace(observation, network=network, update=update)
-        return Problem.of(observation, self.objective, self.priors, self.parametrization, self.labels)
+        return Problem.of(observation, self.objective, self.priors, self.parametrization, self.labels, self.features)
 
     def _restarts(self, problem: Problem, generator: Generator, budget: Budget, need: "_Need") -> Restarts:
         iterations = budget.max_iterations or self.max_iterations

@@ -5,15 +5,17 @@ value(x, y) = match(client(network, x, y), update*) + sum prior(x)
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered
 from inversefed.attacks.objectives import RelativeSquaredError
+from inversefed.attacks.separate import separate
 from inversefed.errors import ThreatModelError
 from inversefed.fl.arithmetic import float32_products
+from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Labels, Params, Scalar
 
@@ -50,6 +52,7 @@ class Problem:
         parametrization: from the search variable to network inputs.
         joint: how open labels are decoded.
         labels: the labels, where they are known or were recovered.
+        known: what went into the head, where that was solved for; how far a guess is from it is added to the distance.
     """
 
     observation: Observation
@@ -58,6 +61,7 @@ class Problem:
     parametrization: Callable[[Tensor], Tensor]
     joint: JointLabels
     labels: Labels | None
+    known: "KnownFeatures | None" = None
 
     @classmethod
     def of(
@@ -67,11 +71,16 @@ class Problem:
         priors: Sequence[Prior],
         parametrization: Callable[[Tensor], Tensor],
         rule: LabelRule | JointLabels,
+        features: float = 0.0,
     ) -> "Problem":
         """Settle the labels first: granted, recovered by a rule, or left open.
 
-        Where `RecoveredLabels` finds no rule that applies, they are left open too.
+        Where `RecoveredLabels` finds no rule that applies, they are left open too. With a weight for `features`, what
+        went into the head is solved for, and labels with it.
         """
+        known = KnownFeatures.of(observation, features) if features else None
+        if known is not None:
+            return cls(observation, objective, priors, parametrization, JointLabels(), known.labels, known)
         joint = rule if isinstance(rule, JointLabels) else JointLabels()
         try:
             labels = observation.labels if isinstance(rule, JointLabels) else granted_or_recovered(observation, rule)
@@ -84,7 +93,8 @@ class Problem:
     def functional(self) -> "Problem":
         """The same problem for `torch.func`: its loss is one function of tensors, without hidden graphs."""
         network = replace(self.observation.network, functional=True)
-        return replace(self, observation=replace(self.observation, network=network))
+        known = None if self.known is None else self.known.functional()
+        return replace(self, observation=replace(self.observation, network=network), known=known)
 
     def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
         """The variables of a restart."""
@@ -130,9 +140,51 @@ class Problem:
     def distance(self, images: Images, labels: Tensor) -> Scalar:
         """How far the update of a guess is from the one observed."""
         update = self.observation.client(self.observation.network, images, labels)
-        return self.objective(update, self.observation.update)
+        distance = self.objective(update, self.observation.update)
+        return distance if self.known is None else distance + self.known(images)
 
     def match(self, images: Images, labels: Tensor) -> float:
         """The distance as a number, without a graph."""
         with torch.no_grad():
             return float(self.distance(images, labels))
+
+
+@dataclass(frozen=True, eq=False)
+class KnownFeatures:
+    """What went into the head, example by example, as a target beside the update.
+
+        weight |f(x) - h| / |h|,    sums of absolute values
+
+    Args:
+        trunk: the network up to its head.
+        features: `[n, d]`.
+        labels: `[n]`, in the same order.
+        weight: of the relative absolute error.
+    """
+
+    trunk: Network
+    features: Tensor = field(repr=False)
+    labels: Labels
+    weight: float
+
+    @classmethod
+    def of(cls, observation: Observation, weight: float) -> "KnownFeatures | None":
+        """Solve for them; nothing for one example, which needs no help, and where that does not work."""
+        if observation.num_examples == 1:
+            return None
+        try:
+            found = separate(observation)
+        except ThreatModelError:
+            return None
+        network = observation.network
+        features = found.features.to(network.device, network.dtype)
+        return cls(network.without_head(), features, found.labels, weight)
+
+    def functional(self) -> "KnownFeatures":
+        """The same for `torch.func`."""
+        return replace(self, trunk=replace(self.trunk, functional=True))
+
+    def __call__(self, images: Images) -> Scalar:
+        """Weighted relative absolute error."""
+        seen = self.trunk.apply(self.trunk.params, images)
+        return self.weight * (seen - self.features).abs().sum() / self.features.abs().sum()

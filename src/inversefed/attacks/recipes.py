@@ -9,6 +9,7 @@ from inversefed.attacks.choice import Choose
 from inversefed.attacks.convergence import Stalled
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel import Peel
+from inversefed.attacks.exact.separated import SeparatedFeatures
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError
@@ -18,7 +19,7 @@ from inversefed.attacks.priors import TotalVariation
 from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay
 from inversefed.attacks.starts import NearMean, Zeros
 
-__all__ = ["best", "curvature", "dlg", "geiping", "idlg", "linear", "peel", "smoothed", "spectral"]
+__all__ = ["best", "curvature", "dlg", "geiping", "idlg", "linear", "peel", "separated", "smoothed", "spectral"]
 
 
 def best() -> Choose:
@@ -28,6 +29,7 @@ def best() -> Choose:
     """
     return Choose(
         exact=(linear(), peel()),
+        batch=(separated(),),
         smooth=curvature(),
         several=smoothed(),
         kinked=spectral(),
@@ -102,6 +104,15 @@ def peel() -> Peel:
     return Peel()
 
 
+def separated() -> SeparatedFeatures:
+    """Several pictures, where more numbers go into the head than a picture has.
+
+    Own derivation: the head's gradient of fewer examples than classes is solved for what went into the head, example by
+    example; a search starts from there, and L-BFGS inverts those features.
+    """
+    return SeparatedFeatures(spectral(100))
+
+
 def curvature(max_iterations: int = 160) -> GradientInversion:
     """For smooth networks: squared error by L-BFGS with line search, from the mean color.
 
@@ -127,7 +138,7 @@ def spectral(max_iterations: int = 375) -> GradientInversion:
 
     Late layers count more (power 1.5), the prior fades by a factor of 100, and each step sees its input with a little
     noise, which fades as well: kinks do not trap a smoothed cost. The last iterate counts, for noisy losses are not
-    comparable.
+    comparable. Of several examples, what went into the head is solved for where that is possible, and searched for too.
 
     Args:
         max_iterations: steps; 30 give a first picture, from about 400 on little is gained.
@@ -142,6 +153,7 @@ def spectral(max_iterations: int = 375) -> GradientInversion:
         schedule=CosineDecay(),
         projections=(),
         parametrization=Spectral(),
+        features=0.3,
         max_iterations=max_iterations,
         keep="last",
     )

@@ -114,6 +114,14 @@ class Network:
         with torch.no_grad():
             return self.apply(self.params, images.to(self.device, self.dtype))
 
+    def without_head(self) -> "Network":
+        """The same network up to what goes into its head: its outputs are features `[n, d]` instead of logits."""
+        module = copy.deepcopy(self.module)
+        path, _, name = str(self.head).rpartition(".")
+        setattr(module.get_submodule(path), name, nn.Identity())
+        own = {name for name, _ in module.named_parameters()}
+        return replace(self, module=module, params={n: p for n, p in self.params.items() if n in own}, head=None)
+
     def linear_layers(self) -> tuple[str, ...]:
         """Names of all `torch.nn.Linear` layers, in the order of the module."""
         return tuple(name for name, layer in self.module.named_modules() if isinstance(layer, nn.Linear))

@@ -1,4 +1,4 @@
-"""The image whose shallow features are known, through the shallow layers alone.
+"""Images whose features are known.
 
 Without pooling, by L-BFGS with strong Wolfe line search: with more features than pixels it converges to the solution.
 
@@ -13,6 +13,7 @@ Max pooling has kinks that a line search stalls on. There the search goes throug
 import copy
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
@@ -22,7 +23,7 @@ from inversefed.attacks.optimizers import NormalizedMomentum
 from inversefed.attacks.parametrizations import Spectral
 from inversefed.fl.chain import Layer, run
 
-__all__ = ["invert_features", "search_features"]
+__all__ = ["invert_features", "search_features", "shallow"]
 
 _CHUNK = 10
 _RATE, _NOISE, _SMOOTH = 1.5, 0.15, 1e-2
@@ -31,21 +32,20 @@ _CALM, _ROUGH = 0.5, 0.7
 
 
 def invert_features(
-    layers: tuple[Layer, ...], features: Tensor, start: Tensor, eps: float, evaluations: int, watch: Watch
+    function: Callable[[Tensor], Tensor], features: Tensor, start: Tensor, eps: float, evaluations: int, watch: Watch
 ) -> Tensor:
-    """Find the normalized image whose shallow features are these.
+    """Find the normalized images whose features are these.
 
     Args:
-        layers: the shallow layers.
-        features: what comes out of them.
-        start: a first image, `[c, h, w]`; its number format is computed in.
+        function: takes images to their features.
+        features: what comes out of it.
+        start: first images, `[n, c, h, w]`, in the number format that the function computes in.
         eps: rounding of the features; the search ends when a step gains less than it could.
         evaluations: most evaluations.
-        watch: shown the image from time to time.
+        watch: shown the images from time to time.
     """
-    layers = _cast(layers, start.dtype)
     features, scale = features.to(start.dtype), features.square().sum().to(start.dtype)
-    x = start.detach().clone()[None].requires_grad_()
+    x = start.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [x], max_iter=_CHUNK, max_eval=_CHUNK, history_size=50, tolerance_grad=0,
         tolerance_change=max(1e-26, 1e-2 * eps**2),
@@ -53,7 +53,7 @@ def invert_features(
     )  # fmt: skip
 
     def closure() -> Tensor:
-        loss = (run(layers, x)[0] - features).square().sum() / scale
+        loss = (function(x) - features).square().sum() / scale
         (x.grad,) = torch.autograd.grad(loss, x)
         return loss.detach()
 
@@ -61,9 +61,9 @@ def invert_features(
     while used < evaluations and not watch.stop():
         loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
         before, used = used, optimizer.state[x]["func_evals"]
-        if watch(loss, x.detach()[0]) or used - before < _CHUNK:  # it ended by its own criterion
+        if watch(loss, x.detach()) or used - before < _CHUNK:  # it ended by its own criterion
             break
-    return x.detach()[0]
+    return x.detach()
 
 
 def search_features(
@@ -105,6 +105,12 @@ def search_features(
 def _variation(image: Tensor) -> Tensor:
     down, across = image.diff(dim=-2).abs().mean(), image.diff(dim=-1).abs().mean()
     return down + across
+
+
+def shallow(layers: tuple[Layer, ...], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Some layers as a function of images, in a number format."""
+    cast = _cast(layers, dtype)
+    return lambda images: run(cast, images)
 
 
 def _cast(layers: tuple[Layer, ...], dtype: torch.dtype) -> tuple[Layer, ...]:

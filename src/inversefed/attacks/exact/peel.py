@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 
 from inversefed.attacks.exact.block import Block, affine, block_below
 from inversefed.attacks.exact.convolution import solve_convolution, transposed
-from inversefed.attacks.exact.features import invert_features, search_features
+from inversefed.attacks.exact.features import invert_features, search_features, shallow
 from inversefed.attacks.exact.pooled import image_from_pooled
 from inversefed.attacks.exact.pooling import unpool
 from inversefed.attacks.exact.reach import cannot_peel, ends_block, pools, reach
@@ -235,9 +235,10 @@ def _image(setting: Setting, front: Front, evaluations: int) -> Tensor:
     if not layers:
         return front.values
     if watch.stopped:
-        return watch.kept[-1] if watch.kept else torch.zeros(shape)
+        return watch.kept[-1].reshape(shape) if watch.kept else torch.zeros(shape)
     if not pools(layers):
-        return invert_features(layers, front.values, torch.zeros(shape).double(), setting.eps, evaluations, watch)
+        start, behind = torch.zeros(1, *shape).double(), shallow(layers, torch.float64)
+        return invert_features(behind, front.values[None], start, setting.eps, evaluations, watch)[0]
     first = all(not isinstance(layer.module, nn.Conv2d) for layer in layers[1:])
     near = search_features(layers, front.values, shape, _SHALLOW if first else _SEARCH, watch)
     if not first or int((front.values > 0).sum()) < near.numel() or watch.stopped:
@@ -327,7 +328,7 @@ def _verified(
     labels, network = granted_or_recovered(observation), observation.network
     tried = []
     for inputs in found:
-        images = network.denormalize(inputs[None].to(network.device, network.dtype))
+        images = network.denormalize(inputs.reshape(observation.batch_shape).to(network.device, network.dtype))
         loss = relative_matching_cost(observation, images, labels)
         tried.append((loss, images))
         if loss < EXACT:

@@ -43,7 +43,7 @@ class Watch:
 
     @property
     def kept(self) -> tuple[Tensor, ...]:
-        """The normalized images that searches ended with, or the last one seen if none did, `[c, h, w]` each."""
+        """The normalized images that searches ended with, or the last one seen if none did."""
         return tuple(self._kept or self._seen)
 
     def keep(self, image: Tensor) -> Tensor:
@@ -82,14 +82,15 @@ class Watch:
 
         Args:
             loss: what the round minimizes, in its own unit.
-            inputs: the best normalized image so far, `[c, h, w]`.
+            inputs: the best normalized image so far, `[c, h, w]`, or images `[n, c, h, w]`.
         """
         self._losses.append(loss)
         self._seen[:] = [inputs]
         if self.budget.on_step is not None:
             count, seconds = len(self._losses), time.monotonic() - self.began
+            images = inputs if inputs.ndim == 4 else inputs[None]
             step = Step(
-                0, 1, count, max(self.rounds, count), loss, seconds, lambda: self.denormalize(inputs[None]),
+                0, 1, count, max(self.rounds, count), loss, seconds, lambda: self.denormalize(images),
                 rate=count / max(seconds, 1e-9),
             )  # fmt: skip
             if self.budget.on_step(step):

@@ -1,0 +1,94 @@
+"""What went into the head, example by example, and pictures from it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+import inversefed
+from inversefed import Batch, FedAvg, FedSGD, Observation, ThreatModel, freeze, observe, recipes
+from inversefed.attacks.separate import separate
+from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.defenses import Context, GaussianNoise
+from inversefed.zoo import networks
+
+WIDE = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8192, 10))
+
+
+def observed(module: nn.Module, images: Tensor, labels: list[int], threat: ThreatModel = ThreatModel()) -> Observation:
+    network = freeze(module, images.shape[1:], mean=0.5, std=0.25)
+    batch = Batch(images, torch.tensor(labels))
+    return observe(network, FedSGD(), FedSGD()(network, images, batch.labels), batch, threat)
+
+
+def crops(photos: Tensor, number: int) -> Tensor:
+    """Pictures that differ: the photographs, turned and mirrored."""
+    turned = [photos.rot90(turns, (2, 3)) for turns in range(4)]
+    return torch.cat([*turned, *[each.flip(3) for each in turned]])[:number]
+
+
+def errors(found: Tensor, truth: Tensor) -> Tensor:
+    """Relative distance of each truth from the nearest that was found."""
+    return torch.cdist(truth.double(), found).min(dim=1).values / truth.double().norm(dim=1)
+
+
+@pytest.mark.parametrize("name", ["LeNetZhu", "AllConv", "ResNet20"])
+@pytest.mark.parametrize("labels", [[3, 1, 4, 5], [7, 7, 2, 2], [6, 6, 6, 6]])
+def test_features_and_labels_of_each_example_come_out_of_the_mean(photos, name, labels) -> None:
+    observation = observed(networks.build(name, seed=1).eval(), crops(photos, 4), labels)
+    found = separate(observation)
+    assert sorted(found.labels.tolist()) == sorted(labels)
+    truth = observation.network.without_head().features(crops(photos, 4))
+    mean = truth.mean(dim=0, keepdim=True).double()
+    assert float(errors(found.features, truth).max()) < 1e-3 < float(errors(mean, truth).min())
+
+
+def test_granted_labels_are_the_order_of_the_features(photos) -> None:
+    labels = [5, 1, 8, 0]
+    observation = observed(networks.build("AllConv", seed=0).eval(), crops(photos, 4), labels, ThreatModel("known"))
+    found, truth = separate(observation), observation.network.without_head().features(crops(photos, 4))
+    assert found.labels.tolist() == labels
+    assert float((found.features - truth).norm() / truth.norm()) < 1e-4
+
+
+def test_what_does_not_separate_is_refused(photos) -> None:
+    module = networks.build("AllConv", seed=0).eval()
+    with pytest.raises(ThreatModelError, match="fewer examples than classes"):
+        separate(observed(module, crops(photos, 8).repeat(2, 1, 1, 1), [0] * 16))
+    network, client = freeze(module, (3, 32, 32)), FedAvg(local_steps=2, lr=0.1)
+    batch = Batch(crops(photos, 4), torch.arange(4))
+    update = client(network, batch.images, batch.labels)
+    with pytest.raises(ThreatModelError, match="several steps"):
+        separate(observe(network, client, update, batch, ThreatModel()))
+    noisy = GaussianNoise(1e-3)(
+        FedSGD()(network, batch.images, batch.labels), Context(network, batch), Generator().manual_seed(0)
+    )
+    with pytest.raises(ThreatModelError, match="not that of 4 examples"):
+        separate(observe(network, FedSGD(), noisy, batch, ThreatModel("known")))
+
+
+@pytest.mark.parametrize("labels", [[3, 1, 4], [2, 2, 2]])
+def test_pictures_behind_a_wide_head_come_back_one_by_one(photos, labels) -> None:
+    report = inversefed.audit(
+        WIDE.eval(), crops(photos, 3), torch.tensor(labels), mean=0.5, std=0.25, attack=recipes.separated()
+    )
+    assert float(report.scores["peak_signal_noise_ratio"].min()) > 80
+    assert sorted(report.reconstruction.labels.tolist()) == sorted(labels)
+
+
+def test_pictures_of_a_narrow_head_or_behind_pooling_are_refused(photos) -> None:
+    for name, said in (("LeNetZhu", "768 numbers"), ("McMahan", "MaxPool2d")):
+        with pytest.raises(UnsupportedNetworkError, match=said):
+            recipes.separated()(observed(networks.build(name).eval(), crops(photos, 2), [1, 2]), Generator())
+
+
+def test_the_search_for_several_is_helped_by_their_features(photos) -> None:
+    """Two examples of one class are one to the gradient's eye, but for what went into the head."""
+    module, images, labels = networks.build("AllConv", seed=0).eval(), crops(photos, 2), torch.tensor([3, 3])
+    with_features, without = (
+        inversefed.audit(module, images, labels, mean=0.5, std=0.25, attack=replace(recipes.spectral(60), features=w))
+        for w in (0.3, 0.0)
+    )
+    score = [float(report.scores["peak_signal_noise_ratio"].mean()) for report in (with_features, without)]
+    assert score[0] > score[1] + 10

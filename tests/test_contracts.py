@@ -27,7 +27,7 @@ from inversefed.attacks import (
     selection,
     starts,
 )
-from inversefed.attacks.exact import linear, peel
+from inversefed.attacks.exact import directions, linear, peel, sparse
 from inversefed.cli import registry
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
@@ -45,6 +45,9 @@ ARGUMENTS = {
     "At": ((0, 1),),
     "Choose": ((recipes.peel(),), *[recipes.geiping()] * 5),
 }
+
+NEED_RELU = {"spear", "sparse"}
+"""Recipes for a ReLU behind the first layer."""
 
 
 def pieces(module: ModuleType) -> list:
@@ -69,8 +72,10 @@ CHOOSABLE = [
     inversion,
     labels,
     layers,
+    directions,
     linear,
     peel,
+    sparse,
     objectives,
     optimizers,
     parametrizations,
@@ -172,7 +177,8 @@ def test_a_projection_keeps_the_shape_and_its_input(projection: object, world: t
 @pytest.mark.parametrize("name", list(recipes.__all__))
 def test_a_recipe_is_a_documented_attack_that_beats_its_start(name: str, world: tuple[Observation, Batch]) -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Sigmoid(), nn.Linear(32, 4))
+    between = nn.ReLU() if name in NEED_RELU else nn.Sigmoid()
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), between, nn.Linear(32, 4))
     images, truth = torch.rand(1, *SHAPE), torch.tensor([2])
     network = freeze(module, SHAPE, mean=0.5, std=0.25)
     observation = observe(network, FedSGD(), FedSGD()(network, images, truth), Batch(images, truth), ThreatModel())

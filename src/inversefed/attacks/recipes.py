@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from inversefed.attacks.choice import Choose
 from inversefed.attacks.convergence import Stalled
+from inversefed.attacks.exact.directions import NullVectors
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel import Peel
+from inversefed.attacks.exact.sparse import SparseBatch
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError
@@ -18,7 +20,7 @@ from inversefed.attacks.priors import TotalVariation
 from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay
 from inversefed.attacks.starts import NearMean, Zeros
 
-__all__ = ["best", "curvature", "dlg", "geiping", "idlg", "linear", "peel", "smoothed", "spectral"]
+__all__ = ["best", "curvature", "dlg", "geiping", "idlg", "linear", "peel", "smoothed", "sparse", "spear", "spectral"]
 
 
 def best() -> Choose:
@@ -100,6 +102,25 @@ def peel() -> Peel:
     It extends R-GAP (Zhu and Blaschko 2021, arXiv:2010.07733) to strides, biases, BatchNorm and saturated activations.
     """
     return Peel()
+
+
+def spear(rounds: int = 256) -> SparseBatch:
+    """SPEAR: several pictures exactly, from the zeros of a ReLU behind the first linear layer, by sampling.
+
+    Dimitrov et al. (2024), arXiv:2403.03945. The expected number of samples grows exponentially in the batch.
+
+    Args:
+        rounds: most rounds of 4,096 samples.
+    """
+    return SparseBatch(searches=(NullVectors(),), rounds=rounds)
+
+
+def sparse() -> SparseBatch:
+    """SPEAR's decomposition with descent to sparse directions beside its sampling: larger batches, in seconds.
+
+    The view as a sparsely used dictionary is that of SPEAR++ (arXiv:2510.24200); the descent is our own.
+    """
+    return SparseBatch()
 
 
 def curvature(max_iterations: int = 160) -> GradientInversion:

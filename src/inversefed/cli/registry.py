@@ -23,7 +23,14 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "client": ("fl.clients",),
     "defense": ("fl.defenses",),
     "loss": ("fl.losses",),
-    "attack": ("attacks.recipes", "attacks.inversion", "attacks.choice", "attacks.exact.linear", "attacks.exact.peel"),
+    "attack": (
+        "attacks.recipes",
+        "attacks.inversion",
+        "attacks.choice",
+        "attacks.exact.linear",
+        "attacks.exact.peel",
+        "attacks.exact.sparse",
+    ),
     "prior": ("attacks.priors",),
     "objective": ("attacks.objectives",),
     "precision": ("attacks.precision",),
@@ -32,6 +39,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 
 _PARTS = (
     "attacks.convergence",
+    "attacks.exact.directions",
     "attacks.labels",
     "attacks.layers",
     "attacks.optimizers",

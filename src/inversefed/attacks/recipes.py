@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from inversefed.attacks.choice import Choose
 from inversefed.attacks.convergence import Stalled
+from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.directions import NullVectors
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel import Peel
@@ -20,7 +21,20 @@ from inversefed.attacks.priors import TotalVariation
 from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay
 from inversefed.attacks.starts import NearMean, Zeros
 
-__all__ = ["best", "curvature", "dlg", "geiping", "idlg", "linear", "peel", "smoothed", "sparse", "spear", "spectral"]
+__all__ = [
+    "april",
+    "best",
+    "curvature",
+    "dlg",
+    "geiping",
+    "idlg",
+    "linear",
+    "peel",
+    "smoothed",
+    "sparse",
+    "spear",
+    "spectral",
+]
 
 
 def best() -> Choose:
@@ -102,6 +116,14 @@ def peel() -> Peel:
     It extends R-GAP (Zhu and Blaschko 2021, arXiv:2010.07733) to strides, biases, BatchNorm and saturated activations.
     """
     return Peel()
+
+
+def april() -> AttentionInput:
+    """The closed form for a transformer whose first attention sees patches and positions as they are.
+
+    APRIL, Lu et al. (2022), arXiv:2112.14087.
+    """
+    return AttentionInput()
 
 
 def spear(rounds: int = 256) -> SparseBatch:

@@ -27,6 +27,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         "attacks.recipes",
         "attacks.inversion",
         "attacks.choice",
+        "attacks.exact.attention",
         "attacks.exact.linear",
         "attacks.exact.peel",
         "attacks.exact.sparse",

@@ -171,8 +171,9 @@ class _Rows:
 
     def normals(self, directions: Tensor) -> Tensor:
         """The directions in the coordinates of the rows as they are, of unit length."""
-        normals: Tensor = self.whitening @ directions
-        return normals / normals.norm(dim=0)
+        normals = self.whitening @ directions
+        unit: Tensor = normals / normals.norm(dim=0)
+        return unit
 
     def sparsest(self, directions: Tensor, most: int) -> Tensor:
         """Those with most zeros, different from each other, each fitted to its own zeros: `[b, <= most]`."""
@@ -192,8 +193,9 @@ class _Rows:
         right = torch.linalg.svd(zeros[:, :, None] * self.unit, full_matrices=False)[2]
         enough = zeros.sum(dim=1) >= self.unit.shape[1] - 1
         white = torch.linalg.solve(self.whitening, right[:, -1].T)
-        fitted: Tensor = torch.where(enough, white, directions)
-        return fitted / fitted.norm(dim=0)
+        fitted = torch.where(enough, white, directions)
+        unit: Tensor = fitted / fitted.norm(dim=0)
+        return unit
 
 
 def _thinned(directions: Tensor) -> Tensor:

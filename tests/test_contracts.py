@@ -27,7 +27,7 @@ from inversefed.attacks import (
     selection,
     starts,
 )
-from inversefed.attacks.exact import attention, directions, linear, peel, sparse
+from inversefed.attacks.exact import attention, directions, independent, linear, peel, sparse
 from inversefed.cli import registry
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
@@ -87,6 +87,7 @@ CHOOSABLE = [
     layers,
     attention,
     directions,
+    independent,
     linear,
     peel,
     sparse,

@@ -9,6 +9,7 @@ from inversefed.attacks.choice import Choose
 from inversefed.attacks.convergence import Stalled
 from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.directions import NullVectors
+from inversefed.attacks.exact.independent import IndependentComponents
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel import Peel
 from inversefed.attacks.exact.sparse import SparseBatch
@@ -126,6 +127,17 @@ def april() -> AttentionInput:
     return AttentionInput()
 
 
+def cocktail_party(iterations: int = 300) -> IndependentComponents:
+    """Many pictures in front of a first linear layer, roughly, by blind separation.
+
+    The attack is that of Kariyappa et al. (ICML 2023), arXiv:2209.05578; the likelihood that is maximized is our own.
+
+    Args:
+        iterations: of L-BFGS.
+    """
+    return IndependentComponents(iterations)
+
+
 def spear(rounds: int = 256) -> SparseBatch:
     """SPEAR: several pictures exactly, from the zeros of a ReLU behind the first linear layer, by sampling.
 
@@ -134,7 +146,7 @@ def spear(rounds: int = 256) -> SparseBatch:
     Args:
         rounds: most rounds of 4,096 samples.
     """
-    return SparseBatch(searches=(NullVectors(),), rounds=rounds)
+    return SparseBatch(searches=(NullVectors(),), separation=None, rounds=rounds)
 
 
 def sparse() -> SparseBatch:

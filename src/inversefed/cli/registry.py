@@ -28,6 +28,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         "attacks.inversion",
         "attacks.choice",
         "attacks.exact.attention",
+        "attacks.exact.independent",
         "attacks.exact.linear",
         "attacks.exact.peel",
         "attacks.exact.sparse",

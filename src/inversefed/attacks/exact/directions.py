@@ -74,11 +74,23 @@ class SparseDescent:
         if 0 < settled.shape[1] < count:
             known = torch.linalg.qr(settled)[0]
             directions = directions - known @ (known.T @ directions)
-        directions = directions / directions.norm(dim=0)
+        return self.descend(rows, directions / directions.norm(dim=0))
+
+    def descend(self, rows: Tensor, directions: Tensor, among: Tensor | None = None, widest: float = 0.0) -> Tensor:
+        """From given unit directions, `[b, n]`.
+
+        Args:
+            rows: white, `[m, b]`.
+            directions: to start from.
+            among: the rows that count for each direction, `[m, n]`; `None` for all.
+            widest: the first rounding of the absolute value, as a power of ten of a typical product.
+        """
+        count = rows.shape[1]
         products = (rows[:, :, None] * rows[:, None, :]).flatten(1)
         typical = float(rows.square().mean(dim=0).mean().sqrt())
-        for width in typical * torch.logspace(0, _FINEST, self.steps):
+        for width in typical * torch.logspace(widest, _FINEST, self.steps):
             weights = 1 / ((rows @ directions).square() + width**2).sqrt()
+            weights = weights if among is None else weights * among
             grams = (products.T @ weights).T.reshape(-1, count, count)
             directions = torch.linalg.eigh(grams)[1][:, :, 0].T
         return directions

@@ -10,13 +10,15 @@ arXiv:2403.03945, theorem 3.1). `sparse` and `independent` find Q, each from wha
 from dataclasses import dataclass, field
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
 from inversefed.attacks.exact.linear import layer_on_the_picture
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.threat import Observation
+from inversefed.types import Images, Labels
 
-__all__ = ["Mixture", "mixture"]
+__all__ = ["Mixture", "assigned_labels", "mixture"]
 
 _SPARE = 8
 """Directions beyond b in the sketch, enough to see a rank that is higher."""
@@ -36,6 +38,7 @@ class Mixture:
         bias: c, `[m]`.
         ones: coordinates of gb: `C ones = gb`, `[b]`.
         singular_values: of gW, `[b]`, falling.
+        image_shape: `(c, h, w)` of the pictures, n values in all.
         eps: rounding of the number format that the gradient was computed in.
     """
 
@@ -46,6 +49,7 @@ class Mixture:
     bias: Tensor = field(repr=False)
     ones: Tensor = field(repr=False)
     singular_values: Tensor = field(repr=False)
+    image_shape: tuple[int, int, int]
     eps: float
 
     @property
@@ -81,7 +85,7 @@ def mixture(observation: Observation) -> Mixture:
     rows = gradient["weight"] @ basis.T
     ones = torch.linalg.lstsq(rows, gradient["bias"][:, None], driver="gelsd").solution[:, 0]
     weight, bias = (network.params[f"{layer}.{name}"].detach().cpu().double() for name in ("weight", "bias"))
-    return Mixture(layer, rows, basis, weight, bias, ones, values[:count], eps)
+    return Mixture(layer, rows, basis, weight, bias, ones, values[:count], network.image_shape, eps)
 
 
 def _row_space(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -105,3 +109,41 @@ def _check_rank(values: Tensor, count: int, eps: float, layer: str) -> None:
             f"the gradient of layer {layer} has rank {rank}, fewer than the {count} examples: two of them are alike, "
             "or one of them does not move this layer"
         )
+
+
+def assigned_labels(observation: Observation, layer: str, images: Images, deltas: Tensor) -> Labels:
+    """The label of each picture: the class whose backward pass comes nearest to the picture's row of D.
+
+    Labels that the threat model grants are dealt out to the pictures, for the least distance in all.
+
+    Args:
+        observation: for the network, its loss, and labels that are granted.
+        layer: name of the linear layer.
+        images: `[b, c, h, w]`, pixel space.
+        deltas: D, `[b, m]`.
+    """
+    distances = _label_distances(observation, layer, images, deltas)
+    if observation.labels is None:
+        return distances.argmin(dim=1).to(images.device)
+    granted = observation.labels.cpu()
+    _, dealt = linear_sum_assignment(distances[:, granted].numpy())
+    return granted[torch.from_numpy(dealt)].to(images.device)
+
+
+def _label_distances(observation: Observation, layer: str, images: Images, deltas: Tensor) -> Tensor:
+    """Squared distances of D to the backward passes of each class, `[b, classes]`."""
+    network, outputs = observation.network, list[Tensor]()
+    hook = network.module.get_submodule(layer).register_forward_hook(lambda *parts: outputs.append(parts[2]))
+    try:
+        with torch.enable_grad():
+            logits = network.apply(network.params, images)
+    finally:
+        hook.remove()
+    distances = []
+    for label in range(network.num_classes):
+        targets = torch.full((len(images),), label, device=images.device)
+        with torch.enable_grad():
+            loss = network.loss(logits, targets)
+        (delta,) = torch.autograd.grad(loss, outputs[0], retain_graph=True)
+        distances.append((delta.cpu().double() - deltas).square().sum(dim=1))
+    return torch.stack(distances, dim=1)

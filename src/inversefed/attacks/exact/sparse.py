@@ -19,14 +19,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.attacks.exact.directions import DirectionSearch, NullVectors, SparseDescent
-from inversefed.attacks.exact.mixture import Mixture, mixture
+from inversefed.attacks.exact.independent import IndependentComponents, scaled
+from inversefed.attacks.exact.mixture import Mixture, assigned_labels, mixture
 from inversefed.attacks.exact.verify import EXACT, exactness
 from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.chain import chain
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Labels, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Reconstruction, Status
 
 __all__ = ["SparseBatch"]
 
@@ -42,6 +43,8 @@ _AGREES = 0.97
 """Share of all signs from which on a choice is tried on the client."""
 _FEW = 10
 """Examples up to which exchange is cheap enough to be tried before most of them are settled."""
+_REFITS, _UNLIKELY = 3, 1e-3
+"""How often the signs of roughly right pictures are used, and the weight of rows that they speak against."""
 _SETTLED = 0.98
 """Share of units that agree where an example's direction is right; rounding spoils a few."""
 
@@ -52,11 +55,13 @@ class SparseBatch:
 
     Args:
         searches: where directions come from, in turn.
-        rounds: most calls of it.
+        separation: after the first of them, the pictures' own statistics give starts for a descent; `None` for none.
+        rounds: most calls of searches.
         pool: how many directions are kept to choose from, at least; four an example if that is more.
     """
 
     searches: tuple[DirectionSearch, ...] = (SparseDescent(), NullVectors(1024))
+    separation: IndependentComponents | None = IndependentComponents()
     rounds: int = 200
     pool: int = 64
 
@@ -109,11 +114,28 @@ class SparseBatch:
         pool = torch.empty(mixed.count, 0, dtype=rows.white.dtype)
         chosen = _Chosen.none(mixed)
         for number in range(self.rounds):
+            if number == 1 and self.separation is not None:
+                pool = torch.cat([pool, _by_statistics(self.separation, mixed, rows, generator)], dim=1)
             search = self.searches[number % len(self.searches)]
             proposed = search(rows.white, _found_so_far(pool, generator), generator)
             pool = rows.sparsest(torch.cat([pool, proposed], dim=1), max(self.pool, 4 * mixed.count))
-            chosen = _choose(mixed, rows, torch.cat([chosen.directions, pool], dim=1), chosen)
+            chosen = _choose(mixed, rows, pool, chosen)
             yield chosen
+
+
+def _by_statistics(separation: IndependentComponents, mixed: Mixture, rows: "_Rows", generator: Generator) -> Tensor:
+    """Directions by the pictures' statistics: where roughly right pictures leave a unit off, a zero is due."""
+    directions = rows.directions(torch.linalg.inv(separation.unmix(mixed, generator, Watch())))
+    proposed = []
+    for _ in range(_REFITS):
+        normals, failed = torch.linalg.inv_ex(rows.normals(directions))
+        if failed:
+            break
+        outputs = scaled(mixed, normals) @ mixed.weight[rows.live].T + mixed.bias[rows.live]
+        off = (outputs < 0).T.to(rows.white)
+        directions = SparseDescent().descend(rows.white, directions, off + _UNLIKELY, widest=-1.0)
+        proposed.append(directions)
+    return torch.cat(proposed, dim=1) if proposed else directions
 
 
 def _found_so_far(pool: Tensor, generator: Generator) -> Tensor:
@@ -173,6 +195,12 @@ class _Rows:
         """The directions in the coordinates of the rows as they are, of unit length."""
         normals = self.whitening @ directions
         unit: Tensor = normals / normals.norm(dim=0)
+        return unit
+
+    def directions(self, normals: Tensor) -> Tensor:
+        """The inverse of `normals`: unit white directions."""
+        white = torch.linalg.solve(self.whitening, normals)
+        unit: Tensor = white / white.norm(dim=0)
         return unit
 
     def sparsest(self, directions: Tensor, most: int) -> Tensor:
@@ -315,35 +343,12 @@ def _verified(
             f"fewer than {mixed.count} directions with zeros were found in the gradient of {mixed.layer}; "
             "allow more rounds, or use cocktail_party() for an approximation"
         )
-    labels = _labels(observation, mixed.layer, images, chosen.deltas)
-    if observation.labels is not None and torch.equal(labels.sort().values, observation.labels.cpu().sort().values):
-        order = labels.argsort(stable=True)[observation.labels.cpu().argsort(stable=True).argsort()]
-        images, labels = images[order], observation.labels.cpu()[...]
-    labels = labels.to(images.device)
+    labels = assigned_labels(observation, mixed.layer, images, chosen.deltas)
+    if observation.labels is not None:  # in the order in which they were granted
+        order = labels.argsort(stable=True)[observation.labels.argsort(stable=True).argsort()]
+        images, labels = images[order], labels[order]
     loss = relative_matching_cost(observation, images, labels)
     evidence = {"signs_agree": chosen.agreement, "examples_settled": int(chosen.settled.sum())}
     finding = exactness(loss, f"the zeros of the gradient of {mixed.layer} told {mixed.count} pictures apart", evidence)
     candidate = Candidate(images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history)
     return Reconstruction(images, labels, loss, status, (candidate,), (finding,))
-
-
-def _labels(observation: Observation, layer: str, images: Tensor, deltas: Tensor) -> Labels:
-    """For each picture, the class whose backward pass comes nearest to its row of D."""
-    network, outputs = observation.network, list[Tensor]()
-    hook = network.module.get_submodule(layer).register_forward_hook(lambda *parts: outputs.append(parts[2]))
-    try:
-        with torch.enable_grad():
-            logits = network.apply(network.params, images)
-    finally:
-        hook.remove()
-    best = torch.full((len(images),), torch.inf, dtype=torch.float64)
-    labels = torch.zeros(len(images), dtype=torch.long)
-    for label in range(network.num_classes):
-        targets = torch.full((len(images),), label, device=images.device)
-        with torch.enable_grad():
-            loss = network.loss(logits, targets)
-        (delta,) = torch.autograd.grad(loss, outputs[0], retain_graph=True)
-        distance = (delta.cpu().double() - deltas).square().sum(dim=1)
-        labels[distance < best] = label
-        best = torch.minimum(best, distance)
-    return labels

@@ -341,7 +341,7 @@ def _verified(
     if not chosen.directions.shape[1]:
         raise ThreatModelError(
             f"fewer than {mixed.count} directions with zeros were found in the gradient of {mixed.layer}; "
-            "allow more rounds, or use cocktail_party() for an approximation"
+            "allow more time or rounds, or use cocktail_party() for an approximation"
         )
     labels = assigned_labels(observation, mixed.layer, images, chosen.deltas)
     if observation.labels is not None:  # in the order in which they were granted

@@ -27,7 +27,7 @@ from inversefed.attacks import (
     selection,
     starts,
 )
-from inversefed.attacks.exact import linear, peel, separated
+from inversefed.attacks.exact import attention, directions, independent, linear, peel, separated, sparse
 from inversefed.cli import registry
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
@@ -46,6 +46,22 @@ ARGUMENTS = {
     "SeparatedFeatures": (recipes.geiping(),),
     "Choose": ((recipes.peel(),), (recipes.separated(),), *[recipes.geiping()] * 5),
 }
+
+NEED_RELU = {"spear", "sparse"}
+"""Recipes for a ReLU behind the first layer."""
+
+
+class Attends(nn.Module):
+    """A network for APRIL: four patches, their positions, one attention without norm or skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.positions = nn.Conv2d(3, 64, 4, 4), nn.Parameter(torch.randn(1, 4, 64))
+        self.attention, self.head = nn.MultiheadAttention(64, 4, batch_first=True), nn.Linear(256, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.embed(images).flatten(2).mT + self.positions
+        return self.head(self.attention(x, x, x)[0].flatten(1))
 
 
 def pieces(module: ModuleType) -> list:
@@ -70,9 +86,13 @@ CHOOSABLE = [
     inversion,
     labels,
     layers,
+    attention,
+    directions,
+    independent,
     linear,
     peel,
     separated,
+    sparse,
     objectives,
     optimizers,
     parametrizations,
@@ -174,7 +194,9 @@ def test_a_projection_keeps_the_shape_and_its_input(projection: object, world: t
 @pytest.mark.parametrize("name", list(recipes.__all__))
 def test_a_recipe_is_a_documented_attack_that_beats_its_start(name: str, world: tuple[Observation, Batch]) -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Sigmoid(), nn.Linear(32, 4))
+    between = nn.ReLU() if name in NEED_RELU else nn.Sigmoid()
+    module: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), between, nn.Linear(32, 4))
+    module = Attends() if name == "april" else module
     images, truth = torch.rand(1, *SHAPE), torch.tensor([2])
     network = freeze(module, SHAPE, mean=0.5, std=0.25)
     observation = observe(network, FedSGD(), FedSGD()(network, images, truth), Batch(images, truth), ThreatModel())

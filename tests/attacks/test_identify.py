@@ -9,11 +9,13 @@ from torch import nn
 
 from inversefed import Batch, FedAvg, FedSGD, LocalAdam, Observation, ThreatModel, defenses, freeze, observe
 from inversefed.attacks.equations import LayerEquations, numerical_rank
+from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.convolution import gradient_matrix
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel import Peel, descend, known_exactly
 from inversefed.attacks.exact.peel import Setting as Peeling
 from inversefed.attacks.exact.reach import reach
+from inversefed.attacks.exact.sparse import SparseBatch
 from inversefed.attacks.identify import Identifiability, identify
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.chain import chain
@@ -147,7 +149,9 @@ def test_the_all_convolutional_network_is_determined_and_peeling_says_where_it_s
 def test_a_perceptron_is_read_off_its_first_layer(photos: torch.Tensor) -> None:
     found = identify(seen(networks.build("MLP", seed=0), photos[:1]))
     assert found.verdict == "determined" and all(row.settled for row in found.layers)
-    assert [method.applies for method in found.methods] == [True, True] and "linear0" in found.methods[0].reason
+    assert [method.applies for method in found.methods] == [True, True, True, False] and "linear0" in found.methods[
+        0
+    ].reason
 
 
 def test_average_pooling_leaves_too_few_equations_whatever_the_method() -> None:
@@ -199,7 +203,12 @@ def test_a_rule_that_mixes_entries_bounds_no_rank() -> None:
 
 def test_methods_keep_the_reasons_that_they_refuse_with(photos: torch.Tensor) -> None:
     for observation in (seen(networks.build("ResNet20", seed=0).eval(), photos[:1]), seen(perceptron(), pictures(2))):
-        for method, attack in zip(identify(observation).methods, (LinearInput(), Peel()), strict=True):
+        for method, attack in zip(
+            identify(observation).methods, (LinearInput(), Peel(), SparseBatch(), AttentionInput()), strict=True
+        ):
+            if method.name == "sparse" and observation.num_examples == 2:
+                assert method.applies and "looks for the 2 examples" in method.reason
+                continue
             with pytest.raises((ThreatModelError, UnsupportedNetworkError)) as refused:
                 attack(observation, torch.Generator())
             assert not method.applies and method.reason == str(refused.value)

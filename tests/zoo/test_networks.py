@@ -44,14 +44,25 @@ def test_same_seed_gives_the_weights_of_2020(name, formula_image):
             assert network(formula_image)[0].tolist() == pytest.approx(figures["logits"], abs=1e-4)
 
 
-def test_there_are_35_names_of_2020_then_two_more_and_torchvision_after_them():
+def test_there_are_35_names_of_2020_then_three_more_and_torchvision_after_them():
     known = networks.names()
     assert len(known) == len(set(known))
-    assert known[35:38] == ("AllConv", "McMahan", "alexnet")
+    assert known[35:39] == ("AllConv", "McMahan", "BareViT", "alexnet")
     assert {*FIGURES, "BeyondInferringMNIST", "ConvNet8", "ConvNet16", "ConvNet32", "SRNet1", "SRNet3"} < set(
         known[:35]
     )
-    assert "resnet18" in known[37:]
+    assert "resnet18" in known[38:]
+
+
+def test_the_first_attention_of_the_bare_transformer_sees_patches_and_positions_as_they_are():
+    network = networks.build("BareViT", seed=0).eval()
+    images = torch.rand(2, 3, 32, 32)
+    seen = []
+    network.attention0.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert network(images).shape == (2, 10) and network.positions.shape == (1, 65, 128)
+    patches = network.embed(images).flatten(2).mT
+    assert torch.equal(seen[0][:, 1:], patches + network.positions[:, 1:])
+    assert torch.equal(networks.build("BareViT", seed=0).positions, network.positions)
 
 
 @pytest.mark.parametrize("width", [8, 16, 32, 64])

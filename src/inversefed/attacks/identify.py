@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from inversefed.attacks.equations import TOLERANCE, LayerEquations, count, numerical_rank, passes
+from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.convolution import gradient_matrix
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel import Front, Peel, known_exactly
+from inversefed.attacks.exact.sparse import SparseBatch
 from inversefed.attacks.hidden import hidden
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.chain import Layer
@@ -148,12 +150,16 @@ def _methods(
     observation: Observation, layers: tuple[LayerEquations, ...], read: tuple[tuple[Layer, ...], Front] | str
 ) -> tuple[Method, ...]:
     linear = _asked("linear", lambda: LinearInput().check(observation))
+    others = (
+        _asked("sparse", lambda: SparseBatch().check(observation)),
+        _asked("april", lambda: AttentionInput().check(observation)),
+    )
     if isinstance(read, str):
-        return linear, Method("peel", False, read)
+        return linear, Method("peel", False, read), *others
     peel = _asked("peel", lambda: Peel().check(observation, read[0]))
     if peel.applies and (_altered(layers) or passes(observation) != 1):
         peel = replace(peel, reason=f"{peel.reason}; its equations hold only roughly here, and so will its result")
-    return linear, peel
+    return linear, peel, *others
 
 
 def _asked(name: str, check: Callable[[], str]) -> Method:

@@ -7,9 +7,13 @@ from dataclasses import replace
 
 from inversefed.attacks.choice import Choose
 from inversefed.attacks.convergence import Stalled
+from inversefed.attacks.exact.attention import AttentionInput
+from inversefed.attacks.exact.directions import NullVectors
+from inversefed.attacks.exact.independent import IndependentComponents
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel import Peel
 from inversefed.attacks.exact.separated import SeparatedFeatures
+from inversefed.attacks.exact.sparse import SparseBatch
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError
@@ -19,7 +23,22 @@ from inversefed.attacks.priors import TotalVariation
 from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay
 from inversefed.attacks.starts import NearMean, Zeros
 
-__all__ = ["best", "curvature", "dlg", "geiping", "idlg", "linear", "peel", "separated", "smoothed", "spectral"]
+__all__ = [
+    "april",
+    "best",
+    "cocktail_party",
+    "curvature",
+    "dlg",
+    "geiping",
+    "idlg",
+    "linear",
+    "peel",
+    "separated",
+    "smoothed",
+    "sparse",
+    "spear",
+    "spectral",
+]
 
 
 def best() -> Choose:
@@ -111,6 +130,44 @@ def separated() -> SeparatedFeatures:
     example; a search starts from there, and L-BFGS inverts those features.
     """
     return SeparatedFeatures(spectral(100))
+
+
+def april() -> AttentionInput:
+    """The closed form for a transformer whose first attention sees patches and positions as they are.
+
+    APRIL, Lu et al. (2022), arXiv:2112.14087.
+    """
+    return AttentionInput()
+
+
+def cocktail_party(iterations: int = 300) -> IndependentComponents:
+    """Many pictures in front of a first linear layer, roughly, by blind separation.
+
+    The attack is that of Kariyappa et al. (ICML 2023), arXiv:2209.05578; the likelihood that is maximized is our own.
+
+    Args:
+        iterations: of L-BFGS.
+    """
+    return IndependentComponents(iterations)
+
+
+def spear(rounds: int = 256) -> SparseBatch:
+    """SPEAR: several pictures exactly, from the zeros of a ReLU behind the first linear layer, by sampling.
+
+    Dimitrov et al. (2024), arXiv:2403.03945. The expected number of samples grows exponentially in the batch.
+
+    Args:
+        rounds: most rounds of 4,096 samples.
+    """
+    return SparseBatch(searches=(NullVectors(),), separation=None, rounds=rounds)
+
+
+def sparse() -> SparseBatch:
+    """SPEAR's decomposition with descent to sparse directions beside its sampling: larger batches, in seconds.
+
+    The view as a sparsely used dictionary is that of SPEAR++ (arXiv:2510.24200); the descent is our own.
+    """
+    return SparseBatch()
 
 
 def curvature(max_iterations: int = 160) -> GradientInversion:

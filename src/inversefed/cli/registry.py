@@ -27,9 +27,12 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         "attacks.recipes",
         "attacks.inversion",
         "attacks.choice",
+        "attacks.exact.attention",
+        "attacks.exact.independent",
         "attacks.exact.linear",
         "attacks.exact.peel",
         "attacks.exact.separated",
+        "attacks.exact.sparse",
     ),
     "prior": ("attacks.priors",),
     "objective": ("attacks.objectives",),
@@ -39,6 +42,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 
 _PARTS = (
     "attacks.convergence",
+    "attacks.exact.directions",
     "attacks.labels",
     "attacks.layers",
     "attacks.optimizers",

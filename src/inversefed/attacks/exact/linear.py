@@ -93,7 +93,7 @@ def _solved(observation: Observation) -> tuple[str, Tensor]:
         raise ThreatModelError(
             f"a linear layer's input is exact for one example; this update has {observation.num_examples}"
         )
-    layer = _layer_on_the_picture(network)
+    layer = layer_on_the_picture(network)
     if layer is None or f"{layer}.bias" not in network.params:
         raise UnsupportedNetworkError(
             "no linear layer with bias sees the flattened picture; use an optimization attack such as geiping()"
@@ -107,7 +107,7 @@ def _solved(observation: Observation) -> tuple[str, Tensor]:
     return layer, inputs
 
 
-def _layer_on_the_picture(network: Network) -> str | None:
+def layer_on_the_picture(network: Network) -> str | None:
     """The first linear layer whose input is the normalized picture, flattened."""
     probe = torch.rand((1, *network.image_shape), generator=Generator().manual_seed(0))
     probe = probe.to(network.device, network.dtype)

@@ -1,4 +1,4 @@
-"""The networks: those of "Inverting Gradients" (2020) by their names there, two more, and torchvision's by theirs.
+"""The networks: those of "Inverting Gradients" (2020) by their names there, three more, and torchvision's by theirs.
 
 The same seed gives the same weights as in 2020, because layers are created in the same order. `ResNet18` is the CIFAR
 form; `resnet18` is torchvision's, for ImageNet.
@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 
 from inversefed.errors import ConfigError, UnsupportedNetworkError, unknown_name
-from inversefed.zoo.networks import densenet, irevnet, plain, resnet, vision
+from inversefed.zoo.networks import attention, densenet, irevnet, plain, resnet, vision
 from inversefed.zoo.networks.seeding import draw_seed, seeded
 from inversefed.zoo.networks.shapes import require_channels
 
@@ -55,14 +55,14 @@ _DIALECT: dict[str, Builder] = {
     "LeNetZhu": plain.lenet_zhu,
 }
 
-_LATER: dict[str, Builder] = {"AllConv": plain.all_conv, "McMahan": plain.mcmahan}
+_LATER: dict[str, Builder] = {"AllConv": plain.all_conv, "McMahan": plain.mcmahan, "BareViT": attention.BareViT}
 
 _SMALL = {**_DIALECT, **_LATER}
 """Everything that is meant for 32x32 pictures (but BeyondInferringMNIST)."""
 
 
 def names() -> tuple[str, ...]:
-    """Return every name that `build` knows: the 35 of 2020, AllConv, McMahan, then torchvision's classification ones.
+    """Return every name that `build` knows: the 35 of 2020, AllConv, McMahan, BareViT, then torchvision's.
 
     >>> names()[:3], "resnet18" in names()
     (('ConvNet', 'ConvNet8', 'ConvNet16'), True)

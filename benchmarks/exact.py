@@ -1,0 +1,93 @@
+"""Exact and analytic attacks on batches of real pictures: network x dtype x dB, one line a case.
+
+`python -m benchmarks.exact` cuts the bundled photographs into 32x32 tiles, so that everybody can run it.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from inversefed import Batch, FedSGD, ThreatModel, freeze, observe, recipes
+from inversefed.attacks import Attack
+from inversefed.errors import InversefedError
+from inversefed.evaluation.align import align
+from inversefed.types import Budget
+from inversefed.zoo import constants, networks, pictures
+
+__all__ = ["main"]
+
+
+def tiles(count: int) -> Tensor:
+    """Tiles of the bundled photographs, each 32x32, `[n, 3, 32, 32]`: one of each photograph, then the next."""
+    large = torch.stack([pictures.photo(name, (3, 128, 128)) for name in pictures.photo_names()])
+    cut = large.unfold(2, 32, 32).unfold(3, 32, 32).permute(2, 3, 0, 1, 4, 5).reshape(-1, 3, 32, 32)
+    return cut[torch.randperm(len(cut), generator=torch.Generator().manual_seed(0))[:count]]
+
+
+def perceptron(width: int) -> nn.Module:
+    """3072-width-width-10 with ReLU."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(3072, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def cases() -> Iterator[tuple[str, str, Attack, nn.Module, int, torch.dtype]]:
+    """Attack, network, batch size and number format."""
+    double, single = torch.float64, torch.float32
+    for count, width in ((2, 200), (4, 200), (8, 200)):
+        yield "spear", f"perceptron {width}", recipes.spear(), perceptron(width), count, double
+    for dtype in (double, single):
+        for count, width in ((8, 200), (8, 64), (16, 400), (32, 1024), (48, 1024)):
+            yield "sparse", f"perceptron {width}", recipes.sparse(), perceptron(width), count, dtype
+    for count in (8, 16, 32, 64):
+        yield "cocktail_party", "perceptron 1024", recipes.cocktail_party(), perceptron(1024), count, single
+    for dtype in (double, single):
+        yield "april", "BareViT", recipes.april(), networks.build("BareViT", seed=0), 1, dtype
+
+
+def run(attack: Attack, module: nn.Module, images: Tensor, dtype: torch.dtype, seconds: float) -> str:
+    """Attack one batch; the figures as a line of the table."""
+    images = images.to(dtype)
+    labels = torch.arange(len(images)) * 7 % 10
+    network = freeze(module.eval().to(dtype), (3, 32, 32), mean=constants.cifar10_mean, std=constants.cifar10_std)
+    batch = Batch(images, labels)
+    observation = observe(network, FedSGD(), FedSGD()(network, images, labels), batch, ThreatModel())
+    gray = _decibels(torch.full_like(images, 0.5), images)
+    began = time.perf_counter()
+    try:
+        found = attack(observation, torch.Generator().manual_seed(0), Budget(seconds=seconds))
+    except InversefedError as error:
+        return f"refused: {error}"
+    spent = time.perf_counter() - began
+    order = align(found.images.double(), images.double())
+    quality = _decibels(found.images[order], images)
+    right = int((found.labels[order] == labels).sum())
+    return (
+        f"{quality.median():4.0f} | {quality.min():4.0f} | {gray.median():4.1f} | {right}/{len(labels)} | "
+        f"{found.findings[0].code} | {spent:.1f}"
+    )
+
+
+def _decibels(found: Tensor, truth: Tensor) -> Tensor:
+    return -10 * (found - truth).double().square().flatten(1).mean(dim=1).clamp(min=1e-32).log10()
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="attacks to run, separated by commas; all by default")
+    parser.add_argument("--seconds", type=float, default=60, help="budget of a case")
+    options = parser.parse_args()
+    print("| attack | network | b | dtype | median dB | least dB | gray dB | labels | finding | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name, network, attack, module, count, dtype in cases():
+        if not options.only or name in options.only.split(","):
+            line = run(attack, module, tiles(count), dtype, options.seconds)
+            print(f"| `{name}` | {network} | {count} | {str(dtype)[6:]} | {line} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

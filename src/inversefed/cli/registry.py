@@ -24,14 +24,17 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "defense": ("fl.defenses",),
     "loss": ("fl.losses",),
     "attack": ("attacks.recipes", "attacks.inversion", "attacks.choice", "attacks.exact.linear", "attacks.exact.peel"),
-    "prior": ("attacks.priors",),
-    "objective": ("attacks.objectives",),
+    "prior": ("attacks.priors", "attacks.batchnorm"),
+    "objective": ("attacks.objectives", "attacks.likelihoods"),
     "precision": ("attacks.precision",),
 }
 """What a user can choose, and the modules whose `__all__` is the choice."""
 
 _PARTS = (
+    "attacks.consistency",
     "attacks.convergence",
+    "attacks.deep_prior",
+    "attacks.denoisers",
     "attacks.labels",
     "attacks.layers",
     "attacks.optimizers",

@@ -123,7 +123,7 @@ def test_a_group_taken_up_again_ends_with_the_same_bits_and_one_by_one_with_the_
 def test_the_pull_moves_restarts_but_does_not_count_so_the_best_is_kept(tiny: nn.Module) -> None:
     observation = seen(tiny)
     attack = replace(
-        recipes.geiping(2, 60), consistency=consistency.GroupConsistency(weight=100.0, start=0.0, every=5, reach=0)
+        recipes.geiping(2, 60), consistency=consistency.GroupConsistency(weight=100.0, start=0.0, every=5, reach=0.0)
     )
     found = attack(observation, seeded())
     for candidate in found.candidates:
@@ -216,7 +216,7 @@ def test_an_entry_that_was_pruned_only_counts_where_it_should_have_been_sent() -
         == 0
     )
     with pytest.raises(ConfigError, match="1 or 2"):
-        likelihoods.PrunedError(3)
+        likelihoods.PrunedError(3.0)
     with pytest.raises(ConfigError, match="above 0"):
         likelihoods.GaussianLikelihood(0.0)
 

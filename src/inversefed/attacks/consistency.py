@@ -30,7 +30,7 @@ class GroupConsistency:
 
     Args:
         weight: of the mean squared distance to the consensus, in normalized inputs. The paper has 0.01 for the squared
-            norm.
+            norm beside a squared error; beside a cosine, more than about 0.01 outvotes the update.
         start: share of the iterations after which restarts first meet; the paper's 5,000 of 20,000.
         every: iterations between two meetings.
         reach: the longest shift that registration makes, as a share of a picture's side; 0 for the plain mean.
@@ -43,7 +43,7 @@ class GroupConsistency:
         ConfigError: a share outside [0, 1), a reach above a half, or no iteration between meetings.
     """
 
-    weight: float = 1.0
+    weight: float = 0.003
     start: float = 0.25
     every: int = 100
     reach: float = 0.25

@@ -87,7 +87,8 @@ def _sent(observation: Observation) -> Params:
 
 def _euclidean(found: Moments, target: Moments) -> Tensor:
     means, variances = found.mean - target.mean, found.variance - target.variance
-    return torch.linalg.vector_norm(means) + torch.linalg.vector_norm(variances)
+    distance: Tensor = torch.linalg.vector_norm(means) + torch.linalg.vector_norm(variances)
+    return distance
 
 
 def _relative(found: Moments, target: Moments) -> Tensor:

@@ -160,7 +160,9 @@ def test_the_batch_s_own_statistics_improve_a_reconstruction_of_two_pictures(
     assert guided > plain + gain and guided > constant(2)
 
 
-def test_statistics_of_each_source_are_nearest_at_the_truth_if_they_are_the_batch_s_own(tiny: nn.Module) -> None:
+def test_statistics_of_each_source_are_nearest_at_the_truth_if_they_are_the_batch_s_own(
+    tiny: nn.Module, unchecked: None
+) -> None:
     observation = seen(averaging("zeros", norm=True).train(), 2, SENT)
     truth, other = images(2), 1 - images(2)
     own = batchnorm.BatchNormStatistics(1.0, "batch")
@@ -247,7 +249,7 @@ def test_a_denoiser_takes_noise_off_a_photograph_and_leaves_flat_pictures(photos
 
 @pytest.mark.parametrize("how", ["prior", "step"])
 def test_a_denoiser_improves_on_total_variation(tiny: nn.Module, how: str) -> None:
-    plain = recipes.geiping(1, 200, 1e-3)
+    plain = recipes.geiping(1, 300, 1e-3)
     prior, step = priors.DenoiserPrior(weight=0.1), projections.DenoiserStep()
     changes = {"priors": (prior,)} if how == "prior" else {"priors": (), "projections": (projections.Box(), step)}
     observation = seen(tiny)
@@ -255,7 +257,7 @@ def test_a_denoiser_improves_on_total_variation(tiny: nn.Module, how: str) -> No
     assert denoised > decibels(plain(observation, seeded()).images) + 2 > constant() + 10
 
 
-def test_any_function_of_pictures_is_a_denoiser_and_nothing_else(tiny: nn.Module) -> None:
+def test_any_function_of_pictures_is_a_denoiser_and_nothing_else(tiny: nn.Module, unchecked: None) -> None:
     def learned(pictures: Tensor) -> Tensor:
         assert not torch.is_grad_enabled() and bool((pictures >= -0.01).all() and (pictures <= 1.01).all())
         return pictures * 0 + 0.5
@@ -307,7 +309,7 @@ def test_a_patterned_start_repeats_its_tile_and_color_edges_cost_more_than_gray_
     assert float(plain(gray, observation)) == pytest.approx(3 * float(plain(color, observation)), rel=1e-3)
 
 
-def test_soft_signs_are_bounded_at_first_and_the_gradient_itself_in_the_end() -> None:
+def test_soft_signs_are_bounded_at_first_and_the_gradient_itself_in_the_end(unchecked: None) -> None:
     from inversefed.attacks.minimize import _signed
 
     gradient = torch.tensor([-5.0, 0.1, 3.0])

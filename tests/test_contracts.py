@@ -10,11 +10,16 @@ from torch import nn
 
 from inversefed import Batch, FedSGD, Observation, ThreatModel, freeze, observe
 from inversefed.attacks import (
+    batchnorm,
     choice,
+    consistency,
     convergence,
+    deep_prior,
+    denoisers,
     inversion,
     labels,
     layers,
+    likelihoods,
     objectives,
     optimizers,
     parametrizations,
@@ -38,6 +43,9 @@ SHAPE = (3, 8, 8)
 ARGUMENTS = {
     "Clip": (1.0,),
     "GaussianNoise": (0.1,),
+    "LaplaceNoise": (0.1,),
+    "GaussianLikelihood": (0.1,),
+    "LaplaceLikelihood": (0.1,),
     "TopK": (0.5,),
     "First": (2,),
     "Last": (2,),
@@ -81,14 +89,19 @@ CHOOSABLE = [
     defenses,
     losses,
     local,
+    batchnorm,
     choice,
+    consistency,
     convergence,
+    deep_prior,
+    denoisers,
     inversion,
     labels,
     layers,
     attention,
     directions,
     independent,
+    likelihoods,
     linear,
     peel,
     separated,
@@ -123,7 +136,7 @@ def test_what_a_piece_prints_builds_it_again(kind: str) -> None:
         assert registry.build(kind, repr(piece)) == piece
 
 
-@pytest.mark.parametrize("objective", pieces(objectives))
+@pytest.mark.parametrize("objective", pieces(objectives) + pieces(likelihoods))
 def test_an_objective_is_zero_on_equal_updates_positive_on_others_and_differentiable(
     objective: object, world: tuple[Observation, Batch], generator: torch.Generator
 ) -> None:

@@ -22,7 +22,10 @@ MAY = {
 }
 ATTACK_PIECES_MAY = {
     "objectives": {"layers"},
-    "selection": {"priors"},
+    "selection": {"priors", "registration"},
+    "consistency": {"registration"},
+    "priors": {"denoisers"},
+    "projections": {"denoisers"},
     "minimize": {"optimizers"},
     "evaluate": {"minimize", "precision", "problem"},
     "restarts": {"checkpoint", "minimize", "pruning"},

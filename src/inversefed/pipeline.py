@@ -17,6 +17,7 @@ from inversefed.evaluation import align, controls, environment
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.score import score
 from inversefed.fl.arithmetic import float32_products
+from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Context, Defense
 from inversefed.fl.losses import CrossEntropy
@@ -150,7 +151,8 @@ def observed(
     private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))
     with float32_products(network.device):
         update = defended(computed(client, private, truth), network, truth, defenses, world)
-    return observe(network, client, update, truth, threat), truth
+        buffers = sent_buffers(client, private, truth.images, truth.labels) if threat.buffers == "sent" else None
+    return observe(network, client, update, truth, threat, buffers), truth
 
 
 def computed(client: Client, network: Network, batch: Batch) -> Params:

@@ -130,6 +130,17 @@ def test_every_choice_reaches_the_run(tmp_path: Path) -> None:
     assert report["labels"]["true"] == [1, 2]
 
 
+def test_buffers_that_are_sent_reach_the_prior_and_else_it_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prior = "BatchNormStatistics(0.1, source='batch')"
+    arguments = ["audit", "--network", "ConvNet8", "--attack", f"GradientInversion(priors=({prior},))", "--train-mode"]
+    assert main([*arguments, "--sent-buffers", "--output", "out", *QUICK]) == 0
+    assert read(tmp_path / "out")["scenario"]["threat_model"]["buffers"] == "sent"
+    assert main([*arguments, "--output", "none", *QUICK]) == 2
+    assert "ThreatModel(buffers='sent')" in capsys.readouterr().err
+
+
 def test_a_report_s_config_runs_it_again_and_options_beside_it_win(tmp_path: Path) -> None:
     assert main(["audit", "--output", "one", "--client", "FedAvg(lr=0.02)", "--seed", "4", *QUICK]) == 0
     assert main(["audit", "--config", "one/report.json", "--output", "two", "--quiet"]) == 0

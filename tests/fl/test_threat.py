@@ -22,7 +22,7 @@ def world(tiny: nn.Module) -> tuple:
 def test_an_observation_holds_nothing_of_the_batch_but_its_size(world: tuple) -> None:
     network, batch, update = world
     seen = observe(network, FedSGD(), update, batch, ThreatModel())
-    assert {each.name for each in fields(seen)} == {"network", "client", "update", "num_examples", "labels"}
+    assert {each.name for each in fields(seen)} == {"network", "client", "update", "num_examples", "labels", "buffers"}
     assert seen.labels is None and seen.num_examples == 2 and seen.batch_shape == (2, 3, 8, 8)
     assert seen.network.mask_seed != 77, "the client's dropout draws must not pass"
 
@@ -73,7 +73,7 @@ def test_no_example_is_refused(world: tuple) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"labels": "some"}, {"counts": "known"}, {"server": "malicious"}, {"buffers": "sent"}, {"client": "unknown"}],
+    [{"labels": "some"}, {"counts": "known"}, {"server": "malicious"}, {"buffers": "batch"}, {"client": "unknown"}],
 )
 def test_what_is_not_built_is_refused(bad: dict, unchecked: None) -> None:
     with pytest.raises(ConfigError, match="is not built"):

@@ -21,7 +21,7 @@ from inversefed.attacks.problem import Problem
 from inversefed.fl.arithmetic import float32_products
 from inversefed.types import Finding, Scalar
 
-__all__ = ["Compilation", "Evaluator"]
+__all__ = ["Compilation", "Evaluated", "Evaluator"]
 
 Compilation = Literal["off", "on", "auto"]
 

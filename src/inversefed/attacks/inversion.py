@@ -15,8 +15,9 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks import checkpoint, memory
+from inversefed.attacks.consistency import GroupConsistency
 from inversefed.attacks.convergence import Never
-from inversefed.attacks.evaluate import Compilation, Evaluator
+from inversefed.attacks.evaluate import Compilation, Evaluated, Evaluator
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels
 from inversefed.attacks.minimize import Descent, Variables, advance
 from inversefed.attacks.objectives import Cosine
@@ -35,7 +36,7 @@ from inversefed.errors import ConfigError
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Finding, Params, Reconstruction, Status
 
 __all__ = ["GradientInversion"]
 
@@ -80,8 +81,10 @@ class GradientInversion:
         noise: standard deviation of normal noise, in the network's normalized inputs, that each step adds to what the
             client sees: the search then goes down a smoothed cost, which kinks do not trap.
         noise_schedule: how that falls.
+        langevin: standard deviation of normal noise, in step lengths, that each step adds to the search variable.
         convergence: when a restart is done before its last iteration.
         pruning: how many restarts go how far.
+        consistency: how restarts hold each other; all of them advance side by side then. It adds nothing to the loss.
         width: how many restarts advance together in one vectorized step; `None` for several where a step has few
             operations and they fit into memory, else one.
         precision: the numbers that steps are computed in.
@@ -106,8 +109,10 @@ class GradientInversion:
     prior_schedule: Schedule = Constant()
     noise: float = 0.0
     noise_schedule: Schedule = LinearDecay(0.8)
+    langevin: float = 0.0
     convergence: Convergence = Never()
     pruning: Pruning = KeepAll()
+    consistency: GroupConsistency | None = None
     width: int | None = 1
     precision: Precision = Native()
     compilation: Compilation = "off"
@@ -124,13 +129,20 @@ class GradientInversion:
         for name in _CALLED:
             if not callable(getattr(self, name)):
                 raise ConfigError(f"{name} cannot be called: {getattr(self, name)!r}")
-        self._check_keep()
+        self._check_together()
         if not isinstance(self.precision, Precision):
             raise ConfigError(f"precision is a value such as EarlyBFloat16(), not {self.precision!r}")
         for name in ("priors", "projections"):
             _check_tuple(name, getattr(self, name))
 
-    def _check_keep(self) -> None:
+    def _check_together(self) -> None:
+        """Refuse choices that do not go together."""
+        if self.projections and hasattr(self.parametrization, "bound"):
+            raise ConfigError(
+                f"{self.parametrization!r} searches weights; projections are for pictures, leave them out"
+            )
+        if self.consistency is not None and isinstance(self.optimizer, LBFGS):
+            raise ConfigError("restarts cannot pull each other along a line search: use Adam or NormalizedMomentum")
         if self.keep == "best" and (self.noise or self.prior_schedule != Constant()):
             raise ConfigError("losses under changing noise and priors are not comparable: use keep='last'")
 
@@ -176,7 +188,8 @@ class GradientInversion:
         if self.precision.double:
             network = observation.network.to(torch.float64)
             update = {name: part.double() for name, part in observation.update.items()}
-            observation = replace(observation, network=network, update=update)
+            buffers = _doubled(observation.buffers)
+            observation = replace(observation, network=network, update=update, buffers=buffers)
         return Problem.of(observation, self.objective, self.priors, self.parametrization, self.labels, self.features)
 
     def _restarts(self, problem: Problem, generator: Generator, budget: Budget, need: "_Need") -> Restarts:
@@ -185,7 +198,7 @@ class GradientInversion:
         starts = self.start((self.restarts, *observation.batch_shape), generator, observation.network.dtype)
         variables = [problem.start(start, generator) for start in starts]
         seeds = [0] * len(starts)
-        if self.noise:
+        if self.noise or self.langevin:
             seeds = torch.randint(2**62, (len(starts),), generator=generator, device=generator.device).tolist()
         descents = [
             Descent(number, start, self.optimizer, seed)
@@ -201,6 +214,7 @@ class GradientInversion:
             enough=lambda descent: self._enough(problem, descent),
             images=problem.images,
             keeps_last=self.keep == "last",
+            abreast=self.consistency is not None,
         )
 
     def _evaluator(self, problem: Problem, run: Restarts) -> Evaluator:
@@ -236,20 +250,42 @@ class GradientInversion:
         watch: Callable[[Sequence[Descent]], bool],
     ) -> bool:
         iterations = run.rungs[-1][0]
+
+        def several(points: Sequence[Variables], given: Sequence[Variables], iteration: int) -> list[Evaluated]:
+            parts = [slice(first, first + run.width) for first in range(0, len(points), run.width)]
+            return [each for part in parts for each in evaluate(points[part], given[part], iteration)]
+
+        def conditions(running: Sequence[Descent], iteration: int) -> list[Variables]:
+            self._meet(problem, running, iteration, iterations)
+            return [self._conditions(problem, descent, iteration, iterations) for descent in running]
+
         return advance(
             group,
-            evaluate,
+            several,
             lambda iteration: self.schedule(self.optimizer.lr, iteration, iterations),
             until,
-            conditions=lambda descent, iteration: self._conditions(problem, descent, iteration, iterations),
+            conditions=conditions,
             project=lambda inputs, done: self._project(inputs, problem.observation.network, done),
             converged=self.convergence,
             watch=watch,
+            left=lambda iteration: 1 - iteration / iterations,
+            jitter=self.langevin,
         )
+
+    def _meet(self, problem: Problem, running: Sequence[Descent], iteration: int, iterations: int) -> None:
+        """Leave with each restart what all of them agree on, where it is time to."""
+        group = self.consistency
+        if group is None or len(running) < 2 or not group.meets(iteration, iterations):
+            return
+        network = problem.observation.network
+        with torch.no_grad():
+            inputs = torch.stack([network.normalize(problem.images(descent.variables)) for descent in running])
+            for descent, pull in zip(running, group.consensus(inputs, problem.labels), strict=True):
+                descent.held = {"consensus": pull, "pull": pull.new_tensor(group.weight)}
 
     def _conditions(self, problem: Problem, descent: Descent, iteration: int, iterations: int) -> Variables:
         """What the loss depends on beside the variables: nothing where nothing changes."""
-        conditions, like = {}, descent.variables["images"]
+        conditions, like = dict(descent.held), descent.variables["images"]
         if self.prior_schedule != Constant():
             conditions["priors"] = like.new_tensor(self.prior_schedule(1.0, iteration, iterations))
         if self.noise:
@@ -319,11 +355,18 @@ class _Need:
         return (Finding("memory", level, message, {"step_bytes": needed, "available_bytes": free}),)
 
 
+def _doubled(buffers: Params | None) -> Params | None:
+    if buffers is None:
+        return None
+    return {name: each.double() if each.is_floating_point() else each for name, each in buffers.items()}
+
+
 def _fingerprint(settings: str, problem: Problem, starts: Tensor) -> str:
     """Of all that the search depends on."""
     observation = problem.observation
     network, labels = observation.network, problem.labels
     parts = [*network.params.values(), *network.module.buffers(), *observation.update.values(), starts]
+    parts += (observation.buffers or {}).values()
     client = f"{observation.client!r} {observation.num_examples} {network.loss!r} {network.mask_seed}"
     return checkpoint.fingerprint(f"{settings} {client}", parts if labels is None else [*parts, labels])
 

@@ -9,7 +9,7 @@ written down, and a descent that takes up that state goes on to the same bits.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Descent:
         lowest: that loss.
         history: the loss before each step.
         status: how it ended, `None` while it runs.
+        held: tensors that a meeting with other restarts left it.
     """
 
     def __init__(self, restart: int, start: Variables, optimizer: Optimizer, seed: int = 0) -> None:
@@ -51,6 +52,7 @@ class Descent:
         self.lowest = math.inf
         self.history: list[float] = []
         self.status: Status | None = None
+        self.held: dict[str, Tensor] = {}
         self._optimizer = optimizer
         self._stepper = optimizer.build(list(self.variables.values()))
 
@@ -66,6 +68,8 @@ class Descent:
         again: Callable[[Variables], tuple[float, Variables]],
         lr: float,
         project: Callable[[Tensor, int], Tensor],
+        left: float = 1.0,
+        jitter: float = 0.0,
     ) -> None:
         """Take one step.
 
@@ -74,6 +78,8 @@ class Descent:
             again: evaluates further points, for a line search.
             lr: step length.
             project: applied to `images` after the step; receives the number of steps done.
+            left: share of the iterations that is left, for soft signs.
+            jitter: standard deviation of the noise that is added to `images`, in step lengths.
         """
         for group in self._stepper.param_groups:
             group["lr"] = lr
@@ -82,8 +88,8 @@ class Descent:
         def closure() -> float:
             loss, gradients = waiting.pop() if waiting else again(self.variables)
             for name, value in self.variables.items():
-                signed = self._optimizer.signed and name == "images"
-                value.grad = gradients[name].sign() if signed else gradients[name]
+                signed = self._optimizer.signed if name == "images" else False
+                value.grad = _signed(gradients[name], signed, left)
             return loss
 
         before = _copy(self.variables)
@@ -95,7 +101,11 @@ class Descent:
         if loss < self.lowest:
             self.best, self.lowest = before, loss
         with torch.no_grad():
-            self.variables["images"].copy_(project(self.variables["images"], len(self.history)))
+            images = self.variables["images"]
+            if jitter:
+                noise = torch.randn(images.shape, generator=self.generator, dtype=images.dtype)
+                images.add_(noise.to(images.device), alpha=jitter * lr)
+            images.copy_(project(images, len(self.history)))
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, as plain values and tensors."""
@@ -105,6 +115,7 @@ class Descent:
             "lowest": self.lowest,
             "history": list(self.history),
             "status": None if self.status is None else str(self.status),
+            "held": dict(self.held),
             "stepper": _cloned(self._stepper.state_dict()),
             "generator": self.generator.get_state(),
         }
@@ -117,6 +128,7 @@ class Descent:
         self.best = {name: value.to(self.variables[name]) for name, value in state["best"].items()}
         self.lowest, self.history = state["lowest"], list(state["history"])
         self.status = None if state["status"] is None else Status(state["status"])
+        self.held = {name: value.to(self.variables["images"].device) for name, value in state["held"].items()}
         self._stepper.load_state_dict(_cloned(state["stepper"]))
         self.generator.set_state(state["generator"])
 
@@ -127,10 +139,12 @@ def advance(
     lr: Callable[[int], float],
     until: int,
     *,
-    conditions: Callable[[Descent, int], Variables],
+    conditions: Callable[[Sequence[Descent], int], Sequence[Variables]],
     project: Callable[[Tensor, int], Tensor],
     converged: Callable[[Sequence[float]], bool],
     watch: Callable[[Sequence[Descent]], bool],
+    left: Callable[[int], float] = lambda _: 1.0,
+    jitter: float = 0.0,
 ) -> bool:
     """Take the restarts of a group, all at the same iteration, together to a further one.
 
@@ -139,29 +153,38 @@ def advance(
         evaluate: loss and gradients of several points at once.
         lr: step length at an iteration, from 0.
         until: the iteration to reach.
-        conditions: what else the loss of a restart depends on at an iteration, held fixed within the step.
+        conditions: what else the loss of each restart depends on at an iteration, held fixed within the step.
         project: applied to `images` after each step.
         converged: from a history of losses to whether that restart is done.
         watch: shown the group after each iteration; a true answer stops.
+        left: the share of all iterations that is left at one.
+        jitter: noise that each step adds, in step lengths.
 
     Returns:
         Whether it was stopped.
     """
     while running := [d for d in descents if d.status is None and len(d.history) < until]:
         iteration = len(running[0].history)
-        given = [conditions(descent, iteration) for descent in running]
+        given = conditions(running, iteration)
         evaluated = evaluate([descent.variables for descent in running], given, iteration)
         for descent, condition, first in zip(running, given, evaluated, strict=True):
 
             def again(point: Variables, condition: Variables = condition) -> tuple[float, Variables]:
                 return evaluate([point], [condition], iteration)[0]  # noqa: B023
 
-            descent.step(first, again, lr(iteration), project)
+            descent.step(first, again, lr(iteration), project, left(iteration), jitter)
             if descent.status is None and converged(descent.history):
                 descent.status = Status.CONVERGED
         if watch(running):
             return True
     return False
+
+
+def _signed(gradient: Tensor, signed: bool | Literal["soft"], left: float) -> Tensor:
+    """The gradient, its signs, or signs that are softest at the start: `tanh(s g) / s`, `s` the share that is left."""
+    if signed == "soft":
+        return (gradient * left).tanh() / left
+    return gradient.sign() if signed else gradient
 
 
 def _copy(variables: Variables) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from operator import add
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversefed.attacks.layers import AllTensors, EqualWeights, Selector, Weighting
+from inversefed.attacks.layers import AllTensors, EqualWeights, LinearWeights, Selector, Weighting
 from inversefed.errors import ConfigError
 from inversefed.types import Params, Scalar
 
@@ -29,6 +29,7 @@ __all__ = [
     "RelativeAbsoluteError",
     "RelativeSquaredError",
     "SquaredError",
+    "TagError",
 ]
 
 
@@ -171,3 +172,27 @@ class RelativeAbsoluteError:
             (predicted[name] - observed[name]).abs().sum() * sizes[name] ** (self.power - 1) for name in sizes
         )
         return errors / total / _total(size**self.power for size in sizes.values())
+
+
+@dataclass(frozen=True)
+class TagError:
+    """Squared error plus absolute errors that count less from tensor to tensor: the objective of TAG.
+
+        |g - g*|_2^2  +  scale sum_l w_l |g_l - g*_l|_1,      w_l falling from 1 to 1 / L
+
+    Deng et al. (2021), arXiv:2103.06819, eq. 4 and 5: the first layers, nearest the input, count most.
+
+    Args:
+        scale: of the absolute errors.
+        select: the tensors that count.
+        weights: of their absolute errors.
+    """
+
+    scale: float = 0.1
+    select: Selector = AllTensors()
+    weights: Weighting = LinearWeights()
+
+    def __call__(self, predicted: Params, observed: Params) -> Scalar:
+        """Squared and weighted absolute error."""
+        chosen = _chosen(predicted, observed, self.select, self.weights)
+        return _total((p - o).square().sum() + self.scale * weight * (p - o).abs().sum() for p, o, weight in chosen)

@@ -1,12 +1,13 @@
 """The attack's optimizers: plain values that build a `torch.optim` optimizer for one restart.
 
 `signed=True` hands the optimizer only the signs of the image gradient (Geiping et al. 2020, section 4):
-with it, Adam takes steps of equal length in every pixel.
+with it, Adam takes steps of equal length in every pixel. `signed="soft"` hands it `tanh(s g) / s`, s falling from 1
+to 0, which bounds a gradient at first and in the end leaves it as it is, as Geiping's later framework `breaching` does.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,8 +27,8 @@ class Optimizer(Protocol):
         ...
 
     @property
-    def signed(self) -> bool:
-        """Whether the image gradient is replaced by its sign."""
+    def signed(self) -> bool | Literal["soft"]:
+        """Whether the image gradient is replaced by its sign, or by a soft one."""
         ...
 
     def build(self, variables: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -40,7 +41,11 @@ class Adam:
     """Adam (Kingma and Ba 2015); the paper's choice, on signs, with lr 0.1."""
 
     lr: float = 0.1
-    signed: bool = True
+    signed: bool | Literal["soft"] = True
+
+    def __post_init__(self) -> None:
+        if self.signed not in (True, False, "soft"):
+            raise ConfigError(f"signed is True, False or 'soft', not {self.signed!r}")
 
     def build(self, variables: Sequence[Tensor]) -> torch.optim.Optimizer:
         """`torch.optim.Adam`."""

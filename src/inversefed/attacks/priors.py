@@ -6,10 +6,65 @@ so are these, by the observation's own normalization.
 
 from dataclasses import dataclass
 
+import torch
+from torch.nn import functional as F
+
+from inversefed.attacks.denoisers import BlockTransform, Denoise, check_denoiser
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Scalar
 
-__all__ = ["SquaredNorm", "TotalVariation"]
+__all__ = ["ColorTotalVariation", "DenoiserPrior", "SquaredNorm", "TotalVariation"]
+
+
+@dataclass(frozen=True)
+class ColorTotalVariation:
+    """Mean length of the color gradient, of the channels and of their differences, in normalized space.
+
+        mean sqrt(dx^2 + dy^2)   over   red, green, blue, red - green, red - blue, green - blue
+
+    An edge in brightness alone leaves the differences flat, so it costs less than one in color, as pictures have them.
+    It is the "double opponent" total variation of the framework `breaching` (Geiping et al. 2022), isotropic.
+
+    Args:
+        weight: 0.1 in `breaching`'s settings "modern".
+    """
+
+    weight: float = 0.1
+
+    def __call__(self, images: Images, observation: Observation) -> Scalar:
+        """Weighted color total variation of the batch; pictures of other than three channels have no differences."""
+        x = observation.network.normalize(images)
+        if x.shape[1] == 3:
+            x = torch.cat([x, x[:, [0, 0, 1]] - x[:, [1, 2, 2]]], dim=1)
+        across = F.pad(x[..., 1:] - x[..., :-1], (0, 1))
+        down = F.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1))
+        # The root has no slope at 0, where flat pictures are.
+        return self.weight * (across.square() + down.square() + 1e-10).sqrt().mean()
+
+
+@dataclass(frozen=True)
+class DenoiserPrior:
+    """Half the mean squared distance of a picture from its denoised self, which is held fixed.
+
+    Its slope is `x - D(x)` over the number of pixels: regularization by denoising (Romano, Elad and Milanfar 2017,
+    arXiv:1611.02862).
+
+    Args:
+        denoise: the denoiser, from pictures in pixel space to cleaner ones.
+        weight: of the prior.
+    """
+
+    denoise: Denoise = BlockTransform()
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_denoiser(self.denoise)
+
+    def __call__(self, images: Images, observation: Observation) -> Scalar:
+        """Weighted distance."""
+        with torch.no_grad():
+            clean = self.denoise(images.detach())
+        return self.weight * (images - clean).square().mean() / 2
 
 
 @dataclass(frozen=True)

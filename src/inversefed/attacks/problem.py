@@ -49,7 +49,8 @@ class Problem:
         observation: what the server sees.
         objective: distance of two updates.
         priors: added to it.
-        parametrization: from the search variable to network inputs.
+        parametrization: from the search variable to network inputs. `of` binds to the network one that has a method
+            `bound`; one that has `start(images, generator)` draws its own variables.
         joint: how open labels are decoded.
         labels: the labels, where they are known or were recovered.
         known: what went into the head, where that was solved for; how far a guess is from it is added to the distance.
@@ -88,7 +89,10 @@ class Problem:
             if not isinstance(rule, RecoveredLabels):
                 raise
             labels = None
-        return cls(observation, objective, priors, parametrization, joint, labels)
+        bound = getattr(parametrization, "bound", None)
+        return cls(
+            observation, objective, priors, bound(observation.network) if bound else parametrization, joint, labels
+        )
 
     def functional(self) -> "Problem":
         """The same problem for `torch.func`: its loss is one function of tensors, without hidden graphs."""
@@ -98,6 +102,8 @@ class Problem:
 
     def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
         """The variables of a restart."""
+        drawn = getattr(self.parametrization, "start", None)
+        images = images if drawn is None else drawn(images, generator)
         variables = {"images": images.to(self.observation.network.device)}
         if self.labels is None:
             variables["labels"] = self.joint.start(self.observation, generator)
@@ -119,7 +125,9 @@ class Problem:
         Args:
             variables: the guess.
             conditions: `noise`, added to the network inputs that the client sees but not to what the priors see; and
-                `priors`, a factor of their weights. Either may be missing.
+                `priors`, a factor of their weights; `consensus`, network inputs towards which the guess is pulled, and
+                `pull`, how strongly. The pull has a gradient but adds nothing to the value, so that losses before and
+                after restarts meet can be compared. Any may be missing.
         """
         images = self.images(variables)
         seen = images
@@ -130,6 +138,10 @@ class Problem:
         for prior in self.priors:
             value = prior(images, self.observation)
             loss = loss + (conditions["priors"] * value if "priors" in conditions else value)
+        if "consensus" in conditions:
+            away = self.observation.network.normalize(images) - conditions["consensus"]
+            pull = conditions["pull"] * away.square().mean()
+            loss = loss + pull - pull.detach()
         return loss
 
     def value(self, variables: Mapping[str, Tensor], conditions: Mapping[str, Tensor] = _NONE) -> float:

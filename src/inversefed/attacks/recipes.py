@@ -4,9 +4,13 @@ Each returns a value that can be changed with `dataclasses.replace` and printed 
 """
 
 from dataclasses import replace
+from typing import Literal
 
+from inversefed.attacks.batchnorm import BatchNormStatistics
 from inversefed.attacks.choice import Choose
+from inversefed.attacks.consistency import GroupConsistency
 from inversefed.attacks.convergence import Stalled
+from inversefed.attacks.deep_prior import DeepImagePrior
 from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.directions import NullVectors
 from inversefed.attacks.exact.independent import IndependentComponents
@@ -16,28 +20,32 @@ from inversefed.attacks.exact.separated import SeparatedFeatures
 from inversefed.attacks.exact.sparse import SparseBatch
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
-from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError
+from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError, TagError
 from inversefed.attacks.optimizers import LBFGS, Adam, NormalizedMomentum
 from inversefed.attacks.parametrizations import Spectral
-from inversefed.attacks.priors import TotalVariation
-from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay
-from inversefed.attacks.starts import NearMean, Zeros
+from inversefed.attacks.priors import ColorTotalVariation, SquaredNorm, TotalVariation
+from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay, LinearDecay, WarmUp
+from inversefed.attacks.starts import NearMean, Patterned, Zeros
 
 __all__ = [
     "april",
     "best",
     "cocktail_party",
     "curvature",
+    "deep_prior",
     "dlg",
     "geiping",
+    "gradinversion",
     "idlg",
     "linear",
+    "modern",
     "peel",
     "separated",
     "smoothed",
     "sparse",
     "spear",
     "spectral",
+    "tag",
 ]
 
 
@@ -108,6 +116,101 @@ def idlg(restarts: int = 1, max_iterations: int = 300) -> GradientInversion:
         max_iterations: L-BFGS iterations of 20 inner steps.
     """
     return replace(dlg(restarts, max_iterations), labels=RecoveredLabels())
+
+
+def gradinversion(
+    restarts: int = 8,
+    max_iterations: int = 20_000,
+    statistics: Literal["network", "sent", "batch"] = "network",
+    registered: bool = True,
+) -> GradientInversion:
+    """GradInversion: squared error, BatchNorm statistics, and restarts that hold each other.
+
+    Yin et al. (2021), arXiv:2104.07586, section 4: Adam with lr 0.1 along half a cosine after 50 steps of warm-up,
+    total variation 1e-4, norm 1e-6, BatchNorm 0.1, noise 0.2 on each step, and from a quarter of 20,000 steps on a pull
+    0.01 towards the consensus of 8 restarts every 100 steps. Norm and pull are means over pixels here, sums there; for
+    the pull, which the paper registers by dense flow, this makes a weight of 1, and registration is by translation.
+
+    Args:
+        restarts: number of starts that advance side by side.
+        max_iterations: steps a restart.
+        statistics: whose BatchNorm statistics are matched, as `BatchNormStatistics` takes it. The paper's best rows
+            need `"batch"`, and so a threat model in which the buffers are sent.
+        registered: whether restarts are registered before they are averaged.
+    """
+    return GradientInversion(
+        objective=SquaredError(),
+        priors=(TotalVariation(1e-4), SquaredNorm(1e-6), BatchNormStatistics(0.1, statistics)),
+        optimizer=Adam(lr=0.1, signed=False),
+        schedule=WarmUp(CosineDecay(), steps=50),
+        langevin=0.2,
+        consistency=GroupConsistency(weight=1.0, start=0.25, every=100, reach=0.25 if registered else 0.0),
+        max_iterations=max_iterations,
+        restarts=restarts,
+    )
+
+
+def modern(restarts: int = 1, max_iterations: int = 24_000) -> GradientInversion:
+    """The settings "modern" of the framework `breaching`: soft signs, color total variation, a start of repeated tiles.
+
+    Geiping, Fowl et al. (2022), https://github.com/JonasGeiping/breaching: cosine cost, double-opponent total variation
+    0.1, Adam with lr 0.1 along half a cosine after 50 steps of warm-up, box constraint.
+
+    Args:
+        restarts: number of starts.
+        max_iterations: steps a restart.
+    """
+    return GradientInversion(
+        objective=Cosine(),
+        priors=(ColorTotalVariation(0.1),),
+        start=Patterned(4),
+        optimizer=Adam(lr=0.1, signed="soft"),
+        schedule=WarmUp(CosineDecay(), steps=50),
+        max_iterations=max_iterations,
+        restarts=restarts,
+    )
+
+
+def tag(restarts: int = 1, max_iterations: int = 1000) -> GradientInversion:
+    """TAG: squared error plus absolute errors that count most in the first layers.
+
+    Deng et al. (2021), arXiv:2103.06819, who attack text; here the input is pictures. Adam with lr 0.05, falling
+    along a line after 50 steps of warm-up.
+
+    Args:
+        restarts: number of starts.
+        max_iterations: steps a restart.
+    """
+    return GradientInversion(
+        objective=TagError(0.1),
+        priors=(),
+        optimizer=Adam(lr=0.05, signed=False),
+        schedule=WarmUp(LinearDecay(), steps=50),
+        projections=(),
+        max_iterations=max_iterations,
+        restarts=restarts,
+    )
+
+
+def deep_prior(restarts: int = 1, max_iterations: int = 1000) -> GradientInversion:
+    """Cosine cost, searched in the weights of an untrained decoder for each picture.
+
+    Ulyanov, Vedaldi and Lempitsky (2018), arXiv:1711.10925, for the prior; Adam with lr 0.01 on the weights.
+
+    Args:
+        restarts: number of starts.
+        max_iterations: steps a restart.
+    """
+    return GradientInversion(
+        objective=Cosine(),
+        priors=(),
+        optimizer=Adam(lr=0.01, signed=False),
+        schedule=CosineDecay(),
+        projections=(),
+        parametrization=DeepImagePrior(),
+        max_iterations=max_iterations,
+        restarts=restarts,
+    )
 
 
 def linear() -> LinearInput:

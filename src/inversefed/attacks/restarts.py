@@ -45,7 +45,7 @@ class Restarts:
     Args:
         descents: the restarts.
         rungs: how many go how far.
-        width: how many advance together.
+        width: how many are evaluated, and unless `abreast` advance, together.
         budget: time, who watches, and where the state is kept.
         mark: computes the fingerprint of the search, for its checkpoints.
         rank: the matching cost of a restart's best.
@@ -53,6 +53,7 @@ class Restarts:
         images: pictures of variables.
         trusted: ways of evaluating that were proven, or not, on the way.
         keeps_last: whether the last iterate of a restart counts, not the one of lowest loss.
+        abreast: all restarts go side by side, whatever the width, so that they can meet.
 
     Attributes:
         unsaved: why a checkpoint could not be written on the way, if so.
@@ -68,6 +69,7 @@ class Restarts:
     images: Callable[[Variables], Tensor]
     trusted: dict[str, bool] = field(default_factory=dict)
     keeps_last: bool = False
+    abreast: bool = False
     unsaved: str | None = field(default=None, init=False)
     _began: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
@@ -115,7 +117,7 @@ class Restarts:
             self._rung = rung
             until, keep = self.rungs[rung]
             left = [descent for descent in self.descents if descent.status is not Status.PRUNED]
-            for group in _groups(left, self.width):
+            for group in _groups(left, len(left) if self.abreast else self.width):
                 self._remember(group)
                 if advance(group, until, self._watch):
                     return all(self._ended(descent) for descent in left) and rung + 1 == len(self.rungs)

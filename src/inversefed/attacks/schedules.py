@@ -1,12 +1,13 @@
 """How a step length, or another weight, changes over a restart: (value, iteration, iterations) -> value."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 
 from inversefed.errors import ConfigError
 
-__all__ = ["Constant", "CosineDecay", "GeometricDecay", "LinearDecay", "StepDecay"]
+__all__ = ["Constant", "CosineDecay", "GeometricDecay", "LinearDecay", "StepDecay", "WarmUp"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,28 @@ class StepDecay:
         for factor in repeat(self.factor, passed):
             lr *= factor
         return lr
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Rise along a line to another schedule in the first steps.
+
+    Args:
+        then: the schedule.
+        steps: how many; at most a tenth of the iterations.
+
+    >>> [round(WarmUp(Constant(), steps=4)(1.0, i, 100), 2) for i in (0, 1, 3, 50)]
+    [0.25, 0.5, 1.0, 1.0]
+    """
+
+    then: Callable[[float, int, int], float] = CosineDecay()
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not callable(self.then):
+            raise ConfigError(f"WarmUp takes a schedule and at least 1 step; got {self.then!r} and {self.steps}")
+
+    def __call__(self, lr: float, iteration: int, iterations: int) -> float:
+        """Step length at this iteration, from 0."""
+        steps = max(1, min(self.steps, iterations // 10))
+        return min(1.0, (iteration + 1) / steps) * self.then(lr, iteration, iterations)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from inversefed.attacks.priors import TotalVariation
+from inversefed.attacks.registration import registered_mean
 from inversefed.fl.threat import Observation
 from inversefed.types import Candidate, Images, Scalar
 
-__all__ = ["LowestLoss", "LowestPrior", "PixelMean", "PixelMedian"]
+__all__ = ["LowestLoss", "LowestPrior", "PixelMean", "PixelMedian", "RegisteredMean"]
 
 Match = Callable[[Tensor, Tensor], float]
 
@@ -56,6 +57,35 @@ class PixelMedian:
     def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
         """The median, with its own matching cost."""
         return _combined(finite(candidates), lambda stack: stack.median(dim=0).values, match)
+
+
+@dataclass(frozen=True)
+class RegisteredMean:
+    """The mean of all restarts, each moved first to where it agrees best with the restart of lowest matching cost.
+
+    For networks that average over places, whose restarts find the same thing at different ones.
+
+    Args:
+        reach: the longest shift, as a share of the picture's side.
+        circular: pictures wrap around, as they do for a network with circular padding.
+        gain: by how much the correlation must rise for a shift to be made.
+    """
+
+    reach: float = 0.25
+    circular: bool = False
+    gain: float = 0.05
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The registered mean, with its own matching cost."""
+        best = min(finite(candidates), key=lambda candidate: candidate.loss)
+        reach = int(self.reach * min(best.images.shape[-2:]))
+
+        def combine(stack: Tensor) -> Tensor:
+            pairs = zip(stack.unbind(dim=1), best.images, strict=True)
+            return torch.stack([registered_mean(each, mark, reach, self.circular, self.gain) for each, mark in pairs])
+
+        ordered = [best, *(candidate for candidate in finite(candidates) if candidate is not best)]
+        return _combined(ordered, combine, match)
 
 
 def finite(candidates: Sequence[Candidate]) -> Sequence[Candidate]:

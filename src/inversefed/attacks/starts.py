@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["NearMean", "Normal", "Uniform", "Zeros"]
+from inversefed.errors import ConfigError
+
+__all__ = ["NearMean", "Normal", "Patterned", "Uniform", "Zeros"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,28 @@ class Normal:
     def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
         """Draw `[restarts, n, c, h, w]`."""
         return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=generator.device)
+
+
+@dataclass(frozen=True)
+class Patterned:
+    """A small tile of noise, repeated over the picture: the start of `breaching`'s settings "modern".
+
+    Args:
+        size: side of the tile, in pixels.
+    """
+
+    size: int = 4
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"a tile has at least 1 pixel a side; got {self.size}")
+
+    def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
+        """Draw a tile for each picture of `[restarts, n, c, h, w]`."""
+        *outer, height, width = shape
+        tiles = Normal()((*outer, self.size, self.size), generator, dtype)
+        repeats = (-(-height // self.size), -(-width // self.size))
+        return tiles.repeat(*[1] * len(outer), *repeats)[..., :height, :width].contiguous()
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class Setting:
     """The true classes of --images, one each (0 by default)."""
     known_labels: bool = False
     """Hand the true labels to the attack, which otherwise recovers them."""
+    sent_buffers: bool = False
+    """Let the client send its running BatchNorm statistics along, which in train mode hold those of its batch."""
     client: str = "FedSGD"
     """How the update is made."""
     defenses: tuple[str, ...] = ()

@@ -34,15 +34,18 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         "attacks.exact.separated",
         "attacks.exact.sparse",
     ),
-    "prior": ("attacks.priors",),
-    "objective": ("attacks.objectives",),
+    "prior": ("attacks.priors", "attacks.batchnorm"),
+    "objective": ("attacks.objectives", "attacks.likelihoods"),
     "precision": ("attacks.precision",),
 }
 """What a user can choose, and the modules whose `__all__` is the choice."""
 
 _PARTS = (
+    "attacks.consistency",
     "attacks.convergence",
     "attacks.exact.directions",
+    "attacks.deep_prior",
+    "attacks.denoisers",
     "attacks.labels",
     "attacks.layers",
     "attacks.optimizers",

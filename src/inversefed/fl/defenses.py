@@ -14,7 +14,7 @@ from inversefed.errors import ConfigError
 from inversefed.fl.network import Network
 from inversefed.types import Batch, Params
 
-__all__ = ["Clip", "GaussianNoise", "TopK"]
+__all__ = ["Clip", "GaussianNoise", "LaplaceNoise", "TopK"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,21 @@ class GaussianNoise:
 
 
 @dataclass(frozen=True)
+class LaplaceNoise:
+    """Add independent Laplacian noise to every entry; `scale` is its mean absolute value."""
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.scale < 0:
+            raise ConfigError(f"LaplaceNoise needs scale >= 0, got {self.scale}")
+
+    def __call__(self, update: Params, context: Context, generator: Generator) -> Params:
+        """Add noise from the generator."""
+        return {name: part + self.scale * _laplace_like(part, generator) for name, part in update.items()}
+
+
+@dataclass(frozen=True)
 class TopK:
     """Keep the largest entries by magnitude and set the rest to zero, tensor by tensor.
 
@@ -104,3 +119,9 @@ class TopK:
 
 def _normal_like(part: Tensor, generator: Generator) -> Tensor:
     return torch.randn(part.shape, generator=generator, dtype=part.dtype, device=generator.device).to(part.device)
+
+
+def _laplace_like(part: Tensor, generator: Generator) -> Tensor:
+    """The difference of two exponential draws of mean 1."""
+    draws = torch.empty((2, *part.shape), dtype=part.dtype, device=generator.device).exponential_(generator=generator)
+    return (draws[0] - draws[1]).to(part.device)

@@ -49,6 +49,8 @@ class Network:
         mask_seed: fixes what random layers in train mode (dropout) draw, so that `apply` is a function.
         functional: let clients differentiate by `torch.func`, for transforms and compilers that take a whole step;
             random layers are not fixed then.
+        carried: running buffers by name, where they are to be taken from one call to the next: each call starts from
+            them and leaves in this dictionary what it made of them. `None`: each starts from the module's own.
     """
 
     module: nn.Module = field(repr=False)
@@ -63,6 +65,7 @@ class Network:
     head: str | None = None
     mask_seed: int = 0
     functional: bool = False
+    carried: dict[str, Tensor] | None = field(default=None, repr=False)
 
     _is_plain: bool = field(init=False, repr=False)
     """Pixels are inputs as they are; a product with 1 would still round the gradient in another order."""
@@ -91,10 +94,13 @@ class Network:
 
     def apply_normalized(self, params: Params, inputs: Tensor) -> Tensor:
         """Run the network on inputs that are normalized already."""
-        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        before = self.module.named_buffers() if self.carried is None else self.carried.items()
+        buffers = {name: buffer.clone() for name, buffer in before}
         # Fused attention kernels have no double backward.
         with sdpa_kernel(SDPBackend.MATH), nullcontext() if self.functional else self._fixed_masks():
             outputs: Tensor = functional_call(self.module, {**params, **buffers}, (inputs,))
+        if self.carried is not None:
+            self.carried.update(buffers)
         return outputs
 
     def normalize(self, images: Tensor) -> Tensor:

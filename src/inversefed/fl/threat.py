@@ -18,7 +18,7 @@ _BUILT = {
     "counts": ("unknown",),
     "num_examples": ("known",),
     "client": ("known",),
-    "buffers": ("network",),
+    "buffers": ("network", "sent"),
     "server": ("honest",),
 }
 
@@ -32,7 +32,8 @@ class ThreatModel:
         counts: whether it knows how often each label occurs.
         num_examples: whether it knows how many examples the update was made from.
         client: whether it knows the client's settings (steps, learning rate, slices).
-        buffers: which BatchNorm statistics it has; `"network"`: those it sent out.
+        buffers: which running BatchNorm statistics it has; `"network"`: those it sent out; `"sent"`: also those that
+            the client sends back, which in train mode hold the statistics of its batch.
         server: `"honest"` follows the protocol.
 
     Raises:
@@ -46,7 +47,7 @@ class ThreatModel:
     counts: Literal["unknown"] = "unknown"
     num_examples: Literal["known"] = "known"
     client: Literal["known"] = "known"
-    buffers: Literal["network"] = "network"
+    buffers: Literal["network", "sent"] = "network"
     server: Literal["honest"] = "honest"
 
     def __post_init__(self) -> None:
@@ -68,9 +69,10 @@ class Observation:
         update: what came back, by parameter name.
         num_examples: how many examples made it.
         labels: their labels, where the threat model grants them.
+        buffers: the client's running buffers after its update, by name, where it sent them along.
 
     Raises:
-        UpdateMismatchError: the update's names or shapes are not the network's.
+        UpdateMismatchError: the names or shapes of the update, or of the buffers, are not the network's.
         InputError: it holds NaN or infinite values, or there is no example.
     """
 
@@ -79,6 +81,7 @@ class Observation:
     update: Params = field(repr=False)
     num_examples: int
     labels: Labels | None = None
+    buffers: Params | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:
@@ -86,6 +89,8 @@ class Observation:
         check_update(self.network.params, self.update)
         if self.labels is not None:
             check_labels(self.labels, self.num_examples, self.network.num_classes)
+        if self.buffers is not None:
+            check_buffers(dict(self.network.module.named_buffers()), self.buffers)
 
     @property
     def gradient(self) -> Params:
@@ -98,7 +103,14 @@ class Observation:
         return (self.num_examples, *self.network.image_shape)
 
 
-def observe(network: Network, client: Client, update: Params, batch: Batch, threat: ThreatModel) -> Observation:
+def observe(
+    network: Network,
+    client: Client,
+    update: Params,
+    batch: Batch,
+    threat: ThreatModel,
+    buffers: Params | None = None,
+) -> Observation:
     """Let through what the threat model allows, and nothing else of the batch.
 
     Args:
@@ -107,10 +119,17 @@ def observe(network: Network, client: Client, update: Params, batch: Batch, thre
         update: the update as it left, defenses applied.
         batch: the private batch; its images never pass.
         threat: what the server knows.
+        buffers: the client's running buffers after the update (`batchnorm.sent_buffers`), needed where they are sent.
+
+    Raises:
+        InputError: the threat model has the buffers sent, and there are none.
     """
+    if threat.buffers == "sent" and buffers is None:
+        raise InputError("ThreatModel(buffers='sent') needs the client's buffers; see fl.batchnorm.sent_buffers")
     labels = batch.labels if threat.labels == "known" else None
     # The draws of dropout are the client's own: the server's copy starts from another seed.
-    return Observation(network.with_masks(0), client, dict(update), batch.images.shape[0], labels)
+    sent = dict(buffers) if threat.buffers == "sent" and buffers is not None else None
+    return Observation(network.with_masks(0), client, dict(update), batch.images.shape[0], labels, sent)
 
 
 def check_update(params: Params, update: Mapping[str, Tensor]) -> None:
@@ -139,6 +158,23 @@ def check_update(params: Params, update: Mapping[str, Tensor]) -> None:
             f"the update holds NaN or infinite values in {', '.join(bad[:3])} ({len(bad)} of {len(update)} tensors); "
             "check the network's weights and the client's learning rate"
         )
+
+
+def check_buffers(own: Params, sent: Mapping[str, Tensor]) -> None:
+    """Refuse running buffers that are not the network's.
+
+    Raises:
+        UpdateMismatchError: with the first three names that are missing, unknown or of another shape.
+    """
+    wrong = [f"{name} is missing" for name in own if name not in sent]
+    wrong += [f"{name} is no buffer of the network" for name in sent if name not in own]
+    wrong += [
+        f"{name} has shape {tuple(sent[name].shape)}, expected {tuple(buffer.shape)}"
+        for name, buffer in own.items()
+        if name in sent and sent[name].shape != buffer.shape
+    ]
+    if wrong:
+        raise UpdateMismatchError(f"the buffers do not fit the network: {'; '.join(wrong[:3])}")
 
 
 def check_labels(labels: Tensor, num_examples: int, num_classes: int) -> None:

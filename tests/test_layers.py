@@ -26,7 +26,7 @@ ATTACK_PIECES_MAY = {
     "minimize": {"optimizers"},
     "evaluate": {"minimize", "precision", "problem"},
     "restarts": {"checkpoint", "minimize", "pruning"},
-    "problem": {"labels", "objectives"},
+    "problem": {"labels", "objectives", "simulations"},
     "choice": {"inversion", "problem"},
     "inversion": None,
     "recipes": None,

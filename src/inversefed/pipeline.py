@@ -150,7 +150,7 @@ def observed(
     private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))
     with float32_products(network.device):
         update = defended(computed(client, private, truth), network, truth, defenses, world)
-    return observe(network, client, update, truth, threat), truth
+    return observe(private, client, update, truth, threat), truth
 
 
 def computed(client: Client, network: Network, batch: Batch) -> Params:

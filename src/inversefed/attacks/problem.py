@@ -1,6 +1,8 @@
 """An observation as a function of images: what every optimization attack minimizes.
 
 value(x, y) = match(client(network, x, y), update*) + sum prior(x)
+
+How the client is simulated where something about it is unknown is told by a piece of `simulations`.
 """
 
 import math
@@ -12,8 +14,10 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered
 from inversefed.attacks.objectives import RelativeSquaredError
+from inversefed.attacks.simulations import KnownClient, Simulation
 from inversefed.errors import ThreatModelError
 from inversefed.fl.arithmetic import float32_products
+from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Labels, Params, Scalar
 
@@ -28,8 +32,11 @@ _NONE: Mapping[str, Tensor] = {}
 def relative_matching_cost(observation: Observation, images: Images, labels: Tensor) -> float:
     """How far the update of a guess is from the one observed, `|g - g*|^2 / |g*|^2`; infinite if it is no number.
 
-    It is the same for every attack, whatever that minimizes, and computed without TF32.
+    It is the same for every attack, whatever that minimizes, and computed without TF32. An unknown client cannot be
+    run, so it tells nothing there: infinite.
     """
+    if isinstance(trainer(observation.client), UnknownClient):
+        return math.inf
     with torch.no_grad(), float32_products(observation.network.device):
         update = observation.client(observation.network, images, labels)
         cost = float(RelativeSquaredError()(update, observation.update))
@@ -40,8 +47,8 @@ def relative_matching_cost(observation: Observation, images: Images, labels: Ten
 class Problem:
     """What is minimized, and how its variables are read.
 
-    The variables are `images`, which the parametrization takes to the network's normalized input space, and `labels`,
-    logits, where the labels are optimized too.
+    The variables are `images`, which the parametrization takes to the network's normalized input space, `labels`,
+    logits, where the labels are optimized too, and what the simulation of the client adds.
 
     Args:
         observation: what the server sees.
@@ -50,6 +57,7 @@ class Problem:
         parametrization: from the search variable to network inputs.
         joint: how open labels are decoded.
         labels: the labels, where they are known or were recovered.
+        simulation: how the client is simulated.
     """
 
     observation: Observation
@@ -58,6 +66,7 @@ class Problem:
     parametrization: Callable[[Tensor], Tensor]
     joint: JointLabels
     labels: Labels | None
+    simulation: Simulation = KnownClient()
 
     @classmethod
     def of(
@@ -67,6 +76,7 @@ class Problem:
         priors: Sequence[Prior],
         parametrization: Callable[[Tensor], Tensor],
         rule: LabelRule | JointLabels,
+        simulation: Simulation = KnownClient(),
     ) -> "Problem":
         """Settle the labels first: granted, recovered by a rule, or left open.
 
@@ -79,22 +89,32 @@ class Problem:
             if not isinstance(rule, RecoveredLabels):
                 raise
             labels = None
-        return cls(observation, objective, priors, parametrization, joint, labels)
+        return cls(observation, objective, priors, parametrization, joint, labels, simulation)
 
     def functional(self) -> "Problem":
         """The same problem for `torch.func`: its loss is one function of tensors, without hidden graphs."""
         network = replace(self.observation.network, functional=True)
         return replace(self, observation=replace(self.observation, network=network))
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(n, c, h, w)` of what is searched: several sets of pictures, where the simulation has them apart."""
+        count, *one = self.observation.batch_shape
+        return (count * self.simulation.copies(self.observation), one[0], one[1], one[2])
+
     def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
         """The variables of a restart."""
         variables = {"images": images.to(self.observation.network.device)}
         if self.labels is None:
             variables["labels"] = self.joint.start(self.observation, generator)
-        return variables
+        return {**variables, **self.simulation.start(self.observation, generator)}
 
     def images(self, variables: Mapping[str, Tensor]) -> Images:
-        """The pictures, in pixel space."""
+        """The pictures that are the result, in pixel space."""
+        return self.simulation.result(self.searched(variables), self.targets(variables))
+
+    def searched(self, variables: Mapping[str, Tensor]) -> Images:
+        """The pictures that are searched, in pixel space."""
         return self.observation.network.denormalize(self.parametrization(variables["images"]))
 
     def targets(self, variables: Mapping[str, Tensor]) -> Tensor:
@@ -111,12 +131,13 @@ class Problem:
             conditions: `noise`, added to the network inputs that the client sees but not to what the priors see; and
                 `priors`, a factor of their weights. Either may be missing.
         """
-        images = self.images(variables)
+        images = self.searched(variables)
         seen = images
         if "noise" in conditions:
             network = self.observation.network
             seen = network.denormalize(network.normalize(images) + conditions["noise"])
-        loss = self.distance(seen, self.targets(variables))
+        compared = self.simulation(self.observation, variables, seen, self.targets(variables))
+        loss = self.objective(compared.predicted, compared.observed) + compared.penalty
         for prior in self.priors:
             value = prior(images, self.observation)
             loss = loss + (conditions["priors"] * value if "priors" in conditions else value)
@@ -127,12 +148,14 @@ class Problem:
         with torch.no_grad():
             return float(self.loss(variables, conditions))
 
-    def distance(self, images: Images, labels: Tensor) -> Scalar:
-        """How far the update of a guess is from the one observed."""
-        update = self.observation.client(self.observation.network, images, labels)
-        return self.objective(update, self.observation.update)
+    def fit(self, variables: Mapping[str, Tensor]) -> float:
+        """The distance of the updates alone, without priors, as a number."""
+        with torch.no_grad():
+            found = self.simulation(self.observation, variables, self.searched(variables), self.targets(variables))
+            return float(self.objective(found.predicted, found.observed))
 
     def match(self, images: Images, labels: Tensor) -> float:
-        """The distance as a number, without a graph."""
+        """The distance of the updates for any pictures, with nothing known of the simulation's own variables."""
         with torch.no_grad():
-            return float(self.distance(images, labels))
+            found = self.simulation(self.observation, {}, images, labels)
+            return float(self.objective(found.predicted, found.observed))

@@ -25,13 +25,14 @@ from inversefed.attacks import (
     recipes,
     schedules,
     selection,
+    simulations,
     starts,
 )
 from inversefed.attacks.exact import linear, peel
 from inversefed.cli import registry
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
-from inversefed.fl import clients, defenses, losses
+from inversefed.fl import clients, defenses, losses, sharing
 from inversefed.fl import optimizers as local
 
 SHAPE = (3, 8, 8)
@@ -43,6 +44,7 @@ ARGUMENTS = {
     "Last": (2,),
     "Largest": (2,),
     "At": ((0, 1),),
+    "Shares": (FedSGD(), ("*",)),
     "Choose": ((recipes.peel(),), *[recipes.geiping()] * 5),
 }
 
@@ -80,6 +82,8 @@ CHOOSABLE = [
     pruning,
     schedules,
     selection,
+    sharing,
+    simulations,
     starts,
 ]
 

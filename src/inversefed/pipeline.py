@@ -115,7 +115,7 @@ def audit(
         permutation=order,
         scores=score(found, truth, network.features),
         baselines={name: score(guess, truth, network.features) for name, guess in controls.guesses(truth).items()},
-        findings=(*setting_findings(network, defenses, truth), *reconstruction.findings),
+        findings=(*setting_findings(network, defenses, truth, client, threat), *reconstruction.findings),
         seconds=seconds,
         config=dict(config or {}),
         environment=environment.describe(),

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from inversefed import Batch, FedAvg, FedSGD, LocalAdam, LocalSGD, Observation, ThreatModel, freeze, observe
 from inversefed.errors import ConfigError, ThreatModelError, UpdateMismatchError
+from inversefed.fl.settings import setting_findings
 from inversefed.fl.sharing import Shares, new_weights
 
 SHAPE = (3, 8, 8)
@@ -156,6 +157,18 @@ def test_part_of_an_update_is_taken_where_that_is_declared_and_only_there(tiny: 
         Observation(**{**values, "client": Shares(client.client, ("0.weight",))})
     with pytest.raises(ConfigError, match="no tensor of the network fits"):
         Shares(FedSGD(), ("head.*",)).sent(observation.network)
+
+
+def test_the_report_says_what_the_server_did_not_know_or_get(tiny: nn.Module) -> None:
+    network, (images, labels) = freeze(tiny.double(), SHAPE), batch(3)
+    truth, shuffled = Batch(images, labels), FedAvg(shuffle=True)
+
+    def codes(client: object, **threat: str) -> set[str]:
+        return {finding.code for finding in setting_findings(network, (), truth, client, ThreatModel(**threat))}
+
+    assert codes(shuffled) == {"order-unknown"} and codes(shuffled, order="known") == set()
+    assert codes(shuffled, client="unknown") == {"client-unknown"}
+    assert codes(Shares(FedAvg(), ("3.*",))) == {"partial-update"} and codes(FedAvg()) == set()
 
 
 @pytest.mark.parametrize(("client", "names"), [(FedSGD, ("0.*",)), (FedSGD(), ()), (FedSGD(), "0.*")])

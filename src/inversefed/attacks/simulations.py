@@ -3,9 +3,11 @@
     loss = match(predicted, observed) + penalty,    predicted = simulation(observation, z, x, y)
 
 `z` are further variables, searched together with the images: a point between two weights, the pictures as each epoch
-saw them, dropout's masks. With nothing unknown the client is run as it is. Zhu et al. (2023), "Surrogate model
-extension (SME)", ICML, arXiv:2306.00127; Dimitrov et al. (2022), "Data leakage in federated averaging", TMLR,
-arXiv:2206.12395; Scheliga et al. (2022), "Dropout is NOT all you need to prevent gradient leakage", arXiv:2208.06163.
+saw them, dropout's masks. Where nothing of that kind is unknown, each of them runs the client as it is.
+
+Zhu et al. (2023), "Surrogate model extension (SME)", ICML, arXiv:2306.00127; Dimitrov et al. (2022), "Data leakage in
+federated averaging", TMLR, arXiv:2206.12395; Scheliga et al. (2022), "Dropout is NOT all you need to prevent gradient
+leakage", arXiv:2208.06163.
 """
 
 from collections.abc import Mapping
@@ -20,11 +22,12 @@ from torch.nn import functional as F
 from inversefed.errors import ConfigError, ThreatModelError
 from inversefed.fl.clients import FedAvg, loss_gradient
 from inversefed.fl.dropout import dropout_layers, mask_shapes
-from inversefed.fl.sharing import new_weights, trainer, with_trainer
+from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.sharing import UnknownClient, new_weights, trainer, with_trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Params, Scalar
 
-__all__ = ["AveragedMasks", "KnownClient", "OptimizedMasks", "PerEpoch", "Surrogate"]
+__all__ = ["AveragedMasks", "KnownClient", "OptimizedMasks", "PerEpoch", "RelaxedOrder", "Surrogate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,7 @@ class Simulation(Protocol):
         """Simulate, with labels of one set of pictures; variables that are missing stand at their start."""
         ...
 
-    def result(self, images: Images, labels: Tensor) -> Images:
+    def result(self, images: Tensor, labels: Tensor) -> Tensor:
         """One set of pictures from all that were searched."""
         ...
 
@@ -83,7 +86,7 @@ class KnownClient:
         """The client's update beside the one observed."""
         return Compared(observation.client(observation.network, images, labels), observation.update)
 
-    def result(self, images: Images, labels: Tensor) -> Images:
+    def result(self, images: Tensor, labels: Tensor) -> Tensor:
         """The pictures themselves."""
         return images
 
@@ -101,8 +104,7 @@ class Surrogate:
         rate: how far a unit step of the search moves `a` from where it starts, 0.5; the paper's `a` learns with 1e-3
             where its images learn with 1.
 
-    Raises:
-        ThreatModelError: when called on the update of a client that sends a gradient.
+    A client that sends a gradient has no new weights; its update is matched at the old ones.
     """
 
     rate: float = 1e-3
@@ -117,7 +119,8 @@ class Surrogate:
 
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """`between`, zero where `a` is 0.5."""
-        _ends(observation)
+        if new_weights(observation.client, observation.network, observation.update) is None:
+            return {}
         like = next(iter(observation.network.params.values()))
         return {"between": torch.zeros((), dtype=like.dtype, device=like.device)}
 
@@ -125,12 +128,13 @@ class Surrogate:
         self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
     ) -> Compared:
         """The gradient at w(a) beside the update read as a gradient."""
-        network, ends = observation.network, _ends(observation)
+        network = observation.network
+        ends = new_weights(observation.client, network, observation.update)
         start = {name: weight.detach() for name, weight in network.params.items()}
         share = self.share(variables).to(next(iter(start.values())))
-        between = {name: torch.lerp(start[name], ends[name], share) for name in start}
+        between = start if ends is None else {name: torch.lerp(start[name], ends[name], share) for name in start}
         if not network.functional:
-            between = {name: weight.requires_grad_() for name, weight in between.items()}
+            between = {name: w if w.requires_grad else w.requires_grad_() for name, w in between.items()}
         gradient = loss_gradient(network.at_step(0), between, images, labels)
         return Compared({name: gradient[name] for name in observation.update}, observation.gradient)
 
@@ -138,7 +142,7 @@ class Surrogate:
         """`a`, in (0, 1)."""
         return torch.sigmoid(4 * self.rate * variables.get("between", torch.zeros(())))
 
-    def result(self, images: Images, labels: Tensor) -> Images:
+    def result(self, images: Tensor, labels: Tensor) -> Tensor:
         """The pictures themselves."""
         return images
 
@@ -159,7 +163,7 @@ class PerEpoch:
 
     Raises:
         ConfigError: a negative weight, no filter, or another kind of pooling.
-        ThreatModelError: when called for a client that is no FedAvg.
+        ThreatModelError: when called for a client whose settings are unknown.
     """
 
     weight: float = 1.0
@@ -174,8 +178,9 @@ class PerEpoch:
             )
 
     def copies(self, observation: Observation) -> int:
-        """As many as the client makes passes."""
-        return len(_averaging(observation).orders(observation.num_examples, 0))
+        """As many as a client that shuffles makes passes, else one."""
+        client = _shuffling(observation)
+        return 1 if client is None else len(client.orders(observation.num_examples, 0))
 
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """None: the epochs' pictures are the images."""
@@ -185,7 +190,9 @@ class PerEpoch:
         self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
     ) -> Compared:
         """The update of a client that takes each epoch's own pictures in turn."""
-        client, count = _averaging(observation), observation.num_examples
+        client, count = _shuffling(observation), observation.num_examples
+        if client is None:
+            return KnownClient()(observation, variables, images, labels)
         epochs = self.copies(observation)
         images = images if len(images) == epochs * count else images.repeat(epochs, 1, 1, 1)
         order = tuple(tuple(range(epoch * count, (epoch + 1) * count)) for epoch in range(epochs))
@@ -204,11 +211,92 @@ class PerEpoch:
         spread: Scalar = (pooled - pooled.mean(dim=0)).square().mean()
         return 2 * self.weight * spread
 
-    def result(self, images: Images, labels: Tensor) -> Images:
+    def result(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean over the epochs, after each is matched with the first; equal labels with equal labels only."""
         epochs = images.reshape(-1, labels.shape[0], *images.shape[1:])
         classes = labels.argmax(dim=1) if labels.is_floating_point() else labels
         return torch.stack([epoch[_matched(epoch, epochs[0], classes)] for epoch in epochs]).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class RelaxedOrder:
+    """Search which examples each local step took, together with the pictures.
+
+        loss of step s = 1/B sum_i a[s, i] loss(x_i, y_i),    sum_i a[s, i] = B,    sum over the steps of a pass = 1
+
+    A share `a` in [0, 1] of each example in each step takes the place of the unknown order. At the start all are equal,
+    and every step sees the whole batch, which is the mean over all orders; at the true order all are 0 or 1. Sinkhorn's
+    iteration keeps the sums. A step costs as much as one on all examples. Own derivation; Sinkhorn (1967) for the sums.
+
+    Args:
+        rate: how far a unit step of the search moves the logarithm of a share.
+        noise: standard deviation of the logarithms at the start; equal shares in all steps would move alike.
+        rounds: of Sinkhorn's iteration.
+
+    Raises:
+        ThreatModelError: when called for a client whose settings are unknown, or that shuffles and has another loss
+            than plain cross entropy.
+    """
+
+    rate: float = 0.3
+    noise: float = 0.01
+    rounds: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0 or self.noise < 0 or self.rounds < 1:
+            raise ConfigError(
+                "RelaxedOrder needs rate > 0, noise >= 0 and at least one round; "
+                f"got {self.rate}, {self.noise} and {self.rounds}"
+            )
+
+    def copies(self, observation: Observation) -> int:
+        """One."""
+        return 1
+
+    def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
+        """`order`, logarithms of the shares, `[passes, steps a pass, n]`."""
+        client, network = _shuffling(observation), observation.network
+        if client is None:
+            return {}
+        loss = network.loss
+        if not isinstance(loss, CrossEntropy) or loss.label_smoothing:
+            raise ThreatModelError(f"shares of examples need plain cross entropy as the loss, not {loss!r}")
+        passes, count = len(client.orders(observation.num_examples, 0)), observation.num_examples
+        shape = (passes, len(client.one_pass(count)), count)
+        drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=network.dtype)
+        return {"order": (self.noise * drawn).to(network.device)}
+
+    def __call__(
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+    ) -> Compared:
+        """The update of a client that takes every example in every step, by its share."""
+        client, network, count = _shuffling(observation), observation.network, observation.num_examples
+        if client is None:
+            return KnownClient()(observation, variables, images, labels)
+        order = variables["order"] if "order" in variables else self.start(observation, Generator())["order"]
+        sizes = images.new_tensor([part.stop - part.start for part in client.one_pass(count)])
+        shares = self.shares(order, sizes)
+        if getattr(network.loss, "reduction", "mean") == "mean":
+            shares = shares * count / sizes[:, None]
+        steps = len(client.slices(count))
+        soft = labels if labels.is_floating_point() else F.one_hot(labels, network.num_classes).to(images)
+        weighted = (shares.flatten(0, 1)[:steps, :, None] * soft).flatten(0, 1)
+        whole = replace(client, batch_size=count, local_steps=steps, epochs=None, shuffle=False, order=())
+        update = with_trainer(observation.client, whole)(network, images.repeat(steps, 1, 1, 1), weighted)
+        return Compared(update, observation.update)
+
+    def shares(self, order: Tensor, sizes: Tensor) -> Tensor:
+        """From logarithms to shares: rows add up to the sizes of the steps, columns to what a pass takes of each."""
+        log, rows = self.rate * order, sizes.log()[:, None]
+        columns = (sizes.sum() / order.shape[-1]).log()
+        for _ in range(self.rounds):
+            log = log - log.logsumexp(dim=-1, keepdim=True) + rows
+            log = log - log.logsumexp(dim=-2, keepdim=True) + columns
+        return log.exp()
+
+    def result(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The pictures themselves."""
+        return images
 
 
 @dataclass(frozen=True)
@@ -243,7 +331,7 @@ class AveragedMasks:
         mean = {name: torch.stack([update[name] for update in updates]).mean(dim=0) for name in updates[0]}
         return Compared(mean, observation.update)
 
-    def result(self, images: Images, labels: Tensor) -> Images:
+    def result(self, images: Tensor, labels: Tensor) -> Tensor:
         """The pictures themselves."""
         return images
 
@@ -260,8 +348,6 @@ class OptimizedMasks:
         rate: how far a unit step of the search moves a mask's logit.
         weight: of the penalty.
 
-    Raises:
-        ThreatModelError: when called on a network without dropout that is on.
     """
 
     rate: float = 1.0
@@ -280,10 +366,6 @@ class OptimizedMasks:
         network, client = observation.network, trainer(observation.client)
         gray = torch.full((2, *network.image_shape), 0.5)
         shapes = mask_shapes(network.module, lambda: network.features(gray))
-        if not shapes:
-            raise ThreatModelError(
-                "the network has no dropout layer that is on, so no mask is unknown; leave the simulation out"
-            )
         slices = client.slices(observation.num_examples) if isinstance(client, FedAvg) else []
         steps = len(slices) or 1
         size = max((part.stop - part.start for part in slices), default=observation.num_examples)
@@ -314,7 +396,7 @@ class OptimizedMasks:
         predicted = simulated(replace(network, masks=masks), images, labels)
         return Compared(predicted, observation.update, self.weight * penalty)
 
-    def result(self, images: Images, labels: Tensor) -> Images:
+    def result(self, images: Tensor, labels: Tensor) -> Tensor:
         """The pictures themselves."""
         return images
 
@@ -325,22 +407,15 @@ _NONE = Generator()
 """For starts that draw nothing."""
 
 
-def _ends(observation: Observation) -> Params:
-    """The weights after the local steps."""
-    ends = new_weights(observation.client, observation.network, observation.update)
-    if ends is None:
-        raise ThreatModelError(
-            "the surrogate lies between the weights before and after local steps, and this client sends a gradient; "
-            "match it directly, without simulation=Surrogate()"
-        )
-    return ends
-
-
-def _averaging(observation: Observation) -> FedAvg:
+def _shuffling(observation: Observation) -> FedAvg | None:
+    """The client whose orders are unknown; `None` where the order is known, or there is but one step."""
     client = trainer(observation.client)
-    if not isinstance(client, FedAvg):
-        raise ThreatModelError(f"pictures of each epoch need a FedAvg client with known settings, not {client!r}")
-    return client
+    if isinstance(client, UnknownClient):
+        raise ThreatModelError(
+            "this simulation searches the order of the examples, and needs the client's other settings; without them "
+            "use simulation=Surrogate()"
+        )
+    return client if isinstance(client, FedAvg) and client.shuffle else None
 
 
 def _filters(count: int, like: Tensor) -> Tensor:

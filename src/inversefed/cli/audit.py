@@ -9,11 +9,10 @@ from typing import Any
 from inversefed.cli import registry
 from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
-from inversefed.cli.setting import Setting, read_seconds, read_setting
+from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
 from inversefed.errors import ConfigError
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.save import check_folder, check_writable
-from inversefed.fl.threat import ThreatModel
 from inversefed.pipeline import audit
 from inversefed.types import Status, Step
 
@@ -83,7 +82,7 @@ def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
             std=setting.std,
             client=registry.build("client", resolved.client),
             defenses=[registry.build("defense", defense) for defense in resolved.defenses],
-            threat=ThreatModel(labels="known" if options.known_labels else "unknown"),
+            threat=granted(options),
             attack=registry.build("attack", resolved.attack),
             loss=registry.build("loss", resolved.loss),
             seed=options.seed,

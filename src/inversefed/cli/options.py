@@ -48,6 +48,10 @@ class Setting:
     """The true classes of --images, one each (0 by default)."""
     known_labels: bool = False
     """Hand the true labels to the attack, which otherwise recovers them."""
+    unknown_client: bool = False
+    """Hide the client's settings (learning rate, steps, batch size) from the attack; see --attack surrogate."""
+    known_order: bool = False
+    """Tell the attack in which order a client that shuffles took its examples."""
     client: str = "FedSGD"
     """How the update is made."""
     defenses: tuple[str, ...] = ()

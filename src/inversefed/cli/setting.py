@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from inversefed.cli import options as given
 from inversefed.cli.registry import import_object
 from inversefed.errors import ConfigError, InputError, UnsupportedNetworkError, unknown_name
+from inversefed.fl.threat import ThreatModel
 from inversefed.zoo import constants, datasets, networks
 from inversefed.zoo.checkpoints import load_weights
 from inversefed.zoo.datasets import Dataset
 from inversefed.zoo.networks.seeding import seeded
 from inversefed.zoo.pictures import read_picture
 
-__all__ = ["Setting", "pick_device", "read_seconds", "read_setting"]
+__all__ = ["Setting", "granted", "pick_device", "read_seconds", "read_setting"]
 
 Shape = tuple[int, int, int]
 _SMALL = 100_000
@@ -52,6 +53,15 @@ def read_setting(options: given.Setting) -> Setting:
     std = options.std or (dataset.std if dataset else _usual(options, shape[0])[1])
     source = dataset.name if dataset else "pictures"
     return Setting(module, images, labels, mean, std, source)
+
+
+def granted(options: given.Setting) -> ThreatModel:
+    """What the options let the server know."""
+    return ThreatModel(
+        labels="known" if options.known_labels else "unknown",
+        client="unknown" if options.unknown_client else "known",
+        order="known" if options.known_order else "unknown",
+    )
 
 
 def _named_shape(options: given.Setting) -> Shape:

@@ -160,7 +160,7 @@ class FedAvg:
         Raises:
             ConfigError: fewer examples than one slice holds.
         """
-        one = self._one_pass(num_examples)
+        one = self.one_pass(num_examples)
         if self.epochs is not None:
             return one * self.epochs
         return list(islice((part for _ in range(self.local_steps) for part in one), self.local_steps))
@@ -178,7 +178,7 @@ class FedAvg:
         if not self.shuffle and not self.order:
             return self.slices(num_examples)
         orders = [torch.tensor(order) for order in self.orders(num_examples, seed)]
-        a_pass = len(self._one_pass(len(orders[0])))
+        a_pass = len(self.one_pass(len(orders[0])))
         return [orders[step // a_pass][part] for step, part in enumerate(self.slices(len(orders[0])))]
 
     def orders(self, num_examples: int, seed: int) -> tuple[tuple[int, ...], ...]:
@@ -188,7 +188,7 @@ class FedAvg:
             ConfigError: a fixed order with too few passes, of unequal lengths, or of examples that are not there.
         """
         size = len(self.order[0]) if self.order else num_examples
-        passes = math.ceil(len(self.slices(size)) / len(self._one_pass(size)))
+        passes = math.ceil(len(self.slices(size)) / len(self.one_pass(size)))
         if not self.order:
             generator = Generator().manual_seed(seed)
             draws = [torch.randperm(num_examples, generator=generator) for _ in range(passes)]
@@ -205,7 +205,12 @@ class FedAvg:
         """The same client, its orders no longer drawn but written down."""
         return replace(self, shuffle=False, order=self.orders(num_examples, seed)) if self.shuffle else self
 
-    def _one_pass(self, num_examples: int) -> list[slice]:
+    def one_pass(self, num_examples: int) -> list[slice]:
+        """The slices of one pass over the examples.
+
+        Raises:
+            ConfigError: fewer examples than one slice holds.
+        """
         size = self.batch_size or num_examples
         if size > num_examples:
             raise ConfigError(f"batch_size {size} is larger than the client's {num_examples} examples")

@@ -163,8 +163,8 @@ def test_the_report_says_what_the_server_did_not_know_or_get(tiny: nn.Module) ->
     network, (images, labels) = freeze(tiny.double(), SHAPE), batch(3)
     truth, shuffled = Batch(images, labels), FedAvg(shuffle=True)
 
-    def codes(client: object, **threat: str) -> set[str]:
-        return {finding.code for finding in setting_findings(network, (), truth, client, ThreatModel(**threat))}
+    def codes(sender: object, **threat: str) -> set[str]:
+        return {finding.code for finding in setting_findings(network, (), truth, sender, ThreatModel(**threat))}
 
     assert codes(shuffled) == {"order-unknown"} and codes(shuffled, order="known") == set()
     assert codes(shuffled, client="unknown") == {"client-unknown"}

@@ -30,13 +30,14 @@ from inversefed.attacks import (
     recipes,
     schedules,
     selection,
+    simulations,
     starts,
 )
 from inversefed.attacks.exact import attention, directions, independent, linear, peel, separated, sparse
 from inversefed.cli import registry
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
-from inversefed.fl import clients, defenses, losses
+from inversefed.fl import clients, defenses, losses, sharing
 from inversefed.fl import optimizers as local
 
 SHAPE = (3, 8, 8)
@@ -52,6 +53,7 @@ ARGUMENTS = {
     "Largest": (2,),
     "At": ((0, 1),),
     "SeparatedFeatures": (recipes.geiping(),),
+    "Shares": (FedSGD(), ("*",)),
     "Choose": ((recipes.peel(),), (recipes.separated(),), *[recipes.geiping()] * 5),
 }
 
@@ -115,6 +117,8 @@ CHOOSABLE = [
     pruning,
     schedules,
     selection,
+    sharing,
+    simulations,
     starts,
 ]
 

@@ -116,7 +116,7 @@ def audit(
         permutation=order,
         scores=score(found, truth, network.features),
         baselines={name: score(guess, truth, network.features) for name, guess in controls.guesses(truth).items()},
-        findings=(*setting_findings(network, defenses, truth), *reconstruction.findings),
+        findings=(*setting_findings(network, defenses, truth, client, threat), *reconstruction.findings),
         seconds=seconds,
         config=dict(config or {}),
         environment=environment.describe(),
@@ -152,7 +152,7 @@ def observed(
     with float32_products(network.device):
         update = defended(computed(client, private, truth), network, truth, defenses, world)
         buffers = sent_buffers(client, private, truth.images, truth.labels) if threat.buffers == "sent" else None
-    return observe(network, client, update, truth, threat, buffers), truth
+    return observe(private, client, update, truth, threat, buffers), truth
 
 
 def computed(client: Client, network: Network, batch: Batch) -> Params:

@@ -73,7 +73,7 @@ def test_no_example_is_refused(world: tuple) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"labels": "some"}, {"counts": "known"}, {"server": "malicious"}, {"buffers": "batch"}, {"client": "unknown"}],
+    [{"labels": "some"}, {"counts": "known"}, {"server": "malicious"}, {"buffers": "batch"}],
 )
 def test_what_is_not_built_is_refused(bad: dict, unchecked: None) -> None:
     with pytest.raises(ConfigError, match="is not built"):

@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from inversefed.fl.clients import FedAvg, FedSGD
 from inversefed.fl.geometry import Geometry, geometry
 from inversefed.fl.optimizers import LocalSGD
+from inversefed.fl.sharing import trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Params
 
@@ -105,10 +106,12 @@ def count(observation: Observation) -> tuple[LayerEquations, ...]:
 
 def passes(observation: Observation) -> int | None:
     """How many forward passes of one example the update sums over; `None` where it is no sum of gradients."""
-    client, examples = observation.client, observation.num_examples
+    client, examples = trainer(observation.client), observation.num_examples
     if isinstance(client, FedSGD):
         return examples
-    if isinstance(client, FedAvg) and isinstance(client.optimizer, LocalSGD) and not client.optimizer.weight_decay:
+    if not isinstance(client, FedAvg) or client.proximal:
+        return None
+    if isinstance(client.optimizer, LocalSGD) and not client.optimizer.weight_decay:
         slices = client.slices(examples)
         return sum(int(part.stop - part.start) for part in slices)
     return None
@@ -183,7 +186,7 @@ def _rank(matrix: Tensor, place: Geometry, observation: Observation, bound: int 
 
 def _lost(place: Geometry, observation: Observation) -> float:
     """By what a difference of weights rounds more than a gradient: the weights' norm, at the gradient's scale."""
-    client = observation.client
+    client = trainer(observation.client)
     if not isinstance(client, FedAvg):
         return 0.0
     weight = observation.network.params[_join(place.name, "weight")]

@@ -31,6 +31,7 @@ from inversefed.attacks.pruning import KeepAll, Rungs, SuccessiveHalving
 from inversefed.attacks.restarts import Restarts, planned_steps
 from inversefed.attacks.schedules import Constant, LinearDecay, StepDecay
 from inversefed.attacks.selection import LowestLoss, Match
+from inversefed.attacks.simulations import KnownClient, Simulation
 from inversefed.attacks.starts import Normal
 from inversefed.errors import ConfigError
 from inversefed.fl.arithmetic import float32_products
@@ -50,7 +51,7 @@ Pruning = Callable[[int, int], Rungs]
 
 _CALLED = (
     "objective", "start", "schedule", "selection", "parametrization", "prior_schedule", "noise_schedule",
-    "convergence", "pruning",
+    "convergence", "pruning", "simulation",
 )  # fmt: skip
 _WORTH_SHARING = 2e7
 """Operations of a forward pass below which a step is mostly overhead; measured in docs/speed.md."""
@@ -88,6 +89,7 @@ class GradientInversion:
         width: how many restarts advance together in one vectorized step; `None` for several where a step has few
             operations and they fit into memory, else one.
         precision: the numbers that steps are computed in.
+        simulation: how the client is simulated where something about it is unknown.
         compilation: `"on"` compiles the step (a minute, and a compiler is needed), `"auto"` only where that pays for
             itself by measurement, which makes rounding depend on the machine's speed.
     """
@@ -115,6 +117,7 @@ class GradientInversion:
     consistency: GroupConsistency | None = None
     width: int | None = 1
     precision: Precision = Native()
+    simulation: Simulation = KnownClient()
     compilation: Compilation = "off"
 
     def __post_init__(self) -> None:
@@ -190,12 +193,14 @@ class GradientInversion:
             update = {name: part.double() for name, part in observation.update.items()}
             buffers = _doubled(observation.buffers)
             observation = replace(observation, network=network, update=update, buffers=buffers)
-        return Problem.of(observation, self.objective, self.priors, self.parametrization, self.labels, self.features)
+        return Problem.of(
+            observation, self.objective, self.priors, self.parametrization, self.labels, self.simulation, self.features
+        )
 
     def _restarts(self, problem: Problem, generator: Generator, budget: Budget, need: "_Need") -> Restarts:
         iterations = budget.max_iterations or self.max_iterations
         observation = problem.observation
-        starts = self.start((self.restarts, *observation.batch_shape), generator, observation.network.dtype)
+        starts = self.start((self.restarts, *problem.shape), generator, observation.network.dtype)
         variables = [problem.start(start, generator) for start in starts]
         seeds = [0] * len(starts)
         if self.noise or self.langevin:
@@ -289,7 +294,7 @@ class GradientInversion:
         if self.prior_schedule != Constant():
             conditions["priors"] = like.new_tensor(self.prior_schedule(1.0, iteration, iterations))
         if self.noise:
-            shape, std = problem.observation.batch_shape, self.noise_schedule(self.noise, iteration, iterations)
+            shape, std = problem.shape, self.noise_schedule(self.noise, iteration, iterations)
             noise = torch.randn(shape, generator=descent.generator, dtype=like.dtype)
             conditions["noise"] = noise.to(like.device) * std
         return conditions
@@ -300,7 +305,7 @@ class GradientInversion:
         return Candidate(
             images,
             labels.argmax(dim=1) if labels.is_floating_point() else labels,
-            problem.match(images, labels),
+            problem.fit(variables),
             descent.status or Status.STOPPED,
             len(descent.history),
             tuple(descent.history),
@@ -342,7 +347,7 @@ class _Need:
     @property
     def _variables(self) -> Variables:
         observation = self._problem.observation
-        images = torch.zeros(observation.batch_shape, dtype=observation.network.dtype)
+        images = torch.zeros(self._problem.shape, dtype=observation.network.dtype)
         return self._problem.start(images, Generator(observation.network.device).manual_seed(0))
 
     def findings(self) -> tuple[Finding, ...]:

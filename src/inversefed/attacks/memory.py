@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from inversefed.fl.clients import Client, FedAvg
+from inversefed.fl.sharing import trainer
 from inversefed.types import Scalar
 
 __all__ = ["available_bytes", "chunk", "live_bytes", "measured_live_bytes", "recomputes", "step_bytes"]
@@ -99,7 +100,8 @@ def available_bytes(device: torch.device) -> int:
 
 def recomputes(client: Client, num_examples: int) -> bool:
     """Whether a client runs some of its local steps again in the backward pass, for memory's sake."""
-    return isinstance(client, FedAvg) and len(client.slices(num_examples)) > client.keep_graphs
+    inner = trainer(client)
+    return isinstance(inner, FedAvg) and len(inner.slices(num_examples)) > inner.keep_graphs
 
 
 def chunk(step_bytes: int, available: int, wanted: int) -> int:

@@ -7,12 +7,13 @@ scaled by the inverse frequency, and in decorrelated colors, makes steps of equa
 differ (Olah, Mordvintsev and Schubert 2017, "Feature Visualization", use the same preconditioner).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Pixels", "Spectral"]
+__all__ = ["Pixels", "Spectral", "Standardized"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,24 @@ class Spectral:
         axes = axes / axes.norm(dim=1, keepdim=True)
         matrix: Tensor = axes.T @ torch.diag(axes.new_tensor(self.colors)) @ axes
         return matrix
+
+
+@dataclass(frozen=True)
+class Standardized:
+    """Inputs whose channels have mean 0 over the batch, and whose values have standard deviation 1 together.
+
+    A first convolution followed by BatchNorm in train mode gives the same outputs, and the same gradient, for inputs of
+    any contrast, and but for its padding of any brightness of a channel: both are free, so they are put where the
+    network's normalization constants say that pictures lie. A start of zeros has no contrast; use another.
+
+    Args:
+        inner: what is standardized.
+    """
+
+    inner: Callable[[Tensor], Tensor] = Spectral()
+
+    def __call__(self, variables: Tensor) -> Tensor:
+        """From `[n, c, h, w]` to network inputs of the same shape."""
+        inputs = self.inner(variables)
+        inputs = inputs - inputs.mean(dim=(0, 2, 3), keepdim=True)
+        return inputs / inputs.square().mean().sqrt().clamp(min=torch.finfo(inputs.dtype).tiny)

@@ -1,21 +1,24 @@
 """An observation as a function of images: what every optimization attack minimizes.
 
 value(x, y) = match(client(network, x, y), update*) + sum prior(x)
+
+How the client is simulated where something about it is unknown is told by a piece of `simulations`.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered
 from inversefed.attacks.objectives import RelativeSquaredError
-from inversefed.attacks.separate import separate
+from inversefed.attacks.separate import KnownFeatures
+from inversefed.attacks.simulations import KnownClient, Simulation
 from inversefed.errors import ThreatModelError
 from inversefed.fl.arithmetic import float32_products
-from inversefed.fl.network import Network
+from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Labels, Params, Scalar
 
@@ -30,8 +33,11 @@ _NONE: Mapping[str, Tensor] = {}
 def relative_matching_cost(observation: Observation, images: Images, labels: Tensor) -> float:
     """How far the update of a guess is from the one observed, `|g - g*|^2 / |g*|^2`; infinite if it is no number.
 
-    It is the same for every attack, whatever that minimizes, and computed without TF32.
+    It is the same for every attack, whatever that minimizes, and computed without TF32. An unknown client cannot be
+    run, so it tells nothing there: infinite.
     """
+    if isinstance(trainer(observation.client), UnknownClient):
+        return math.inf
     with torch.no_grad(), float32_products(observation.network.device):
         update = observation.client(observation.network, images, labels)
         cost = float(RelativeSquaredError()(update, observation.update))
@@ -42,8 +48,8 @@ def relative_matching_cost(observation: Observation, images: Images, labels: Ten
 class Problem:
     """What is minimized, and how its variables are read.
 
-    The variables are `images`, which the parametrization takes to the network's normalized input space, and `labels`,
-    logits, where the labels are optimized too.
+    The variables are `images`, which the parametrization takes to the network's normalized input space, `labels`,
+    logits, where the labels are optimized too, and what the simulation of the client adds.
 
     Args:
         observation: what the server sees.
@@ -53,6 +59,7 @@ class Problem:
             `bound`; one that has `start(images, generator)` draws its own variables.
         joint: how open labels are decoded.
         labels: the labels, where they are known or were recovered.
+        simulation: how the client is simulated.
         known: what went into the head, where that was solved for; how far a guess is from it is added to the distance.
     """
 
@@ -62,7 +69,8 @@ class Problem:
     parametrization: Callable[[Tensor], Tensor]
     joint: JointLabels
     labels: Labels | None
-    known: "KnownFeatures | None" = None
+    simulation: Simulation = KnownClient()
+    known: KnownFeatures | None = None
 
     @classmethod
     def of(
@@ -72,6 +80,7 @@ class Problem:
         priors: Sequence[Prior],
         parametrization: Callable[[Tensor], Tensor],
         rule: LabelRule | JointLabels,
+        simulation: Simulation = KnownClient(),
         features: float = 0.0,
     ) -> "Problem":
         """Settle the labels first: granted, recovered by a rule, or left open.
@@ -79,19 +88,19 @@ class Problem:
         Where `RecoveredLabels` finds no rule that applies, they are left open too. With a weight for `features`, what
         went into the head is solved for, and labels with it.
         """
-        known = KnownFeatures.of(observation, features) if features else None
-        if known is not None:
-            return cls(observation, objective, priors, parametrization, JointLabels(), known.labels, known)
         joint = rule if isinstance(rule, JointLabels) else JointLabels()
-        try:
-            labels = observation.labels if isinstance(rule, JointLabels) else granted_or_recovered(observation, rule)
-        except ThreatModelError:
-            if not isinstance(rule, RecoveredLabels):
-                raise
-            labels = None
+        known = KnownFeatures.of(observation, features) if features and simulation == KnownClient() else None
+        labels = _settled(observation, rule) if known is None else known.labels
         bound = getattr(parametrization, "bound", None)
         return cls(
-            observation, objective, priors, bound(observation.network) if bound else parametrization, joint, labels
+            observation,
+            objective,
+            priors,
+            bound(observation.network) if bound else parametrization,
+            joint,
+            labels,
+            simulation,
+            known,
         )
 
     def functional(self) -> "Problem":
@@ -100,6 +109,12 @@ class Problem:
         known = None if self.known is None else self.known.functional()
         return replace(self, observation=replace(self.observation, network=network), known=known)
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(n, c, h, w)` of what is searched: several sets of pictures, where the simulation has them apart."""
+        count, *one = self.observation.batch_shape
+        return (count * self.simulation.copies(self.observation), one[0], one[1], one[2])
+
     def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
         """The variables of a restart."""
         drawn = getattr(self.parametrization, "start", None)
@@ -107,10 +122,14 @@ class Problem:
         variables = {"images": images.to(self.observation.network.device)}
         if self.labels is None:
             variables["labels"] = self.joint.start(self.observation, generator)
-        return variables
+        return {**variables, **self.simulation.start(self.observation, generator)}
 
     def images(self, variables: Mapping[str, Tensor]) -> Images:
-        """The pictures, in pixel space."""
+        """The pictures that are the result, in pixel space."""
+        return self.simulation.result(self.searched(variables), self.targets(variables))
+
+    def searched(self, variables: Mapping[str, Tensor]) -> Images:
+        """The pictures that are searched, in pixel space."""
         return self.observation.network.denormalize(self.parametrization(variables["images"]))
 
     def targets(self, variables: Mapping[str, Tensor]) -> Tensor:
@@ -129,12 +148,13 @@ class Problem:
                 `pull`, how strongly. The pull has a gradient but adds nothing to the value, so that losses before and
                 after restarts meet can be compared. Any may be missing.
         """
-        images = self.images(variables)
+        images = self.searched(variables)
         seen = images
         if "noise" in conditions:
             network = self.observation.network
             seen = network.denormalize(network.normalize(images) + conditions["noise"])
-        loss = self.distance(seen, self.targets(variables))
+        distance, penalty = self._distance(variables, seen, self.targets(variables))
+        loss = distance + penalty
         for prior in self.priors:
             value = prior(images, self.observation)
             loss = loss + (conditions["priors"] * value if "priors" in conditions else value)
@@ -149,54 +169,32 @@ class Problem:
         with torch.no_grad():
             return float(self.loss(variables, conditions))
 
-    def distance(self, images: Images, labels: Tensor) -> Scalar:
-        """How far the update of a guess is from the one observed."""
-        update = self.observation.client(self.observation.network, images, labels)
-        distance = self.objective(update, self.observation.update)
-        return distance if self.known is None else distance + self.known(images)
+    def fit(self, variables: Mapping[str, Tensor]) -> float:
+        """The distance of the updates alone, without priors, as a number."""
+        with torch.no_grad():
+            return float(self._distance(variables, self.searched(variables), self.targets(variables))[0])
 
     def match(self, images: Images, labels: Tensor) -> float:
-        """The distance as a number, without a graph."""
+        """The distance of the updates for any pictures, with nothing known of the simulation's own variables."""
         with torch.no_grad():
-            return float(self.distance(images, labels))
+            return float(self._distance({}, images, labels)[0])
+
+    def _distance(
+        self, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+    ) -> tuple[Scalar, Scalar | float]:
+        """How far the update of a guess is from the one observed, and what the simulation adds to it."""
+        found = self.simulation(self.observation, variables, images, labels)
+        distance = self.objective(found.predicted, found.observed)
+        return distance if self.known is None else distance + self.known(images), found.penalty
 
 
-@dataclass(frozen=True, eq=False)
-class KnownFeatures:
-    """What went into the head, example by example, as a target beside the update.
-
-        weight |f(x) - h| / |h|,    sums of absolute values
-
-    Args:
-        trunk: the network up to its head.
-        features: `[n, d]`.
-        labels: `[n]`, in the same order.
-        weight: of the relative absolute error.
-    """
-
-    trunk: Network
-    features: Tensor = field(repr=False)
-    labels: Labels
-    weight: float
-
-    @classmethod
-    def of(cls, observation: Observation, weight: float) -> "KnownFeatures | None":
-        """Solve for them; nothing for one example, which needs no help, and where that does not work."""
-        if observation.num_examples == 1:
-            return None
-        try:
-            found = separate(observation)
-        except ThreatModelError:
-            return None
-        network = observation.network
-        features = found.features.to(network.device, network.dtype)
-        return cls(network.without_head(), features, found.labels, weight)
-
-    def functional(self) -> "KnownFeatures":
-        """The same for `torch.func`."""
-        return replace(self, trunk=replace(self.trunk, functional=True))
-
-    def __call__(self, images: Images) -> Scalar:
-        """Weighted relative absolute error."""
-        seen = self.trunk.apply(self.trunk.params, images)
-        return self.weight * (seen - self.features).abs().sum() / self.features.abs().sum()
+def _settled(observation: Observation, rule: LabelRule | JointLabels) -> Labels | None:
+    """The labels that were granted or that a rule finds; nothing where they are left open."""
+    if isinstance(rule, JointLabels):
+        return observation.labels
+    try:
+        return granted_or_recovered(observation, rule)
+    except ThreatModelError:
+        if not isinstance(rule, RecoveredLabels):
+            raise
+        return None

@@ -22,10 +22,11 @@ from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError, TagError
 from inversefed.attacks.optimizers import LBFGS, Adam, NormalizedMomentum
-from inversefed.attacks.parametrizations import Spectral
+from inversefed.attacks.parametrizations import Spectral, Standardized
 from inversefed.attacks.priors import ColorTotalVariation, SquaredNorm, TotalVariation
 from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay, LinearDecay, WarmUp
-from inversefed.attacks.starts import NearMean, Patterned, Zeros
+from inversefed.attacks.simulations import OptimizedMasks, PerEpoch, RelaxedOrder, Surrogate
+from inversefed.attacks.starts import NearMean, Normal, Patterned, Zeros
 
 __all__ = [
     "april",
@@ -34,18 +35,23 @@ __all__ = [
     "curvature",
     "deep_prior",
     "dlg",
+    "dropout_inversion",
     "geiping",
     "gradinversion",
     "idlg",
     "linear",
     "modern",
     "peel",
+    "per_epoch",
+    "relaxed_order",
     "separated",
     "smoothed",
     "sparse",
     "spear",
     "spectral",
+    "surrogate",
     "tag",
+    "train_mode",
 ]
 
 
@@ -334,4 +340,70 @@ def smoothed(max_iterations: int = 300) -> GradientInversion:
         prior_schedule=GeometricDecay(0.1),
         noise=0.6,
         optimizer=NormalizedMomentum(lr=1.0, momentum=0.95),
+    )
+
+
+def surrogate(max_iterations: int = 1000, total_variation: float = 1e-2) -> GradientInversion:
+    """For FedAvg of unknown settings: one gradient, between the old weights and the new, in place of all local steps.
+
+    SME, Zhu et al. (2023), arXiv:2306.00127, with its settings: cosine cost, total variation 1e-2, Adam with lr 1 on
+    images and 1e-3 on the point between, 1,000 iterations, decay at 3/8, 5/8 and 7/8.
+
+    Args:
+        max_iterations: steps, each as dear as one of a single gradient, whatever the client did.
+        total_variation: weight of the prior.
+    """
+    return GradientInversion(
+        objective=Cosine(),
+        priors=(TotalVariation(total_variation),) if total_variation else (),
+        optimizer=Adam(lr=1.0, signed=False),
+        simulation=Surrogate(rate=1e-3),
+        max_iterations=max_iterations,
+    )
+
+
+def per_epoch(max_iterations: int = 300) -> GradientInversion:
+    """For FedAvg that shuffles: pictures of each epoch apart, held together by a prior that no order changes.
+
+    The simulation of Dimitrov et al. (2022), arXiv:2206.12395, searched as `smoothed` does.
+
+    Args:
+        max_iterations: steps.
+    """
+    return replace(smoothed(max_iterations), simulation=PerEpoch(10.0, "max"))
+
+
+def relaxed_order(max_iterations: int = 300) -> GradientInversion:
+    """For FedAvg that shuffles: which examples a step took is searched with the pictures, as shares in [0, 1].
+
+    Own derivation. A step costs as many passes as there are examples, not only those of its slice.
+
+    Args:
+        max_iterations: steps.
+    """
+    return replace(smoothed(max_iterations), simulation=RelaxedOrder())
+
+
+def dropout_inversion(max_iterations: int = 300) -> GradientInversion:
+    """For networks in train mode with dropout: the masks are searched with the pictures.
+
+    The idea of Scheliga et al. (2022), arXiv:2208.06163, searched as `smoothed` does.
+
+    Args:
+        max_iterations: steps.
+    """
+    return replace(smoothed(max_iterations), simulation=OptimizedMasks())
+
+
+def train_mode(max_iterations: int = 300) -> GradientInversion:
+    """For networks in train mode whose first layers are a convolution and BatchNorm: contrast and brightness settled.
+
+    `smoothed`, its pictures standardized, for such an update does not hold their contrast; and the masks of dropout,
+    where there are any, searched with them.
+
+    Args:
+        max_iterations: steps.
+    """
+    return replace(
+        smoothed(max_iterations), parametrization=Standardized(Spectral()), start=Normal(), simulation=OptimizedMasks()
     )

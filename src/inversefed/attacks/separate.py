@@ -10,7 +10,7 @@ those of the label rule are tried as well. Own derivation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import islice, permutations, product
 
@@ -21,10 +21,13 @@ from inversefed.attacks.labels import MeanFeatureCounts
 from inversefed.attacks.labels.head import Head, deal, read_head
 from inversefed.errors import ThreatModelError
 from inversefed.fl.clients import FedAvg
+from inversefed.fl.dropout import dropout_layers
+from inversefed.fl.network import Network
+from inversefed.fl.sharing import trainer
 from inversefed.fl.threat import Observation
-from inversefed.types import Labels
+from inversefed.types import Images, Labels, Scalar
 
-__all__ = ["Separated", "separate"]
+__all__ = ["KnownFeatures", "Separated", "separate"]
 
 _LARGEST = 32
 """Examples; the equations' matrix has n^2 columns."""
@@ -101,9 +104,11 @@ def separate(observation: Observation) -> Separated:
 
 
 def _check(observation: Observation, head: Head) -> None:
-    total, classes, client = head.total, len(head.weight), observation.client
+    total, classes, client = head.total, len(head.weight), trainer(observation.client)
     if isinstance(client, FedAvg) and len(client.slices(total)) > 1:
         raise ThreatModelError("the head's inputs are separated in one gradient, and this update is several steps")
+    if dropout_layers(observation.network.module):
+        raise ThreatModelError("dropout is on, and what went into the head holds for masks that are not known")
     if total >= classes or total > _LARGEST:
         raise ThreatModelError(
             f"the head's inputs are separated for fewer examples than classes ({classes}), up to {_LARGEST}; this "
@@ -149,6 +154,47 @@ def _tried(equations: "_Equations", labels: Sequence[Labels], starts: range, ste
         if not any(torch.equal(one.labels, other.labels) for other in seen):
             seen.append(one)
     return seen
+
+
+@dataclass(frozen=True, eq=False)
+class KnownFeatures:
+    """What went into the head, example by example, as a target beside the update.
+
+        weight |f(x) - h| / |h|,    sums of absolute values
+
+    Args:
+        trunk: the network up to its head.
+        features: `[n, d]`.
+        labels: `[n]`, in the same order.
+        weight: of the relative absolute error.
+    """
+
+    trunk: Network
+    features: Tensor = field(repr=False)
+    labels: Labels
+    weight: float
+
+    @classmethod
+    def of(cls, observation: Observation, weight: float) -> "KnownFeatures | None":
+        """Solve for them; nothing for one example, which needs no help, and where that does not work."""
+        if observation.num_examples == 1:
+            return None
+        try:
+            found = separate(observation)
+        except ThreatModelError:
+            return None
+        network = observation.network
+        features = found.features.to(network.device, network.dtype)
+        return cls(network.without_head(), features, found.labels, weight)
+
+    def functional(self) -> "KnownFeatures":
+        """The same for `torch.func`."""
+        return replace(self, trunk=replace(self.trunk, functional=True))
+
+    def __call__(self, images: Images) -> Scalar:
+        """Weighted relative absolute error."""
+        seen = self.trunk.apply(self.trunk.params, images)
+        return self.weight * (seen - self.features).abs().sum() / self.features.abs().sum()
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 from inversefed.cli import registry
 from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
-from inversefed.cli.setting import Setting, read_seconds, read_setting, read_threat
+from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
 from inversefed.errors import ConfigError
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.save import check_folder, check_writable
@@ -82,7 +82,7 @@ def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
             std=setting.std,
             client=registry.build("client", resolved.client),
             defenses=[registry.build("defense", defense) for defense in resolved.defenses],
-            threat=read_threat(options),
+            threat=granted(options),
             attack=registry.build("attack", resolved.attack),
             loss=registry.build("loss", resolved.loss),
             seed=options.seed,

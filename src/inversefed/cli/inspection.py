@@ -8,7 +8,7 @@ from inversefed.attacks.equations import LayerEquations
 from inversefed.attacks.identify import Identifiability, identify
 from inversefed.cli import registry
 from inversefed.cli.options import Inspect
-from inversefed.cli.setting import read_setting, read_threat
+from inversefed.cli.setting import granted, read_setting
 from inversefed.pipeline import observed
 
 __all__ = ["run_inspect"]
@@ -35,7 +35,7 @@ def run_inspect(options: Inspect) -> int:
         std=setting.std,
         client=registry.build("client", options.client),
         defenses=[registry.build("defense", defense) for defense in options.defenses],
-        threat=read_threat(options),
+        threat=granted(options),
         loss=registry.build("loss", options.loss),
         seed=options.seed,
     )

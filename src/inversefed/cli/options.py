@@ -50,6 +50,10 @@ class Setting:
     """Hand the true labels to the attack, which otherwise recovers them."""
     sent_buffers: bool = False
     """Let the client send its running BatchNorm statistics along, which in train mode hold those of its batch."""
+    unknown_client: bool = False
+    """Hide the client's settings (learning rate, steps, batch size) from the attack; see --attack surrogate."""
+    known_order: bool = False
+    """Tell the attack in which order a client that shuffles took its examples."""
     client: str = "FedSGD"
     """How the update is made."""
     defenses: tuple[str, ...] = ()

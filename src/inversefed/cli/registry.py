@@ -20,7 +20,7 @@ from inversefed.errors import ConfigError, unknown_name
 __all__ = ["KINDS", "build", "choices", "import_object"]
 
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "client": ("fl.clients",),
+    "client": ("fl.clients", "fl.sharing"),
     "defense": ("fl.defenses",),
     "loss": ("fl.losses",),
     "attack": (
@@ -54,6 +54,7 @@ _PARTS = (
     "attacks.pruning",
     "attacks.schedules",
     "attacks.selection",
+    "attacks.simulations",
     "attacks.starts",
     "fl.optimizers",
 )
@@ -64,7 +65,7 @@ def choices(kind: str) -> dict[str, Callable[..., Any]]:
     """The pieces of a kind, by name.
 
     >>> sorted(choices("client"))
-    ['FedAvg', 'FedSGD']
+    ['FedAvg', 'FedSGD', 'Shares']
     """
     return _public(KINDS[kind])
 

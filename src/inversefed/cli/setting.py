@@ -16,7 +16,7 @@ from inversefed.zoo.datasets import Dataset
 from inversefed.zoo.networks.seeding import seeded
 from inversefed.zoo.pictures import read_picture
 
-__all__ = ["Setting", "pick_device", "read_seconds", "read_setting", "read_threat"]
+__all__ = ["Setting", "granted", "pick_device", "read_seconds", "read_setting"]
 
 Shape = tuple[int, int, int]
 _SMALL = 100_000
@@ -55,10 +55,13 @@ def read_setting(options: given.Setting) -> Setting:
     return Setting(module, images, labels, mean, std, source)
 
 
-def read_threat(options: given.Setting) -> ThreatModel:
+def granted(options: given.Setting) -> ThreatModel:
     """What the options let the server know."""
     return ThreatModel(
-        labels="known" if options.known_labels else "unknown", buffers="sent" if options.sent_buffers else "network"
+        labels="known" if options.known_labels else "unknown",
+        client="unknown" if options.unknown_client else "known",
+        order="known" if options.known_order else "unknown",
+        buffers="sent" if options.sent_buffers else "network",
     )
 
 

@@ -2,19 +2,21 @@
 
     FedSGD:  update = grad_w loss(f(w, x), y)
     FedAvg:  w_0 = w,  w_{i+1} = w_i - lr * step(grad loss(f(w_i, x_i), y_i)),  update = w_T - w or w_T
+    FedProx: the same with  mu (w_i - w)  added to each gradient
 
 Both can be differentiated with respect to the images, which is all that an attack needs. Of a long unrolling only
 the last steps keep their graph; an earlier one keeps its weights w_i and is run again in the backward pass.
-Federated averaging: McMahan et al. (2017), arXiv:1602.05629.
+Federated averaging: McMahan et al. (2017), arXiv:1602.05629. The proximal term: Li et al. (2020), arXiv:1812.06127.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from inversefed.errors import ConfigError
 from inversefed.fl.network import Network
@@ -51,7 +53,7 @@ class FedSGD:
 
     def __call__(self, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
         """Compute the gradient of the loss with respect to the weights."""
-        return loss_gradient(network, network.params, images, labels)
+        return loss_gradient(network.at_step(0), network.params, images, labels)
 
     def as_gradient(self, network: Network, update: Params, num_examples: int) -> Params:
         """The update is a gradient already."""
@@ -70,6 +72,10 @@ class FedAvg:
         epochs: passes over the batch instead of a number of steps; a last, smaller slice counts as well.
         optimizer: the local update rule.
         sends: `"delta"` for new minus old weights, `"weights"` for the new ones.
+        proximal: weight mu of FedProx's pull back to the weights that were sent out, `mu / 2 |w_i - w|^2`; 0 for none.
+        shuffle: draw a new order of the examples before each pass, from the network's private seed, which no
+            observation holds.
+        order: the order of the examples in each pass, where it is fixed; empty for as they come.
         keep_graphs: how many of the last local steps keep their graph while the result is differentiated by
             autograd; it changes no number. An earlier step keeps its weights and moments and is run again, for less
             memory and more time; gradients then reach images and labels, once.
@@ -81,6 +87,9 @@ class FedAvg:
     epochs: int | None = None
     optimizer: LocalOptimizer = LocalSGD()
     sends: Literal["delta", "weights"] = "delta"
+    proximal: float = 0.0
+    shuffle: bool = False
+    order: tuple[tuple[int, ...], ...] = ()
     keep_graphs: int = 4
 
     def __post_init__(self) -> None:
@@ -88,6 +97,11 @@ class FedAvg:
             raise ConfigError("FedAvg needs at least one local step and, where given, at least one epoch")
         if self.batch_size < 0 or self.lr <= 0:
             raise ConfigError(f"FedAvg needs lr > 0 and batch_size >= 0; got {self.lr} and {self.batch_size}")
+        if self.proximal < 0 or (self.shuffle and self.order):
+            raise ConfigError(
+                "FedAvg needs proximal >= 0, and either shuffles or has a fixed order; "
+                f"got proximal={self.proximal}, shuffle={self.shuffle} and order={self.order}"
+            )
         if self.keep_graphs < 1:
             raise ConfigError(f"FedAvg keeps the graph of at least 1 step; got keep_graphs={self.keep_graphs}")
         if self.sends not in ("delta", "weights"):
@@ -97,10 +111,10 @@ class FedAvg:
         """Train on slices of the batch and return what is sent."""
         params: Params = network.params
         state: State = {}
-        slices = self.slices(images.shape[0])
+        parts = self.parts(images.shape[0], network.mask_seed)
         again = _differentiable(images, labels) and not network.functional
-        for step, part in enumerate(slices):
-            take = self._recomputed_step if again and step < len(slices) - self.keep_graphs else self._step
+        for step, part in enumerate(parts):
+            take = self._recomputed_step if again and step < len(parts) - self.keep_graphs else self._step
             params, state = take(network, params, state, step, images[part], labels[part])
         if not _differentiable(images, labels):
             params = {name: weight.detach() for name, weight in params.items()}
@@ -111,7 +125,12 @@ class FedAvg:
     def _step(
         self, network: Network, params: Params, state: State, step: int, images: Images, labels: Labels | SoftLabels
     ) -> tuple[Params, State]:
-        gradients = loss_gradient(network.with_masks(network.mask_seed + step), params, images, labels)
+        gradients = loss_gradient(network.at_step(step), params, images, labels)
+        if self.proximal:
+            sent = network.params
+            gradients = {
+                name: g + self.proximal * (params[name] - sent[name].detach()) for name, g in gradients.items()
+            }
         params, state = self.optimizer(params, gradients, state, self.lr, step)
         if _differentiable(images, labels):
             return params, state
@@ -136,7 +155,58 @@ class FedAvg:
         return _unpack(recomputed(run, (images, labels, *_pack(start, state))), names, after)
 
     def slices(self, num_examples: int) -> list[slice]:
-        """Which examples each local step sees, in order.
+        """Which places of its pass's order each local step sees.
+
+        Raises:
+            ConfigError: fewer examples than one slice holds.
+        """
+        one = self.one_pass(num_examples)
+        if self.epochs is not None:
+            return one * self.epochs
+        return list(islice((part for _ in range(self.local_steps) for part in one), self.local_steps))
+
+    def parts(self, num_examples: int, seed: int) -> Sequence[slice | Tensor]:
+        """Which examples each local step sees.
+
+        Args:
+            num_examples: how many there are.
+            seed: of the orders, where the client shuffles.
+
+        Raises:
+            ConfigError: fewer examples than one slice holds, or an order that does not fit them.
+        """
+        if not self.shuffle and not self.order:
+            return self.slices(num_examples)
+        orders = [torch.tensor(order) for order in self.orders(num_examples, seed)]
+        a_pass = len(self.one_pass(len(orders[0])))
+        return [orders[step // a_pass][part] for step, part in enumerate(self.slices(len(orders[0])))]
+
+    def orders(self, num_examples: int, seed: int) -> tuple[tuple[int, ...], ...]:
+        """The order of the examples in each pass.
+
+        Raises:
+            ConfigError: a fixed order with too few passes, of unequal lengths, or of examples that are not there.
+        """
+        size = len(self.order[0]) if self.order else num_examples
+        passes = math.ceil(len(self.slices(size)) / len(self.one_pass(size)))
+        if not self.order:
+            generator = Generator().manual_seed(seed)
+            draws = [torch.randperm(num_examples, generator=generator) for _ in range(passes)]
+            return tuple(tuple((draw if self.shuffle else draw.sort().values).tolist()) for draw in draws)
+        fits = all(len(order) == size and set(order) <= set(range(num_examples)) for order in self.order)
+        if len(self.order) < passes or not fits:
+            raise ConfigError(
+                f"FedAvg needs an order of the same length for each of {passes} passes, of examples 0 to "
+                f"{num_examples - 1}; got {self.order}"
+            )
+        return self.order
+
+    def in_order(self, num_examples: int, seed: int) -> "FedAvg":
+        """The same client, its orders no longer drawn but written down."""
+        return replace(self, shuffle=False, order=self.orders(num_examples, seed)) if self.shuffle else self
+
+    def one_pass(self, num_examples: int) -> list[slice]:
+        """The slices of one pass over the examples.
 
         Raises:
             ConfigError: fewer examples than one slice holds.
@@ -145,11 +215,8 @@ class FedAvg:
         if size > num_examples:
             raise ConfigError(f"batch_size {size} is larger than the client's {num_examples} examples")
         whole = [slice(start, start + size) for start in range(0, num_examples - size + 1, size)]
-        if self.epochs is None:
-            repeated = (part for _ in range(self.local_steps) for part in whole)
-            return list(islice(repeated, self.local_steps))
         rest = [slice(len(whole) * size, num_examples)] if len(whole) * size < num_examples else []
-        return (whole + rest) * self.epochs
+        return whole if self.epochs is None else whole + rest
 
     def as_gradient(self, network: Network, update: Params, num_examples: int) -> Params:
         """Read the update as the mean gradient of the local steps, `(old - new) / (lr * steps)`.

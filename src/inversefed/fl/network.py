@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from inversefed.errors import InputError, InversefedError, UnsupportedNetworkError
+from inversefed.fl.dropout import given_masks
 from inversefed.fl.losses import CrossEntropy
 from inversefed.types import Images, Logits, Params
 
@@ -46,7 +47,10 @@ class Network:
         image_shape: `(c, h, w)` of one picture.
         num_classes: width of the logits.
         head: name of the last layer, whose rows are the classes; `None` where that is unclear.
-        mask_seed: fixes what random layers in train mode (dropout) draw, so that `apply` is a function.
+        mask_seed: fixes what random layers in train mode (dropout) draw, so that `apply` is a function, and the order
+            in which a client shuffles: what a client draws for itself.
+        masks: what dropout layers multiply by instead, where it is given: by layer name, `[steps, n, ..]`, or
+            `[n, ..]` within a step.
         functional: let clients differentiate by `torch.func`, for transforms and compilers that take a whole step;
             random layers are not fixed then.
         carried: running buffers by name, where they are to be taken from one call to the next: each call starts from
@@ -66,6 +70,7 @@ class Network:
     mask_seed: int = 0
     functional: bool = False
     carried: dict[str, Tensor] | None = field(default=None, repr=False)
+    masks: Params = field(default_factory=dict, repr=False)
 
     _is_plain: bool = field(init=False, repr=False)
     """Pixels are inputs as they are; a product with 1 would still round the gradient in another order."""
@@ -97,7 +102,8 @@ class Network:
         before = self.module.named_buffers() if self.carried is None else self.carried.items()
         buffers = {name: buffer.clone() for name, buffer in before}
         # Fused attention kernels have no double backward.
-        with sdpa_kernel(SDPBackend.MATH), nullcontext() if self.functional else self._fixed_masks():
+        fixed = nullcontext() if self.functional else self._fixed_masks()
+        with sdpa_kernel(SDPBackend.MATH), fixed, given_masks(self.module, self.masks):
             outputs: Tensor = functional_call(self.module, {**params, **buffers}, (inputs,))
         if self.carried is not None:
             self.carried.update(buffers)
@@ -156,6 +162,11 @@ class Network:
     def with_masks(self, seed: int) -> "Network":
         """The same network with other draws in its random layers."""
         return replace(self, mask_seed=seed)
+
+    def at_step(self, step: int) -> "Network":
+        """The same network as local step number `step`, from 0, sees it: with draws or masks of its own."""
+        masks = {name: mask[step] for name, mask in self.masks.items()}
+        return replace(self, mask_seed=self.mask_seed + step, masks=masks)
 
     def to(self, dtype: torch.dtype) -> "Network":
         """The same network in another number format."""

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from inversefed.fl.clients import Client
+from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.defenses import Defense
 from inversefed.fl.network import Network
+from inversefed.fl.sharing import sent_names, trainer
 from inversefed.fl.threat import ThreatModel
 from inversefed.types import Batch, Finding
 
@@ -38,10 +39,16 @@ def describe_setting(
     }
 
 
-def setting_findings(network: Network, defenses: Sequence[Defense], truth: Batch) -> tuple[Finding, ...]:
+def setting_findings(
+    network: Network,
+    defenses: Sequence[Defense],
+    truth: Batch,
+    client: Client = FedSGD(),
+    threat: ThreatModel | None = None,
+) -> tuple[Finding, ...]:
     """Say what about a setting changes how its figures must be read."""
     layers = list(network.module.modules())
-    found = []
+    found = _client_findings(network, client, ThreatModel() if threat is None else threat)
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers):
         found.append(
             Finding(
@@ -56,8 +63,9 @@ def setting_findings(network: Network, defenses: Sequence[Defense], truth: Batch
             Finding(
                 "dropout-train-mode",
                 "warning",
-                "Dropout runs in train mode: the attacker does not know the client's masks and simulates one draw of "
-                "its own, so a failure here says little. Audit in eval mode as well for an upper bound.",
+                "Dropout runs in train mode: the attacker does not know the client's masks. Unless the attack searches "
+                "them (OptimizedMasks, as in recipes.dropout_inversion()), it simulates draws of its own, and failure "
+                "says little. Audit in eval mode as well for an upper bound.",
             )
         )
     frozen = [name for name, weight in network.module.named_parameters() if not weight.requires_grad]
@@ -72,3 +80,25 @@ def setting_findings(network: Network, defenses: Sequence[Defense], truth: Batch
         message = f"{repeated} of the {len(truth.labels)} examples share a label with another one."
         found.append(Finding("repeated-labels", "info", message))
     return tuple(found)
+
+
+def _client_findings(network: Network, client: Client, threat: ThreatModel) -> list[Finding]:
+    """What the server does not know of the client, or does not get."""
+    inner, found = trainer(client), []
+    if threat.client == "unknown":
+        message = (
+            "The client's settings were hidden from the attack: it cannot simulate the client, and a server that knows "
+            "them may recover more."
+        )
+        found.append(Finding("client-unknown", "warning", message))
+    elif isinstance(inner, FedAvg) and inner.shuffle and threat.order == "unknown":
+        message = (
+            "The client shuffles, and the attack does not know its order. An attack that simulates an order of its own "
+            "is weaker than one that searches it (RelaxedOrder, PerEpoch)."
+        )
+        found.append(Finding("order-unknown", "warning", message))
+    sent = sent_names(client, network)
+    if len(sent) < len(network.params):
+        message = f"The client sends {len(sent)} of {len(network.params)} tensors; the attack sees no others."
+        found.append(Finding("partial-update", "info", message, {"sent": list(sent)[:10]}))
+    return found

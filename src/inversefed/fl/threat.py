@@ -7,8 +7,9 @@ from typing import Literal
 from torch import Tensor
 
 from inversefed.errors import ConfigError, InputError, UpdateMismatchError
-from inversefed.fl.clients import Client
+from inversefed.fl.clients import Client, FedAvg
 from inversefed.fl.network import Network
+from inversefed.fl.sharing import sent_names, trainer, unknown, with_trainer
 from inversefed.types import Batch, Labels, Params
 
 __all__ = ["Observation", "ThreatModel", "observe"]
@@ -17,7 +18,8 @@ _BUILT = {
     "labels": ("unknown", "known"),
     "counts": ("unknown",),
     "num_examples": ("known",),
-    "client": ("known",),
+    "client": ("known", "unknown"),
+    "order": ("unknown", "known"),
     "buffers": ("network", "sent"),
     "server": ("honest",),
 }
@@ -32,6 +34,7 @@ class ThreatModel:
         counts: whether it knows how often each label occurs.
         num_examples: whether it knows how many examples the update was made from.
         client: whether it knows the client's settings (steps, learning rate, slices).
+        order: whether it knows in which order a client that shuffles took its examples.
         buffers: which running BatchNorm statistics it has; `"network"`: those it sent out; `"sent"`: also those that
             the client sends back, which in train mode hold the statistics of its batch.
         server: `"honest"` follows the protocol.
@@ -46,7 +49,8 @@ class ThreatModel:
     labels: Literal["unknown", "known"] = "unknown"
     counts: Literal["unknown"] = "unknown"
     num_examples: Literal["known"] = "known"
-    client: Literal["known"] = "known"
+    client: Literal["known", "unknown"] = "known"
+    order: Literal["unknown", "known"] = "unknown"
     buffers: Literal["network", "sent"] = "network"
     server: Literal["honest"] = "honest"
 
@@ -86,7 +90,8 @@ class Observation:
     def __post_init__(self) -> None:
         if self.num_examples < 1:
             raise InputError(f"an update is made from at least one example, not {self.num_examples}")
-        check_update(self.network.params, self.update)
+        sent = sent_names(self.client, self.network)
+        check_update({name: self.network.params[name] for name in sent}, self.update)
         if self.labels is not None:
             check_labels(self.labels, self.num_examples, self.network.num_classes)
         if self.buffers is not None:
@@ -114,7 +119,7 @@ def observe(
     """Let through what the threat model allows, and nothing else of the batch.
 
     Args:
-        network: the network that the server sent out.
+        network: the network that the client trained, with the draws that it made for itself.
         client: the client that made the update.
         update: the update as it left, defenses applied.
         batch: the private batch; its images never pass.
@@ -127,9 +132,20 @@ def observe(
     if threat.buffers == "sent" and buffers is None:
         raise InputError("ThreatModel(buffers='sent') needs the client's buffers; see fl.batchnorm.sent_buffers")
     labels = batch.labels if threat.labels == "known" else None
-    # The draws of dropout are the client's own: the server's copy starts from another seed.
     sent = dict(buffers) if threat.buffers == "sent" and buffers is not None else None
-    return Observation(network.with_masks(0), client, dict(update), batch.images.shape[0], labels, sent)
+    believed = _believed(client, network.mask_seed, batch.images.shape[0], threat)
+    # The draws of dropout, and the order, are the client's own: the server's copy starts from another seed.
+    return Observation(network.with_masks(0), believed, dict(update), batch.images.shape[0], labels, sent)
+
+
+def _believed(client: Client, seed: int, num_examples: int, threat: ThreatModel) -> Client:
+    """The client as the server knows it."""
+    if threat.client == "unknown":
+        return unknown(client)
+    inner = trainer(client)
+    if threat.order == "known" and isinstance(inner, FedAvg):
+        return with_trainer(client, inner.in_order(num_examples, seed))
+    return client
 
 
 def check_update(params: Params, update: Mapping[str, Tensor]) -> None:

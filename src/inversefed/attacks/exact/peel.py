@@ -173,6 +173,10 @@ def _setting(observation: Observation, watch: Watch, layers: tuple[Layer, ...] |
     if observation.num_examples != 1:
         raise ThreatModelError(f"peeling needs the update of one example; this one has {observation.num_examples}")
     network = observation.network
+    if missing := [name for name in network.params if name not in observation.update]:
+        raise ThreatModelError(
+            f"peeling needs the whole update; {len(missing)} tensors were not sent, {missing[0]} first"
+        )
     low, high = (network.normalize(bound).double().cpu() for bound in (network.low, network.high))
     return Setting(
         chain(network) if layers is None else layers, _double(observation.gradient), network.image_shape, (low, high),

@@ -30,7 +30,7 @@ class ColumnMinimum:
 
     def __call__(self, observation: Observation) -> Labels:
         """Labels in rising order, `[n]`."""
-        head = read_head(observation)
+        head = read_head(observation, scale_free=True)
         if head.total > len(head.weight):
             raise ThreatModelError(
                 f"the column minimum finds distinct labels; {head.total} examples of {len(head.weight)} classes "

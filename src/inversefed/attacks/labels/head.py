@@ -16,6 +16,7 @@ from inversefed.errors import ThreatModelError
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.network import Network
 from inversefed.fl.optimizers import State
+from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Params
 
@@ -74,14 +75,23 @@ class Head:
         return torch.cat(found)
 
 
-def read_head(observation: Observation) -> Head:
+def read_head(observation: Observation, scale_free: bool = False) -> Head:
     """Read what an update says of the last layer, as the gradient of the mean cross entropy.
+
+    Args:
+        observation: what the server sees.
+        scale_free: the gradient is only needed up to a factor, so the client's settings may be unknown.
 
     Raises:
         ThreatModelError: no clear linear head, another loss than softmax cross entropy, a local optimizer that is not
-            linear in the gradients (Adam), or examples that no local step has seen.
+            linear in the gradients (Adam), examples that no local step has seen, or an unknown client.
     """
     network, total = observation.network, observation.num_examples
+    if isinstance(trainer(observation.client), UnknownClient) and not scale_free:
+        raise ThreatModelError(
+            "this rule needs the scale of the gradient, and the client's settings are unknown; use ImpactCounts(), "
+            f"{_OPEN}"
+        )
     name, pulled = network.head, pulls(network)
     if name is None or not isinstance(network.module.get_submodule(name), nn.Linear):
         raise ThreatModelError(f"the network has no clear linear last layer with one row a class; {_OPEN}")
@@ -164,7 +174,7 @@ def deal(expected: Tensor, total: int) -> Tensor:
 
 def _seen_weights(observation: Observation) -> tuple[Params, float, float]:
     """The mean of the weights that the local steps saw, the weight decay, and the gain of momentum."""
-    client, network = observation.client, observation.network
+    client, network = trainer(observation.client), observation.network
     start = {name: weight.detach() for name, weight in network.params.items()}
     if not isinstance(client, FedAvg):
         return start, 0.0, 1.0
@@ -181,18 +191,23 @@ def _seen_weights(observation: Observation) -> tuple[Params, float, float]:
         )
     past = (len(slices) - 1) / (2 * len(slices))
     sent = observation.update
-    moved = {name: sent[name] - start[name] if client.sends == "weights" else sent[name] for name in start}
-    seen = {name: start[name] + past * moved[name].detach() for name in start}
+    moved = {name: sent[name] - start[name] if client.sends == "weights" else sent[name] for name in sent}
+    # Of weights that were not sent the server knows only the start.
+    seen = start | {name: start[name] + past * moved[name].detach() for name in sent}
     return seen, float(getattr(client.optimizer, "weight_decay", 0.0)), gain / len(slices)
 
 
 def _drift(client: FedAvg, size: float, steps: int) -> float:
-    """How far the optimizer carries one weight under a constant gradient, in units of the learning rate."""
+    """How far the optimizer carries one weight under a constant gradient, in units of the learning rate.
+
+    The weight decay is left out, for it is taken off elsewhere; a proximal term pulls back what was carried.
+    """
     params: Params = {"w": torch.zeros(1, dtype=torch.float64)}
     state: State = {}
     for step in range(steps):
         decay = float(getattr(client.optimizer, "weight_decay", 0.0))
-        gradient = torch.full((1,), size, dtype=torch.float64) - decay * params["w"]
+        pull = client.proximal * client.lr - decay
+        gradient = torch.full((1,), size, dtype=torch.float64) + pull * params["w"]
         params, state = client.optimizer(params, {"w": gradient}, state, 1.0, step)
     return -float(params["w"])
 

@@ -32,7 +32,7 @@ class ImpactCounts:
 
     def __call__(self, observation: Observation) -> Labels:
         """Labels in rising order, `[n]`."""
-        head = read_head(observation)
+        head = read_head(observation, scale_free=True)
         check_not_negative(head, self.probes, "LLG")
         sums = head.weight_gradient.sum(dim=1)
         impact = (1 + 1 / len(sums)) / head.total * float(sums.clamp(max=0).sum())

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from inversefed.attacks.labels.head import pulls
+from inversefed.attacks.labels.impact import ImpactCounts
 from inversefed.attacks.labels.mean_feature import MeanFeatureCounts
 from inversefed.attacks.labels.rule import LabelRule
 from inversefed.attacks.labels.single import SignRule, SoftTargets
+from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels
 
@@ -16,6 +18,8 @@ __all__ = ["RecoveredLabels"]
 class RecoveredLabels:
     """The rule that fits: for one example its sign, or its target under label smoothing; for several their counts.
 
+    Of a client whose settings are unknown the gradient's scale is too: then `ImpactCounts`, which does without.
+
     Raises:
         ThreatModelError: no rule applies; the message says what is missing.
     """
@@ -25,9 +29,10 @@ class RecoveredLabels:
         return self.rule(observation)(observation)
 
     def rule(self, observation: Observation) -> LabelRule:
-        """Choose by the number of examples, the loss, and whether the head has a bias."""
+        """Choose by the number of examples, the client, the loss, and whether the head has a bias."""
+        hidden = isinstance(trainer(observation.client), UnknownClient)
         if observation.num_examples > 1:
-            return MeanFeatureCounts()
+            return ImpactCounts() if hidden else MeanFeatureCounts()
         pulled, head = pulls(observation.network), observation.network.head
         smoothed = pulled is not None and float(pulled[1].diagonal().min()) < 1 - 1e-6
-        return SoftTargets() if smoothed and f"{head}.bias" in observation.update else SignRule()
+        return SoftTargets() if smoothed and not hidden and f"{head}.bias" in observation.update else SignRule()

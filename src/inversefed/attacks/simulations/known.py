@@ -1,0 +1,35 @@
+"""The client as it is believed to be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from inversefed.attacks.simulations.simulation import Compared
+from inversefed.fl.threat import Observation
+from inversefed.types import Images
+
+__all__ = ["KnownClient"]
+
+
+@dataclass(frozen=True)
+class KnownClient:
+    """Run the client as the attacker believes it to be; what it draws for itself is drawn once, with another seed."""
+
+    def copies(self, observation: Observation) -> int:
+        """One."""
+        return 1
+
+    def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
+        """None."""
+        return {}
+
+    def __call__(
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+    ) -> Compared:
+        """The client's update beside the one observed."""
+        return Compared(observation.client(observation.network, images, labels), observation.update)
+
+    def result(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The pictures themselves."""
+        return images

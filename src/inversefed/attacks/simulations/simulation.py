@@ -1,0 +1,50 @@
+"""What a simulation of the client is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from torch import Generator, Tensor
+
+from inversefed.fl.threat import Observation
+from inversefed.types import Images, Params, Scalar
+
+__all__ = ["Compared", "Simulation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Two updates that should agree, and what is added to their distance.
+
+    Args:
+        predicted: what the guess gives.
+        observed: what came.
+        penalty: a scalar.
+    """
+
+    predicted: Params = field(repr=False)
+    observed: Params = field(repr=False)
+    penalty: Scalar | float = 0.0
+
+
+@runtime_checkable
+class Simulation(Protocol):
+    """How a guess becomes an update that can be compared with the one observed."""
+
+    def copies(self, observation: Observation) -> int:
+        """How many sets of pictures are searched; they lie one after the other in the images."""
+        ...
+
+    def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
+        """The further variables of a restart, by name."""
+        ...
+
+    def __call__(
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+    ) -> Compared:
+        """Simulate, with labels of one set of pictures; variables that are missing stand at their start."""
+        ...
+
+    def result(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One set of pictures from all that were searched."""
+        ...

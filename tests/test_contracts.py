@@ -54,7 +54,7 @@ ARGUMENTS = {
     "At": ((0, 1),),
     "SeparatedFeatures": (recipes.geiping(),),
     "Shares": (FedSGD(), ("*",)),
-    "Choose": ((recipes.peel(),), (recipes.separated(),), *[recipes.geiping()] * 5),
+    "Choose": ((recipes.peel(),), (recipes.separated(),), *[recipes.geiping()] * 8),
 }
 
 NEED_RELU = {"spear", "sparse"}
@@ -211,8 +211,8 @@ def test_a_projection_keeps_the_shape_and_its_input(projection: object, world: t
 @pytest.mark.parametrize("name", list(recipes.__all__))
 def test_a_recipe_is_a_documented_attack_that_beats_its_start(name: str, world: tuple[Observation, Batch]) -> None:
     torch.manual_seed(0)
-    between = nn.ReLU() if name in NEED_RELU else nn.Sigmoid()
-    module: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), between, nn.Linear(32, 4))
+    between, width = nn.ReLU() if name in NEED_RELU else nn.Sigmoid(), 256 if name == "separated" else 32
+    module: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(192, width), between, nn.Linear(width, 4))
     module = Attends() if name == "april" else module
     images, truth = torch.rand(1, *SHAPE), torch.tensor([2])
     network = freeze(module, SHAPE, mean=0.5, std=0.25)

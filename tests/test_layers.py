@@ -31,7 +31,7 @@ ATTACK_PIECES_MAY = {
     "restarts": {"checkpoint", "minimize", "pruning"},
     "problem": {"labels", "objectives", "separate", "simulations"},
     "separate": {"labels"},
-    "choice": {"inversion", "problem"},
+    "choice": {"inversion", "problem", "simulations"},
     "inversion": None,
     "recipes": None,
     "exact": None,

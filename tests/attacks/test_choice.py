@@ -53,7 +53,7 @@ class Guess:
         ("smooth", recipes.curvature(), "smooth"),
         ("kinked", recipes.spectral(), "ReLU"),
         ("pooled", recipes.spectral(), "MaxPool2d"),
-        ("averaged", recipes.smoothed(), "AdaptiveAvgPool2d"),
+        ("averaged", recipes.best().averaged, "AdaptiveAvgPool2d"),
     ],
 )
 def test_the_network_decides_which_search(name: str, chosen: object, said: str) -> None:
@@ -67,6 +67,29 @@ def test_several_examples_have_a_search_of_their_own() -> None:
     for name in HEADS:
         observation = observed(HEADS[name], 3)
         assert recipes.best().plan(observation)[0] == (*recipes.best().batch, recipes.best().search(observation)[0])
+
+
+def test_what_is_unknown_of_the_client_decides_which_search() -> None:
+    chosen, client = recipes.best(), FedAvg(local_steps=2, batch_size=2, shuffle=True)
+    network = freeze(nn.Sequential(*HEADS["kinked"]).eval(), SHAPE)
+    batch = Batch(torch.rand(4, *SHAPE), torch.arange(4))
+    update = client(network, batch.images, batch.labels)
+    shuffled = observe(network, client, update, batch, ThreatModel(labels="known"))
+    assert chosen.search(shuffled)[0] == chosen.shuffled
+    unknown = observe(network, client, update, batch, ThreatModel(labels="known", client="unknown"))
+    assert chosen.search(unknown)[0] == chosen.unknown
+
+
+def test_train_mode_decides_which_search() -> None:
+    chosen = recipes.best()
+    coupled = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)).train()
+    dropped = nn.Sequential(*HEADS["smooth"][:-1], nn.Dropout(0.5), nn.Linear(216, 4)).train()
+    searches = []
+    for module in (coupled, dropped):
+        network, batch = freeze(module, SHAPE), Batch(torch.rand(1, *SHAPE), torch.tensor([1]))
+        update = FedSGD()(network, batch.images, batch.labels)
+        searches.append(chosen.search(observe(network, FedSGD(), update, batch, ThreatModel(labels="known")))[0])
+    assert searches == [chosen.training, replace(chosen.smooth, simulation=chosen.masks)]
 
 
 def test_exact_methods_come_first_and_under_max_pooling_last() -> None:

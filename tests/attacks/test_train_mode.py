@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from inversefed import Batch, FedAvg, FedSGD, Observation, ThreatModel, freeze, observe, recipes
-from inversefed.attacks.parametrizations import Spectral, Standardized
+from inversefed.attacks.parametrizations import SpansRange, Spectral
 from inversefed.attacks.simulations import AveragedMasks, OptimizedMasks
 from inversefed.evaluation.align import align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
@@ -128,8 +128,11 @@ def test_a_first_convolution_before_batchnorm_in_train_mode_hides_contrast(contr
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-3)
 
 
-def test_standardized_inputs_have_mean_zero_and_spread_one() -> None:
+def test_inputs_span_the_range_of_pictures() -> None:
+    network = freeze(coupled(), SHAPE, mean=(0.4, 0.5, 0.6), std=0.25)
     drawn = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(0)) * 3 + 1
-    inputs = Standardized(Spectral())(drawn)
-    assert float(inputs.mean(dim=(0, 2, 3)).abs().max()) < 1e-5
-    assert float(inputs.square().mean()) == pytest.approx(1, abs=1e-4)
+    inputs = SpansRange(Spectral()).bound(network)(drawn)
+    channels = inputs.mean(dim=(0, 2, 3))
+    assert float(channels.max() - channels.min()) < 1e-5
+    ends = torch.quantile(inputs * 0.25 + 0.5, torch.tensor([0.005, 0.995]))
+    torch.testing.assert_close(ends, torch.tensor([0.02, 0.95]), atol=1e-4, rtol=0)

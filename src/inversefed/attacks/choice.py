@@ -19,8 +19,12 @@ from torch import Generator, Tensor
 from inversefed.attacks import Attack
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
+from inversefed.attacks.simulations import OptimizedMasks, Simulation
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.kinks import averages, kinks, pools
+from inversefed.fl.clients import FedAvg
+from inversefed.fl.dropout import dropout_layers
+from inversefed.fl.kinks import averages, hides_contrast, kinks, pools
+from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Finding, Reconstruction, Status, Step
 
@@ -35,10 +39,14 @@ class Choose:
         exact: methods that apply to one example, in the order they are tried.
         batch: the same for several examples.
         smooth: the search for one example through a network without kinks.
-        several: the search for several examples through such a network.
+        several: the search for several examples through such a network, or one that averages over places.
         kinked: the search for networks with ReLU, max pooling and the like.
-        averaged: the search for those among them that average over places before their head.
+        averaged: the search for one example through those among them that average over places before their head.
         pooled: the search for a first picture under max pooling, where an exact method follows.
+        unknown: the search where the client's settings are unknown.
+        shuffled: the search where the client shuffles, in an order that is not known.
+        training: the search where the first layers are a convolution and BatchNorm in train mode.
+        masks: how the other searches simulate a client whose dropout is on.
     """
 
     exact: tuple[Attack, ...]
@@ -48,14 +56,32 @@ class Choose:
     kinked: GradientInversion
     averaged: GradientInversion
     pooled: GradientInversion
+    unknown: GradientInversion
+    shuffled: GradientInversion
+    training: GradientInversion
+    masks: Simulation = OptimizedMasks()
 
     def searching(self, **changes: Any) -> "Choose":
         """The same choice, its searches with other restarts, precision or compilation."""
-        names = ("smooth", "several", "kinked", "averaged", "pooled")
+        names = ("smooth", "several", "kinked", "averaged", "pooled", "unknown", "shuffled", "training")
         return replace(self, **{name: getattr(self, name).searching(**changes) for name in names})
 
     def search(self, observation: Observation) -> tuple[GradientInversion, str]:
         """The search that fits, and why."""
+        network, client = observation.network, trainer(observation.client)
+        if isinstance(client, UnknownClient):
+            return self.unknown, "the client's settings are unknown, so a gradient between the weights stands for them"
+        if isinstance(client, FedAvg) and client.shuffle and len(client.one_pass(observation.num_examples)) > 1:
+            return self.shuffled, "the client shuffles in an order that is not known, so the order is searched too"
+        if hides_contrast(network):
+            return self.training, "BatchNorm in train mode takes contrast and brightness out of the update"
+        search, why = self._usual(observation)
+        if masked := dropout_layers(network.module):
+            return replace(search, simulation=self.masks), f"{why}; the masks of {', '.join(masked)} are searched too"
+        return search, why
+
+    def _usual(self, observation: Observation) -> tuple[GradientInversion, str]:
+        """By kinks, averages and the number of examples."""
         found, count = kinks(observation.network), observation.num_examples
         if not found and count > 1:
             return self.several, f"the network is smooth, and curvature misleads where {count} examples are mixed"
@@ -63,7 +89,8 @@ class Choose:
             return self.smooth, "the network is smooth, so its curvature guides the search"
         why = f"the network has kinks ({', '.join(found)}), where curvature misleads"
         if means := averages(observation.network):
-            return self.averaged, f"{why}, and averages over places ({', '.join(means)})"
+            search = self.averaged if count == 1 else self.several
+            return search, f"{why}, and averages over places ({', '.join(means)})"
         return self.kinked, why
 
     def plan(self, observation: Observation) -> tuple[tuple[Attack, ...], str]:
@@ -88,8 +115,8 @@ class Choose:
         reasons: list[str] = []
         best, failed = _Best(observation), None
         for attack in plan:
-            if best.found is not None and observation.num_examples > 1:
-                break  # a search has gone into it
+            if best.searched and isinstance(attack, GradientInversion):
+                break
             left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
             turn = best.watched(replace(budget, seconds=left), time.monotonic() - began)
             if isinstance(attack, GradientInversion):
@@ -120,9 +147,11 @@ class _Best:
     distance: float = math.inf
     exact: bool = False
     ended: bool = False
+    searched: bool = False
 
     def add(self, found: Reconstruction, attack: Attack) -> None:
         """Take in what an attack found; it is the last if it is exact or was ended from outside."""
+        self.searched |= hasattr(attack, "search")  # its own, with all that is known; a second one brings no more
         self.exact = any(finding.code == "exact" for finding in found.findings)
         self.ended = self.exact or found.status in (Status.STOPPED, Status.INTERRUPTED)
         distance = relative_matching_cost(self.observation, found.images, found.labels)

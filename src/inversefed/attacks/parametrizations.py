@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Pixels", "Spectral", "Standardized"]
+from inversefed.errors import ConfigError
+from inversefed.fl.network import Network
+
+__all__ = ["Pixels", "SpansRange", "Spectral"]
+
+_TAIL = 0.005
+"""Share of the pixels that may be darker than the dark end, and of those brighter than the bright one."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +60,54 @@ class Spectral:
 
 
 @dataclass(frozen=True)
-class Standardized:
-    """Inputs whose channels have mean 0 over the batch, and whose values have standard deviation 1 together.
+class SpansRange:
+    """Inputs whose pixels span a range, and whose channels have one mean over the batch, in normalized space.
 
     A first convolution followed by BatchNorm in train mode gives the same outputs, and the same gradient, for inputs of
-    any contrast, and but for its padding of any brightness of a channel: both are free, so they are put where the
-    network's normalization constants say that pictures lie. A start of zeros has no contrast; use another.
+    any contrast, and but for its padding of any brightness of a channel: both are free. Pictures of a batch use most of
+    their range, so its darkest and brightest pixels, but for half a per cent of each, are put there. A start of zeros
+    has no contrast; use another.
 
     Args:
-        inner: what is standardized.
+        inner: what is spread out.
+        low: where the dark end is put, as a share of the range.
+        high: where the bright end is put. Both are the means of batches of four CIFAR-10 pictures.
     """
 
     inner: Callable[[Tensor], Tensor] = Spectral()
+    low: float = 0.02
+    high: float = 0.95
+
+    def __call__(self, variables: Tensor) -> Tensor:
+        """Refused: the range is the network's; see `bound`."""
+        raise ConfigError("SpansRange spreads pictures for a network: use SpansRange().bound(network)")
+
+    def bound(self, network: Network) -> "Spread":
+        """The same for this network's inputs."""
+        shares = torch.tensor([self.low, self.high], dtype=network.dtype, device=network.device).view(2, 1, 1, 1)
+        ends = network.normalize(network.low + shares * (network.high - network.low)).mean(dim=(1, 2, 3))
+        return Spread(self.inner, float(ends[0]), float(ends[1]))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Inputs whose darkest and brightest pixels are at two given numbers, in normalized space.
+
+    Args:
+        inner: what is spread out.
+        low: where the dark end is put.
+        high: where the bright end is put.
+    """
+
+    inner: Callable[[Tensor], Tensor]
+    low: float
+    high: float
 
     def __call__(self, variables: Tensor) -> Tensor:
         """From `[n, c, h, w]` to network inputs of the same shape."""
         inputs = self.inner(variables)
         inputs = inputs - inputs.mean(dim=(0, 2, 3), keepdim=True)
-        return inputs / inputs.square().mean().sqrt().clamp(min=torch.finfo(inputs.dtype).tiny)
+        dark, bright = torch.quantile(inputs.flatten(), inputs.new_tensor([_TAIL, 1 - _TAIL]))
+        spread = (bright - dark).clamp(min=torch.finfo(inputs.dtype).tiny)
+        spanning: Tensor = (inputs - dark) * ((self.high - self.low) / spread) + self.low
+        return spanning

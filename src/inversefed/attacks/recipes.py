@@ -22,9 +22,10 @@ from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError, TagError
 from inversefed.attacks.optimizers import LBFGS, Adam, NormalizedMomentum
-from inversefed.attacks.parametrizations import Spectral, Standardized
+from inversefed.attacks.parametrizations import SpansRange, Spectral
 from inversefed.attacks.priors import ColorTotalVariation, SquaredNorm, TotalVariation
 from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay, LinearDecay, WarmUp
+from inversefed.attacks.selection import PixelMean
 from inversefed.attacks.simulations import OptimizedMasks, PerEpoch, RelaxedOrder, Surrogate
 from inversefed.attacks.starts import NearMean, Normal, Patterned, Zeros
 
@@ -61,13 +62,16 @@ def best() -> Choose:
     How the searches were chosen, with figures, is told in the documentation ("Speed").
     """
     return Choose(
-        exact=(linear(), peel()),
-        batch=(separated(),),
+        exact=(linear(), april(), peel()),
+        batch=(sparse(), separated()),
         smooth=curvature(),
         several=smoothed(),
         kinked=spectral(),
-        averaged=smoothed(),
+        averaged=replace(smoothed(), restarts=3, selection=PixelMean()),
         pooled=spectral(150),
+        unknown=surrogate(),
+        shuffled=relaxed_order(),
+        training=train_mode(),
     )
 
 
@@ -395,15 +399,15 @@ def dropout_inversion(max_iterations: int = 300) -> GradientInversion:
     return replace(smoothed(max_iterations), simulation=OptimizedMasks())
 
 
-def train_mode(max_iterations: int = 300) -> GradientInversion:
+def train_mode(max_iterations: int = 200) -> GradientInversion:
     """For networks in train mode whose first layers are a convolution and BatchNorm: contrast and brightness settled.
 
-    `smoothed`, its pictures standardized, for such an update does not hold their contrast; and the masks of dropout,
-    where there are any, searched with them.
+    `spectral`, its pictures spread over their range, for such an update does not hold their contrast; and the masks of
+    dropout, where there are any, searched with them.
 
     Args:
         max_iterations: steps.
     """
     return replace(
-        smoothed(max_iterations), parametrization=Standardized(Spectral()), start=Normal(), simulation=OptimizedMasks()
+        spectral(max_iterations), parametrization=SpansRange(Spectral()), start=Normal(), simulation=OptimizedMasks()
     )

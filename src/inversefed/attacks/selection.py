@@ -14,7 +14,7 @@ from torch import Tensor
 from inversefed.attacks.priors import TotalVariation
 from inversefed.attacks.registration import registered_mean
 from inversefed.fl.threat import Observation
-from inversefed.types import Candidate, Images, Scalar
+from inversefed.types import Candidate, Images, Scalar, Status
 
 __all__ = ["LowestLoss", "LowestPrior", "PixelMean", "PixelMedian", "RegisteredMean"]
 
@@ -47,7 +47,7 @@ class PixelMean:
 
     def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
         """The mean, with its own matching cost."""
-        return _combined(finite(candidates), lambda stack: stack.mean(dim=0), match)
+        return _combined(grown(candidates), lambda stack: stack.mean(dim=0), match)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PixelMedian:
 
     def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
         """The median, with its own matching cost."""
-        return _combined(finite(candidates), lambda stack: stack.median(dim=0).values, match)
+        return _combined(grown(candidates), lambda stack: stack.median(dim=0).values, match)
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,21 @@ class RegisteredMean:
             pairs = zip(stack.unbind(dim=1), best.images, strict=True)
             return torch.stack([registered_mean(each, mark, reach, self.circular, self.gain) for each, mark in pairs])
 
-        ordered = [best, *(candidate for candidate in finite(candidates) if candidate is not best)]
+        ordered = [best, *(candidate for candidate in grown(candidates) if candidate is not best)]
         return _combined(ordered, combine, match)
 
 
 def finite(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
     """The candidates that may be chosen: those of finite loss, or all where there is none."""
     return [candidate for candidate in candidates if math.isfinite(candidate.loss)] or candidates
+
+
+def grown(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Those that may be mixed: a start that was cut short would only blur the rest. Where all were, the oldest."""
+    usable = finite(candidates)
+    ended = [candidate for candidate in usable if candidate.status in (Status.FINISHED, Status.CONVERGED)]
+    oldest = max(candidate.iterations for candidate in usable)
+    return ended or [candidate for candidate in usable if candidate.iterations == oldest]
 
 
 def _combined(candidates: Sequence[Candidate], combine: Callable[[Tensor], Tensor], match: Match) -> Candidate:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from inversefed.fl.network import Network
 
-__all__ = ["averages", "kinks", "pools"]
+__all__ = ["averages", "hides_contrast", "kinks", "pools"]
 
 _LAYERS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink,
@@ -62,6 +62,20 @@ def pools(network: Network) -> tuple[str, ...]:
     ('MaxPool2d',)
     """
     return _used(network, _POOLS, _POOL_FUNCTIONS)
+
+
+def hides_contrast(network: Network) -> bool:
+    """Whether the first layers are a convolution and BatchNorm in train mode, which undoes any contrast of the batch.
+
+    Layers are taken in the module's own order.
+
+    >>> from inversefed.fl.network import freeze
+    >>> layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)
+    >>> [hides_contrast(freeze(nn.Sequential(*layers).train(mode), (3, 8, 8))) for mode in (True, False)]
+    [True, False]
+    """
+    own = [layer for layer in network.module.modules() if any(True for _ in layer.parameters(recurse=False))]
+    return len(own) > 1 and isinstance(own[0], nn.Conv2d) and isinstance(own[1], nn.BatchNorm2d) and own[1].training
 
 
 def _used(network: Network, layers: tuple[type[nn.Module], ...], functions: Collection[object]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.attacks.separate import Separated, separate
-from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.kinks import pools
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
@@ -46,7 +46,7 @@ class SeparatedFeatures:
         """Separate, search, then invert. A budget that ends it leaves the best so far.
 
         Raises:
-            ThreatModelError: one example, or what went into the head cannot be solved for.
+            ThreatModelError: what went into the head cannot be solved for.
             UnsupportedNetworkError: the head sees fewer numbers than a picture has, or there is max pooling.
         """
         self.check(observation)
@@ -68,12 +68,9 @@ class SeparatedFeatures:
         """Say what it would do, without solving anything.
 
         Raises:
-            ThreatModelError: as when it is called.
-            UnsupportedNetworkError: likewise.
+            UnsupportedNetworkError: as when it is called.
         """
         network, pixels = observation.network, math.prod(observation.network.image_shape)
-        if observation.num_examples == 1:
-            raise ThreatModelError("there is nothing to separate in the update of one example; use peel()")
         if found := pools(network):
             raise UnsupportedNetworkError(f"features behind {', '.join(found)} do not determine their pictures")
         if network.head is None or f"{network.head}.weight" not in network.params:

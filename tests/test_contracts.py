@@ -34,7 +34,7 @@ from inversefed.attacks import (
     starts,
 )
 from inversefed.attacks.exact import attention, directions, independent, linear, peel, separated, sparse
-from inversefed.cli import registry
+from inversefed.cli import listing, registry
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
 from inversefed.fl import clients, defenses, losses, sharing
@@ -227,6 +227,11 @@ def test_a_recipe_is_a_documented_attack_that_beats_its_start(name: str, world: 
     guess = torch.rand_like(images)
     error = float((found.images.clamp(0, 1) - images).square().mean())
     assert error < 0.5 * float((guess - images).square().mean())
+
+
+@pytest.mark.parametrize("name", recipes.__all__)
+def test_a_recipe_tells_its_paper_its_needs_and_its_cost(name: str) -> None:
+    assert [line.split(":")[0] for line in listing.facts(getattr(recipes, name))] == ["Paper", "Needs", "Cost"]
 
 
 def test_every_metric_is_one_number_an_image_and_best_at_the_truth(world: tuple[Observation, Batch]) -> None:

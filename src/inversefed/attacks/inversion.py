@@ -62,6 +62,10 @@ _SHARED = 8
 class GradientInversion:
     """Find images whose update looks like the one observed.
 
+    Paper: Geiping et al. (2020), arXiv:2003.14053; any of its pieces can be exchanged.
+    Needs: a client that can be simulated.
+    Cost: steps of about seven forward passes, as many as it is given.
+
     Args:
         objective: distance of two updates.
         priors: added to it, each with its own weight.

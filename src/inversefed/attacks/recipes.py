@@ -59,6 +59,10 @@ __all__ = [
 def best() -> Choose:
     """The default of an audit: exact methods for one example, else the search that fits the network.
 
+    Paper: this project's choice; each method it may take has its own.
+    Needs: an update.
+    Cost: that of what it chooses, mostly seconds.
+
     How the searches were chosen, with figures, is told in the documentation ("Speed").
     """
     return Choose(
@@ -77,6 +81,10 @@ def best() -> Choose:
 
 def geiping(restarts: int = 1, max_iterations: int = 4800, total_variation: float = 1e-2) -> GradientInversion:
     """Inverting Gradients: cosine cost, total variation, Adam on signs.
+
+    Paper: Geiping et al. (2020), arXiv:2003.14053.
+    Needs: a client that can be simulated.
+    Cost: 4,800 steps a restart, each about seven forward passes.
 
     Geiping et al. (2020), arXiv:2003.14053, with the settings of its Table 1: lr 0.1 with decay at 3/8, 5/8 and
     7/8, 4,800 iterations, box constraint, total variation 1e-2 (the paper uses 1e-4 to 1e-1 on other networks).
@@ -97,6 +105,10 @@ def geiping(restarts: int = 1, max_iterations: int = 4800, total_variation: floa
 
 def dlg(restarts: int = 1, max_iterations: int = 300) -> GradientInversion:
     """Deep Leakage from Gradients: squared error, L-BFGS, soft labels optimized with the images.
+
+    Paper: Zhu, Liu and Han (2019), arXiv:1906.08935.
+    Needs: a smooth network, few examples.
+    Cost: 300 L-BFGS iterations of 20 steps.
 
     Zhu, Liu and Han (2019), arXiv:1906.08935: 300 iterations of L-BFGS with lr 1, normal starts, no prior, no box.
 
@@ -119,6 +131,10 @@ def dlg(restarts: int = 1, max_iterations: int = 300) -> GradientInversion:
 def idlg(restarts: int = 1, max_iterations: int = 300) -> GradientInversion:
     """Improved DLG: the label of the single example by its sign first, then DLG.
 
+    Paper: Zhao, Mopuri and Bilen (2020), arXiv:2001.02610.
+    Needs: a smooth network, one example.
+    Cost: 300 L-BFGS iterations of 20 steps.
+
     Zhao, Mopuri and Bilen (2020), arXiv:2001.02610.
 
     Args:
@@ -135,6 +151,10 @@ def gradinversion(
     registered: bool = True,
 ) -> GradientInversion:
     """GradInversion: squared error, BatchNorm statistics, and restarts that hold each other.
+
+    Paper: Yin et al. (2021), arXiv:2104.07586.
+    Needs: BatchNorm layers; best with the client's running buffers.
+    Cost: 8 restarts of 20,000 steps.
 
     Yin et al. (2021), arXiv:2104.07586, section 4: Adam with lr 0.1 along half a cosine after 50 steps of warm-up,
     total variation 1e-4, norm 1e-6, BatchNorm 0.1, noise 0.2 on each step, and from a quarter of 20,000 steps on a pull
@@ -163,6 +183,10 @@ def gradinversion(
 def modern(restarts: int = 1, max_iterations: int = 24_000) -> GradientInversion:
     """The settings "modern" of the framework `breaching`: soft signs, color total variation, a start of repeated tiles.
 
+    Paper: settings of a later public framework (2022).
+    Needs: a client that can be simulated.
+    Cost: 24,000 steps.
+
     Geiping, Fowl et al. (2022), https://github.com/JonasGeiping/breaching: cosine cost, double-opponent total variation
     0.1, Adam with lr 0.1 along half a cosine after 50 steps of warm-up, box constraint.
 
@@ -183,6 +207,10 @@ def modern(restarts: int = 1, max_iterations: int = 24_000) -> GradientInversion
 
 def tag(restarts: int = 1, max_iterations: int = 1000) -> GradientInversion:
     """TAG: squared error plus absolute errors that count most in the first layers.
+
+    Paper: Deng et al. (2021), arXiv:2103.06819.
+    Needs: a client that can be simulated.
+    Cost: 1,000 steps.
 
     Deng et al. (2021), arXiv:2103.06819, who attack text; here the input is pictures. Adam with lr 0.05, falling
     along a line after 50 steps of warm-up.
@@ -205,6 +233,10 @@ def tag(restarts: int = 1, max_iterations: int = 1000) -> GradientInversion:
 def deep_prior(restarts: int = 1, max_iterations: int = 1000) -> GradientInversion:
     """Cosine cost, searched in the weights of an untrained decoder for each picture.
 
+    Paper: Ulyanov et al. (2018), arXiv:1711.10925; Heckel and Hand (2019), arXiv:1810.03982.
+    Needs: a client that can be simulated.
+    Cost: 1,000 steps, with a decoder in each.
+
     Ulyanov, Vedaldi and Lempitsky (2018), arXiv:1711.10925, for the prior; Adam with lr 0.01 on the weights.
 
     Args:
@@ -224,12 +256,21 @@ def deep_prior(restarts: int = 1, max_iterations: int = 1000) -> GradientInversi
 
 
 def linear() -> LinearInput:
-    """The closed form for a picture in front of a linear layer with bias (Geiping et al. 2020, Prop. 3.1)."""
+    """The closed form for a picture in front of a linear layer with bias (Geiping et al. 2020, Prop. 3.1).
+
+    Paper: Geiping et al. (2020), arXiv:2003.14053, Prop. 3.1.
+    Needs: one example, a linear layer with bias on the picture.
+    Cost: nothing to speak of.
+    """
     return LinearInput()
 
 
 def peel() -> Peel:
     """Exact recovery of one picture, layer by layer from the head, by linear equations.
+
+    Paper: Zhu and Blaschko (2021), arXiv:2010.07733, extended.
+    Needs: one example, a chain of layers, a linear head with bias.
+    Cost: seconds; minutes under max pooling.
 
     It extends R-GAP (Zhu and Blaschko 2021, arXiv:2010.07733) to strides, biases, BatchNorm and saturated activations.
     """
@@ -238,6 +279,10 @@ def peel() -> Peel:
 
 def separated() -> SeparatedFeatures:
     """Several pictures, where more numbers go into the head than a picture has.
+
+    Paper: own derivation.
+    Needs: one gradient of fewer examples than classes, a linear head that sees as much as a picture holds.
+    Cost: 100 steps, then at most 1,500 passes through the network.
 
     Own derivation: the head's gradient of fewer examples than classes is solved for what went into the head, example by
     example; a search starts from there, and L-BFGS inverts those features.
@@ -248,6 +293,10 @@ def separated() -> SeparatedFeatures:
 def april() -> AttentionInput:
     """The closed form for a transformer whose first attention sees patches and positions as they are.
 
+    Paper: Lu et al. (2022), arXiv:2112.14087.
+    Needs: one example, positions, a first attention without norm or skip.
+    Cost: below a second.
+
     APRIL, Lu et al. (2022), arXiv:2112.14087.
     """
     return AttentionInput()
@@ -255,6 +304,10 @@ def april() -> AttentionInput:
 
 def cocktail_party(iterations: int = 300) -> IndependentComponents:
     """Many pictures in front of a first linear layer, roughly, by blind separation.
+
+    Paper: Kariyappa et al. (2023), arXiv:2209.05578, with our own likelihood.
+    Needs: several examples, a wider first linear layer with bias.
+    Cost: 2 s for 8 pictures, 38 s for 64.
 
     The attack is that of Kariyappa et al. (ICML 2023), arXiv:2209.05578; the likelihood that is maximized is our own.
 
@@ -267,6 +320,10 @@ def cocktail_party(iterations: int = 300) -> IndependentComponents:
 def spear(rounds: int = 256) -> SparseBatch:
     """SPEAR: several pictures exactly, from the zeros of a ReLU behind the first linear layer, by sampling.
 
+    Paper: Dimitrov et al. (2024), arXiv:2403.03945.
+    Needs: several examples, a first linear layer with bias, then ReLU.
+    Cost: about 2^n samples; below a second up to 10 pictures.
+
     Dimitrov et al. (2024), arXiv:2403.03945. The expected number of samples grows exponentially in the batch.
 
     Args:
@@ -278,6 +335,10 @@ def spear(rounds: int = 256) -> SparseBatch:
 def sparse() -> SparseBatch:
     """SPEAR's decomposition with descent to sparse directions beside its sampling: larger batches, in seconds.
 
+    Paper: own descent, on the view of arXiv:2510.24200 and arXiv:2403.03945.
+    Needs: several examples, a first linear layer with bias, then ReLU.
+    Cost: a second for 8 pictures, 22 s for 48.
+
     The view as a sparsely used dictionary is that of SPEAR++ (arXiv:2510.24200); the descent is our own.
     """
     return SparseBatch()
@@ -285,6 +346,10 @@ def sparse() -> SparseBatch:
 
 def curvature(max_iterations: int = 160) -> GradientInversion:
     """For smooth networks: squared error by L-BFGS with line search, from the mean color.
+
+    Paper: own settings of L-BFGS.
+    Needs: a smooth network, one example.
+    Cost: 160 L-BFGS iterations of 10 steps, fewer where it stalls.
 
     From noise, where DLG starts, the same search ends in poor minima; a picture is nearer its mean color than noise is.
 
@@ -305,6 +370,10 @@ def curvature(max_iterations: int = 160) -> GradientInversion:
 
 def spectral(max_iterations: int = 375) -> GradientInversion:
     """For ReLU networks that keep places: absolute error, searched in Fourier coefficients from the mean color.
+
+    Paper: own settings; Fourier coefficients as in Olah et al. (2017).
+    Needs: a client that can be simulated.
+    Cost: 375 steps.
 
     Late layers count more (power 1.5), the prior fades by a factor of 100, and each step sees its input with a little
     noise, which fades as well: kinks do not trap a smoothed cost. The last iterate counts, for noisy losses are not
@@ -332,6 +401,10 @@ def spectral(max_iterations: int = 375) -> GradientInversion:
 def smoothed(max_iterations: int = 300) -> GradientInversion:
     """For ReLU networks that average over places (ResNets), and for several pictures through a smooth network.
 
+    Paper: own settings, as spectral.
+    Needs: a client that can be simulated.
+    Cost: 300 steps.
+
     It is `spectral` with more noise and more of a prior.
 
     Args:
@@ -349,6 +422,10 @@ def smoothed(max_iterations: int = 300) -> GradientInversion:
 
 def surrogate(max_iterations: int = 1000, total_variation: float = 1e-2) -> GradientInversion:
     """For FedAvg of unknown settings: one gradient, between the old weights and the new, in place of all local steps.
+
+    Paper: Zhu et al. (2023), arXiv:2306.00127.
+    Needs: a FedAvg update; neither learning rate nor number of steps.
+    Cost: 1,000 steps of one gradient, whatever the client did.
 
     SME, Zhu et al. (2023), arXiv:2306.00127, with its settings: cosine cost, total variation 1e-2, Adam with lr 1 on
     images and 1e-3 on the point between, 1,000 iterations, decay at 3/8, 5/8 and 7/8.
@@ -369,6 +446,10 @@ def surrogate(max_iterations: int = 1000, total_variation: float = 1e-2) -> Grad
 def per_epoch(max_iterations: int = 300) -> GradientInversion:
     """For FedAvg that shuffles: pictures of each epoch apart, held together by a prior that no order changes.
 
+    Paper: Dimitrov et al. (2022), arXiv:2206.12395.
+    Needs: FedAvg whose order is unknown, its settings known.
+    Cost: 300 steps of the whole local training.
+
     The simulation of Dimitrov et al. (2022), arXiv:2206.12395, searched as `smoothed` does.
 
     Args:
@@ -379,6 +460,10 @@ def per_epoch(max_iterations: int = 300) -> GradientInversion:
 
 def relaxed_order(max_iterations: int = 300) -> GradientInversion:
     """For FedAvg that shuffles: which examples a step took is searched with the pictures, as shares in [0, 1].
+
+    Paper: own derivation.
+    Needs: FedAvg whose order is unknown, its settings known, plain cross entropy.
+    Cost: 300 steps of the local training, each dearer by the number of slices.
 
     Own derivation. A step costs as many passes as there are examples, not only those of its slice.
 
@@ -391,6 +476,10 @@ def relaxed_order(max_iterations: int = 300) -> GradientInversion:
 def dropout_inversion(max_iterations: int = 300) -> GradientInversion:
     """For networks in train mode with dropout: the masks are searched with the pictures.
 
+    Paper: Scheliga et al. (2022), arXiv:2208.06163.
+    Needs: dropout layers in train mode.
+    Cost: 300 steps, all graphs kept.
+
     The idea of Scheliga et al. (2022), arXiv:2208.06163, searched as `smoothed` does.
 
     Args:
@@ -401,6 +490,10 @@ def dropout_inversion(max_iterations: int = 300) -> GradientInversion:
 
 def train_mode(max_iterations: int = 200) -> GradientInversion:
     """For networks in train mode whose first layers are a convolution and BatchNorm: contrast and brightness settled.
+
+    Paper: own derivation.
+    Needs: BatchNorm in train mode behind a first convolution.
+    Cost: 200 steps.
 
     `spectral`, its pictures spread over their range, for such an update does not hold their contrast; and the masks of
     dropout, where there are any, searched with them.

@@ -271,7 +271,7 @@ class _Equations:
         follow = sizes / (sizes.square() + (_RIDGE * sizes[0]).square())
         start = right.T @ (follow[:, None] * (left.T @ self.rows))
         noise = torch.randn(start.shape, generator=generator, dtype=start.dtype)
-        disturbed: Tensor = start + _SPREAD * wide * noise * start.std(dim=0)
+        disturbed: Tensor = start + _SPREAD * wide * noise * start.square().mean(dim=0).sqrt()
         return disturbed
 
 

@@ -11,7 +11,10 @@ __all__ = ["run_list"]
 
 
 def run_list(options: List) -> int:
-    """Print the names of a kind, with their arguments and the first sentence of their documentation."""
+    """Print the names of a kind, with their arguments and the first sentence of their documentation.
+
+    Of attacks also the paper, what they need and what they cost, as the documentation of each recipe has them.
+    """
     for name, about in sorted(_listed(options.what).items(), key=lambda item: item[0].lower()):
         print(f"{name}  {about}".rstrip())
     return 0
@@ -30,7 +33,18 @@ def _listed(what: str) -> Mapping[str, str]:
         from inversefed.evaluation import metrics
 
         return {name: _sentence(getattr(metrics, name)) for name in metrics.__all__}
-    return {name: _describe(piece) for name, piece in registry.choices(what.removesuffix("s")).items()}
+    pieces = registry.choices(what.removesuffix("s"))
+    if what == "attacks":
+        return {
+            name: "\n    ".join([_describe(piece), *facts(piece)]) for name, piece in pieces.items() if facts(piece)
+        }
+    return {name: _describe(piece) for name, piece in pieces.items()}
+
+
+def facts(piece: Any) -> list[str]:
+    """The lines of a piece's documentation that name its paper, its needs and its cost; none for a part of a recipe."""
+    lines = (inspect.getdoc(piece) or "").splitlines()
+    return [line for line in lines if line.startswith(("Paper: ", "Needs: ", "Cost: "))]
 
 
 def _describe(piece: Any) -> str:

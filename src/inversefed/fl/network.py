@@ -128,11 +128,15 @@ class Network:
 
     def without_head(self) -> "Network":
         """The same network up to what goes into its head: its outputs are features `[n, d]` instead of logits."""
+        return replace(self.without(str(self.head)), head=None)
+
+    def without(self, name: str) -> "Network":
+        """The same network, its layer of that name passing on what it is given."""
         module = copy.deepcopy(self.module)
-        path, _, name = str(self.head).rpartition(".")
-        setattr(module.get_submodule(path), name, nn.Identity())
-        own = {name for name, _ in module.named_parameters()}
-        return replace(self, module=module, params={n: p for n, p in self.params.items() if n in own}, head=None)
+        path, _, last = name.rpartition(".")
+        setattr(module.get_submodule(path), last, nn.Identity())
+        own = {each for each, _ in module.named_parameters()}
+        return replace(self, module=module, params={n: p for n, p in self.params.items() if n in own})
 
     def linear_layers(self) -> tuple[str, ...]:
         """Names of all `torch.nn.Linear` layers, in the order of the module."""

@@ -32,7 +32,13 @@ _CALM, _ROUGH = 0.5, 0.7
 
 
 def invert_features(
-    function: Callable[[Tensor], Tensor], features: Tensor, start: Tensor, eps: float, evaluations: int, watch: Watch
+    function: Callable[[Tensor], Tensor],
+    features: Tensor,
+    start: Tensor,
+    eps: float,
+    evaluations: int,
+    watch: Watch,
+    patience: int | None = None,
 ) -> Tensor:
     """Find the normalized images whose features are these.
 
@@ -43,6 +49,7 @@ def invert_features(
         eps: rounding of the features; the search ends when a step gains less than it could.
         evaluations: most evaluations.
         watch: shown the images from time to time.
+        patience: rounds after which it ends if they gained less than a share of 1e-2; a local minimum, most likely.
     """
     features, scale = features.to(start.dtype), features.square().sum().to(start.dtype)
     x = start.detach().clone().requires_grad_()
@@ -62,6 +69,8 @@ def invert_features(
         loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
         before, used = used, optimizer.state[x]["func_evals"]
         if watch(loss, x.detach()) or used - before < _CHUNK:  # it ended by its own criterion
+            break
+        if patience is not None and len(watch.history) > patience and loss > 0.99 * watch.history[-1 - patience]:
             break
     return x.detach()
 

@@ -10,10 +10,11 @@ derivation.
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from inversefed.attacks.exact.features import invert_features
 from inversefed.attacks.exact.verify import EXACT, exactness
@@ -29,6 +30,11 @@ from inversefed.types import Budget, Candidate, Reconstruction, Status
 
 __all__ = ["SeparatedFeatures"]
 
+_PATIENCE = 5
+
+_SURE = 1e-3
+"""Share of the features' size above which a ReLU was on, and not a zero that was rounded."""
+
 
 @dataclass(frozen=True)
 class SeparatedFeatures:
@@ -40,7 +46,7 @@ class SeparatedFeatures:
     """
 
     search: GradientInversion
-    evaluations: int = 300
+    evaluations: int = 1500
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """Separate, search, then invert. A budget that ends it leaves the best so far.
@@ -98,15 +104,43 @@ def _nearest(
 
 def _inverted(network: Network, known: Separated, start: Tensor, evaluations: int, watch: Watch) -> Tensor:
     trunk = network.to(torch.float64).without_head()
+    features = known.features.to(trunk.device)
     eps = max(torch.finfo(network.dtype).eps, known.residual)
-    return invert_features(
-        lambda inputs: trunk.apply_normalized(trunk.params, inputs.to(trunk.device)),
-        known.features.to(trunk.device),
-        start.to(trunk.device),
-        eps,
-        evaluations,
-        watch,
-    )
+    reached = _reaching(trunk, features)
+    return invert_features(reached, features, start.to(trunk.device), eps, evaluations, watch, _PATIENCE)
+
+
+def _reaching(trunk: Network, features: Tensor) -> Callable[[Tensor], Tensor]:
+    """Features of images; where a ReLU comes last and was on, what goes into it, which has a slope on either side."""
+    opened = _without_last_relu(trunk)
+    if opened is None:
+        return lambda inputs: trunk.apply_normalized(trunk.params, inputs)
+    on, inner = features > _SURE * features.square().mean().sqrt(), opened
+
+    def reached(inputs: Tensor) -> Tensor:
+        values = inner.apply_normalized(inner.params, inputs)
+        return torch.where(on, values, values.relu())
+
+    return reached
+
+
+def _without_last_relu(trunk: Network) -> Network | None:
+    """The network without the ReLU layer that its outputs come from; nothing where there is no such layer."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *made: seen.setdefault(name, []).append(made[-1].detach().flatten(1))
+
+    relus = {name: layer for name, layer in trunk.module.named_modules() if isinstance(layer, nn.ReLU)}
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in relus.items()]
+    try:
+        probe = torch.rand((2, *trunk.image_shape), generator=Generator().manual_seed(0), dtype=trunk.dtype)
+        outputs = trunk.features(probe)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    last = [name for name, made in seen.items() if len(made) == 1 and torch.equal(made[0], outputs)]
+    return trunk.without(last[-1]) if last else None
 
 
 def _pictures(network: Network, inputs: Tensor) -> Tensor:

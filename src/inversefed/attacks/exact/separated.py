@@ -4,8 +4,7 @@
 
 Where the head sees at least as many numbers as a picture has, and no max pooling is on the way, the features of an
 example determine its picture. A search brings the pictures near, and L-BFGS from there nearer than a search comes; how
-near depends on how many kinks lie between. All pictures are found together, which BatchNorm in train mode needs. Own
-derivation.
+near depends on how many kinks lie between. Own derivation.
 """
 
 import math
@@ -23,7 +22,7 @@ from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.attacks.separate import Separated, separate
 from inversefed.errors import UnsupportedNetworkError
-from inversefed.fl.kinks import pools
+from inversefed.fl.kinks import hides_contrast, pools
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Reconstruction, Status
@@ -79,6 +78,8 @@ class SeparatedFeatures:
         network, pixels = observation.network, math.prod(observation.network.image_shape)
         if found := pools(network):
             raise UnsupportedNetworkError(f"features behind {', '.join(found)} do not determine their pictures")
+        if hides_contrast(network):
+            raise UnsupportedNetworkError("features behind BatchNorm in train mode do not hold a picture's contrast")
         if network.head is None or f"{network.head}.weight" not in network.params:
             raise UnsupportedNetworkError("the network has no clear linear last layer with one row a class")
         width = math.prod(network.params[f"{network.head}.weight"].shape[1:])

@@ -72,7 +72,7 @@ def best() -> Choose:
         several=smoothed(),
         kinked=spectral(),
         averaged=replace(smoothed(), restarts=3, selection=PixelMean()),
-        pooled=spectral(150),
+        pooled=spectral(110),
         unknown=surrogate(),
         shuffled=relaxed_order(),
         training=train_mode(),

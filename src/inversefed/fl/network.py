@@ -169,6 +169,8 @@ class Network:
 
     def at_step(self, step: int) -> "Network":
         """The same network as local step number `step`, from 0, sees it: with draws or masks of its own."""
+        if not self.masks and (step == 0 or self.functional):
+            return self  # a compiled step cannot make another value
         masks = {name: mask[step] for name, mask in self.masks.items()}
         return replace(self, mask_seed=self.mask_seed + step, masks=masks)
 

@@ -146,7 +146,7 @@ def test_a_group_refuses_a_line_search() -> None:
 @pytest.mark.parametrize(
     ("attack", "relative", "gain"),
     [
-        (recipes.smoothed(150), True, 1),
+        (replace(recipes.smoothed(150), features=0.0), True, 1),
         (replace(recipes.geiping(1, 200, 1e-3), optimizer=optimizers.Adam(0.1, False), projections=()), False, 3),
     ],
 )

@@ -21,9 +21,10 @@ from torch import nn
 
 import inversefed
 from benchmarks import pictures, record
+from benchmarks.cases import chosen
 from benchmarks.labels import right
 from benchmarks.pictures import CLASSES, Example
-from benchmarks.settings import Setting, chosen
+from benchmarks.settings import SETTINGS, Setting
 from inversefed.attacks import Attack
 from inversefed.cli import registry
 from inversefed.errors import InversefedError
@@ -96,7 +97,8 @@ def run(options: Options, command: str = "") -> dict[str, Any]:
         ConfigError: an unknown attack or case, or a number out of range.
         InputError: files that cannot be used.
     """
-    settings, attacks = chosen(options.cases), [name.strip() for name in options.attacks.split(",") if name.strip()]
+    settings = chosen(options.cases, SETTINGS) if options.cases else dict(SETTINGS)
+    attacks = [name.strip() for name in options.attacks.split(",") if name.strip()]
     built = {name: registry.build("attack", name) for name in attacks}
     examples = pictures.read_folder(options.images) if options.images else pictures.bundled()
     pictures.first(examples, options.limit)

@@ -6,10 +6,13 @@ for. Where the paper does not say which weight total variation should have, two 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from inversefed.errors import ConfigError, unknown_name
 
 __all__ = ["CASES", "Case", "chosen"]
+
+Each = TypeVar("Each")
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,17 @@ CASES: Mapping[str, Case] = {
 }
 
 
-def chosen(text: str, known: Mapping[str, Case] = CASES) -> dict[str, Case]:
+def chosen(text: str, known: Mapping[str, Each]) -> dict[str, Each]:
     """Read a list of names with commas, in its order, each once.
+
+    Args:
+        text: the list.
+        known: what there is, by name: `CASES`, or the settings of another benchmark.
 
     Raises:
         ConfigError: no name, or an unknown one; the message lists those there are.
 
-    >>> list(chosen("mcmahan, lenet,mcmahan"))
+    >>> list(chosen("mcmahan, lenet,mcmahan", CASES))
     ['mcmahan', 'lenet']
     """
     names = [name.strip() for name in text.split(",") if name.strip()]

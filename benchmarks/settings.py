@@ -11,11 +11,10 @@ from typing import Literal
 import torch
 
 from benchmarks.pictures import CLASSES, Example
-from inversefed.errors import ConfigError, unknown_name
 from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.types import Batch
 
-__all__ = ["SETTINGS", "Setting", "chosen"]
+__all__ = ["SETTINGS", "Setting"]
 
 Labels = Literal["own", "distinct", "duplicate"]
 
@@ -87,21 +86,3 @@ def arranged(labels: Sequence[int], how: Labels) -> list[int]:
         free = (each % CLASSES for each in range(label, label + CLASSES))
         found.append(next(each for each in free if each not in found))
     return found
-
-
-def chosen(text: str) -> dict[str, Setting]:
-    """Read a list of names with commas, in its order, each once; all for an empty text.
-
-    Raises:
-        ConfigError: an unknown name, or none among commas.
-
-    >>> list(chosen("lenet-single, trained-single"))
-    ['lenet-single', 'trained-single']
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()] if text else list(SETTINGS)
-    if not names:
-        raise ConfigError(f"--cases names no case. Known: {', '.join(SETTINGS)}")
-    for name in names:
-        if name not in SETTINGS:
-            raise unknown_name("case", name, SETTINGS)
-    return {name: SETTINGS[name] for name in names}

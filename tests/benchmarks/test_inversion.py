@@ -373,7 +373,7 @@ def test_the_cases_are_those_that_were_announced():
     }
     assert {case.network for case in CASES.values()} <= set(networks.names())
     with pytest.raises(ConfigError, match="unknown case"):
-        chosen("resnet")
+        chosen("resnet", CASES)
 
 
 def test_the_plot_shows_both_curves_and_the_gray_picture():

@@ -95,6 +95,8 @@ class _Entry:
 def _entry(observation: Observation) -> _Entry:
     if observation.num_examples != 1:
         raise ThreatModelError(f"an attention's input is solved for one example; got {observation.num_examples}")
+    if not any(_is_patches(layer) for layer in observation.network.module.modules()):
+        raise _no_patches()  # before anything runs: most networks are of another kind
     network = observation.network.to(torch.float64)
     probe = torch.rand((1, *network.image_shape), generator=Generator().manual_seed(0), dtype=torch.float64)
     probe = probe.to(network.device)
@@ -135,7 +137,7 @@ class _Seen:
         went = _recorded(network, probe)
         embeds = [(layer, outs) for layer, _, outs in went if _is_patches(layer) and outs.ndim == 4]
         if not embeds:
-            raise _unsuited("no convolution cuts the picture into patches (kernel and stride alike, no padding)")
+            raise _no_patches()
         embed, outputs = embeds[0]
         patches = outputs[0].flatten(1).T
         readers: dict[str, Tensor] = {}
@@ -232,6 +234,10 @@ def _unembedded(entry: _Entry, tokens: Tensor, shape: tuple[int, int, int]) -> T
     patches = torch.linalg.lstsq(entry.embed.weight.detach().flatten(1), embedded, driver="gelsd").solution
     kernel = entry.embed.kernel_size
     return F.fold(patches[None], shape[1:], kernel, stride=kernel)[0]
+
+
+def _no_patches() -> UnsupportedNetworkError:
+    return _unsuited("no convolution cuts the picture into patches (kernel and stride alike, no padding)")
 
 
 def _unsuited(why: str) -> UnsupportedNetworkError:

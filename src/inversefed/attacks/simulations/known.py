@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Generator, Tensor
+from torch import Tensor
 
-from inversefed.attacks.simulations.simulation import Compared
+from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.fl.threat import Observation
 from inversefed.types import Images
 
@@ -13,23 +13,11 @@ __all__ = ["KnownClient"]
 
 
 @dataclass(frozen=True)
-class KnownClient:
+class KnownClient(Simulation):
     """Run the client as the attacker believes it to be; what it draws for itself is drawn once, with another seed."""
-
-    def copies(self, observation: Observation) -> int:
-        """One."""
-        return 1
-
-    def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
-        """None."""
-        return {}
 
     def __call__(
         self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
     ) -> Compared:
         """The client's update beside the one observed."""
         return Compared(observation.client(observation.network, images, labels), observation.update)
-
-    def result(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The pictures themselves."""
-        return images

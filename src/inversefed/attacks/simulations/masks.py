@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.simulations.simulation import Compared
+from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.dropout import dropout_layers, mask_shapes
@@ -23,7 +23,7 @@ _NONE = Generator()
 
 
 @dataclass(frozen=True)
-class AveragedMasks:
+class AveragedMasks(Simulation):
     """Average the client's update over several draws of dropout's masks (and of the order, where it shuffles).
 
     Args:
@@ -36,14 +36,6 @@ class AveragedMasks:
         if self.draws < 1:
             raise ConfigError(f"AveragedMasks needs at least one draw, got {self.draws}")
 
-    def copies(self, observation: Observation) -> int:
-        """One."""
-        return 1
-
-    def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
-        """None."""
-        return {}
-
     def __call__(
         self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
     ) -> Compared:
@@ -54,13 +46,9 @@ class AveragedMasks:
         mean = {name: torch.stack([update[name] for update in updates]).mean(dim=0) for name in updates[0]}
         return Compared(mean, observation.update)
 
-    def result(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The pictures themselves."""
-        return images
-
 
 @dataclass(frozen=True)
-class OptimizedMasks:
+class OptimizedMasks(Simulation):
     """Search dropout's masks together with the pictures, relaxed to [0, 1].
 
     The dropout inversion attack, Scheliga et al. (2022), arXiv:2208.06163: every layer, local step and example has a
@@ -79,10 +67,6 @@ class OptimizedMasks:
     def __post_init__(self) -> None:
         if not self.rate > 0 or self.weight < 0:
             raise ConfigError(f"OptimizedMasks needs rate > 0 and weight >= 0; got {self.rate} and {self.weight}")
-
-    def copies(self, observation: Observation) -> int:
-        """One."""
-        return 1
 
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """`mask:` and the layer's name, `[steps, examples a step, ..]`, zero where every mask is at its mean."""
@@ -118,7 +102,3 @@ class OptimizedMasks:
         simulated = with_trainer(observation.client, client)
         predicted = simulated(replace(network, masks=masks), images, labels)
         return Compared(predicted, observation.update, self.weight * penalty)
-
-    def result(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The pictures themselves."""
-        return images

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from inversefed.attacks.simulations.known import KnownClient
-from inversefed.attacks.simulations.simulation import Compared
+from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError, ThreatModelError
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.losses import CrossEntropy
@@ -22,7 +22,7 @@ __all__ = ["PerEpoch", "RelaxedOrder"]
 
 
 @dataclass(frozen=True)
-class PerEpoch:
+class PerEpoch(Simulation):
     """Give each epoch of a client that shuffles its own pictures, and hold the epochs together.
 
         penalty = weight * mean over pairs of epochs of | r_a - r_b |^2,    r_e = pool over x in epoch e of phi(x)
@@ -55,10 +55,6 @@ class PerEpoch:
         """As many as a client that shuffles makes passes, else one."""
         client = _shuffling(observation)
         return 1 if client is None else len(client.orders(observation.num_examples, 0))
-
-    def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
-        """None: the epochs' pictures are the images."""
-        return {}
 
     def __call__(
         self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
@@ -93,7 +89,7 @@ class PerEpoch:
 
 
 @dataclass(frozen=True)
-class RelaxedOrder:
+class RelaxedOrder(Simulation):
     """Search which examples each local step took, together with the pictures.
 
         loss of step s = 1/B sum_i a[s, i] loss(x_i, y_i),    sum_i a[s, i] = B,    sum over the steps of a pass = 1
@@ -122,10 +118,6 @@ class RelaxedOrder:
                 "RelaxedOrder needs rate > 0, noise >= 0 and at least one round; "
                 f"got {self.rate}, {self.noise} and {self.rounds}"
             )
-
-    def copies(self, observation: Observation) -> int:
-        """One."""
-        return 1
 
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """`order`, logarithms of the shares, `[passes, steps a pass, n]`."""
@@ -167,10 +159,6 @@ class RelaxedOrder:
             log = log - log.logsumexp(dim=-1, keepdim=True) + rows
             log = log - log.logsumexp(dim=-2, keepdim=True) + columns
         return log.exp()
-
-    def result(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The pictures themselves."""
-        return images
 
 
 def _shuffling(observation: Observation) -> FedAvg | None:

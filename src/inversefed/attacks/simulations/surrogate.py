@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.simulations.simulation import Compared
+from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError
 from inversefed.fl.clients import loss_gradient
 from inversefed.fl.sharing import new_weights
@@ -17,7 +17,7 @@ __all__ = ["Surrogate"]
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class Surrogate(Simulation):
     """Match a whole FedAvg update with one gradient, at a point between the old weights and the new ones.
 
         w(a) = (1 - a) w_0 + a w_T,    w_0 - w_T  ~  grad L(w(a); x, y)
@@ -37,10 +37,6 @@ class Surrogate:
     def __post_init__(self) -> None:
         if not self.rate > 0:
             raise ConfigError(f"Surrogate needs rate > 0, got {self.rate}")
-
-    def copies(self, observation: Observation) -> int:
-        """One."""
-        return 1
 
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """`between`, zero where `a` is 0.5."""
@@ -66,7 +62,3 @@ class Surrogate:
     def share(self, variables: Mapping[str, Tensor]) -> Tensor:
         """`a`, in (0, 1)."""
         return torch.sigmoid(4 * self.rate * variables.get("between", torch.zeros(())))
-
-    def result(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The pictures themselves."""
-        return images

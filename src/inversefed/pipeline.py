@@ -19,7 +19,7 @@ from inversefed.evaluation.score import score
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients import Client, FedSGD
-from inversefed.fl.defenses import Context, Defense
+from inversefed.fl.defenses import Context, Defense, update_defenses
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.settings import describe_setting, setting_findings
@@ -172,8 +172,8 @@ def computed(client: Client, network: Network, batch: Batch) -> Params:
 def defended(
     update: Params, network: Network, batch: Batch, defenses: Sequence[Defense], generator: Generator
 ) -> Params:
-    """Apply the defenses in order."""
-    for defense in defenses:
+    """Apply those defenses that act on the update, in order."""
+    for defense in update_defenses(defenses):
         update = defense(update, Context(network, batch), generator)
     return update
 

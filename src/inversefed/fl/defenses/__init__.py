@@ -7,6 +7,7 @@
 """
 
 from inversefed.fl.defenses.clipping import Clip
+from inversefed.fl.defenses.local_dp import local_dp as local_dp
 from inversefed.fl.defenses.noise import GaussianNoise, LaplaceNoise
 from inversefed.fl.defenses.protocols import Context as Context
 from inversefed.fl.defenses.protocols import DataDefense as DataDefense
@@ -17,6 +18,16 @@ from inversefed.fl.defenses.protocols import acts_on as acts_on
 from inversefed.fl.defenses.protocols import data_defenses as data_defenses
 from inversefed.fl.defenses.protocols import network_defenses as network_defenses
 from inversefed.fl.defenses.protocols import update_defenses as update_defenses
-from inversefed.fl.defenses.pruning import TopK
+from inversefed.fl.defenses.pruning import RandomPruning, TopK
+from inversefed.fl.defenses.quantization import SignQuantization, StochasticQuantization, UniformQuantization
 
-__all__ = ["Clip", "GaussianNoise", "LaplaceNoise", "TopK"]
+__all__ = [
+    "Clip",
+    "GaussianNoise",
+    "LaplaceNoise",
+    "RandomPruning",
+    "SignQuantization",
+    "StochasticQuantization",
+    "TopK",
+    "UniformQuantization",
+]

@@ -37,12 +37,13 @@ from inversefed.attacks.exact import attention, directions, independent, linear,
 from inversefed.cli import listing, registry
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
-from inversefed.fl import clients, defenses, losses, sharing
+from inversefed.fl import accounting, aggregation, clients, defenses, dpsgd, losses, sharing
 from inversefed.fl import optimizers as local
 
 SHAPE = (3, 8, 8)
 ARGUMENTS = {
     "Clip": (1.0,),
+    "DPSGD": (0.0, 1e3),
     "GaussianNoise": (0.1,),
     "LaplaceNoise": (0.1,),
     "GaussianLikelihood": (0.1,),
@@ -90,8 +91,11 @@ def world(tiny: nn.Module) -> tuple[Observation, Batch]:
 
 
 CHOOSABLE = [
+    accounting,
+    aggregation,
     clients,
     defenses,
+    dpsgd,
     losses,
     local,
     batchnorm,
@@ -187,7 +191,7 @@ def test_a_defense_keeps_names_and_shapes_leaves_its_input_and_follows_its_gener
     assert any(not torch.equal(part, update[name]) for name, part in first.items())
 
 
-@pytest.mark.parametrize("client", pieces(clients))
+@pytest.mark.parametrize("client", pieces(clients) + pieces(dpsgd) + pieces(aggregation))
 def test_a_client_s_update_read_as_a_gradient_points_uphill(client: object, world: tuple[Observation, Batch]) -> None:
     (observation, batch) = world
     network = observation.network

@@ -20,7 +20,7 @@ from inversefed.errors import ConfigError, unknown_name
 __all__ = ["KINDS", "build", "choices", "import_object"]
 
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "client": ("fl.clients", "fl.sharing"),
+    "client": ("fl.clients", "fl.sharing", "fl.dpsgd", "fl.aggregation"),
     "defense": ("fl.defenses",),
     "loss": ("fl.losses",),
     "attack": (
@@ -56,6 +56,7 @@ _PARTS = (
     "attacks.selection",
     "attacks.simulations",
     "attacks.starts",
+    "fl.accounting",
     "fl.optimizers",
 )
 """Pieces that only occur inside others."""
@@ -65,7 +66,7 @@ def choices(kind: str) -> dict[str, Callable[..., Any]]:
     """The pieces of a kind, by name.
 
     >>> sorted(choices("client"))
-    ['FedAvg', 'FedSGD', 'Shares']
+    ['DPSGD', 'FedAvg', 'FedSGD', 'Shares', 'SumOfClients']
     """
     return _public(KINDS[kind])
 

@@ -1,14 +1,19 @@
 """What a setting is, in words: the scenario of a report, and what is worth knowing about it."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
+from inversefed.errors import ConfigError
+from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client, FedAvg, FedSGD
-from inversefed.fl.defenses import Defense
+from inversefed.fl.defenses import Defense, acts_on
+from inversefed.fl.dpsgd import DPSGD
 from inversefed.fl.network import Network
+from inversefed.fl.privacy import dp_client, privacy_of
 from inversefed.fl.sharing import sent_names, trainer
 from inversefed.fl.threat import ThreatModel
 from inversefed.types import Batch, Finding
@@ -32,6 +37,7 @@ def describe_setting(
         "loss": repr(network.loss),
         "client": repr(client),
         "defenses": [repr(defense) for defense in defenses],
+        **_promised(client, truth.images.shape[0]),
         "threat_model": asdict(threat),
         "seed": seed,
         "dtype": str(network.dtype).removeprefix("torch."),
@@ -73,13 +79,74 @@ def setting_findings(
         message = f"{len(frozen)} of the network's parameters are frozen and not part of the update."
         found.append(Finding("frozen", "info", message, {"parameters": frozen[:10]}))
     if defenses:
-        message = "The attack is not told of the defenses: one that knows them may recover more."
-        found.append(Finding("defense-unknown-to-attack", "warning", message))
+        named = ", ".join(f"{defense!r} on the {acts_on(defense)}" for defense in defenses)
+        message = f"The attack is not told of the defenses ({named}): one that knows them may recover more."
+        evidence = {repr(defense): _first_sentence(defense) for defense in defenses}
+        found.append(Finding("defense-unknown-to-attack", "warning", message, evidence))
+    found += _client_defense_findings(client, truth.images.shape[0])
     repeated = len(truth.labels) - len(set(truth.labels.tolist()))
     if repeated:
         message = f"{repeated} of the {len(truth.labels)} examples share a label with another one."
         found.append(Finding("repeated-labels", "info", message))
     return tuple(found)
+
+
+def _client_defense_findings(client: Client, num_examples: int) -> list[Finding]:
+    """What a client does by itself so that less leaks, and what that promises."""
+    found, private = [], dp_client(client)
+    if isinstance(trainer(client), SumOfClients):
+        message = (
+            f"{trainer(client)!r}: the server sees one sum of several clients' updates. The scores are of all their "
+            "examples together, and nothing says which client an example is of."
+        )
+        found.append(Finding("secure-aggregation", "info", message))
+    if private is not None:
+        found.append(_privacy_finding(private, num_examples))
+        if private.poisson_sampling:
+            message = (
+                "Which examples each local step drew is the client's own: the attack simulates the mean of the draws, "
+                "and an example that no step took leaves no trace."
+            )
+            found.append(Finding("sampling-unknown", "info", message))
+    return found
+
+
+def _privacy_finding(client: DPSGD, num_examples: int) -> Finding:
+    """Epsilon of one release and of all of them; a warning where it promises nothing."""
+    if not client.noise_multiplier:
+        message = (
+            "DP-SGD without noise (noise_multiplier=0) is clipping of each example alone: epsilon is infinite, and "
+            "nothing is promised."
+        )
+        return Finding("differential-privacy", "warning", message)
+    try:
+        one, every = privacy_of(client, num_examples)
+    except ConfigError as error:
+        return Finding("differential-privacy", "info", f"Epsilon was not computed: {error}")
+    notes = "".join(f" ({note}.)" for note in dict.fromkeys((one.note, every.note)) if note)
+    message = (
+        f"DP-SGD with noise of {client.noise_multiplier:g} times the clipping norm {client.max_grad_norm:g}. This "
+        f"release: {one}, without credit for sampling, since the server knows who took part. All "
+        f"{client.accounting.rounds} rounds: {every}. For data that differ by one example added or removed.{notes} The "
+        "attack simulates the client without its noise."
+    )
+    return Finding("differential-privacy", "info", message, {"per_release": asdict(one), "cumulative": asdict(every)})
+
+
+def _promised(client: Client, num_examples: int) -> Mapping[str, Any]:
+    """The part of a scenario that says what DP-SGD promises; empty for other clients, or where Opacus is missing."""
+    private = dp_client(client)
+    if private is None:
+        return {}
+    try:
+        one, every = privacy_of(private, num_examples)
+    except ConfigError:
+        return {}
+    return {"privacy": {"per_release": asdict(one), "cumulative": asdict(every)}}
+
+
+def _first_sentence(piece: object) -> str:
+    return (inspect.getdoc(type(piece)) or "").split("\n\n")[0].replace("\n", " ")
 
 
 def _client_findings(network: Network, client: Client, threat: ThreatModel) -> list[Finding]:

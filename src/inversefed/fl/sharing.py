@@ -9,14 +9,17 @@ arXiv:1912.00818). Here the server still knows the weights that it sent out; wha
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from inversefed.errors import ConfigError, ThreatModelError
-from inversefed.fl.clients import Client, FedAvg, FedSGD
+from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.network import Network
 from inversefed.types import Images, Labels, Params, SoftLabels
 
 __all__ = ["Shares"]
+
+Sent: TypeAlias = Literal["gradient", "delta", "weights"]
+"""What an update can be."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class UnknownClient:
         sends: `"gradient"`, `"delta"` for new minus old weights, or `"weights"`.
     """
 
-    sends: Literal["gradient", "delta", "weights"] = "delta"
+    sends: Sent = "delta"
 
     def __call__(self, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
         """Nothing can be simulated.
@@ -105,6 +108,13 @@ def with_trainer(client: Client, other: Client) -> Client:
     return replace(client, client=with_trainer(client.client, other)) if isinstance(client, Shares) else other
 
 
+def sends(client: Client) -> Sent:
+    """What a client's update is: a gradient, new minus old weights, or the new weights."""
+    inner = trainer(client)
+    sent: Sent = getattr(inner, "sends", "gradient" if isinstance(inner, FedSGD) else "delta")
+    return sent
+
+
 def sent_names(client: Client, network: Network) -> tuple[str, ...]:
     """The names of the tensors that a client sends."""
     if not isinstance(client, Shares):
@@ -115,18 +125,15 @@ def sent_names(client: Client, network: Network) -> tuple[str, ...]:
 
 def unknown(client: Client) -> Client:
     """What is left of a client where its settings are hidden."""
-    inner = trainer(client)
-    sends: Literal["gradient", "delta", "weights"] = "gradient" if isinstance(inner, FedSGD) else "delta"
-    sends = inner.sends if isinstance(inner, FedAvg | UnknownClient) else sends
-    return with_trainer(client, UnknownClient(sends))
+    return with_trainer(client, UnknownClient(sends(client)))
 
 
 def new_weights(client: Client, network: Network, update: Params) -> Params | None:
     """The client's weights after its local steps, as far as they were sent; `None` where it sends a gradient."""
-    inner = trainer(client)
-    if not isinstance(inner, FedAvg | UnknownClient) or inner.sends == "gradient":
+    kind = getattr(trainer(client), "sends", "gradient")
+    if kind == "gradient":
         return None
-    sent = update if inner.sends == "weights" else {n: network.params[n].detach() + u for n, u in update.items()}
+    sent = update if kind == "weights" else {n: network.params[n].detach() + u for n, u in update.items()}
     return {name: sent.get(name, weight.detach()) for name, weight in network.params.items()}
 
 

@@ -7,7 +7,9 @@ from typing import Literal
 from torch import Tensor
 
 from inversefed.errors import ConfigError, InputError, UpdateMismatchError
+from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client, FedAvg
+from inversefed.fl.dpsgd import DPSGD
 from inversefed.fl.network import Network
 from inversefed.fl.sharing import sent_names, trainer, unknown, with_trainer
 from inversefed.types import Batch, Labels, Params
@@ -143,6 +145,8 @@ def _believed(client: Client, seed: int, num_examples: int, threat: ThreatModel)
     if threat.client == "unknown":
         return unknown(client)
     inner = trainer(client)
+    if isinstance(inner, DPSGD | SumOfClients):
+        return with_trainer(client, inner.believed())
     if threat.order == "known" and isinstance(inner, FedAvg):
         return with_trainer(client, inner.in_order(num_examples, seed))
     return client

@@ -1,0 +1,201 @@
+"""What DP-SGD promises: (epsilon, delta) of one update, and of all of a training's, from Opacus' accountants.
+
+    P[M(D) in S] <= e^epsilon P[M(D') in S] + delta     for data D and D' that differ by one example
+
+One release is counted without any credit for sampling, since a server knows who took part. The cumulative figure is for
+all rounds and takes that credit where each step is a Poisson sample of its own. RDP: Mironov (2017, arXiv:1702.07476);
+PRV: Gopi et al. (2021, arXiv:2106.02848), whose grid grows with epsilon until it fails or fills the memory: above a
+stated size, or where it fails, RDP's looser bound stands in, and the figure says so.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+from inversefed.errors import ConfigError
+from inversefed.fl.aggregation import SumOfClients
+from inversefed.fl.clients import Client
+from inversefed.fl.dpsgd import DPSGD
+from inversefed.fl.sharing import Shares
+
+__all__ = ["Privacy", "PrivacySpent", "dp_client", "epsilon_spent", "privacy_of"]
+
+_MOST_POINTS = 2**21
+"""Of the PRV accountant's grid: about 100 MB and seconds."""
+
+_EPSILON_ERROR = 0.01
+"""Opacus' default, which the mesh of that grid follows."""
+
+
+@dataclass(frozen=True)
+class PrivacySpent:
+    """One figure of an accountant.
+
+    Args:
+        epsilon: infinite where there is no noise.
+        delta: at which it holds.
+        accountant: which one gave it, `"prv"` or `"rdp"`.
+        noise_multiplier: of each step.
+        steps: how many steps are added up.
+        sample_rate: the probability with which an example is in a step.
+        note: why it is not the accountant that was asked for, or what is not credited.
+    """
+
+    epsilon: float
+    delta: float
+    accountant: Literal["prv", "rdp"]
+    noise_multiplier: float
+    steps: int
+    sample_rate: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        about = f"{self.steps} step{'s' * (self.steps > 1)}, sample rate {self.sample_rate:.3g}"
+        size = f"{self.epsilon:.3g}" if math.isfinite(self.epsilon) else "infinite"
+        return f"epsilon {size} at delta {self.delta:g} ({self.accountant.upper()} accountant, {about})"
+
+
+class Privacy(NamedTuple):
+    """What a client promises.
+
+    Args:
+        per_release: of one update.
+        cumulative: of all rounds.
+    """
+
+    per_release: PrivacySpent
+    cumulative: PrivacySpent
+
+
+def dp_client(client: Client) -> DPSGD | None:
+    """The DP-SGD client in a client, if there is one: of several whose sum is sent, each is one."""
+    inner = client
+    while isinstance(inner, Shares | SumOfClients):
+        inner = inner.client
+    return inner if isinstance(inner, DPSGD) else None
+
+
+def privacy_of(client: DPSGD, num_examples: int) -> Privacy:
+    """What a DP-SGD client promises to each of its examples.
+
+    Args:
+        client: with its accounting.
+        num_examples: how many examples it has.
+
+    Raises:
+        ConfigError: Opacus is not installed.
+    """
+    asked = client.accounting
+    often = client.local_steps if client.poisson_sampling else _often(client, num_examples)
+    whole = client.poisson_sampling or client.batch_size in (0, num_examples)
+    one_draw = client.local_steps == 1 and whole
+    rate = client.sampled(num_examples) * (asked.sample_rate if one_draw else 1.0)
+    uncredited = asked.sample_rate < 1 and not one_draw
+    note = "the rounds' sample rate is not credited: the local steps share one draw" if uncredited else ""
+    one = epsilon_spent(client.noise_multiplier, often, 1.0, asked.target_delta, asked.accountant)
+    every = epsilon_spent(client.noise_multiplier, often * asked.rounds, rate, asked.target_delta, asked.accountant)
+    return Privacy(one, _noted(every, note))
+
+
+@cache
+def epsilon_spent(
+    noise_multiplier: float,
+    steps: int = 1,
+    sample_rate: float = 1.0,
+    delta: float = 1e-5,
+    accountant: Literal["prv", "rdp"] = "prv",
+) -> PrivacySpent:
+    """Epsilon of so many steps of the Poisson-subsampled Gaussian mechanism, for examples added or removed.
+
+    Args:
+        noise_multiplier: standard deviation over sensitivity.
+        steps: how many.
+        sample_rate: of each, in (0, 1].
+        delta: at which epsilon is stated.
+        accountant: the one to ask; PRV gives way to RDP where its grid would be larger than 2^21 points or it fails.
+
+    Raises:
+        ConfigError: Opacus is not installed.
+    """
+
+    def spent(epsilon: float, by: Literal["prv", "rdp"], note: str = "") -> PrivacySpent:
+        return PrivacySpent(epsilon, delta, by, noise_multiplier, steps, sample_rate, note)
+
+    if noise_multiplier == 0:
+        return spent(math.inf, accountant, "there is no noise")
+    if accountant == "rdp":
+        return spent(_rdp(noise_multiplier, steps, sample_rate, delta), "rdp")
+    points = _prv_points(noise_multiplier, steps, sample_rate, delta)
+    why = f"PRV would need a grid of {points:.2g} points"
+    if points <= _MOST_POINTS:
+        try:
+            return spent(_prv(noise_multiplier, steps, sample_rate, delta), "prv")
+        except (ArithmeticError, RuntimeError, ValueError) as error:
+            why = f"PRV failed: {error}"
+    return spent(_rdp(noise_multiplier, steps, sample_rate, delta), "rdp", f"{why}; RDP is an upper bound")
+
+
+def _often(client: DPSGD, num_examples: int) -> int:
+    """In how many local steps an example takes part, at most."""
+    taken = [0] * num_examples
+    for part in client.slices(num_examples):
+        for index in range(*part.indices(num_examples)):
+            taken[index] += 1
+    return max(taken)
+
+
+def _rdp(noise_multiplier: float, steps: int, sample_rate: float, delta: float) -> float:
+    accountants = _opacus()
+    accountant = accountants.RDPAccountant()
+    accountant.history = [(noise_multiplier, sample_rate, steps)]
+    try:
+        return _quietly(lambda: float(accountant.get_epsilon(delta)))
+    except ZeroDivisionError:  # the square of the noise is 0
+        return math.inf
+
+
+def _prv(noise_multiplier: float, steps: int, sample_rate: float, delta: float) -> float:
+    accountant = _opacus().PRVAccountant()
+    accountant.history = [(noise_multiplier, sample_rate, steps)]
+    epsilon = _quietly(lambda: float(accountant.get_epsilon(delta, eps_error=_EPSILON_ERROR)))
+    if not 0 <= epsilon < math.inf:
+        raise ArithmeticError(f"it gave {epsilon}")
+    return epsilon
+
+
+def _prv_points(noise_multiplier: float, steps: int, sample_rate: float, delta: float) -> float:
+    """How large PRV's grid will be: from minus to plus an epsilon at a far smaller delta, at a mesh that composes.
+
+    Gopi et al., remark 5.6, with Opacus' share of delta for errors, 1/1000.
+    """
+    error = delta / 1000
+    widest = max(
+        _rdp(noise_multiplier, steps, sample_rate, error / 4),
+        _rdp(noise_multiplier, 1, sample_rate, error / (8 * steps)),
+    )
+    mesh = _EPSILON_ERROR / math.sqrt(steps * math.log(12 / error) / 2)
+    return 2 * (widest + 3) / mesh
+
+
+def _quietly(compute: Callable[[], float]) -> float:
+    """Without the accountants' remarks on orders and logarithms of zero, which change no figure here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return compute()
+
+
+def _opacus() -> Any:
+    try:
+        from opacus import accountants
+    except ImportError as error:
+        raise ConfigError(
+            "epsilon comes from Opacus' accountants; install them: pip install 'inversefed[dp]'"
+        ) from error
+    return accountants
+
+
+def _noted(spent: PrivacySpent, note: str) -> PrivacySpent:
+    return replace(spent, note="; ".join(each for each in (spent.note, note) if each))

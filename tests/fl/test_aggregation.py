@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import inversefed
 from inversefed import DPSGD, Batch, FedAvg, FedSGD, SumOfClients, ThreatModel, freeze, observe, recipes
+from inversefed.attacks.simulations import OptimizedMasks
 from inversefed.errors import ConfigError
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.network import Network
@@ -134,3 +135,25 @@ def test_a_part_of_an_update_is_taken_of_the_sum() -> None:
 def test_a_batch_that_cannot_be_dealt_out_is_refused(client: SumOfClients, network: Network) -> None:
     with pytest.raises(ConfigError, match="cannot deal 6 examples"):
         client(network, IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        DPSGD(0.0, 1.0, local_steps=3, batch_size=2, sends="delta"),
+        SumOfClients(FedAvg(5, lr=0.1), 2),
+        SumOfClients(DPSGD(0.0, 1.0, local_steps=2, sends="delta"), sizes=(1, 3)),
+    ],
+)
+def test_masks_of_dropout_are_searched_for_each_local_step_of_these_clients(client: DPSGD | SumOfClients) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Sigmoid(), nn.Dropout(0.5), nn.Linear(8, 4)).train()
+    network = freeze(module, (3, 8, 8))
+    update = client(network, IMAGES[:4], LABELS[:4])
+    seen = observe(network, client, update, Batch(IMAGES[:4], LABELS[:4]), ThreatModel())
+    search = OptimizedMasks()
+    (masks,) = (start.requires_grad_() for start in search.start(seen, torch.Generator()).values())
+    assert len(masks) == len(client.slices(4))
+    images = IMAGES[:4].clone().requires_grad_()
+    compared = search(seen, {"mask:3": masks}, images, LABELS[:4])
+    slopes = torch.autograd.grad(sum(part.square().sum() for part in compared.predicted.values()), (masks, images))
+    assert all(float(step.abs().sum()) > 0 for step in slopes[0]) and float(slopes[1].abs().sum()) > 0

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from inversefed.fl.aggregation import one_of
 from inversefed.fl.clients import Client, FedAvg
 from inversefed.fl.sharing import trainer
 from inversefed.types import Scalar
@@ -100,8 +101,8 @@ def available_bytes(device: torch.device) -> int:
 
 def recomputes(client: Client, num_examples: int) -> bool:
     """Whether a client runs some of its local steps again in the backward pass, for memory's sake."""
-    inner = trainer(client)
-    return isinstance(inner, FedAvg) and len(inner.slices(num_examples)) > inner.keep_graphs
+    inner, examples = one_of(trainer(client), num_examples)
+    return isinstance(inner, FedAvg) and len(inner.slices(examples)) > inner.keep_graphs
 
 
 def chunk(step_bytes: int, available: int, wanted: int) -> int:

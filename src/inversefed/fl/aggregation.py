@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.errors import ConfigError
-from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.defenses.quantization import stochastically_rounded
 from inversefed.fl.dpsgd import DPSGD
 from inversefed.fl.network import Network
@@ -118,6 +118,12 @@ class SumOfClients:
             raise ConfigError(f"SumOfClients cannot deal {num_examples} examples out in {wanted}; give fitting sizes")
         return (num_examples // self.clients,) * self.clients
 
+    def slices(self, num_examples: int) -> list[slice]:
+        """All examples, as often as the client with the most examples takes a step."""
+        inner, most = one_of(self, num_examples)
+        steps = len(inner.slices(most)) if isinstance(inner, FedAvg | DPSGD) else 1
+        return [slice(0, num_examples)] * steps
+
     def believed(self) -> "SumOfClients":
         """The clients as a server simulates them that knows all but what they draw."""
         inner = self.client.believed() if isinstance(self.client, DPSGD) else self.client
@@ -137,6 +143,13 @@ class SumOfClients:
                 size / num_examples if self.reduction == "mean" else 1.0,
             )
             start += size
+
+
+def one_of(client: Client, num_examples: int) -> tuple[Client, int]:
+    """A single client and how many examples it has, at most: of several whose sum is sent, or the one there is."""
+    return (
+        (client.client, max(client.parts(num_examples))) if isinstance(client, SumOfClients) else (client, num_examples)
+    )
 
 
 def _rounded(values: Tensor, generator: Generator | None) -> Tensor:

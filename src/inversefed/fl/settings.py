@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from inversefed.errors import ConfigError
-from inversefed.fl.aggregation import SumOfClients
+from inversefed.fl.aggregation import SumOfClients, one_of
 from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.defenses import Defense, acts_on
 from inversefed.fl.dpsgd import DPSGD
@@ -54,7 +54,7 @@ def setting_findings(
 ) -> tuple[Finding, ...]:
     """Say what about a setting changes how its figures must be read."""
     layers = list(network.module.modules())
-    found = _client_findings(network, client, ThreatModel() if threat is None else threat)
+    found = _client_findings(network, client, ThreatModel() if threat is None else threat, len(truth.images))
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers):
         found.append(
             Finding(
@@ -83,7 +83,7 @@ def setting_findings(
         message = f"The attack is not told of the defenses ({named}): one that knows them may recover more."
         evidence = {repr(defense): _first_sentence(defense) for defense in defenses}
         found.append(Finding("defense-unknown-to-attack", "warning", message, evidence))
-    found += _client_defense_findings(client, truth.images.shape[0])
+    found += _client_defense_findings(client, len(truth.images))
     repeated = len(truth.labels) - len(set(truth.labels.tolist()))
     if repeated:
         message = f"{repeated} of the {len(truth.labels)} examples share a label with another one."
@@ -149,9 +149,9 @@ def _first_sentence(piece: object) -> str:
     return (inspect.getdoc(type(piece)) or "").split("\n\n")[0].replace("\n", " ")
 
 
-def _client_findings(network: Network, client: Client, threat: ThreatModel) -> list[Finding]:
+def _client_findings(network: Network, client: Client, threat: ThreatModel, num_examples: int) -> list[Finding]:
     """What the server does not know of the client, or does not get."""
-    inner, found = trainer(client), []
+    inner, found = one_of(trainer(client), num_examples)[0], []
     if threat.client == "unknown":
         message = (
             "The client's settings were hidden from the attack: it cannot simulate the client, and a server that knows "

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.errors import ThreatModelError
+from inversefed.fl.aggregation import one_of
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.network import Network
 from inversefed.fl.optimizers import State
@@ -174,14 +175,15 @@ def deal(expected: Tensor, total: int) -> Tensor:
 
 def _seen_weights(observation: Observation) -> tuple[Params, float, float]:
     """The mean of the weights that the local steps saw, the weight decay, and the gain of momentum."""
-    client, network = trainer(observation.client), observation.network
+    network = observation.network
+    client, examples = one_of(trainer(observation.client), observation.num_examples)
     start = {name: weight.detach() for name, weight in network.params.items()}
     if not isinstance(client, FedAvg):
         return start, 0.0, 1.0
-    slices = client.slices(observation.num_examples)
-    if len({index for part in slices for index in range(part.start, part.stop)}) < observation.num_examples:
+    slices = client.slices(examples)
+    if len({index for part in slices for index in range(part.start, part.stop)}) < examples:
         raise ThreatModelError(
-            f"{len(slices)} local steps of {client.batch_size} examples do not see all {observation.num_examples}: "
+            f"{len(slices)} local steps of {client.batch_size} examples do not see all {examples}: "
             f"the others leave no trace; {_OPEN}"
         )
     gain, twice = (_drift(client, size, len(slices)) for size in (1.0, 2.0))

@@ -8,7 +8,9 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError
-from inversefed.fl.clients import FedAvg
+from inversefed.fl.aggregation import SumOfClients, one_of
+from inversefed.fl.clients import Client, FedAvg
+from inversefed.fl.dpsgd import DPSGD
 from inversefed.fl.dropout import dropout_layers, mask_shapes
 from inversefed.fl.sharing import trainer, with_trainer
 from inversefed.fl.threat import Observation
@@ -73,7 +75,7 @@ class OptimizedMasks(Simulation):
         network, client = observation.network, trainer(observation.client)
         gray = torch.full((2, *network.image_shape), 0.5)
         shapes = mask_shapes(network.module, lambda: network.features(gray))
-        slices = client.slices(observation.num_examples) if isinstance(client, FedAvg) else []
+        slices = client.slices(observation.num_examples) if isinstance(client, FedAvg | DPSGD | SumOfClients) else []
         steps = len(slices) or 1
         size = max((part.stop - part.start for part in slices), default=observation.num_examples)
         like = next(iter(network.params.values()))
@@ -96,9 +98,13 @@ class OptimizedMasks(Simulation):
                     self.rate * variables[f"mask:{name}"] + torch.logit(images.new_tensor(kept))
                 )
                 penalty = penalty + (masks[name].mean() - kept).square()
-        if isinstance(client, FedAvg):
-            # A step that runs again reaches nothing but images and labels: all graphs are kept for the masks' sake.
-            client = replace(client, keep_graphs=len(client.slices(observation.num_examples)))
-        simulated = with_trainer(observation.client, client)
+        simulated = with_trainer(observation.client, _keeping_graphs(client, observation.num_examples))
         predicted = simulated(replace(network, masks=masks), images, labels)
         return Compared(predicted, observation.update, self.weight * penalty)
+
+
+def _keeping_graphs(client: Client, num_examples: int) -> Client:
+    """The same client: a step that runs again reaches nothing but images and labels, and here masks are searched."""
+    if isinstance(client, SumOfClients):
+        return replace(client, client=_keeping_graphs(*one_of(client, num_examples)))
+    return replace(client, keep_graphs=len(client.slices(num_examples))) if isinstance(client, FedAvg) else client

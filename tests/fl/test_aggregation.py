@@ -5,12 +5,13 @@ import torch
 from torch import Tensor, nn
 
 import inversefed
-from inversefed import DPSGD, Batch, FedAvg, FedSGD, SumOfClients, ThreatModel, freeze, observe, recipes
+from inversefed import DPSGD, Batch, FedAvg, FedSGD, SumOfClients, ThreatModel, freeze, identify, observe, recipes
 from inversefed.attacks.simulations import OptimizedMasks
 from inversefed.errors import ConfigError
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.network import Network
 from inversefed.fl.sharing import Shares, new_weights
+from inversefed.pipeline import observed
 
 IMAGES = torch.rand((6, 3, 8, 8), generator=torch.Generator().manual_seed(5))
 LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
@@ -116,6 +117,15 @@ def test_an_attack_sees_the_examples_of_all_clients(tiny: nn.Module) -> None:
     )
     assert bool((report.scores["peak_signal_noise_ratio"] > 18).all())
     assert "secure-aggregation" in [finding.code for finding in report.findings]
+
+
+def test_a_sum_of_gradients_is_as_identifiable_as_the_gradient_of_the_union(tiny: nn.Module) -> None:
+    def found(client: FedSGD | SumOfClients) -> tuple:
+        seen, _ = observed(tiny, IMAGES[:4], LABELS[:4], client=client)
+        identified = identify(seen)
+        return identified.verdict, identified.numbers, identified.least_examples, identified.layers
+
+    assert repr(found(SumOfClients())) == repr(found(FedSGD()))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from inversefed import Batch, defenses, freeze
+from inversefed import Batch, audit, defenses, freeze, recipes
 from inversefed.errors import ConfigError
 from inversefed.fl.defenses import Context
 
@@ -104,6 +104,16 @@ def test_local_dp_clips_and_adds_the_noise_of_the_classical_gaussian_mechanism(
         update = defense(update, context, generator)
     clipped = 0.5 / math.sqrt(30000)
     assert float((update["a"] - clipped).std()) == pytest.approx(noise.std, rel=0.02)
+
+
+def test_a_report_names_each_defense_and_what_it_does(tiny: torch.nn.Module) -> None:
+    chain = (defenses.RandomPruning(0.5), defenses.StochasticQuantization(4))
+    images = torch.rand(1, 3, 8, 8)
+    report = audit(tiny, images, torch.tensor([1]), defenses=chain, attack=recipes.dlg(), max_iterations=1)
+    (finding,) = [each for each in report.findings if each.code == "defense-unknown-to-attack"]
+    assert "RandomPruning(keep=0.5, rescale=False) on the update" in finding.message
+    assert "StochasticQuantization(bits=4) on the update" in finding.message
+    assert finding.evidence["StochasticQuantization(bits=4)"].startswith("Round each entry to one of the two levels")
 
 
 def test_what_a_defense_acts_on_is_told_by_the_defense() -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from inversefed.fl.clients import FedAvg, FedSGD
+from inversefed.fl.aggregation import SumOfClients
+from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.geometry import Geometry, geometry
 from inversefed.fl.optimizers import LocalSGD
 from inversefed.fl.sharing import trainer
@@ -106,9 +107,15 @@ def count(observation: Observation) -> tuple[LayerEquations, ...]:
 
 def passes(observation: Observation) -> int | None:
     """How many forward passes of one example the update sums over; `None` where it is no sum of gradients."""
-    client, examples = trainer(observation.client), observation.num_examples
+    return _passes(trainer(observation.client), observation.num_examples)
+
+
+def _passes(client: Client, examples: int) -> int | None:
     if isinstance(client, FedSGD):
         return examples
+    if isinstance(client, SumOfClients):
+        counts = [_passes(client.client, size) for size in client.parts(examples)]
+        return None if None in counts else sum(count or 0 for count in counts)
     if not isinstance(client, FedAvg) or client.proximal:
         return None
     if isinstance(client.optimizer, LocalSGD) and not client.optimizer.weight_decay:

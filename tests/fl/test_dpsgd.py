@@ -14,7 +14,7 @@ from inversefed import DPSGD, Batch, FedAvg, FedSGD, LocalSGD, ThreatModel, free
 from inversefed.errors import ConfigError, UnsupportedNetworkError
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.network import Network
-from inversefed.fl.per_example import _one_by_one, example_gradients
+from inversefed.fl.per_example import _one_by_one, clipped_sum, example_gradients
 from inversefed.fl.sharing import new_weights
 
 IMAGES = torch.rand((6, 3, 8, 8), generator=torch.Generator().manual_seed(5))
@@ -140,6 +140,12 @@ def test_no_example_moves_the_sum_by_more_than_the_clipping_norm() -> None:
         rest = [i for i in range(6) if i != left]
         without = client(network, IMAGES[rest], LABELS[rest])
         assert total_norm({name: whole[name] - without[name] for name in whole}) <= 0.3 + 1e-5
+
+
+def test_the_clipping_factor_has_opacus_small_number_in_it() -> None:
+    summed = clipped_sum({"w": torch.tensor([[3e-6, 0.0]]), "b": torch.tensor([[4e-6]])}, 1e-6)
+    factor = 1e-6 / (5e-6 + 1e-6)
+    torch.testing.assert_close(summed, {"w": torch.tensor([3e-6 * factor, 0]), "b": torch.tensor([4e-6 * factor])})
 
 
 def test_with_nothing_clipped_it_is_the_plain_client() -> None:

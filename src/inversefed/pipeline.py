@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from inversefed.attacks import Attack, recipes
 from inversefed.errors import ConfigError, InputError, InversefedError, UnsupportedNetworkError
@@ -19,12 +20,12 @@ from inversefed.evaluation.score import score
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients import Client, FedSGD
-from inversefed.fl.defenses import Context, Defense, update_defenses
+from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.settings import describe_setting, setting_findings
 from inversefed.fl.threat import Observation, ThreatModel, check_labels, observe
-from inversefed.types import Batch, Budget, Params, Reconstruction, Step
+from inversefed.types import Batch, Budget, Images, Labels, Params, Reconstruction, SoftLabels, Step
 
 __all__ = ["audit", "observed"]
 
@@ -149,20 +150,36 @@ def observed(
 
     # Far from 0 and the steps that follow it, which are the masks that the server simulates.
     private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))
+    for change in network_defenses(defenses):
+        private = change(private)
+    images, targets = prepared(private, truth, defenses, world)
     with float32_products(network.device):
-        update = defended(computed(client, private, truth), network, truth, defenses, world)
-        buffers = sent_buffers(client, private, truth.images, truth.labels) if threat.buffers == "sent" else None
-    return observe(private, client, update, truth, threat, buffers), truth
+        update = computed(client, private, images, targets)
+        update = defended(update, private, Batch(images, truth.labels), defenses, world)
+        buffers = sent_buffers(client, private, images, targets) if threat.buffers == "sent" else None
+    return observe(private, client, update, truth, threat, buffers, defenses), truth
 
 
-def computed(client: Client, network: Network, batch: Batch) -> Params:
-    """The client's update of its batch.
+def prepared(
+    network: Network, batch: Batch, defenses: Sequence[Defense], generator: Generator
+) -> tuple[Images, Labels | SoftLabels]:
+    """What the client computes with: its batch after the defenses of the data, in order."""
+    images, labels = batch.images, batch.labels
+    for defense in data_defenses(defenses):
+        if getattr(defense, "mixes_labels", False) and not labels.is_floating_point():
+            labels = F.one_hot(labels, network.num_classes).to(images.dtype)
+        images, labels = defense(images, labels, generator)
+    return images, labels
+
+
+def computed(client: Client, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
+    """The client's update of what it computes with.
 
     Raises:
         UnsupportedNetworkError: network, loss and client do not go together.
     """
     try:
-        return client(network, batch.images, batch.labels)
+        return client(network, images, labels)
     except InversefedError:
         raise
     except Exception as error:  # the network and the loss are foreign code: whatever they raise means the same

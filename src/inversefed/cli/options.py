@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from inversefed.errors import ConfigError, InputError, unknown_name
 
-__all__ = ["Audit", "Inspect", "List", "Setting", "Train", "parse"]
+__all__ = ["Audit", "Defend", "Inspect", "List", "Setting", "Train", "parse"]
 
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
 
@@ -52,6 +52,8 @@ class Setting:
     """Let the client send its running BatchNorm statistics along, which in train mode hold those of its batch."""
     unknown_client: bool = False
     """Hide the client's settings (learning rate, steps, batch size) from the attack; see --attack surrogate."""
+    known_defenses: bool = False
+    """Tell the attack which defenses the client runs; see --attack adaptive."""
     known_order: bool = False
     """Tell the attack in which order a client that shuffles took its examples."""
     client: str = "FedSGD"
@@ -125,6 +127,44 @@ class Inspect(Setting):
 
 
 @dataclass(frozen=True)
+class Defend(Setting):
+    """Compare defenses: what an attack that ignores each recovers, what one that knows it recovers, and what it costs.
+
+    A point is a client, its defenses and its number of examples, written with plus signs between:
+    "GaussianNoise(0.1)", "Clip(1.0) + GaussianNoise(0.01)", "num_images=4 + FedAvg(local_steps=4)". What --client,
+    --defenses and --num-images say is one more point. Points that --output holds already are not measured again.
+    """
+
+    sweep: bool = False
+    """Measure the built-in list of defenses, each at a few strengths."""
+    points: tuple[str, ...] = ()
+    """Points to measure beside no defense at all."""
+    attack: str = "best"
+    """How the server attacks: as it is, and adapted to each defense."""
+    max_iterations: int | None = None
+    """Iterations a restart, instead of the attack's own."""
+    time_budget: str | None = None
+    """Time for each attack, such as 30s."""
+    targets: int = 1
+    """How many updates are attacked at each point, each of pictures of its own."""
+    utility: bool = True
+    """Train with each defense on real data: --dataset where that has a training part, else FashionMNIST or a folder of
+    pictures by class in --data-path, else Debian's package dataset-fashion-mnist; skipped where there is none."""
+    rounds: int = 200
+    """Server rounds of that training, 32 examples each."""
+    output: Path | None = None
+    """Folder for defend.json, defend.md and frontier.svg; by default one under runs/."""
+    overwrite: bool = False
+    """Throw away what --output holds instead of going on from it."""
+    json: bool = False
+    """Print the rows as JSON on standard output, instead of the table."""
+    quiet: Annotated[bool, arg(aliases=["-q"])] = False
+    """Print nothing but errors."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a network on a data set and save its weights, for audits of trained networks."""
 
@@ -166,7 +206,7 @@ class List:
     """The kind of piece."""
 
 
-def parse(arguments: Sequence[str]) -> Audit | Inspect | Train | List:
+def parse(arguments: Sequence[str]) -> Audit | Defend | Inspect | Train | List:
     """Read the command line; `--help`, `--version` and wrong usage end the process here.
 
     Raises:
@@ -180,6 +220,7 @@ def parse(arguments: Sequence[str]) -> Audit | Inspect | Train | List:
     commands = (
         Annotated[Audit, subcommand("audit", default=base)]
         | Annotated[Inspect, subcommand("inspect")]
+        | Annotated[Defend, subcommand("defend")]
         | Annotated[Train, subcommand("train")]
         | Annotated[List, subcommand("list")]
     )
@@ -189,7 +230,7 @@ def parse(arguments: Sequence[str]) -> Audit | Inspect | Train | List:
         prog="inversefed",
         description="Find out what a client's update gives away in federated learning.",
     )
-    assert isinstance(options, Audit | Inspect | Train | List)
+    assert isinstance(options, Audit | Defend | Inspect | Train | List)
     return options
 
 

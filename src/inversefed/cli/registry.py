@@ -25,6 +25,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "loss": ("fl.losses",),
     "attack": (
         "attacks.recipes",
+        "attacks.adaptive",
         "attacks.inversion",
         "attacks.choice",
         "attacks.exact.attention",
@@ -35,7 +36,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         "attacks.exact.sparse",
     ),
     "prior": ("attacks.priors", "attacks.batchnorm"),
-    "objective": ("attacks.objectives", "attacks.likelihoods"),
+    "objective": ("attacks.objectives", "attacks.likelihoods", "attacks.quantized"),
     "precision": ("attacks.precision",),
 }
 """What a user can choose, and the modules whose `__all__` is the choice."""

@@ -61,6 +61,7 @@ def granted(options: given.Setting) -> ThreatModel:
         labels="known" if options.known_labels else "unknown",
         client="unknown" if options.unknown_client else "known",
         order="known" if options.known_order else "unknown",
+        defenses="known" if options.known_defenses else "unknown",
         buffers="sent" if options.sent_buffers else "network",
     )
 

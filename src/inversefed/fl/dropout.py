@@ -1,20 +1,30 @@
-"""Dropout layers with masks that are given instead of drawn.
+"""Layers that draw, with values that are given instead.
 
-    y = x * m / (1 - p),    m in {0, 1}, or in [0, 1] where it is relaxed
+    dropout:  y = x * m / (1 - p),    m in {0, 1}, or in [0, 1] where it is relaxed
+    noise:    y = e,                  e ~ N(0, 1)
 
-A layer in train mode draws `m` anew for each example and local step. An attacker who does not know the draws can put
-values of its own in their place, and differentiate with respect to them.
+A dropout layer in train mode draws `m` anew for each example and local step, a noise layer `e`. An attacker who does
+not know the draws can put values of its own in their place, and differentiate with respect to them.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["dropout_layers", "given_masks"]
+__all__ = ["NormalNoise", "dropout_layers", "given_masks", "noise_layers"]
 
 _PER_CHANNEL = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+class NormalNoise(nn.Module):
+    """Standard normal draws in the shape of what it is given; it draws in every mode, as a variational layer does."""
+
+    def forward(self, like: Tensor) -> Tensor:
+        """Draw from the random state, which `Network` fixes."""
+        return torch.randn_like(like)
 
 
 def dropout_layers(module: nn.Module) -> dict[str, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d]:
@@ -30,8 +40,13 @@ def dropout_layers(module: nn.Module) -> dict[str, nn.Dropout | nn.Dropout1d | n
     }
 
 
+def noise_layers(module: nn.Module) -> dict[str, NormalNoise]:
+    """The layers that draw normal noise, by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, NormalNoise)}
+
+
 def mask_shapes(module: nn.Module, run: Callable[[], object]) -> dict[str, tuple[int, ...]]:
-    """The shape of one example's mask in each dropout layer that is on and that runs.
+    """The shape of one example's draw in each dropout layer that is on, or noise layer, that runs.
 
     Args:
         module: holds the layers.
@@ -46,7 +61,8 @@ def mask_shapes(module: nn.Module, run: Callable[[], object]) -> dict[str, tuple
 
         return see
 
-    handles = [layer.register_forward_hook(note(name)) for name, layer in dropout_layers(module).items()]
+    layers: dict[str, nn.Module] = {**dropout_layers(module), **noise_layers(module)}
+    handles = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
     try:
         run()
     finally:
@@ -57,10 +73,15 @@ def mask_shapes(module: nn.Module, run: Callable[[], object]) -> dict[str, tuple
 
 @contextmanager
 def given_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within it, the named dropout layers multiply by these masks, the first of them for fewer examples."""
+    """Within it, the named dropout layers multiply by these masks, and noise layers give them as they are.
+
+    Of more draws than examples the first are taken.
+    """
 
     def replaced(mask: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def multiply(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+            if isinstance(layer, NormalNoise):
+                return mask[: inputs[0].shape[0]]
             kept = mask[: inputs[0].shape[0]] / (1 - float(layer.p))  # type: ignore[arg-type]
             output: Tensor = inputs[0] * kept
             return output

@@ -1,6 +1,6 @@
 """What the server knows, and the wall: an attack receives an `Observation` and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -9,6 +9,8 @@ from torch import Tensor
 from inversefed.errors import ConfigError, InputError, UpdateMismatchError
 from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client, FedAvg
+from inversefed.fl.defenses.noise import GaussianNoise
+from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.dpsgd import DPSGD
 from inversefed.fl.network import Network
 from inversefed.fl.sharing import sent_names, trainer, unknown, with_trainer
@@ -23,6 +25,7 @@ _BUILT = {
     "client": ("known", "unknown"),
     "order": ("unknown", "known"),
     "buffers": ("network", "sent"),
+    "defenses": ("unknown", "known"),
     "server": ("honest",),
 }
 
@@ -39,6 +42,8 @@ class ThreatModel:
         order: whether it knows in which order a client that shuffles took its examples.
         buffers: which running BatchNorm statistics it has; `"network"`: those it sent out; `"sent"`: also those that
             the client sends back, which in train mode hold the statistics of its batch.
+        defenses: whether it knows which defenses the client runs, and how strong (Kerckhoffs' principle); never what
+            they drew.
         server: `"honest"` follows the protocol.
 
     Raises:
@@ -54,6 +59,7 @@ class ThreatModel:
     client: Literal["known", "unknown"] = "known"
     order: Literal["unknown", "known"] = "unknown"
     buffers: Literal["network", "sent"] = "network"
+    defenses: Literal["unknown", "known"] = "unknown"
     server: Literal["honest"] = "honest"
 
     def __post_init__(self) -> None:
@@ -76,6 +82,8 @@ class Observation:
         num_examples: how many examples made it.
         labels: their labels, where the threat model grants them.
         buffers: the client's running buffers after its update, by name, where it sent them along.
+        defenses: those that the attacker believes the client runs, the noise of DP-SGD as noise on the update; none
+            where it knows of none. A defense of the network is part of `network` too, for the server sent that out.
 
     Raises:
         UpdateMismatchError: the names or shapes of the update, or of the buffers, are not the network's.
@@ -88,6 +96,7 @@ class Observation:
     num_examples: int
     labels: Labels | None = None
     buffers: Params | None = field(default=None, repr=False)
+    defenses: tuple[Defense, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:
@@ -117,6 +126,7 @@ def observe(
     batch: Batch,
     threat: ThreatModel,
     buffers: Params | None = None,
+    defenses: Sequence[Defense] = (),
 ) -> Observation:
     """Let through what the threat model allows, and nothing else of the batch.
 
@@ -127,6 +137,7 @@ def observe(
         batch: the private batch; its images never pass.
         threat: what the server knows.
         buffers: the client's running buffers after the update (`batchnorm.sent_buffers`), needed where they are sent.
+        defenses: what the client runs, which passes where the threat model has it known.
 
     Raises:
         InputError: the threat model has the buffers sent, and there are none.
@@ -137,7 +148,21 @@ def observe(
     sent = dict(buffers) if threat.buffers == "sent" and buffers is not None else None
     believed = _believed(client, network.mask_seed, batch.images.shape[0], threat)
     # The draws of dropout, and the order, are the client's own: the server's copy starts from another seed.
-    return Observation(network.with_masks(0), believed, dict(update), batch.images.shape[0], labels, sent)
+    told = (*_noise(client, batch.images.shape[0]), *defenses) if threat.defenses == "known" else ()
+    return Observation(network.with_masks(0), believed, dict(update), batch.images.shape[0], labels, sent, told)
+
+
+def _noise(client: Client, num_examples: int) -> tuple[Defense, ...]:
+    """The noise of DP-SGD as one on the finished update; of local steps that are not plain SGD only its order."""
+    inner, share = trainer(client), 1.0
+    if isinstance(inner, SumOfClients):
+        sizes = inner.parts(num_examples)
+        share = len(sizes) ** (-0.5 if inner.reduction == "mean" else 0.5)
+        inner, num_examples = inner.client, max(sizes)
+    if not isinstance(inner, DPSGD) or not inner.noise_multiplier:
+        return ()
+    scale = 1.0 if inner.sends == "gradient" else inner.lr * inner.local_steps**0.5
+    return (GaussianNoise(share * scale * inner.noise_std(num_examples)),)
 
 
 def _believed(client: Client, seed: int, num_examples: int, threat: ThreatModel) -> Client:

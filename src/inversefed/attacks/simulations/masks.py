@@ -82,6 +82,7 @@ class OptimizedMasks(Simulation):
         return {
             f"mask:{name}": torch.zeros((steps, size, *shape), dtype=like.dtype, device=like.device)
             for name, shape in shapes.items()
+            if name in dropout_layers(network.module)
         }
 
     def __call__(

@@ -6,9 +6,12 @@
 (DP-SGD) and secure aggregation change how an update is computed: they are clients.
 """
 
+from inversefed.fl.defenses.augmentation import ATS
 from inversefed.fl.defenses.clipping import Clip
 from inversefed.fl.defenses.local_dp import local_dp as local_dp
+from inversefed.fl.defenses.mixing import Mixup
 from inversefed.fl.defenses.noise import GaussianNoise, LaplaceNoise
+from inversefed.fl.defenses.precode import PRECODE, Dropout
 from inversefed.fl.defenses.protocols import Context as Context
 from inversefed.fl.defenses.protocols import DataDefense as DataDefense
 from inversefed.fl.defenses.protocols import Defense as Defense
@@ -20,13 +23,19 @@ from inversefed.fl.defenses.protocols import network_defenses as network_defense
 from inversefed.fl.defenses.protocols import update_defenses as update_defenses
 from inversefed.fl.defenses.pruning import RandomPruning, TopK
 from inversefed.fl.defenses.quantization import SignQuantization, StochasticQuantization, UniformQuantization
+from inversefed.fl.defenses.soteria import Soteria
 
 __all__ = [
+    "ATS",
+    "PRECODE",
     "Clip",
+    "Dropout",
     "GaussianNoise",
     "LaplaceNoise",
+    "Mixup",
     "RandomPruning",
     "SignQuantization",
+    "Soteria",
     "StochasticQuantization",
     "TopK",
     "UniformQuantization",

@@ -1,0 +1,186 @@
+"""An attack for each defense, by who knows that it ran (Kerckhoffs): what the client drew stays hidden.
+
+    x^ = argmin_x  - log p(update* | client(network, x, y), defenses)  -  log p(x)
+
+A defense that is only tried against attacks that ignore it is not tried (Balunovic et al. 2022, arXiv:2111.04706). For
+each known defense one piece of the search is exchanged: the objective for what the defense does to numbers, the
+simulation for what it does to pictures, network or tensors, and the weight of the prior for how much it leaves to say.
+Then the undefended attack is run as well, and what explains the update better under the defense is kept.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Generator
+
+from inversefed.attacks import recipes
+from inversefed.attacks.choice import Choose
+from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.likelihoods import GaussianLikelihood, LaplaceLikelihood, PrunedError
+from inversefed.attacks.objectives import RelativeSquaredError
+from inversefed.attacks.priors import TotalVariation
+from inversefed.attacks.problem import Problem
+from inversefed.attacks.quantized import Masked, RoundingLikelihood, SignError
+from inversefed.attacks.schedules import Constant
+from inversefed.attacks.simulations import Augmented, Clipped, Leaving, Noised, Unmixed
+from inversefed.errors import ConfigError, InversefedError
+from inversefed.fl import defenses as fl
+from inversefed.fl.defenses.protocols import Defense
+from inversefed.fl.defenses.soteria import defended_tensor
+from inversefed.fl.dropout import noise_layers
+from inversefed.fl.threat import Observation
+from inversefed.types import Budget, Finding, Reconstruction
+
+__all__ = ["Adaptive"]
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Attack with what is known of the client's defenses, and without; keep what explains the update better.
+
+    Paper: the idea of Balunovic et al. (2022), arXiv:2111.04706; each defense's own attack is named beside its rule.
+    Needs: the defenses, granted by the threat model (`defenses="known"`) or given.
+    Cost: the attack, and one more search.
+
+    Args:
+        attack: what is run where no defense is known, and whose search is adapted.
+        defenses: those to believe in instead of the observation's; `None` for those.
+        beside: also run the attack as it is.
+
+    Raises:
+        ConfigError: an attack without a search.
+    """
+
+    attack: Choose | GradientInversion = recipes.best()
+    defenses: tuple[Defense, ...] | None = None
+    beside: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attack, Choose | GradientInversion):
+            raise ConfigError(f"Adaptive adapts a search, such as recipes.best() or geiping(); got {self.attack!r}")
+
+    def search(self, observation: Observation) -> GradientInversion:
+        """The attack's search, each known defense in it."""
+        search = self.attack.search(observation)[0] if isinstance(self.attack, Choose) else self.attack
+        known = observation.defenses if self.defenses is None else self.defenses
+        for defense in known:
+            search = adapted(search, defense, observation)
+        if noise_layers(observation.network.module):
+            search = replace(search, simulation=Noised(inner=search.simulation))
+        return search
+
+    def searching(self, **changes: Any) -> "Adaptive":
+        """The same attack, its search with other restarts, precision or compilation."""
+        return replace(self, attack=self.attack.searching(**changes))
+
+    def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+        """Attack twice, and choose by what the update says under the known defenses.
+
+        Raises:
+            InversefedError: as the attack raises, where the adapted search raises as well.
+        """
+        search, began = self.search(observation), time.monotonic()
+        plain = self.attack.search(observation)[0] if isinstance(self.attack, Choose) else self.attack
+        if search == plain:
+            return self.attack(observation, generator, budget)
+        half = None if budget.seconds is None else budget.seconds / 2
+        found = search(observation, generator, replace(budget, seconds=half) if self.beside else budget)
+        finding = Finding("attack-adapted", "info", "The attack knew the client's defenses.", {"attack": repr(search)})
+        if self.beside:
+            left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
+            found = self._better(search, found, observation, generator, replace(budget, seconds=left))
+        return replace(found, findings=(finding, *found.findings))
+
+    def _better(
+        self,
+        search: GradientInversion,
+        found: Reconstruction,
+        observation: Observation,
+        generator: Generator,
+        budget: Budget,
+    ) -> Reconstruction:
+        budget = replace(budget, checkpoint=None, resume=None)
+        try:
+            other = self.attack(observation, generator, budget)
+        except InversefedError:
+            return found  # what cannot be attacked without knowledge of its defense was attacked with it
+        values = [explained(search, observation, each) for each in (found, other)]
+        return other if values[1] < values[0] else found
+
+
+def explained(search: GradientInversion, observation: Observation, found: Reconstruction) -> float:
+    """The search's own loss of a result: how badly it explains the update, and how unlikely its pictures are."""
+    problem = Problem.of(
+        observation, search.objective, search.priors, search.parametrization, search.labels, search.simulation
+    )
+    with torch.no_grad():
+        images = found.images.clamp(0, 1)
+        priors = sum(float(prior(images, observation)) for prior in search.priors)
+        loss = problem.match(images, found.labels) + priors
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _stated(search: GradientInversion, objective: Any, weight: float) -> GradientInversion:
+    """The search with an objective whose scale means something, and a prior beside it that does not fade."""
+    return replace(
+        search,
+        objective=objective,
+        priors=(TotalVariation(weight),),
+        prior_schedule=Constant(),
+        noise=0.0,
+        features=0.0,
+    )
+
+
+def _an_entry(observation: Observation) -> float:
+    """The prior's weight beside an average over the update's entries: pixels an entry.
+
+    Differences of neighbors are about Laplacian; a scale of one standard deviation of the input is what did best on
+    photographs.
+    """
+    entries = sum(part.numel() for part in observation.update.values())
+    return math.prod(observation.batch_shape) / entries
+
+
+_SMALL = 1e-3
+"""Weight of the prior beside a relative error: enough to settle what the update leaves open."""
+
+
+def adapted(search: GradientInversion, defense: Defense, observation: Observation) -> GradientInversion:
+    """The search with one more defense known; as it is where there is nothing to know."""
+    match defense:
+        case fl.GaussianNoise(std=std) if std:
+            return _stated(search, GaussianLikelihood(std), _an_entry(observation))
+        case fl.LaplaceNoise(scale=scale) if scale:
+            return _stated(search, LaplaceLikelihood(scale), _an_entry(observation))
+        case fl.UniformQuantization(bits=bits):
+            return _stated(search, RoundingLikelihood(bits), _an_entry(observation))
+        case fl.StochasticQuantization(bits=bits):
+            return _stated(search, RoundingLikelihood(bits, "stochastic"), _an_entry(observation))
+        case fl.SignQuantization(scaled=scaled):
+            return _stated(search, SignError(scaled), _SMALL)
+        case fl.TopK():
+            return _stated(search, PrunedError(), _SMALL)
+        case fl.RandomPruning(keep=keep, rescale=rescale):
+            objective = Masked(RelativeSquaredError(), keep if rescale else 1.0)
+            return _stated(search, objective, _SMALL)
+    return _simulated(search, defense, observation)
+
+
+def _simulated(search: GradientInversion, defense: Defense, observation: Observation) -> GradientInversion:
+    """The search whose simulation does what the defense does."""
+    inner = search.simulation
+    match defense:
+        case fl.Clip(max_norm=max_norm):
+            return replace(search, simulation=Clipped(max_norm, inner), features=0.0)
+        case fl.Soteria():
+            return replace(search, simulation=Leaving((defended_tensor(observation.network),), inner), features=0.0)
+        case fl.ATS():
+            priors = search.priors or (TotalVariation(_SMALL),)
+            return replace(search, simulation=Augmented(defense, inner), priors=priors, features=0.0)
+        case fl.Mixup() if observation.num_examples > 1:
+            return replace(search, simulation=Unmixed(inner=inner), features=0.0)
+    return search

@@ -1,0 +1,197 @@
+"""One point of the frontier: a client, its defenses and its number of examples, attacked twice and trained with.
+
+    leakage = PSNR of the reconstruction - PSNR of the better control (gray, or the picture's own mean color)
+
+Both attacks see the same update; only the adaptive one is told of the defenses. A control is what no gradient would
+give, so leakage at or below 0 dB is none that this attack found.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Generator, Tensor, nn
+
+from inversefed.attacks import Attack
+from inversefed.errors import ConfigError, InputError, InversefedError
+from inversefed.evaluation import controls, metrics
+from inversefed.evaluation.frontier import Row
+from inversefed.fl.aggregation import SumOfClients
+from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.defenses.protocols import Defense
+from inversefed.fl.network import Loss, freeze
+from inversefed.fl.privacy import dp_client, privacy_of
+from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.frontier.utility import Data, accuracy_of
+from inversefed.pipeline import observed, paired
+from inversefed.types import Batch, Budget
+
+__all__ = ["Point", "measure"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a client does.
+
+    Args:
+        name: what it is called in tables; how it was written.
+        client: how it makes its update.
+        defenses: what it runs.
+        num_images: how many examples it has.
+    """
+
+    name: str
+    client: Client = FedSGD()
+    defenses: tuple[Defense, ...] = ()
+    num_images: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise ConfigError(f"a point needs at least one image, got {self.num_images}")
+
+
+def measure(
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    point: Point,
+    *,
+    plain: Attack,
+    adaptive: Attack,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    threat: ThreatModel = ThreatModel(),
+    loss: Loss | None = None,
+    seed: int = 0,
+    targets: int = 1,
+    budget: Budget = Budget(),
+    data: Data | str = "no data were given",
+    rounds: int = 200,
+    on_round: Callable[[int, int], object] | None = None,
+) -> Row:
+    """Attack a point's updates with both attacks, and train with it.
+
+    Args:
+        module: the network.
+        images: private pictures, `[n, c, h, w]`, in [0, 1]; each target takes the next `num_images` of them.
+        labels: their classes.
+        point: what the client does.
+        plain: an attack that is not told of the defenses.
+        adaptive: one that is.
+        mean: what the input normalization subtracts.
+        std: what it divides by.
+        threat: what else the server knows.
+        loss: what the client minimizes.
+        seed: fixes all randomness.
+        targets: how many updates are attacked, each of pictures of its own.
+        budget: of each attack.
+        data: what to train with, or why there is none.
+        rounds: of the training.
+        on_round: told of each.
+
+    Raises:
+        InputError: fewer pictures than targets need.
+    """
+    needed = targets * point.num_images
+    if len(images) < needed:
+        raise InputError(
+            f"{point.name}: {targets} targets of {point.num_images} images need {needed}; {len(images)} given"
+        )
+    began = time.perf_counter()
+    scores: list[dict[str, float]] = []
+    for target in range(targets):
+        part = slice(target * point.num_images, (target + 1) * point.num_images)
+        observation, truth = observed(
+            module,
+            images[part],
+            labels[part],
+            mean=mean,
+            std=std,
+            client=point.client,
+            defenses=point.defenses,
+            threat=replace(threat, defenses="known"),
+            loss=loss,
+            seed=seed + target,
+        )
+        scores.append(
+            _leakage(observation, truth, threat, {"plain": plain, "adaptive": adaptive}, seed + target, budget)
+        )
+    means = {key: sum(each[key] for each in scores) / len(scores) for key in scores[0]}
+    accuracy, note = _utility(module, images, point, mean, std, loss, data, rounds, seed, on_round)
+    epsilon, delta, missing = _privacy(point)
+    note = "; ".join(each for each in (note, missing) if each)
+    return Row(
+        point.name, **means, accuracy=accuracy, epsilon=epsilon, delta=delta, targets=targets, note=note,
+        seconds=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _leakage(
+    observation: Observation,
+    truth: Batch,
+    threat: ThreatModel,
+    attacks: dict[str, Attack],
+    seed: int,
+    budget: Budget,
+) -> dict[str, float]:
+    """Decibels of both attacks and of the better control, each the mean over the pictures."""
+    found: dict[str, float] = {}
+    for name, attack in attacks.items():
+        seen = observation if name == "adaptive" else replace(observation, defenses=())
+        result = attack(seen, Generator().manual_seed(2 * seed + 1), budget)
+        images = result.images[paired(result, truth, threat)]
+        found[name] = _decibels(images, truth)
+    found["control"] = max(_decibels(guess, truth) for guess in controls.guesses(truth).values())
+    return found
+
+
+def _decibels(images: Tensor, truth: Batch) -> float:
+    return float(metrics.peak_signal_noise_ratio(images.clamp(0, 1), truth.images).clamp(max=_EXACT).mean())
+
+
+_EXACT = 60.0
+"""Decibels from which a picture is exact to the eye and to eight bits; more would only move averages."""
+
+
+def _utility(
+    module: nn.Module,
+    images: Tensor,
+    point: Point,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    loss: Loss | None,
+    data: Data | str,
+    rounds: int,
+    seed: int,
+    on_round: Callable[[int, int], object] | None,
+) -> tuple[float | None, str]:
+    """The accuracy, or why there is none."""
+    if isinstance(data, str):
+        return None, f"utility skipped: {data}"
+    network = freeze(module, images.shape[1:], mean=mean, std=std, loss=loss)
+    try:
+        return accuracy_of(
+            network,
+            point.client,
+            point.defenses,
+            data,
+            num_images=point.num_images,
+            rounds=rounds,
+            generator=Generator().manual_seed(seed),
+            on_round=on_round,
+        ), ""
+    except InversefedError as error:
+        return None, f"utility skipped: {error}"
+
+
+def _privacy(point: Point) -> tuple[float | None, float | None, str]:
+    """Epsilon and delta of one release, where the client has them."""
+    client = dp_client(point.client)
+    if client is None or not client.noise_multiplier:
+        return None, None, ""
+    sizes = point.client.parts(point.num_images) if isinstance(point.client, SumOfClients) else (point.num_images,)
+    try:
+        spent = privacy_of(client, max(sizes)).per_release
+    except ConfigError as error:
+        return None, None, f"epsilon skipped: {error}"
+    return spent.epsilon, spent.delta, ""

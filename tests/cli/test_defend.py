@@ -1,0 +1,80 @@
+"""`inversefed defend`: points, resuming, and what is written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inversefed import FedAvg, FedSGD, defenses
+from inversefed.cli import main
+from inversefed.cli.defend import SWEEP, read_point
+from inversefed.errors import ConfigError
+
+QUICK = ["--max-iterations", "2", "--attack", "geiping", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def written(folder: str) -> dict:
+    return json.loads((Path(folder) / "defend.json").read_text())
+
+
+def test_a_point_is_a_client_its_defenses_and_its_number_of_examples() -> None:
+    point = read_point("num_images=4 + FedAvg(local_steps=2) + Clip(1.0) + GaussianNoise(0.1)")
+    assert point.client == FedAvg(local_steps=2) and point.num_images == 4
+    assert point.defenses == (defenses.Clip(1.0), defenses.GaussianNoise(0.1))
+    assert read_point("none").client == FedSGD() and read_point("none").defenses == ()
+
+
+@pytest.mark.parametrize("text", ["Nonsense(1)", "FedSGD() + FedAvg()", "num_images=x"])
+def test_a_point_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        read_point(text)
+
+
+def test_every_point_of_the_sweep_can_be_read() -> None:
+    points = [read_point(text) for text in SWEEP]
+    assert points[0].defenses == () and len({point.name for point in points}) == len(SWEEP) >= 20
+
+
+def test_a_frontier_is_written_and_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["defend", "--no-utility", "--output", "out", *QUICK]
+    assert main([*command, "--points", "GaussianNoise(0.1)"]) == 0
+    first = written("out")["rows"]
+    assert [row["point"] for row in first] == ["none", "GaussianNoise(0.1)"]
+    for row in first:
+        assert row["leakage"] == pytest.approx(max(row["plain"], row["adaptive"]) - row["control"])
+        assert row["accuracy"] is None and "--no-utility" in row["note"]
+    assert main([*command, "--points", "GaussianNoise(0.1)", "TopK(0.1)"]) == 0
+    second = written("out")["rows"]
+    assert second[:2] == first and second[2]["point"] == "TopK(0.1)"  # seconds and all: they were not measured again
+    assert (tmp_path / "out/frontier.svg").read_text().startswith("<svg") and "TopK" in (
+        tmp_path / "out/defend.md"
+    ).read_text()
+    assert main([*command, "--points", "TopK(0.1)", "--seed", "1"]) == 2
+    assert "other options" in capsys.readouterr().err and written("out")["rows"] == second
+
+
+def test_without_anything_to_compare_it_says_so(capsys: pytest.CaptureFixture) -> None:
+    assert main(["defend", *QUICK]) == 2
+    assert "--sweep" in capsys.readouterr().err
+
+
+def test_utility_is_measured_on_a_folder_of_pictures_by_class(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label, level in enumerate((40, 200)):
+            folder = tmp_path / "data" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(4):
+                pixels = (level + rng.integers(-30, 30, (32, 32, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    command = ["defend", "--points", "Clip(1.0)", "--data-path", "data", "--output", "out", "--rounds", "20", *QUICK]
+    assert main(command) == 0
+    rows = written("out")["rows"]
+    assert all(row["accuracy"] == 1.0 and row["note"] == "" for row in rows), rows  # bright or dark: easy to learn

@@ -10,6 +10,7 @@ from torch import nn
 
 from inversefed import Batch, FedSGD, Observation, ThreatModel, freeze, observe
 from inversefed.attacks import (
+    adaptive,
     batchnorm,
     choice,
     consistency,
@@ -27,6 +28,7 @@ from inversefed.attacks import (
     priors,
     projections,
     pruning,
+    quantized,
     recipes,
     schedules,
     selection,
@@ -58,6 +60,11 @@ ARGUMENTS = {
     "At": ((0, 1),),
     "SeparatedFeatures": (recipes.geiping(),),
     "Shares": (FedSGD(), ("*",)),
+    "Augmented": (defenses.ATS(("flip",)),),
+    "Clipped": (1.0,),
+    "Leaving": (("0.weight",),),
+    "Masked": (objectives.SquaredError(),),
+    "RoundingLikelihood": (4,),
     "Choose": ((recipes.peel(),), (recipes.separated(),), *[recipes.geiping()] * 8),
 }
 
@@ -91,6 +98,7 @@ def world(tiny: nn.Module) -> tuple[Observation, Batch]:
 
 
 CHOOSABLE = [
+    adaptive,
     accounting,
     aggregation,
     clients,
@@ -122,6 +130,7 @@ CHOOSABLE = [
     priors,
     projections,
     pruning,
+    quantized,
     schedules,
     selection,
     sharing,
@@ -147,7 +156,7 @@ def test_what_a_piece_prints_builds_it_again(kind: str) -> None:
         assert registry.build(kind, repr(piece)) == piece
 
 
-@pytest.mark.parametrize("objective", pieces(objectives) + pieces(likelihoods))
+@pytest.mark.parametrize("objective", pieces(objectives) + pieces(likelihoods) + pieces(quantized))
 def test_an_objective_is_zero_on_equal_updates_positive_on_others_and_differentiable(
     objective: object, world: tuple[Observation, Batch], generator: torch.Generator
 ) -> None:
@@ -177,7 +186,9 @@ def test_a_prior_is_a_scalar_that_prefers_flat_pictures_and_scales_with_its_weig
     assert doubled(images, observation).item() == pytest.approx(2 * value.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("defense", pieces(defenses))
+@pytest.mark.parametrize(
+    "defense", [piece for piece in pieces(defenses) if defenses.acts_on(*piece.values) == "update"]
+)
 def test_a_defense_keeps_names_and_shapes_leaves_its_input_and_follows_its_generator(
     defense: object, world: tuple[Observation, Batch]
 ) -> None:
@@ -189,6 +200,31 @@ def test_a_defense_keeps_names_and_shapes_leaves_its_input_and_follows_its_gener
         assert part.shape == update[name].shape and torch.equal(part, second[name])
         assert torch.equal(update[name], before[name]) and bool(part.isfinite().all())
     assert any(not torch.equal(part, update[name]) for name, part in first.items())
+
+
+@pytest.mark.parametrize("defense", [piece for piece in pieces(defenses) if defenses.acts_on(*piece.values) == "data"])
+def test_a_defense_of_the_data_keeps_shapes_leaves_its_input_and_follows_its_generator(
+    defense: object, world: tuple[Observation, Batch]
+) -> None:
+    images, labels = world[1].images, torch.eye(4)[world[1].labels]
+    before = images.clone()
+    (first, targets), (second, _) = (defense(images, labels, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert first.shape == images.shape and targets.shape == labels.shape and torch.equal(first, second)
+    assert torch.equal(images, before) and not torch.equal(first, images)
+
+
+@pytest.mark.parametrize(
+    "defense", [piece for piece in pieces(defenses) if defenses.acts_on(*piece.values) == "network"]
+)
+def test_a_defense_of_the_network_gives_another_network_of_the_same_pictures_and_classes(
+    defense: object, world: tuple[Observation, Batch]
+) -> None:
+    network = world[0].network
+    before = {name: weight.clone() for name, weight in network.params.items()}
+    defended = defense(network)
+    assert (defended.image_shape, defended.num_classes) == (network.image_shape, network.num_classes)
+    assert all(torch.equal(weight, before[name]) for name, weight in network.params.items())
+    assert not torch.allclose(defended.features(world[1].images), network.features(world[1].images))
 
 
 @pytest.mark.parametrize("client", pieces(clients) + pieces(dpsgd) + pieces(aggregation))

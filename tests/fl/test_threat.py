@@ -22,7 +22,9 @@ def world(tiny: nn.Module) -> tuple:
 def test_an_observation_holds_nothing_of_the_batch_but_its_size(world: tuple) -> None:
     network, batch, update = world
     seen = observe(network, FedSGD(), update, batch, ThreatModel())
-    assert {each.name for each in fields(seen)} == {"network", "client", "update", "num_examples", "labels", "buffers"}
+    assert {each.name for each in fields(seen)} == {
+        *("network", "client", "update", "num_examples", "labels", "buffers", "defenses")
+    }
     assert seen.labels is None and seen.num_examples == 2 and seen.batch_shape == (2, 3, 8, 8)
     assert seen.network.mask_seed != 77, "the client's dropout draws must not pass"
 

@@ -82,31 +82,36 @@ class Adaptive:
         Raises:
             InversefedError: as the attack raises, where the adapted search raises as well.
         """
-        search, began = self.search(observation), time.monotonic()
-        plain = self.attack.search(observation)[0] if isinstance(self.attack, Choose) else self.attack
-        if search == plain:
-            return self.attack(observation, generator, budget)
+        began, told = time.monotonic(), self.told(observation)
+        if not self.beside or not told:
+            return self.informed(observation, generator, budget)
         half = None if budget.seconds is None else budget.seconds / 2
-        found = search(observation, generator, replace(budget, seconds=half) if self.beside else budget)
-        finding = Finding("attack-adapted", "info", "The attack knew the client's defenses.", {"attack": repr(search)})
-        if self.beside:
-            left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
-            found = self._better(search, found, observation, generator, replace(budget, seconds=left))
-        return replace(found, findings=(finding, *found.findings))
-
-    def _better(
-        self,
-        search: GradientInversion,
-        found: Reconstruction,
-        observation: Observation,
-        generator: Generator,
-        budget: Budget,
-    ) -> Reconstruction:
-        budget = replace(budget, checkpoint=None, resume=None)
+        found = self.informed(observation, generator, replace(budget, seconds=half))
+        left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
         try:
-            other = self.attack(observation, generator, budget)
+            other = self.attack(observation, generator, replace(budget, seconds=left, checkpoint=None, resume=None))
         except InversefedError:
             return found  # what cannot be attacked without knowledge of its defense was attacked with it
+        return self.better(observation, found, other)
+
+    def told(self, observation: Observation) -> bool:
+        """Whether anything is known that changes the search."""
+        plain = self.attack.search(observation)[0] if isinstance(self.attack, Choose) else self.attack
+        return self.search(observation) != plain
+
+    def informed(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+        """The adapted search alone; the attack as it is where nothing is known that changes it."""
+        if not self.told(observation):
+            return self.attack(observation, generator, budget)
+        search = self.search(observation)
+        found = search(observation, generator, budget)
+        message = "The attack knew the client's defenses."
+        finding = Finding("attack-adapted", "info", message, {"attack": repr(search)})
+        return replace(found, findings=(finding, *found.findings))
+
+    def better(self, observation: Observation, found: Reconstruction, other: Reconstruction) -> Reconstruction:
+        """Which of two results explains the update better under the known defenses; no truth is asked."""
+        search = self.search(observation)
         values = [explained(search, observation, each) for each in (found, other)]
         return other if values[1] < values[0] else found
 

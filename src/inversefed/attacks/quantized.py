@@ -46,7 +46,7 @@ class SignError:
         error = wrong / _total([part.square().sum() for part in predicted.values()]).clamp(min=1e-30)
         if not self.scaled:
             return error
-        pairs = [(part.abs().mean(), observed[name].abs().amax()) for name, part in predicted.items()]
+        pairs = [(part.abs().mean(), _mean_sent(observed[name])) for name, part in predicted.items()]
         off = _total([(ours - theirs).square() for ours, theirs in pairs])
         return error + off / _total([theirs.square() for _, theirs in pairs]).clamp(min=1e-30)
 
@@ -112,6 +112,11 @@ class Masked:
         """The objective of what was sent."""
         sent = {name: part * (observed[name] != 0) / self.share for name, part in predicted.items()}
         return self.objective(sent, observed)
+
+
+def _mean_sent(part: Tensor) -> Tensor:
+    """The mean magnitude of what is not exactly 0."""
+    return part.abs().sum() / (part != 0).sum().clamp(min=1)
 
 
 def _total(terms: list[Tensor]) -> Scalar:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.choice import Choose
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.cli import registry
@@ -61,8 +60,8 @@ def run_defend(options: Defend) -> int:
         0; 130 if Ctrl-C ended it, what was measured written.
     """
     points = [read_point(text) for text in _texts(options)]
-    plain = registry.build("attack", options.attack)
-    if not isinstance(plain, Choose | GradientInversion):
+    attack = registry.build("attack", options.attack)
+    if not isinstance(attack, Choose | GradientInversion):
         raise ConfigError(f"defend adapts a search to each defense; {options.attack} has none")
     most = max(point.num_images for point in points) * options.targets
     setting = read_setting(replace(options, num_images=max(most, options.num_images)))
@@ -75,7 +74,7 @@ def run_defend(options: Defend) -> int:
         for number, point in enumerate(points):
             if point.name not in done:
                 with progress(f"[{number + 1}/{len(points)}] {point.name}", options.quiet) as tell:
-                    done[point.name] = _row(options, setting, point, plain, data, tell)
+                    done[point.name] = _row(options, setting, point, attack, data, tell)
                 _write(folder, options, [done[each.name] for each in points if each.name in done])
     except KeyboardInterrupt:
         print("inversefed: interrupted; the points so far were kept, the same command goes on", file=sys.stderr)
@@ -120,7 +119,7 @@ def _texts(options: Defend) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _row(options: Defend, setting: Setting, point: Point, plain: Any, data: Data | str, tell: Tell) -> Row:
+def _row(options: Defend, setting: Setting, point: Point, attack: Any, data: Data | str, tell: Tell) -> Row:
     def watch(step: Step) -> None:
         tell(step.iteration, step.iterations, f"attack  loss {step.loss:.4g}")
 
@@ -129,8 +128,7 @@ def _row(options: Defend, setting: Setting, point: Point, plain: Any, data: Data
         setting.images,
         setting.labels,
         point,
-        plain=plain,
-        adaptive=Adaptive(plain),
+        attack=attack,
         mean=setting.mean,
         std=setting.std,
         threat=granted(options),

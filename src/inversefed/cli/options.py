@@ -150,7 +150,7 @@ class Defend(Setting):
     utility: bool = True
     """Train with each defense on real data: --dataset where that has a training part, else FashionMNIST or a folder of
     pictures by class in --data-path, else Debian's package dataset-fashion-mnist; skipped where there is none."""
-    rounds: int = 200
+    rounds: int = 100
     """Server rounds of that training, 32 examples each."""
     output: Path | None = None
     """Folder for defend.json, defend.md and frontier.svg; by default one under runs/."""

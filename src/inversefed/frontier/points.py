@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 
 from torch import Generator, Tensor, nn
 
-from inversefed.attacks import Attack
+from inversefed.attacks.adaptive import Adaptive
+from inversefed.attacks.choice import Choose
+from inversefed.attacks.inversion import GradientInversion
 from inversefed.errors import ConfigError, InputError, InversefedError
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.frontier import Row
@@ -24,7 +26,7 @@ from inversefed.fl.privacy import dp_client, privacy_of
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.frontier.utility import Data, accuracy_of
 from inversefed.pipeline import observed, paired
-from inversefed.types import Batch, Budget
+from inversefed.types import Batch, Budget, Reconstruction, Status
 
 __all__ = ["Point", "measure"]
 
@@ -56,8 +58,7 @@ def measure(
     labels: Tensor,
     point: Point,
     *,
-    plain: Attack,
-    adaptive: Attack,
+    attack: Choose | GradientInversion,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     threat: ThreatModel = ThreatModel(),
@@ -66,7 +67,7 @@ def measure(
     targets: int = 1,
     budget: Budget = Budget(),
     data: Data | str = "no data were given",
-    rounds: int = 200,
+    rounds: int = 100,
     on_round: Callable[[int, int], object] | None = None,
 ) -> Row:
     """Attack a point's updates with both attacks, and train with it.
@@ -76,8 +77,7 @@ def measure(
         images: private pictures, `[n, c, h, w]`, in [0, 1]; each target takes the next `num_images` of them.
         labels: their classes.
         point: what the client does.
-        plain: an attack that is not told of the defenses.
-        adaptive: one that is.
+        attack: what the server runs: as it is, not told of the defenses, and adapted to them.
         mean: what the input normalization subtracts.
         std: what it divides by.
         threat: what else the server knows.
@@ -113,9 +113,7 @@ def measure(
             loss=loss,
             seed=seed + target,
         )
-        scores.append(
-            _leakage(observation, truth, threat, {"plain": plain, "adaptive": adaptive}, seed + target, budget)
-        )
+        scores.append(_leakage(observation, truth, threat, attack, seed + target, budget))
     means = {key: sum(each[key] for each in scores) / len(scores) for key in scores[0]}
     accuracy, note = _utility(module, images, point, mean, std, loss, data, rounds, seed, on_round)
     epsilon, delta, missing = _privacy(point)
@@ -130,18 +128,32 @@ def _leakage(
     observation: Observation,
     truth: Batch,
     threat: ThreatModel,
-    attacks: dict[str, Attack],
+    attack: Choose | GradientInversion,
     seed: int,
     budget: Budget,
 ) -> dict[str, float]:
     """Decibels of both attacks and of the better control, each the mean over the pictures."""
-    found: dict[str, float] = {}
-    for name, attack in attacks.items():
-        seen = observation if name == "adaptive" else replace(observation, defenses=())
-        result = attack(seen, Generator().manual_seed(2 * seed + 1), budget)
-        images = result.images[paired(result, truth, threat)]
-        found[name] = _decibels(images, truth)
-    found["control"] = max(_decibels(guess, truth) for guess in controls.guesses(truth).values())
+    adaptive, blind = Adaptive(attack), replace(observation, defenses=())
+    plain = attack(blind, Generator().manual_seed(2 * seed + 1), budget)
+    found = uninterrupted(plain)
+    if adaptive.told(observation):
+        informed = uninterrupted(adaptive.informed(observation, Generator().manual_seed(2 * seed + 1), budget))
+        found = adaptive.better(observation, informed, plain)
+    scores = {
+        name: _decibels(each.images[paired(each, truth, threat)], truth)
+        for name, each in {"plain": plain, "adaptive": found}.items()
+    }
+    return {**scores, "control": max(_decibels(guess, truth) for guess in controls.guesses(truth).values())}
+
+
+def uninterrupted(found: Reconstruction) -> Reconstruction:
+    """The result; an attack keeps what it has on Ctrl-C, but half an attack is no measurement.
+
+    Raises:
+        KeyboardInterrupt: it was cut short so.
+    """
+    if found.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
     return found
 
 

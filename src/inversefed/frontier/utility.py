@@ -49,8 +49,8 @@ def accuracy_of(
     *,
     num_images: int = 1,
     batch_size: int = 32,
-    rounds: int = 200,
-    lr: float = 3e-3,
+    rounds: int = 100,
+    lr: float = 1e-2,
     generator: Generator,
     on_round: Callable[[int, int], object] | None = None,
 ) -> float:

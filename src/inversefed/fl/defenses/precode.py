@@ -73,7 +73,7 @@ class PRECODE:
             fan_in = features if weight.shape[0] == 2 * self.width else self.width
             draw = torch.rand(weight.shape, generator=generator) * 2 - 1
             weight.data = draw.to(network.device, network.dtype) / fan_in**0.5
-        return layer.to(network.device, network.dtype)
+        return layer.to(network.device, network.dtype).eval()
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ def _before_head(network: Network, make: Callable[[nn.Linear], nn.Module]) -> Ne
         raise UnsupportedNetworkError(
             "this defense goes before a last, linear layer; the network's last layer is unclear or of another kind"
         )
-    setattr(module.get_submodule(path), last, nn.Sequential(make(head), head))
+    both = nn.Sequential(make(head), head)
+    both.training = head.training  # of the container alone: what is in it has a mode of its own
+    setattr(module.get_submodule(path), last, both)
     changed = freeze(
         module,
         network.image_shape,

@@ -15,7 +15,7 @@ from torch import nn
 import inversefed
 from inversefed.attacks import priors
 from inversefed.cli import main, registry
-from inversefed.cli.options import Audit, Inspect, Train, parse
+from inversefed.cli.options import Audit, Defend, Inspect, Train, parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")] + [
@@ -34,7 +34,7 @@ def commands() -> list:
     found = {}
     for page in PAGES:
         for line in "\n".join(blocks(page, "shell")).splitlines():
-            call = re.search(r"(?:^|\s)(?:\S*/)?inversefed ((?:audit|inspect|train|list)\b.*)", line)
+            call = re.search(r"(?:^|\s)(?:\S*/)?inversefed ((?:audit|defend|inspect|train|list)\b.*)", line)
             if call:
                 found.setdefault(call[1], page.relative_to(ROOT))
     return [pytest.param(line, id=f"{page}: {line}") for line, page in found.items()]
@@ -135,7 +135,7 @@ def test_every_command_in_the_pages_is_understood(
     add_to_registry(monkeypatch, priors, prior_of_contributing())
 
     options = parse(shlex.split(line, comments=True))
-    if isinstance(options, Audit | Inspect):
+    if isinstance(options, Audit | Defend | Inspect):
         for kind in ("client", "loss"):
             registry.build(kind, getattr(options, kind))
         registry.build("attack", getattr(options, "attack", "best"))
@@ -155,6 +155,13 @@ def test_every_option_in_the_page_exists_and_every_option_is_in_the_page(
     assert named <= known
     every = {*dataclasses.fields(Audit), *dataclasses.fields(Inspect)}
     assert {f"--{field.name.replace('_', '-')}" for field in every} <= named
+
+
+def test_every_option_of_the_page_on_defenses_exists() -> None:
+    page = (ROOT / "docs" / "howto" / "defend.md").read_text(encoding="utf-8")
+    both = [*dataclasses.fields(Audit), *dataclasses.fields(Defend)]
+    named = options_of(page) - {"--no-utility"}
+    assert named <= {f"--{field.name.replace('_', '-')}" for field in both}
 
 
 def test_every_option_of_the_page_on_training_exists() -> None:

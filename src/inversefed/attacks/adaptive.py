@@ -110,10 +110,17 @@ class Adaptive:
         return replace(found, findings=(finding, *found.findings))
 
     def better(self, observation: Observation, found: Reconstruction, other: Reconstruction) -> Reconstruction:
-        """Which of two results explains the update better under the known defenses; no truth is asked."""
+        """Which of two results explains the update better under the known defenses; no truth is asked.
+
+        Args:
+            observation: what the server sees.
+            found: of the adapted search, whose loss counts with all that was searched beside the pictures.
+            other: of another attack; what was not searched stands at its start.
+        """
         search = self.search(observation)
-        values = [explained(search, observation, each) for each in (found, other)]
-        return other if values[1] < values[0] else found
+        ours = found.loss + _unlikely(search, observation, found)
+        theirs = explained(search, observation, other)
+        return other if theirs < ours else found
 
 
 def explained(search: GradientInversion, observation: Observation, found: Reconstruction) -> float:
@@ -121,11 +128,14 @@ def explained(search: GradientInversion, observation: Observation, found: Recons
     problem = Problem.of(
         observation, search.objective, search.priors, search.parametrization, search.labels, search.simulation
     )
-    with torch.no_grad():
-        images = found.images.clamp(0, 1)
-        priors = sum(float(prior(images, observation)) for prior in search.priors)
-        loss = problem.match(images, found.labels) + priors
+    loss = problem.match(found.images.clamp(0, 1), found.labels) + _unlikely(search, observation, found)
     return loss if math.isfinite(loss) else math.inf
+
+
+def _unlikely(search: GradientInversion, observation: Observation, found: Reconstruction) -> float:
+    """What the priors say of a result."""
+    with torch.no_grad():
+        return sum(float(prior(found.images.clamp(0, 1), observation)) for prior in search.priors)
 
 
 def _stated(search: GradientInversion, objective: Any, weight: float) -> GradientInversion:

@@ -75,12 +75,11 @@ def run_defend(options: Defend) -> int:
             if point.name not in done:
                 with progress(f"[{number + 1}/{len(points)}] {point.name}", options.quiet) as tell:
                     done[point.name] = _row(options, setting, point, attack, data, tell)
-                _write(folder, options, [done[each.name] for each in points if each.name in done])
+                _write(folder, options, list(done.values()))
     except KeyboardInterrupt:
         print("inversefed: interrupted; the points so far were kept, the same command goes on", file=sys.stderr)
         status = 130
-    rows = [done[point.name] for point in points if point.name in done]
-    _show(rows, folder, options)
+    _show(list(done.values()), folder, options)
     return status
 
 
@@ -144,7 +143,8 @@ def _row(options: Defend, setting: Setting, point: Point, attack: Any, data: Dat
 
 def _data(options: Defend, setting: Setting) -> Data | str:
     """What to train on, or why there is nothing."""
-    shape, reasons = tuple(setting.images.shape[1:]), []
+    channels, height, width = setting.images.shape[1:]
+    shape, reasons = (channels, height, width), []
     for name, path in _places(options):
         try:
             parts = [datasets.load(name, path, split, size=shape) for split in ("train", "test")]

@@ -78,7 +78,7 @@ def setting_findings(
     if frozen:
         message = f"{len(frozen)} of the network's parameters are frozen and not part of the update."
         found.append(Finding("frozen", "info", message, {"parameters": frozen[:10]}))
-    if defenses:
+    if defenses and (threat is None or threat.defenses == "unknown"):
         named = ", ".join(f"{defense!r} on the {acts_on(defense)}" for defense in defenses)
         message = f"The attack is not told of the defenses ({named}): one that knows them may recover more."
         evidence = {repr(defense): _first_sentence(defense) for defense in defenses}

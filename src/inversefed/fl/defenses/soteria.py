@@ -71,12 +71,8 @@ def sensitivity(network: Network, images: Images) -> Tensor:
         inputs = images.detach().clone().requires_grad_()
         features = body.apply(body.params, inputs)
         rows = torch.eye(features.shape[1], dtype=features.dtype, device=features.device)
-        slopes = torch.cat(
-            [
-                _slopes(features, inputs, part)
-                for part in (rows[at : at + _AT_ONCE] for at in range(0, len(rows), _AT_ONCE))
-            ]
-        )
+        parts = [rows[at : at + _AT_ONCE] for at in range(0, len(rows), _AT_ONCE)]
+        slopes = torch.cat([_slopes(features, inputs, part) for part in parts])
     return (slopes / (features.detach().abs().T + 1e-6)).sum(dim=1)
 
 

@@ -135,7 +135,7 @@ def explained(search: GradientInversion, observation: Observation, found: Recons
 def _unlikely(search: GradientInversion, observation: Observation, found: Reconstruction) -> float:
     """What the priors say of a result."""
     with torch.no_grad():
-        return sum(float(prior(found.images.clamp(0, 1), observation)) for prior in search.priors)
+        return sum((float(prior(found.images.clamp(0, 1), observation)) for prior in search.priors), 0.0)
 
 
 def _stated(search: GradientInversion, objective: Any, weight: float) -> GradientInversion:

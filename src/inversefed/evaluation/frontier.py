@@ -135,8 +135,8 @@ def drawing(rows: Sequence[Row]) -> str:
     margins = [value for row in rows for value in (row.plain - row.control, row.adaptive - row.control)]
     reach = max(heights) - min(heights) or 1.0
     axes = _Axes(
-        5 * math.floor((min(*margins, 0) - 1) / 5),
-        5 * math.ceil((max(*margins, 0) + 1) / 5),
+        5.0 * math.floor((min(*margins, 0) - 1) / 5),
+        5.0 * math.ceil((max(*margins, 0) + 1) / 5),
         min(heights) - 0.08 * reach,
         max(heights) + 0.08 * reach,
     )

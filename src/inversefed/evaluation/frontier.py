@@ -167,11 +167,11 @@ def _mark(row: Row, height: float, axes: _Axes) -> str:
 def _grid(axes: _Axes, trained: bool) -> str:
     foot = HEIGHT - BOTTOM
     step = 5 * max(1, math.ceil((axes.high - axes.low) / 50))
-    ticks = range(int(axes.low), int(axes.high) + 1, step)
+    ticks = [float(tick) for tick in range(int(axes.low), int(axes.high) + 1, step)]
     lines = [
         f'<line x1="{axes.x(tick):.1f}" x2="{axes.x(tick):.1f}" y1="{TOP}" y2="{foot}" '
         f'stroke="{"#444" if tick == 0 else "#ddd"}"/>'
-        f'<text x="{axes.x(tick):.1f}" y="{foot + 16}" text-anchor="middle">{tick}</text>'
+        f'<text x="{axes.x(tick):.1f}" y="{foot + 16}" text-anchor="middle">{tick:.0f}</text>'
         for tick in ticks
     ]
     if trained:

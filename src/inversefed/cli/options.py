@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
@@ -64,6 +64,29 @@ class Setting:
     """What the network's input normalization subtracts, one number or one a channel; by default the data set's."""
     std: tuple[float, ...] | None = None
     """What it divides by."""
+    update: Path | None = None
+    """An update made elsewhere, instead of one made here: .safetensors, .npz or a .pt state dict. It is read as data;
+    nothing in it is run."""
+    after: Path | None = None
+    """The same for the weights after training, where --weights are those from before."""
+    kind: Literal["gradient", "weight_delta", "new_weights"] | None = None
+    """What --update holds. This and the next seven win over what the file says of itself."""
+    learning_rate: float | None = None
+    """Of the client's local steps."""
+    local_steps: int | None = None
+    """How many steps the client took."""
+    num_examples: int | None = None
+    """How many examples the client has."""
+    batch_size: int | None = None
+    """How many of them a local step sees."""
+    momentum: float | None = None
+    """Of the client's optimizer."""
+    loss_reduction: Literal["mean", "sum"] | None = None
+    """Whether the loss of a batch is the mean or the sum over its examples."""
+    bn_mode: Literal["train", "eval"] | None = None
+    """Whether BatchNorm normalized by the batch (train) or by its running statistics (eval)."""
+    truth: tuple[Path, ...] = ()
+    """The pictures behind --update, where their owner has them, for the scores; the attack never sees them."""
     seed: int = 0
     """Fixes all randomness: untrained weights, noise and starts."""
     device: str = "auto"
@@ -269,4 +292,6 @@ def _as_kind(kind: Any, value: Any) -> Any:
         right_length = rest == [Ellipsis] or len(rest) + 1 == len(value)
         read = tuple(_as_kind(each, part) for part in value)
         return read if right_length and None not in read else None
+    if get_origin(kind) is Literal:
+        return value if value in get_args(kind) else None
     return value if type(value) is kind else None

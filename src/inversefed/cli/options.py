@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from inversefed.errors import ConfigError, InputError, unknown_name
 
-__all__ = ["Audit", "Inspect", "List", "Setting", "Train", "parse"]
+__all__ = ["Audit", "Convert", "Inspect", "List", "Setting", "Train", "parse"]
 
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
 
@@ -148,6 +148,42 @@ class Inspect(Setting):
 
 
 @dataclass(frozen=True)
+class Convert:
+    """Write an update, or weights, in another format: .safetensors, .npz or .pt. What the file says of itself is kept.
+
+    The file is read as data; nothing in it is run. The options below are written into the new file, and win over the
+    old one.
+    """
+
+    source: Positional[Path]
+    """The file to read."""
+    target: Positional[Path]
+    """The file to write; its ending names the format."""
+    kind: Literal["gradient", "weight_delta", "new_weights"] | None = None
+    """What the file holds."""
+    learning_rate: float | None = None
+    """Of the client's local steps."""
+    local_steps: int | None = None
+    """How many steps the client took."""
+    num_examples: int | None = None
+    """How many examples the client has."""
+    batch_size: int | None = None
+    """How many of them a local step sees."""
+    momentum: float | None = None
+    """Of the client's optimizer."""
+    loss_reduction: Literal["mean", "sum"] | None = None
+    """Whether the loss of a batch is the mean or the sum over its examples."""
+    bn_mode: Literal["train", "eval"] | None = None
+    """Whether BatchNorm normalized by the batch (train) or by its running statistics (eval)."""
+    overwrite: bool = False
+    """Replace an existing file."""
+    quiet: Annotated[bool, arg(aliases=["-q"])] = False
+    """Print nothing but errors."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a network on a data set and save its weights, for audits of trained networks."""
 
@@ -189,7 +225,7 @@ class List:
     """The kind of piece."""
 
 
-def parse(arguments: Sequence[str]) -> Audit | Inspect | Train | List:
+def parse(arguments: Sequence[str]) -> Audit | Inspect | Convert | Train | List:
     """Read the command line; `--help`, `--version` and wrong usage end the process here.
 
     Raises:
@@ -203,6 +239,7 @@ def parse(arguments: Sequence[str]) -> Audit | Inspect | Train | List:
     commands = (
         Annotated[Audit, subcommand("audit", default=base)]
         | Annotated[Inspect, subcommand("inspect")]
+        | Annotated[Convert, subcommand("convert")]
         | Annotated[Train, subcommand("train")]
         | Annotated[List, subcommand("list")]
     )
@@ -212,7 +249,7 @@ def parse(arguments: Sequence[str]) -> Audit | Inspect | Train | List:
         prog="inversefed",
         description="Find out what a client's update gives away in federated learning.",
     )
-    assert isinstance(options, Audit | Inspect | Train | List)
+    assert isinstance(options, Audit | Inspect | Convert | Train | List)
     return options
 
 

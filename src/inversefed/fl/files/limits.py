@@ -13,8 +13,8 @@ MAX_HEADER = 4_000_000
 """Bytes of whatever describes the tensors: a JSON header, a zip directory, a pickle."""
 MAX_TENSORS = 20_000
 """Tensors in a file."""
-MAX_OPCODES = 1_000_000
-"""Instructions of a state dict's pickle; a tensor takes about 40."""
+MAX_OPCODES = 500_000
+"""Instructions of a state dict's pickle, which take most of a second; a tensor takes about 40."""
 MAX_DIMENSIONS = 16
 """Of one tensor."""
 MAX_NAME = 512

@@ -66,11 +66,13 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Source]:
         descriptor = os.open(where, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
         raise InputError(f"cannot open {where}: {error.strerror}; name a .safetensors, .npz or .pt file") from error
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    try:
         status = os.fstat(descriptor)
-        source = Source(where, file, status.st_size)
         if not stat.S_ISREG(status.st_mode):
-            raise source.unsafe("it is no regular file")
+            raise UnsafeFileError(f"{where} was refused: it is no regular file")
         if status.st_size > MAX_FILE:
-            raise source.unsafe(f"it has {status.st_size} bytes, and no more than {MAX_FILE} are read")
-        yield source
+            raise UnsafeFileError(f"{where} was refused: it has more than {MAX_FILE} bytes")
+        with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+            yield Source(where, file, status.st_size)
+    finally:
+        os.close(descriptor)

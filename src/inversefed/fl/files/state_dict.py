@@ -137,7 +137,9 @@ def _entry(source: Source, packed: Archive, root: str, name: str, value: Call) -
         raise source.unsafe(f"tensor {shown(name)} is not dense; save tensor.contiguous().clone()")
     entry = Entry(name, dtype, shape, 0, member, order)
     if type(offset) is not int or offset < 0 or offset + entry.numel > numel:
-        raise source.unsafe(f"tensor {shown(name)} claims {entry.numel} numbers of a storage of {numel}")
+        raise source.unsafe(
+            f"tensor {shown(name)} claims {entry.numel} numbers from {shown(str(offset))} on, of a storage of {numel}"
+        )
     return replace(entry, start=offset * dtype.itemsize)
 
 

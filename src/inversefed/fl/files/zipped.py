@@ -23,6 +23,7 @@ __all__ = ["Archive", "archive"]
 _END, _END64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _END_SIZE, _END64_SIZE, _LOCATOR_SIZE, _LOCAL_SIZE = 22, 56, 20, 30
 _ENCRYPTED = 0x1
+_PAGE = 2**16
 _SMALL = 2**16
 """Bytes that a member may unpack to whatever its ratio: the ones of a BatchNorm layer shrink to nothing."""
 
@@ -57,24 +58,29 @@ class Archive:
             raise self.source.damaged(f"its part {shown(name)} ends before what it describes")
         if self.is_stored(name):
             data = self.source.read(self.starts[name] + start, length)
-            whole = length == self.size(name)
+            before = self.source.read(self.starts[name], start) if start <= _PAGE else None
         else:
-            data, whole = self._inflated(name, start, length), False
-        if whole and zlib.crc32(data) != self.members[name].CRC:
+            before, data = self._unpacked(name, start, length)
+        whole = before is not None and start + length == self.size(name)
+        if whole and zlib.crc32(data, zlib.crc32(before or b"")) != self.members[name].CRC:
             raise self.source.damaged(f"the checksum of its part {shown(name)} is wrong")
         return data
 
-    def _inflated(self, name: str, start: int, length: int) -> bytearray:
-        """Unpack as far as is asked for; a member that would go on beyond its declared size is never followed."""
-        packed = self.source.read(self.starts[name], self.members[name].compress_size)
+    def _unpacked(self, name: str, start: int, length: int) -> tuple[bytearray, bytearray]:
+        """Unpack as far as is asked for, and never further; what stands before it, and it."""
+        end, record = start + length, self.members[name]
+        packed = self.source.read(self.starts[name], min(record.compress_size, 2 * end + _PAGE))
         unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            data = unpacker.decompress(packed, start + length) if start + length else b""
+            data = memoryview(unpacker.decompress(packed, end) if end else b"")
+            more = end == record.file_size and unpacker.decompress(unpacker.unconsumed_tail, 1)
         except zlib.error as error:
             raise self.source.damaged(f"its part {shown(name)} cannot be unpacked") from error
-        if len(data) < start + length:
+        if len(data) < end:
             raise self.source.damaged(f"its part {shown(name)} ends before what it describes")
-        return bytearray(memoryview(data)[start:])
+        if more:
+            raise self.source.unsafe(f"its part {shown(name)} unpacks to more than it says")
+        return bytearray(data[:start]), bytearray(data[start:])
 
 
 def archive(source: Source) -> Archive:

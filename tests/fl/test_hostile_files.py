@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests import fuzz_updates
 from tests.fl import hostile_files
 from tests.fl.hostile_files import CORPUS
 
@@ -82,3 +84,9 @@ def test_the_payload_would_run_where_pickles_are_loaded(tmp_path: Path) -> None:
     load = f"import pickle; pickle.load(open({str(tmp_path / 'bare.pt')!r}, 'rb'))"
     subprocess.run([sys.executable, "-c", load], check=True)
     assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("target", fuzz_updates.TARGETS, ids=lambda target: target.__name__)
+def test_files_mutated_at_random_are_refused_or_fit(target: Callable) -> None:
+    """A taste of `make fuzz`, the same on every run."""
+    assert fuzz_updates.run(target, seconds=60, most=60, same=True) == 60

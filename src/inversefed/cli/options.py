@@ -135,14 +135,20 @@ class Audit(Setting):
 
 @dataclass(frozen=True)
 class Inspect(Setting):
-    """Let a client make an update, and count what it can give away, without an attack.
+    """Say whether an update is what it is said to be, and count what it can give away, without an attack.
 
-    Says how many equations stand against how many unknowns, layer by layer; how many examples the update has at least;
-    which exact methods apply, and where they stop; and what no method recovers, and why.
+    With --update or --after: findings on names, sign, scale, mode, normalization, noise and more, each with what to
+    change; the exit status is 2 if one is an error. Without, a client makes an update, which is only counted: how many
+    equations stand against how many unknowns, layer by layer; how many examples it has at least; which exact methods
+    apply, and where they stop; and what no method recovers, and why.
     """
 
+    example: tuple[Path, ...] = ()
+    """Pictures that --update was made of, all of them: the client that is believed in must make the same of them."""
+    example_label: tuple[int, ...] = ()
+    """Their classes, one each."""
     json: bool = False
-    """Print the counts as JSON on standard output, under the key identifiability."""
+    """Print JSON on standard output, with the keys findings and identifiability."""
     verbose: Annotated[bool, arg(aliases=["-v"])] = False
     """Log more, and show where an error came from."""
 

@@ -10,13 +10,14 @@ from inversefed.cli import registry
 from inversefed.cli.setting import Setting, granted
 from inversefed.errors import ConfigError, InputError
 from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.diagnosis import diagnose, require_usable
 from inversefed.fl.network import Network, freeze
-from inversefed.fl.sharing import UnknownClient, trainer, unknown
+from inversefed.fl.sharing import UnknownClient, sent_names, trainer, unknown
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.fl.updates import Metadata, Update, as_observation, assumptions, expected_tensors, read_update
 from inversefed.types import Batch, Finding
 
-__all__ = ["Received", "is_received", "read_received", "receive"]
+__all__ = ["Received", "believed_client", "is_received", "read_received", "receive", "with_count"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +77,26 @@ def receive(options: given.Setting, setting: Setting) -> Received:
         ConfigError: options that contradict each other or the file.
     """
     network, update = read_received(options, setting)
-    told, count = update.metadata, len(setting.images)
-    if told.num_examples is None and count:
-        update = replace(update, metadata=replace(told, num_examples=count))
+    update = with_count(update, setting)
+    client = believed_client(options)
+    sent = None if client is None else sent_names(client, network)
+    diagnosis = diagnose(network, update.tensors, update.metadata, sent)
+    require_usable(diagnosis)
     labels = setting.labels.to(network.device) if options.known_labels else None
     if labels is not None and (options.labels is None or not len(labels)):
         raise ConfigError("--known-labels hands the labels of an update to the attack: give them by --labels")
-    observation = as_observation(network, update, client=_client(options), labels=labels)
+    observation = as_observation(network, update, client=client, labels=labels)
     if options.unknown_client:
         observation = replace(observation, client=unknown(observation.client))
-    findings = assumptions(update.metadata)
+    findings = (*diagnosis, *assumptions(update.metadata))
     return Received(observation, _threat(options, observation), _truth(setting, observation), findings)
+
+
+def with_count(update: Update, setting: Setting) -> Update:
+    """The same update, one of as many examples as there are pictures behind it, where nobody says how many."""
+    if update.metadata.num_examples is not None or not len(setting.images):
+        return update
+    return replace(update, metadata=replace(update.metadata, num_examples=len(setting.images)))
 
 
 def _metadata(options: given.Setting) -> Metadata:
@@ -94,7 +104,7 @@ def _metadata(options: given.Setting) -> Metadata:
     return Metadata(**{each.name: getattr(options, each.name) for each in fields(Metadata)})
 
 
-def _client(options: given.Setting) -> Client | None:
+def believed_client(options: given.Setting) -> Client | None:
     """The client that was asked for; the default stands for what the metadata tell."""
     client: Client = registry.build("client", options.client)
     return None if client == FedSGD() else client

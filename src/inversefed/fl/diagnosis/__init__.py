@@ -33,13 +33,16 @@ CODES = (
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 
 
-def diagnose(network: Network, tensors: Mapping[str, Tensor], metadata: Metadata) -> tuple[Finding, ...]:
+def diagnose(
+    network: Network, tensors: Mapping[str, Tensor], metadata: Metadata, sent: Sequence[str] | None = None
+) -> tuple[Finding, ...]:
     """Say what is wrong with an update, or may be, and what to change.
 
     Args:
         network: as it was sent out, in the mode and with the normalization that are believed.
         tensors: the update by name, as it came; running buffers may be among them.
         metadata: what is stated about it.
+        sent: the names that are expected, where the client sends only a part.
 
     Returns:
         Errors, which make it unusable, then warnings, then infos. It never raises on an unusable update.
@@ -56,10 +59,11 @@ def diagnose(network: Network, tensors: Mapping[str, Tensor], metadata: Metadata
     >>> [(f.code, f.level) for f in diagnose(network, flipped, stated)][0]
     ('sign', 'error')
     """
-    misfits = fits(network, tensors)
+    expected = tuple(network.params) if sent is None else tuple(sent)
+    misfits = fits(network, tensors, expected)
     if misfits:
         return misfits
-    own = {name: tensors[name] for name in network.params}
+    own = {name: tensors[name] for name in expected}
     buffers = {name: tensors[name] for name, _ in network.module.named_buffers() if name in tensors}
     found = _examined(Subject(network, own, buffers, metadata))
     if all(finding.level != "error" for finding in found):

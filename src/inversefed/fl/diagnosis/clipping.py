@@ -71,7 +71,7 @@ def _clamped(subject: Subject) -> tuple[Finding, ...]:
 def _finding(what: str, evidence: dict[str, object]) -> Finding:
     message = (
         f"The update looks clipped: {what}. Its direction is kept, its scale is not: attacks that compare directions "
-        "(the default) work; for others give --defenses 'Clip(..)', or bring the update from before clipping."
+        "work; for others bring the update from before clipping."
     )
     return Finding("clipped", "warning", message, evidence)
 

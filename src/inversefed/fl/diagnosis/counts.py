@@ -107,7 +107,7 @@ def counts(subject: Subject) -> Counts | None:
     strong = bias.abs() > 1e-3 * bias.abs().max()
     error = subject.rounding(subject.head_bias)
     strong &= subject.raw[subject.head_bias].abs() > 100 * error
-    if int(strong.sum()) < 2 or not bool(weight.any()):
+    if int(strong.sum()) < 2 or not bool(weight.any()) or not 1e-30 < float(bias.abs().max()) < 1e30:
         return None
     features = weight / torch.where(strong, bias, torch.ones_like(bias))[:, None]
     share = torch.where(strong, bias.abs(), torch.zeros_like(bias))

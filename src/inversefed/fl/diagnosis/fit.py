@@ -16,6 +16,8 @@ _READABLE = {
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
 }
 """Number formats that an update may come in."""
+_MOST = 1e30
+"""Magnitude from which on squares, which every attack takes, overflow or nearly do."""
 _SHOWN = 3
 """How many names a message gives; the evidence has up to ten."""
 
@@ -48,7 +50,8 @@ def fits(network: Network, tensors: Mapping[str, Tensor], expected: Sequence[str
     wrong = [name for name, part in shared.items() if name in unreadable or part.shape != known[name].shape]
     if wrong:
         found.append(_shapes(wrong, tensors, known))
-    bad = [name for name, part in shared.items() if name not in unreadable and not bool(part.isfinite().all())]
+    # Only what has the right shape: a view may claim any number of entries.
+    bad = [name for name, part in shared.items() if name not in wrong and not bool((part.abs() < _MOST).all())]
     if bad:
         found.append(_non_finite(bad, tensors))
     return tuple(found)
@@ -112,10 +115,10 @@ def _describe(part: object) -> str:
 
 
 def _non_finite(bad: list[str], tensors: Mapping[str, Tensor]) -> Finding:
-    counts = {name: int((~tensors[name].isfinite()).sum()) for name in bad[:10]}
+    counts = {name: int((~(tensors[name].abs() < _MOST)).sum()) for name in bad[:10]}
     message = (
-        f"{_listed(bad)} with NaN or infinite values: nothing can be computed from this update. Check the client's "
-        "learning rate and its weights, or whether numbers overflowed when the update was saved in float16."
+        f"{_listed(bad)} with NaN, infinite or gigantic values: nothing can be computed from this update. Check the "
+        "client's learning rate and its weights, or whether numbers overflowed when the update was saved in float16."
     )
     return Finding("non-finite", "error", message, counts)
 

@@ -127,19 +127,25 @@ def _as_is(network: Network) -> Network:
 def _by_first_layer(subject: Subject) -> tuple[Finding, ...]:
     """The input of a first linear layer, where one example and one step made the update."""
     layers = subject.network.linear_layers()
-    if not layers or not subject.single or subject.examples != 1:
+    if not layers or not subject.single or subject.examples != 1 or not _sees_pictures(subject.network, layers[0]):
         return ()
     weight, bias = (f"{layers[0]}.{kind}".lstrip(".") for kind in ("weight", "bias"))
     channels, height, width = subject.network.image_shape
-    if weight not in subject.raw or bias not in subject.raw:
+    if weight not in subject.raw or bias not in subject.raw or not bool(subject.raw[bias].any()):
         return ()
     rows, loss = subject.raw[weight], subject.raw[bias]
     row = int(loss.abs().argmax())
-    if rows.shape[1] != channels * height * width or not bool(loss[row]):
-        return ()
     inputs = (rows[row] / loss[row]).reshape(channels, height, width)
     scale, offset = (part.to("cpu", torch.float64) for part in (subject.network.std, subject.network.mean))
     return _pixels(inputs, inputs * scale + offset, bool((scale == 1).all()))
+
+
+def _sees_pictures(network: Network, layer: str) -> bool:
+    """Whether a linear layer is fed with the flattened picture itself."""
+    pictures = stand_ins(network, 1)
+    flat = network.normalize(pictures).flatten(start_dim=1)
+    seen = network.linear_inputs(pictures).get(layer)
+    return seen is not None and seen.shape == flat.shape and bool(torch.equal(seen, flat))
 
 
 def _pixels(inputs: Tensor, pixels: Tensor, plain: bool) -> tuple[Finding, ...]:

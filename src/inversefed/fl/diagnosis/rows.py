@@ -43,12 +43,14 @@ def check_rows(subject: Subject) -> tuple[Finding, ...]:
     if best is None or mended[best] < _HIGH:
         return ()
     first, second = sorted(best)
+    others = [sorted(pair) for pair, cosine in mended.items() if pair != best and cosine > mended[best] - 1e-6]
+    other = f" (or {others[0][0]} and {others[0][1]}: the two cannot be told apart)" if others else ""
     message = (
-        f"{first} and {second} seem to be in each other's place: exchanged, the gradients of weight and bias of "
+        f"{first} and {second}{other} seem to be in each other's place: exchanged, the gradients of weight and bias of "
         f"{', '.join(low[:3])} agree (cosine {mended[best]:.2f}), as they are they do not "
         f"({min(before.values()):.2f}). Map the tensors of the update by name, not by position."
     )
-    return (Finding("names", "warning", message, {"exchanged": [first, second], "cosines": before}),)
+    return (Finding("names", "warning", message, {"exchanged": [first, second], "or": others, "cosines": before}),)
 
 
 def positive_inputs(network: Network) -> tuple[str, ...]:

@@ -179,7 +179,8 @@ def _beyond(subject: Subject, read: Counts | None, altered: bool) -> tuple[Findi
 
 def _too_small(subject: Subject, read: Counts, altered: bool) -> tuple[Finding, ...]:
     """A gradient that is too small for a batch of so few examples."""
-    if altered or subject.scale is None or read.draws is None:
+    # With as many examples as classes a balanced batch has as small a gradient.
+    if altered or subject.scale is None or read.draws is None or read.draws >= len(read.bias):
         return ()
     off = read.off_integers()
     if off > (0.4 if read.spread < 0.3 else 0.9) and read.misfit(1) < 0.3:

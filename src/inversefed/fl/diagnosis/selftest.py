@@ -118,7 +118,7 @@ def check_example(
             f"Of the example the believed client makes the opposite update (cosine {cosine:.3f}): the sign is wrong."
         )
         return (Finding("sign", "error", message + " Negate the tensors, or change --kind.", evidence),)
-    if cosine > _ALIKE:
+    if cosine > _SAME or (cosine > _ALIKE and abs(math.log(ratio)) > 0.1):
         message = (
             f"The scale is wrong: the update is {ratio:.3g} times what the believed client makes of the example. "
             "Change --learning-rate, --local-steps, --momentum or --loss-reduction, or it was clipped."
@@ -137,7 +137,7 @@ def _cause(
          for code, cure, other, stated in _others(network, told)),
         key=lambda found: abs(found[0]),
     )  # fmt: skip
-    if abs(best[0]) > _ALIKE:
+    if abs(best[0]) > _ALIKE and 1 - abs(best[0]) < 0.3 * (1 - evidence["cosine"]):
         verb = "it does" if abs(best[0]) > _SAME else "it nearly does"
         message = f"{start}, but {verb} with {best[2]} (cosine {best[0]:.4f})."
         return Finding(best[1], "error", message, {**evidence, "with": best[2], "cosine_then": best[0]})

@@ -4,6 +4,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -47,8 +48,8 @@ def run_inspect(options: Inspect) -> int:
     else:
         findings, found = (), _made(options)
     if options.json:
-        content = {"findings": [plain(asdict(each)) for each in findings]}
-        content |= {"identifiability": None if found is None else found.to_dict()}
+        content: dict[str, Any] = {"findings": [plain(asdict(each)) for each in findings]}
+        content["identifiability"] = None if found is None else found.to_dict()
         print(json.dumps(content, indent=2, allow_nan=False))
     else:
         print("\n".join([*_said(findings, is_received(options)), *(_lines(found) if found is not None else ())]))

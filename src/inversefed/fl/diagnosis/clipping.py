@@ -7,6 +7,7 @@ An unclipped norm is within 3e-6 of one of the 14 round numbers of a decade with
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -68,7 +69,7 @@ def _clamped(subject: Subject) -> tuple[Finding, ...]:
     return (_finding(what, {"bound": bound, "entries": count}),)
 
 
-def _finding(what: str, evidence: dict[str, object]) -> Finding:
+def _finding(what: str, evidence: Mapping[str, object]) -> Finding:
     message = (
         f"The update looks clipped: {what}. Its direction is kept, its scale is not: attacks that compare directions "
         "work; for others bring the update from before clipping."

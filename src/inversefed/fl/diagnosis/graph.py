@@ -97,15 +97,19 @@ def _keeps(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 def _is_question(node: fx.Node) -> bool:
     """Whether it only asks for a shape."""
     asks = node.op == "call_method" and node.target in _QUESTIONS
-    return asks or (node.op == "call_function" and node.target is getattr and node.args[1] == "shape")
+    return asks or (node.op == "call_function" and node.target is getattr and str(node.args[1]) == "shape")
 
 
 def _fits(front: nn.Module, behind: nn.Module) -> bool:
     """Whether the channels of one are told apart in the other."""
-    channels = front.num_features if isinstance(front, nn.BatchNorm1d | nn.BatchNorm2d) else front.weight.shape[0]
+    channels = front.num_features if isinstance(front, nn.BatchNorm1d | nn.BatchNorm2d) else _outputs(front)
     if isinstance(behind, nn.Conv2d):
-        return behind.groups == 1 and behind.in_channels == channels
+        return bool(behind.groups == 1 and behind.in_channels == channels)
     if isinstance(behind, nn.Linear):
         maps = isinstance(front, nn.Conv2d | nn.BatchNorm2d)
-        return behind.in_features == channels or (maps and behind.in_features % channels == 0)
-    return bool(behind.num_features == channels)
+        return bool(behind.in_features == channels or (maps and behind.in_features % channels == 0))
+    return isinstance(behind, nn.BatchNorm1d | nn.BatchNorm2d) and behind.num_features == channels
+
+
+def _outputs(layer: nn.Module) -> int:
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else int(getattr(layer, "out_features", 0))

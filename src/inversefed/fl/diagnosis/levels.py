@@ -83,7 +83,7 @@ def levels(part: Tensor) -> int | None:
     (2, None)
     """
     flat = part.flatten()[:: 1 + part.numel() // _MOST]
-    values = flat[flat != 0].unique()
+    values = torch.unique(flat[flat != 0])
     entries, count = int(flat.count_nonzero()), len(values)
     if count <= 1 or count * 8 <= min(entries, 16 * _ENTRIES):
         return count

@@ -9,6 +9,7 @@ untrained network without such a layer tells nothing.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from inversefed.fl.network import Network
 from inversefed.types import Finding
 
 __all__ = ["normalized_otherwise"]
+
+_Norm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d
 
 _PIXELS = (0.05, 0.95)
 """Mean pixels that a set of pictures may have."""
@@ -73,7 +76,7 @@ def _shown(values: Tensor) -> str:
     return "(" + ", ".join(f"{float(value):.2f}" for value in values[:4]) + ")"
 
 
-def _first_norm(network: Network) -> tuple[str, nn.Module] | None:
+def _first_norm(network: Network) -> tuple[str, _Norm] | None:
     """The first layer of the network that keeps statistics, if it has seen any and one layer is before it."""
     order: list[tuple[str, nn.Module]] = []
 
@@ -90,21 +93,22 @@ def _first_norm(network: Network) -> tuple[str, nn.Module] | None:
     if len(order) < 2 or not isinstance(order[0][1], nn.Conv2d | nn.Linear):
         return None
     name, layer = order[1]
-    kept = isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.running_mean is not None
-    return (name, layer) if kept and bool(layer.running_mean.any()) else None  # type: ignore[operator, union-attr]
+    if not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) or layer.running_mean is None:
+        return None
+    return (name, layer) if bool(layer.running_mean.any()) else None
 
 
-def _mean_input(network: Network, name: str, layer: nn.Module) -> Tensor | None:
+def _mean_input(network: Network, name: str, layer: _Norm) -> Tensor | None:
     """The mean of each input channel that explains the running mean best; `None` if none does."""
     plain = _as_is(network)
     channels, height, width = network.image_shape
     flat = torch.eye(channels, dtype=network.dtype, device=network.device)[:, :, None, None]
     pictures = [torch.zeros(1, channels, height, width, dtype=network.dtype, device=network.device)]
-    pictures += [each.expand(1, channels, height, width) for each in flat.split(1)]
+    pictures += [each.expand(1, channels, height, width) for each in torch.split(flat, 1)]
     with torch.no_grad():
         answers = [moments(plain, picture)[name].mean.to("cpu", torch.float64) for picture in pictures]
     matrix = torch.stack([answer - answers[0] for answer in answers[1:]], dim=1)
-    target = layer.running_mean.to("cpu", torch.float64) - answers[0]  # type: ignore[operator, union-attr]
+    target = torch.as_tensor(layer.running_mean).to("cpu", torch.float64) - answers[0]
     solution = torch.linalg.lstsq(matrix, target[:, None]).solution.flatten()
     left = float((matrix @ solution - target).norm())
     # Filters that see no mean leave it open: what the fit leaves, seen through them, has to be small.
@@ -112,11 +116,11 @@ def _mean_input(network: Network, name: str, layer: nn.Module) -> Tensor | None:
     return solution if left * len(target) ** -0.5 < 0.3 * weakest else None
 
 
-def _contrast(network: Network, name: str, layer: nn.Module) -> float:
+def _contrast(network: Network, name: str, layer: _Norm) -> float:
     """Standard deviation of what the layer was fed with, over that of stand-in pictures."""
     with torch.no_grad():
         variance = moments(network, stand_ins(network, 16))[name].variance.to("cpu", torch.float64)
-    running = layer.running_var.to("cpu", torch.float64)  # type: ignore[operator, union-attr]
+    running = torch.as_tensor(layer.running_var).to("cpu", torch.float64)
     return float((running / variance.clamp_min(1e-12)).median().sqrt())
 
 

@@ -8,6 +8,7 @@ digit. What rests on features of a class being alike is a warning. Nothing is sa
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -142,14 +143,14 @@ def _sign(subject: Subject, read: Counts, altered: bool) -> tuple[Finding, ...]:
 
 def _too_many_labels(subject: Subject, read: Counts) -> bool:
     """Whether more entries are negative than there are examples, and the other sign would do."""
-    if subject.examples is None or getattr(subject.network.loss, "label_smoothing", 0.0):
+    if subject.examples is None or getattr(subject.network.loss, "label_smoothing", None):
         return False
     clear = read.bias.abs() > 1e-4 * read.bias.abs().max()
     negative, positive = int((clear & (read.bias < 0)).sum()), int((clear & (read.bias > 0)).sum())
     return negative > subject.examples >= positive
 
 
-def _wrong_sign(subject: Subject, level: str, evidence: dict[str, object]) -> Finding:
+def _wrong_sign(subject: Subject, level: str, evidence: Mapping[str, object]) -> Finding:
     cure = {
         "gradient": "If the file holds new minus old weights, set --kind weight_delta and --learning-rate; else negate "
         "the tensors",
@@ -193,7 +194,7 @@ def _beyond_level(subject: Subject, altered: bool) -> str:
     return "error" if too_large(subject) > 1.05 and not altered else "warning"
 
 
-def _wrong_scale(subject: Subject, factor: float, level: str, evidence: dict[str, object]) -> Finding:
+def _wrong_scale(subject: Subject, factor: float, level: str, evidence: Mapping[str, object]) -> Finding:
     message = (
         f"The scale is wrong: the head's gradient is about {factor:.2g} times what is stated. {_cure(subject, factor)}"
     )

@@ -7,8 +7,9 @@ example of the owner's the same is asked of the real update; then wrong normaliz
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,11 +25,13 @@ from inversefed.types import Finding, Images, Labels, Params
 
 __all__ = ["check_example", "self_test"]
 
+_Constants: TypeAlias = float | tuple[float, ...]
+
 _MOST_EXAMPLES, _MOST_STEPS = 4, 4
 """What is simulated at most: the way is the same for more."""
 _SAME = 0.999
 _ALIKE = 0.98
-_USUAL = {
+_USUAL: Mapping[str, tuple[_Constants, _Constants]] = {
     "--mean 0 --std 1": (0.0, 1.0),
     "--mean 0.5 --std 0.5": (0.5, 0.5),
     "--mean 0.5 --std 0.25": (0.5, 0.25),
@@ -159,8 +162,8 @@ def _others(network: Network, told: Metadata) -> Iterator[tuple[str, str, Networ
         yield "batchnorm-train-mode", f"--bn-mode {mode}", network, changed
 
 
-def _normalizing(network: Network, mean: float | tuple[float, ...], std: float | tuple[float, ...]) -> Network:
-    def constant(values: float | tuple[float, ...], like: Tensor) -> Tensor:
+def _normalizing(network: Network, mean: _Constants, std: _Constants) -> Network:
+    def constant(values: _Constants, like: Tensor) -> Tensor:
         return torch.as_tensor(values, dtype=like.dtype, device=like.device).expand(len(like)).reshape(-1, 1, 1)
 
     # A value of its own, so that what the network keeps about its normalization is found out anew.
@@ -169,8 +172,8 @@ def _normalizing(network: Network, mean: float | tuple[float, ...], std: float |
 
 def _match(seen: Observation, images: Images, labels: Labels) -> tuple[float, float]:
     """Cosine between the real update and that of the believed client, and the real one's norm over the other."""
-    where = {"device": seen.network.device}
-    ours = seen.client(seen.network, images.to(dtype=seen.network.dtype, **where), labels.to(**where))
+    where = seen.network.device
+    ours = seen.client(seen.network, images.to(where, seen.network.dtype), labels.to(where))
     return _compare(_change(seen, seen.update), _change(seen, ours))
 
 

@@ -34,13 +34,13 @@ def stand_ins(network: Network, count: int, seed: int = 0) -> Images:
     own, shared = (_drawn(count, size, height, width, falling, generator) for size in (channels, 1))
     pictures = _SHARED * shared + (1 - _SHARED**2) ** 0.5 * own
     offsets = 0.1 * torch.randn(count, 1, 1, 1, generator=generator)
-    pictures = (MEAN + offsets + STD * pictures).clamp(0, 1)
-    return pictures.to(network.device, network.dtype)
+    drawn: Tensor = (MEAN + offsets + STD * pictures).clamp(0, 1)
+    return drawn.to(network.device, network.dtype)
 
 
 def _drawn(count: int, channels: int, height: int, width: int, falling: Tensor, generator: Generator) -> Tensor:
     """White noise, filtered; mean 0 and deviation 1 in each picture."""
     white = torch.randn(count, channels, height, width, generator=generator)
-    drawn = torch.fft.irfft2(torch.fft.rfft2(white) * falling, s=(height, width))
+    drawn: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * falling, s=(height, width))
     drawn = drawn - drawn.mean(dim=(2, 3), keepdim=True)
     return drawn / drawn.square().mean(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-6)

@@ -7,6 +7,7 @@ with sums over T local steps. Relations that hold for a gradient at given weight
 the middle of the way, up to the second order in its length.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -125,7 +126,8 @@ class Subject:
         saved = _relative_error(self.format) * self.values[name].abs()
         if self.kind == "gradient":
             return saved
-        computed = _relative_error(self.network.dtype) * (self.steps or 1) ** 0.5 * self.weights[name].abs()
+        steps = float(self.steps or 1)
+        computed: Tensor = _relative_error(self.network.dtype) * math.sqrt(steps) * self.weights[name].abs()
         return saved + computed
 
     @property

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from inversefed import freeze
-from inversefed.fl.updates import as_observation, expected_tensors, read_update
+from inversefed.fl.updates import Update, as_observation, expected_tensors, read_update, write_update
 
 WEIGHT, BIAS = torch.linspace(-1, 1, 36).view(3, 12), torch.tensor([0.5, -0.25, -0.25])
 EXTRA = torch.ones(3)
@@ -519,6 +519,22 @@ def observe_all(paths: list[Path]) -> Iterator[dict]:
         }
 
 
+def large_update(path: Path) -> None:
+    """Forty megabytes, all of them wanted."""
+    write_update(path, Update({"weight": torch.ones(10_000_000)}))
+
+
+def read_large(folder: Path) -> Iterator[dict]:
+    """What it costs to read a large update, in bytes of memory for each byte of the file."""
+    expected = {"weight": torch.zeros(1).expand(10_000_000)}
+    for path in sorted(folder.glob("large.*")):
+        resettable()
+        before = peak()
+        update = read_update(path, expected)
+        rise = peak() - before
+        yield {"name": path.name, "ratio": rise / path.stat().st_size, "sum": float(update.tensors["weight"].sum())}
+
+
 def main() -> None:
     global CANARY
     folder, CANARY = Path(sys.argv[1]), Path(sys.argv[2])
@@ -529,7 +545,11 @@ def main() -> None:
     np.savez(good[1], **{name: tensor.numpy() for name, tensor in GOOD.items()})
     torch.save(GOOD, good[2])
     list(observe_all(good))  # what is imported late is imported now
-    sys.stdout.write(json.dumps([*observe_all(good), *observe_all([folder / name for name in CORPUS])]))
+    for suffix in (".safetensors", ".npz", ".pt"):
+        large_update(folder / f"large{suffix}")
+    sys.stdout.write(
+        json.dumps([*observe_all(good), *observe_all([folder / name for name in CORPUS]), *read_large(folder)])
+    )
 
 
 if __name__ == "__main__":

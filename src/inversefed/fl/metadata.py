@@ -86,10 +86,11 @@ def read_metadata(notes: Mapping[str, object]) -> Metadata:
     """
     known = {each.name for each in fields(Metadata)}
     read: dict[str, Any] = {name: _read(name, value) for name, value in notes.items() if name in known}
-    try:
-        return Metadata(**read)
-    except ConfigError as error:
-        raise InputError(f"the metadata of the file cannot be used: {error}; override them by options") from error
+    for name, value in read.items():
+        expected = "" if value is None else _refusal(name, value)
+        if expected:
+            raise _unusable(name, expected, value)
+    return Metadata(**read)
 
 
 def _read(name: str, value: object) -> str | int | float | None:
@@ -105,10 +106,14 @@ def _read(name: str, value: object) -> str | int | float | None:
             raise ValueError
         return kind(text)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"the metadata of the file cannot be used: {name} must be a number, got {shown(str(value))}; give "
-            f"--{name.replace('_', '-')}"
-        ) from error
+        raise _unusable(name, "a number", value) from error
+
+
+def _unusable(name: str, expected: str, value: object) -> InputError:
+    option = f"--{name.replace('_', '-')}"
+    return InputError(
+        f"the file says of itself that {name} is {shown(str(value))}, but it is {expected}; give {option}"
+    )
 
 
 def _whole(value: str | int | float) -> int:

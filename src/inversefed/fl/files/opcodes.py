@@ -19,21 +19,21 @@ from inversefed.fl.files.opening import Source
 __all__ = ["Call", "Named", "Stored", "described"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Named:
     """A function or class that the pickle names; it stays a name."""
 
     path: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Stored:
     """A storage that the pickle refers to: `("storage", type, key, device, numel)`."""
 
     reference: tuple[Any, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Call:
     """A call that the pickle asks for; it is not made."""
 

@@ -118,6 +118,7 @@ SAFETENSORS = {
     "rate_of_a_novel": lambda: safetensors.torch.save(GOOD, {"learning_rate": "1" * 1_000_000}),
     "steps_without_end": lambda: safetensors.torch.save(GOOD, {"kind": "weight_delta", "local_steps": "9" * 30}),
     "a_million_examples": lambda: safetensors.torch.save(GOOD, {"num_examples": "100000000"}),
+    "as_many_examples_as_the_memory_holds": lambda: safetensors.torch.save(GOOD, {"num_examples": "900000"}),
     "kind_of_code": lambda: safetensors.torch.save(GOOD, {"kind": "<img src=x onerror=alert(1)>"}),
     "not_a_number": lambda: safetensors.torch.save(GOOD | {"1.bias": torch.full((3,), torch.nan)}),
     "infinite": lambda: safetensors.torch.save(GOOD | {"1.weight": torch.full((3, 12), -torch.inf)}),

@@ -38,8 +38,8 @@ __all__ = [
     "write_update",
 ]
 
-_MOST_PIXELS = 2**27
-"""Values of a batch that an attack may be asked to find: half a gigabyte, as a file could otherwise claim any."""
+_MOST_PIXELS = 2**22
+"""Values of a batch that a file may ask an attack to look for, 1,365 pictures of 3x32x32; its user may ask for more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +122,16 @@ def as_observation(
 
     Raises:
         UpdateMismatchError: names or shapes are not the network's, or a frozen parameter was changed.
-        InputError: NaN or infinite values, or more examples than could be looked for.
+        InputError: NaN or infinite values, or more examples than should be looked for on a file's word.
         ConfigError: the client sends another kind of update than the file holds.
     """
     told = update.metadata
     kind = _kind(told, after, client)
     count = num_examples or told.num_examples or told.batch_size or 1
-    if count * math.prod(network.image_shape) > _MOST_PIXELS:
+    if num_examples is None and count * math.prod(network.image_shape) > _MOST_PIXELS:
         raise InputError(
-            f"{count} examples of shape {network.image_shape} are too many to look for; see --num-examples"
+            f"by its metadata the update is one of {count} examples, which may not fit into memory; repeat the number "
+            "as --num-examples to look for them all"
         )
     network = _in_mode(network, told.bn_mode)
     params, buffers = parted(network, update.tensors, kind)

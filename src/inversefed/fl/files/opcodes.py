@@ -42,7 +42,9 @@ class Call:
 
 
 _ORDERED = "collections.OrderedDict"
-_ALLOWED = frozenset({_ORDERED, "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch.Size"})
+_ALLOWED = frozenset({_ORDERED, "torch.Size"}) | frozenset(
+    f"torch._utils._rebuild_{what}" for what in ("tensor_v2", "parameter", "parameter_with_state")
+)
 _STORAGES = frozenset(
     f"torch.{kind}Storage"
     for kind in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")

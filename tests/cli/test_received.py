@@ -1,8 +1,10 @@
 """An update made elsewhere, from the shell: the picture comes back, and what contradicts itself is refused."""
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -57,6 +59,26 @@ def test_without_a_truth_there_is_a_picture_and_no_score(capsys: pytest.CaptureF
     assert found["scores"] == {} and found["labels"] == {"recovered": [3], "true": None}
     assert "reconstruction_00.png" in {path.name for path in Path("out").iterdir()}
     assert "num-examples-assumed" in [finding["code"] for finding in found["findings"]]
+
+
+def test_weights_are_read_with_the_same_care(capsys: pytest.CaptureFixture) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple:
+            return os.system, ("touch ran",)
+
+    torch.save({"conv0.weight": Runs()}, "weights.pt")
+    np.savez_compressed("weights.npz", **{"conv0.weight": np.zeros(2**22, dtype=np.float32)})
+    for name in ("weights.pt", "weights.npz"):
+        assert main([*QUICK, "--update", "update.safetensors", "--weights", name]) == 2
+        assert "was refused" in capsys.readouterr().err
+    assert not Path("ran").exists() and not Path("out").exists()
+
+
+def test_a_part_of_an_update_is_attacked_as_a_part() -> None:
+    tensors = {name: part for name, part in load_file("update.safetensors").items() if name.startswith("linear")}
+    save_file(tensors, "part.safetensors")
+    assert main([*QUICK, "--update", "part.safetensors"]) == 2
+    assert main([*QUICK, "--update", "part.safetensors", "--client", "Shares(FedSGD(), ('linear.*',))"]) == 0
 
 
 def test_options_win_over_the_file() -> None:

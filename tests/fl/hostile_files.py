@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from inversefed import freeze
-from inversefed.fl.updates import as_observation, expected_tensors, read_update
+from inversefed.fl.updates import Update, as_observation, expected_tensors, read_update, write_update
 
 WEIGHT, BIAS = torch.linspace(-1, 1, 36).view(3, 12), torch.tensor([0.5, -0.25, -0.25])
 EXTRA = torch.ones(3)
@@ -118,6 +118,7 @@ SAFETENSORS = {
     "rate_of_a_novel": lambda: safetensors.torch.save(GOOD, {"learning_rate": "1" * 1_000_000}),
     "steps_without_end": lambda: safetensors.torch.save(GOOD, {"kind": "weight_delta", "local_steps": "9" * 30}),
     "a_million_examples": lambda: safetensors.torch.save(GOOD, {"num_examples": "100000000"}),
+    "as_many_examples_as_the_memory_holds": lambda: safetensors.torch.save(GOOD, {"num_examples": "900000"}),
     "kind_of_code": lambda: safetensors.torch.save(GOOD, {"kind": "<img src=x onerror=alert(1)>"}),
     "not_a_number": lambda: safetensors.torch.save(GOOD | {"1.bias": torch.full((3,), torch.nan)}),
     "infinite": lambda: safetensors.torch.save(GOOD | {"1.weight": torch.full((3, 12), -torch.inf)}),
@@ -519,6 +520,22 @@ def observe_all(paths: list[Path]) -> Iterator[dict]:
         }
 
 
+def large_update(path: Path) -> None:
+    """Forty megabytes, all of them wanted."""
+    write_update(path, Update({"weight": torch.ones(10_000_000)}))
+
+
+def read_large(folder: Path) -> Iterator[dict]:
+    """What it costs to read a large update, in bytes of memory for each byte of the file."""
+    expected = {"weight": torch.zeros(1).expand(10_000_000)}
+    for path in sorted(folder.glob("large.*")):
+        resettable()
+        before = peak()
+        update = read_update(path, expected)
+        rise = peak() - before
+        yield {"name": path.name, "ratio": rise / path.stat().st_size, "sum": float(update.tensors["weight"].sum())}
+
+
 def main() -> None:
     global CANARY
     folder, CANARY = Path(sys.argv[1]), Path(sys.argv[2])
@@ -529,7 +546,11 @@ def main() -> None:
     np.savez(good[1], **{name: tensor.numpy() for name, tensor in GOOD.items()})
     torch.save(GOOD, good[2])
     list(observe_all(good))  # what is imported late is imported now
-    sys.stdout.write(json.dumps([*observe_all(good), *observe_all([folder / name for name in CORPUS])]))
+    for suffix in (".safetensors", ".npz", ".pt"):
+        large_update(folder / f"large{suffix}")
+    sys.stdout.write(
+        json.dumps([*observe_all(good), *observe_all([folder / name for name in CORPUS]), *read_large(folder)])
+    )
 
 
 if __name__ == "__main__":

@@ -72,6 +72,12 @@ def test_a_hostile_file_is_refused(outcomes: dict[str, dict], name: str) -> None
     assert "<" not in found["message"]
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt"])
+def test_a_large_update_is_in_memory_once(outcomes: dict[str, dict], suffix: str) -> None:
+    found = outcomes[f"large{suffix}"]
+    assert found["sum"] == 1e7 and found["ratio"] < 1.5
+
+
 @pytest.mark.parametrize("name", NOT_TENSORS)
 def test_what_no_tensor_needs_is_called_unsafe(outcomes: dict[str, dict], name: str) -> None:
     assert outcomes[name]["error"] == "UnsafeFileError"

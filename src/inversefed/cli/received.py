@@ -85,7 +85,8 @@ def receive(options: given.Setting, setting: Setting) -> Received:
     labels = setting.labels.to(network.device) if options.known_labels else None
     if labels is not None and (options.labels is None or not len(labels)):
         raise ConfigError("--known-labels hands the labels of an update to the attack: give them by --labels")
-    observation = as_observation(network, update, client=client, labels=labels)
+    insisted = options.num_examples or len(setting.images) or None
+    observation = as_observation(network, update, num_examples=insisted, client=client, labels=labels)
     if options.unknown_client:
         observation = replace(observation, client=unknown(observation.client))
     findings = (*diagnosis, *assumptions(update.metadata))

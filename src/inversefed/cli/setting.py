@@ -54,7 +54,7 @@ def read_setting(options: given.Setting) -> Setting:
     mean = options.mean or (dataset.mean if dataset else _usual(options, shape[0])[0])
     std = options.std or (dataset.std if dataset else _usual(options, shape[0])[1])
     brought = options.update or options.after
-    source = brought.stem if brought else dataset.name if dataset else "pictures"
+    source = re.sub(r"[^\w.-]", "_", brought.stem)[:60] if brought else dataset.name if dataset else "pictures"
     return Setting(module, images, labels, mean, std, source)
 
 

@@ -22,8 +22,8 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "loss_reduction": get_args(Reduction),
     "bn_mode": get_args(BatchNormMode),
 }
-_COUNTS: Mapping[str, int] = {"local_steps": 1_000_000, "num_examples": 1_000_000, "batch_size": 1_000_000}
-"""Numbers from 1 up to what a client could have."""
+_COUNTS: Mapping[str, int] = {"local_steps": 10_000, "num_examples": 1_000_000, "batch_size": 1_000_000}
+"""Numbers from 1 up to what a client could have, and what an attack could simulate."""
 _LONGEST = 64
 """Characters of a value."""
 
@@ -35,8 +35,8 @@ class Metadata:
     Args:
         kind: `"gradient"`: of the loss, averaged over the examples unless `loss_reduction` says otherwise;
             `"weight_delta"`: new minus old weights; `"new_weights"`: the weights after training.
-        learning_rate: of the local steps, above 0.
-        local_steps: how many optimizer steps the client took.
+        learning_rate: of the local steps, from 1e-9 on.
+        local_steps: how many optimizer steps the client took, at most 10,000.
         num_examples: how many examples it has.
         batch_size: how many of them a local step sees.
         momentum: of the local optimizer, from 0 to below 1.
@@ -86,10 +86,11 @@ def read_metadata(notes: Mapping[str, object]) -> Metadata:
     """
     known = {each.name for each in fields(Metadata)}
     read: dict[str, Any] = {name: _read(name, value) for name, value in notes.items() if name in known}
-    try:
-        return Metadata(**read)
-    except ConfigError as error:
-        raise InputError(f"the metadata of the file cannot be used: {error}; override them by options") from error
+    for name, value in read.items():
+        expected = "" if value is None else _refusal(name, value)
+        if expected:
+            raise _unusable(name, expected, value)
+    return Metadata(**read)
 
 
 def _read(name: str, value: object) -> str | int | float | None:
@@ -105,10 +106,14 @@ def _read(name: str, value: object) -> str | int | float | None:
             raise ValueError
         return kind(text)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"the metadata of the file cannot be used: {name} must be a number, got {shown(str(value))}; give "
-            f"--{name.replace('_', '-')}"
-        ) from error
+        raise _unusable(name, "a number", value) from error
+
+
+def _unusable(name: str, expected: str, value: object) -> InputError:
+    option = f"--{name.replace('_', '-')}"
+    return InputError(
+        f"the file says of itself that {name} is {shown(str(value))}, but it is {expected}; give {option}"
+    )
 
 
 def _whole(value: str | int | float) -> int:
@@ -128,4 +133,4 @@ def _refusal(name: str, value: object) -> str:
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if name == "momentum":
         return "" if 0 <= number < 1 else "a number from 0 to below 1"
-    return "" if 0 < number < 1e9 else "a number above 0"
+    return "" if 1e-9 <= number < 1e9 else "a number above 0, from 1e-9 on"

@@ -10,20 +10,20 @@ right sign and scale; no attack guesses.
 import copy
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from inversefed.errors import ConfigError, InputError, UpdateMismatchError, shown
+from inversefed.errors import ConfigError, InputError
 from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.files import read_tensors, write_tensors
 from inversefed.fl.metadata import Kind, Metadata, read_metadata
 from inversefed.fl.network import Network
 from inversefed.fl.optimizers import LocalSGD
+from inversefed.fl.parts import parted
 from inversefed.fl.sharing import UnknownClient, sent_names, trainer
 from inversefed.fl.threat import Observation, check_update
 from inversefed.types import Finding, Labels, Params
@@ -38,8 +38,8 @@ __all__ = [
     "write_update",
 ]
 
-_MOST_PIXELS = 2**27
-"""Values of a batch that an attack may be asked to find: half a gigabyte, as a file could otherwise claim any."""
+_MOST_PIXELS = 2**22
+"""Values of a batch that a file may ask an attack to look for, 1,365 pictures of 3x32x32; its user may ask for more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def read_update(
         UnsafeFileError: a file that could run code, or that asks for more memory or time than it should.
         UpdateMismatchError: with the first three names or shapes that are not the network's.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> file = Path(tempfile.mkdtemp()) / "update.safetensors"
     >>> write_update(file, Update({"bias": torch.ones(3)}, Metadata(kind="gradient")))
     >>> read_update(file).metadata.given()
@@ -122,18 +122,19 @@ def as_observation(
 
     Raises:
         UpdateMismatchError: names or shapes are not the network's, or a frozen parameter was changed.
-        InputError: NaN or infinite values, or more examples than could be looked for.
+        InputError: NaN or infinite values, or more examples than should be looked for on a file's word.
         ConfigError: the client sends another kind of update than the file holds.
     """
     told = update.metadata
     kind = _kind(told, after, client)
     count = num_examples or told.num_examples or told.batch_size or 1
-    if count * math.prod(network.image_shape) > _MOST_PIXELS:
+    if num_examples is None and count * math.prod(network.image_shape) > _MOST_PIXELS:
         raise InputError(
-            f"{count} examples of shape {network.image_shape} are too many to look for; see --num-examples"
+            f"by its metadata the update is one of {count} examples, which may not fit into memory; repeat the number "
+            "as --num-examples to look for them all"
         )
     network = _in_mode(network, told.bn_mode)
-    params, buffers = _parted(network, update.tensors, kind)
+    params, buffers = parted(network, update.tensors, kind)
     if client is None:
         summed = told.loss_reduction == "sum" and getattr(network.loss, "reduction", "mean") != "sum"
         client = _believed(told, kind, count, summed)
@@ -210,62 +211,3 @@ def _in_mode(network: Network, mode: str | None) -> Network:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.training = mode == "train"
     return replace(network, module=module)
-
-
-def _parted(network: Network, tensors: Params, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """The trained parameters' part, and the running buffers after the update where all of it is in the file."""
-    first = _first_names(network.module)
-    own = dict(network.module.named_parameters())
-    running = dict(network.module.named_buffers())
-    params, buffers = {}, {}
-    for given, tensor in tensors.items():
-        name = first.get(given, given)
-        if name in running:
-            buffers[name] = tensor
-        elif name in own and name not in network.params:
-            _check_frozen(name, own[name], tensor, kind)
-        else:
-            params[name] = tensor.to(network.device, network.dtype)
-    order = [*(name for name in network.params if name in params), *(n for n in params if n not in network.params)]
-    return {name: params[name] for name in order}, _after(running, buffers, kind)
-
-
-def _first_names(module: nn.Module) -> dict[str, str]:
-    """Every name of a tied parameter to the one that the network knows it by."""
-    first: dict[int, str] = {}
-    both = module.named_parameters(remove_duplicate=False)
-    return {name: first.setdefault(id(weight), name) for name, weight in both}
-
-
-def _check_frozen(name: str, own: Tensor, given: Tensor, kind: Kind) -> None:
-    """Refuse a change of what the network does not train."""
-    expected = own.detach().to(given.device) if kind == "new_weights" else torch.zeros_like(own, device=given.device)
-    near = 4 * torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
-    if given.shape != own.shape or not torch.allclose(given.double(), expected.double(), rtol=near, atol=1e-12):
-        raise UpdateMismatchError(
-            f"{shown(name)} is frozen in the network, but the update changes it; build the network with "
-            "requires_grad_(True) on what the client trains"
-        )
-
-
-def _after(own: Mapping[str, Tensor], given: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor] | None:
-    """The client's buffers after its update; those that no file holds are the network's own."""
-    if not given:
-        return None
-    _check_buffers(own, given)
-    found = {}
-    for name, buffer in own.items():
-        new = given.get(name)
-        change = None if new is None else new.to(buffer.device, torch.float64)
-        moved = buffer if change is None else buffer + change if kind == "weight_delta" else change
-        found[name] = moved.to(buffer.dtype) if moved is not None else buffer
-    return found
-
-
-def _check_buffers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    shapes: Iterable[str] = (name for name, tensor in given.items() if tensor.shape != own[name].shape)
-    bad = [*shapes, *(name for name, tensor in given.items() if not bool(tensor.isfinite().all()))]
-    if bad:
-        raise InputError(
-            f"the update's running buffers are not finite or of another shape: {', '.join(map(shown, bad[:3]))}"
-        )

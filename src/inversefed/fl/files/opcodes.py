@@ -19,21 +19,21 @@ from inversefed.fl.files.opening import Source
 __all__ = ["Call", "Named", "Stored", "described"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Named:
     """A function or class that the pickle names; it stays a name."""
 
     path: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Stored:
     """A storage that the pickle refers to: `("storage", type, key, device, numel)`."""
 
     reference: tuple[Any, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Call:
     """A call that the pickle asks for; it is not made."""
 
@@ -42,7 +42,9 @@ class Call:
 
 
 _ORDERED = "collections.OrderedDict"
-_ALLOWED = frozenset({_ORDERED, "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch.Size"})
+_ALLOWED = frozenset({_ORDERED, "torch.Size"}) | frozenset(
+    f"torch._utils._rebuild_{what}" for what in ("tensor_v2", "parameter", "parameter_with_state")
+)
 _STORAGES = frozenset(
     f"torch.{kind}Storage"
     for kind in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")

@@ -122,7 +122,7 @@ def _is_positional(tensors: Mapping[str, Call]) -> bool:
 
 def _entry(source: Source, packed: Archive, root: str, name: str, value: Call) -> Entry:
     """A tensor as the pickle describes it, held to its storage."""
-    while value.path.endswith("_rebuild_parameter"):
+    while "_rebuild_parameter" in value.path:
         inner = value.arguments[0] if value.arguments else None
         if not isinstance(inner, Call):
             raise source.unsafe(f"parameter {shown(name)} is made of no tensor")

@@ -96,7 +96,7 @@ def archive(source: Source) -> Archive:
         # Nothing is unpacked here: the directory, whose length is checked, is all that this reads.
         with zipfile.ZipFile(source.file) as opened:
             records = opened.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, ValueError, struct.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, OSError, struct.error) as error:
         raise source.damaged(f"it is no sound zip archive ({error})") from error
     members: dict[str, zipfile.ZipInfo] = {}
     for record in records:

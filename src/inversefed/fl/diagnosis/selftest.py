@@ -48,7 +48,7 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
     Returns:
         A `scale` finding: an info if it is reproduced, an error if not; nothing where no client can be simulated.
     """
-    count = min(metadata.num_examples or metadata.batch_size or 1, _MOST_EXAMPLES)
+    count = min(metadata.num_examples or metadata.batch_size or 2, _MOST_EXAMPLES)
     small = replace(
         metadata,
         num_examples=count,

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test check bench docs clean
+.PHONY: install audit test check bench fuzz docs clean
 
 install: $(VENV)/installed
 
@@ -23,6 +23,9 @@ check: install
 
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.inversion --cases lenet,allconv,mcmahan --limit 3 --json runs/bench/inversion.json
+
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_updates --seconds 240
 
 docs: install
 	$(BIN)/sphinx-build --fail-on-warning --builder html docs docs/_build/html

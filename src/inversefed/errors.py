@@ -13,6 +13,7 @@ A message says what was expected, what came, and what to do. A restart that ends
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "UnsafeFileError",
     "UnsupportedNetworkError",
     "UpdateMismatchError",
+    "shown",
     "unknown_name",
 ]
 
@@ -75,3 +77,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     near = [lowered[key] for key in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)]
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     return ConfigError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")
+
+
+def shown(name: object, width: int = 60) -> str:
+    r"""A name that a stranger chose, as a message may show it: escaped, quoted and shortened where it is no plain name.
+
+    Terminals read control characters, and pages read tags; here both are only text.
+
+    >>> print(shown("conv1.weight"), shown("<script>" + "x" * 100, width=12))
+    conv1.weight '\x3cscript\x3exxxx..'
+    """
+    text = name if isinstance(name, str) else type(name).__name__
+    if len(text) <= width and re.fullmatch(r"[\w.-]+", text, re.ASCII):
+        return text
+    cut = text[:width] + ".." if len(text) > width else text
+    return ascii(cut).replace("<", r"\x3c").replace(">", r"\x3e").replace("&", r"\x26")

@@ -5,6 +5,7 @@ freeze -> client -> defenses -> observe -> attack -> align -> metrics -> Report
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
-from inversefed.fl.settings import describe_setting, setting_findings
+from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
 from inversefed.fl.threat import Observation, ThreatModel, check_labels, observe
-from inversefed.types import Batch, Budget, Images, Labels, Params, Reconstruction, SoftLabels, Step
+from inversefed.types import Batch, Budget, Finding, Images, Labels, Params, Reconstruction, SoftLabels, Step
 
-__all__ = ["audit", "observed"]
+__all__ = ["audit", "audit_observation", "observed"]
 
 
 def audit(
@@ -122,6 +123,75 @@ def audit(
         config=dict(config or {}),
         environment=environment.describe(),
     )
+
+
+def audit_observation(
+    observation: Observation,
+    *,
+    truth: Batch | None = None,
+    attack: Attack | None = None,
+    threat: ThreatModel = ThreatModel(),
+    seed: int = 0,
+    time_budget: float | None = None,
+    max_iterations: int | None = None,
+    on_step: Callable[[Step], object] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: str | Path | None = None,
+    findings: Sequence[Finding] = (),
+    scenario: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Report:
+    """Attack an update that came from outside, and compare with the truth where there is one.
+
+    Args:
+        observation: what the server sees, such as `fl.updates.as_observation` makes of a file.
+        truth: the private examples, where their owner has them; only the judgement sees them.
+        attack: how the server attacks; `None` for `recipes.best()`.
+        threat: what the server knows beside the update, for the report.
+        seed: fixes the attack's randomness.
+        time_budget: seconds for the attack; the best so far counts.
+        max_iterations: replaces the attack's own number.
+        on_step: told of every iteration; a true answer stops.
+        checkpoint: a file that the state of the search is written to.
+        resume: such a file, of the same audit.
+        findings: what is known of the update already.
+        scenario: what the report says was audited, beside what the observation tells.
+        config: how to run this audit again, kept in the report as it is.
+
+    Raises:
+        InputError: a checkpoint of another search, or a truth that does not fit the observation.
+        ThreatModelError: the attack needs what the threat model hides.
+    """
+    attack = recipes.best() if attack is None else attack
+    check_pieces(attack=attack)
+    check_threat(threat, seed)
+    network = observation.network
+    if truth is not None and truth.images.shape != observation.batch_shape:
+        raise InputError(
+            f"the truth has shape {tuple(truth.images.shape)}, and the update is one of {observation.batch_shape}; "
+            "give as many pictures as --num-examples says"
+        )
+    kept, taken_up = (None if path is None else Path(path) for path in (checkpoint, resume))
+    budget = Budget(time_budget, max_iterations, on_step, kept, taken_up)
+    began = time.perf_counter()
+    reconstruction = attack(observation, Generator().manual_seed(2 * seed + 1), budget)
+    seconds = time.perf_counter() - began
+    report = Report(
+        scenario=describe_observation(observation, threat, seed) | dict(scenario or {}),
+        attack=repr(attack),
+        reconstruction=reconstruction,
+        findings=(*findings, *reconstruction.findings),
+        seconds=seconds,
+        config=dict(config or {}),
+        environment=environment.describe(),
+    )
+    if truth is None:
+        return report
+    order = paired(reconstruction, truth, threat)
+    found = Batch(reconstruction.images[order], reconstruction.labels[order])
+    scores = score(found, truth, network.features)
+    baselines = {name: score(guess, truth, network.features) for name, guess in controls.guesses(truth).items()}
+    return replace(report, truth=truth, permutation=order, scores=scores, baselines=baselines)
 
 
 def observed(

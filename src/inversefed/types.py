@@ -107,7 +107,7 @@ class Batch:
 
     Args:
         images: pictures in pixel space, [0, 1].
-        labels: class indices.
+        labels: class indices; -1 where the owner of pictures did not tell them.
     """
 
     images: Images = field(repr=False)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from inversefed.cli.options import Audit, Defend, Inspect, List, Train, parse
+from inversefed.cli.options import Audit, Convert, Defend, Inspect, List, Train, parse
 from inversefed.errors import InversefedError
 
 __all__ = ["main"]
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"failed: {type(error).__name__}: {error}{hint}", FAILED, verbose)
 
 
-def _run(options: Audit | Defend | Inspect | Train | List) -> int:
+def _run(options: Audit | Convert | Defend | Inspect | Train | List) -> int:
     match options:
         case Audit():
             from inversefed.cli.audit import run_audit
@@ -58,6 +58,10 @@ def _run(options: Audit | Defend | Inspect | Train | List) -> int:
             from inversefed.cli.defend import run_defend
 
             return run_defend(options)
+        case Convert():
+            from inversefed.cli.convert import run_convert
+
+            return run_convert(options)
         case Train():
             from inversefed.cli.train import run_train
 

@@ -9,11 +9,12 @@ from typing import Any
 from inversefed.cli import registry
 from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
+from inversefed.cli.received import is_received, receive
 from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
 from inversefed.errors import ConfigError
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.save import check_folder, check_writable
-from inversefed.pipeline import audit
+from inversefed.pipeline import audit, audit_observation
 from inversefed.types import Status, Step
 
 __all__ = ["run_audit"]
@@ -42,6 +43,9 @@ def _resolve(options: Audit) -> Audit:
         options,
         images=tuple(path.absolute() for path in options.images),
         data_path=options.data_path.expanduser().absolute(),
+        update=_absolute(options.update),
+        after=_absolute(options.after),
+        truth=tuple(path.expanduser().absolute() for path in options.truth),
         client=repr(registry.build("client", options.client)),
         defenses=tuple(repr(registry.build("defense", defense)) for defense in options.defenses),
         attack=repr(_attack(options)),
@@ -50,6 +54,10 @@ def _resolve(options: Audit) -> Audit:
         compile=None,
         loss=repr(registry.build("loss", options.loss)),
     )
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()
 
 
 def _attack(options: Audit) -> Any:
@@ -73,7 +81,23 @@ def _attack(options: Audit) -> Any:
 
 
 def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
+    received = receive(options, setting) if is_received(options) else None
     with progress("attack", options.quiet) as tell:
+        if received is not None:
+            return audit_observation(
+                received.observation,
+                truth=received.truth,
+                findings=received.findings,
+                threat=received.threat,
+                attack=registry.build("attack", resolved.attack),
+                seed=options.seed,
+                time_budget=read_seconds(options.time_budget),
+                max_iterations=options.max_iterations,
+                on_step=lambda step: _tell(tell, step),
+                checkpoint=options.checkpoint,
+                resume=options.resume,
+                config=to_config(resolved),
+            )
         return audit(
             setting.module,
             setting.images,

@@ -1,15 +1,28 @@
-"""`inversefed inspect`: what an update can give away, counted before any attack."""
+"""`inversefed inspect`: whether an update is what it is said to be, and what it can give away, before any attack."""
 
 import json
 import textwrap
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
 
 from inversefed.attacks.equations import LayerEquations
 from inversefed.attacks.identify import Identifiability, identify
 from inversefed.cli import registry
 from inversefed.cli.options import Inspect
+from inversefed.cli.received import believed_client, is_received, read_received, with_count
 from inversefed.cli.setting import granted, read_setting
+from inversefed.errors import ConfigError, InputError, InversefedError
+from inversefed.evaluation.plain import plain
+from inversefed.fl.diagnosis import check_example, diagnose
+from inversefed.fl.network import Network
+from inversefed.fl.sharing import sent_names
+from inversefed.fl.updates import Update, as_observation
 from inversefed.pipeline import observed
+from inversefed.types import Finding
+from inversefed.zoo.pictures import read_picture
 
 __all__ = ["run_inspect"]
 
@@ -25,7 +38,28 @@ _LEGEND = (
 
 
 def run_inspect(options: Inspect) -> int:
-    """Make the update, count, print."""
+    """Diagnose an update that was brought, or make one; count; print.
+
+    Returns:
+        0; 2 if an update that was brought cannot be used.
+    """
+    if is_received(options):
+        findings, found = _brought(options)
+    else:
+        findings, found = (), _made(options)
+    if options.json:
+        content: dict[str, Any] = {"findings": [plain(asdict(each)) for each in findings]}
+        content["identifiability"] = None if found is None else found.to_dict()
+        print(json.dumps(content, indent=2, allow_nan=False))
+    else:
+        print("\n".join([*_said(findings, is_received(options)), *(_lines(found) if found is not None else ())]))
+    return 2 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _made(options: Inspect) -> Identifiability:
+    """Count what an update that is made here gives away."""
+    if options.example or options.example_label:
+        raise ConfigError("--example belongs to an update made elsewhere; name it by --update")
     setting = read_setting(options)
     observation, _ = observed(
         setting.module,
@@ -39,12 +73,57 @@ def run_inspect(options: Inspect) -> int:
         loss=registry.build("loss", options.loss),
         seed=options.seed,
     )
-    found = identify(observation)
-    if options.json:
-        print(json.dumps({"identifiability": found.to_dict()}, indent=2, allow_nan=False))
-    else:
-        print("\n".join(_lines(found)))
-    return 0
+    return identify(observation)
+
+
+def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | None]:
+    """Diagnose an update from outside, and count it if it can be used."""
+    setting = read_setting(options)
+    try:
+        network, update = read_received(options, setting, strict=False)
+        update = with_count(update, setting)
+    except ConfigError:
+        raise
+    except InputError as error:
+        return (Finding("names", "error", f"The update cannot be read: {error}"),), None
+    client = believed_client(options)
+    sent = None if client is None else sent_names(client, network)
+    findings = diagnose(network, update.tensors, update.metadata, sent)
+    if options.example and not any(finding.code in ("names", "shapes") for finding in findings if _is_error(finding)):
+        findings = (*_example(options, network, update), *findings)
+    if any(_is_error(finding) for finding in findings):
+        return findings, None
+    try:
+        return findings, identify(as_observation(network, update, client=client))
+    except InputError as error:
+        return (Finding("names", "error", f"The update cannot be used: {error}"), *findings), None
+    except InversefedError:  # the client's settings are not known, or the network cannot be counted
+        return findings, None
+
+
+def _example(options: Inspect, network: Network, update: Update) -> tuple[Finding, ...]:
+    """Compare the update with what the believed client makes of the owner's pictures."""
+    if len(options.example) != len(options.example_label):
+        raise ConfigError(f"--example names {len(options.example)} pictures; give as many classes by --example-label")
+    images = torch.stack([read_picture(path, network.image_shape) for path in options.example])
+    labels = torch.tensor(options.example_label)
+    if not 0 <= int(labels.min()) <= int(labels.max()) < network.num_classes:
+        raise ConfigError(f"--example-label must lie in 0..{network.num_classes - 1} for this network")
+    return check_example(network, update.tensors, update.metadata, images, labels)
+
+
+def _is_error(finding: Finding) -> bool:
+    return finding.level == "error"
+
+
+def _said(findings: tuple[Finding, ...], asked: bool) -> Iterator[str]:
+    """The findings, worst first."""
+    if not asked:
+        return
+    yield "findings" if findings else "no findings"
+    for finding in findings:
+        yield from _wrap(f"  {finding.level:<8}{finding.code}: {finding.message}")
+    yield ""
 
 
 def _lines(found: Identifiability) -> Iterator[str]:

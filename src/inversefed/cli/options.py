@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from inversefed.errors import ConfigError, InputError, unknown_name
 
-__all__ = ["Audit", "Defend", "Inspect", "List", "Setting", "Train", "parse"]
+__all__ = ["Audit", "Convert", "Defend", "Inspect", "List", "Setting", "Train", "parse"]
 
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
 
@@ -66,6 +66,29 @@ class Setting:
     """What the network's input normalization subtracts, one number or one a channel; by default the data set's."""
     std: tuple[float, ...] | None = None
     """What it divides by."""
+    update: Path | None = None
+    """An update made elsewhere, instead of one made here: .safetensors, .npz or a .pt state dict. It is read as data;
+    nothing in it is run."""
+    after: Path | None = None
+    """The same for the weights after training, where --weights are those from before."""
+    kind: Literal["gradient", "weight_delta", "new_weights"] | None = None
+    """What --update holds. This and the next seven win over what the file says of itself."""
+    learning_rate: float | None = None
+    """Of the client's local steps."""
+    local_steps: int | None = None
+    """How many steps the client took."""
+    num_examples: int | None = None
+    """How many examples the client has."""
+    batch_size: int | None = None
+    """How many of them a local step sees."""
+    momentum: float | None = None
+    """Of the client's optimizer."""
+    loss_reduction: Literal["mean", "sum"] | None = None
+    """Whether the loss of a batch is the mean or the sum over its examples."""
+    bn_mode: Literal["train", "eval"] | None = None
+    """Whether BatchNorm normalized by the batch (train) or by its running statistics (eval)."""
+    truth: tuple[Path, ...] = ()
+    """The pictures behind --update, where their owner has them, for the scores; the attack never sees them."""
     seed: int = 0
     """Fixes all randomness: untrained weights, noise and starts."""
     device: str = "auto"
@@ -114,14 +137,56 @@ class Audit(Setting):
 
 @dataclass(frozen=True)
 class Inspect(Setting):
-    """Let a client make an update, and count what it can give away, without an attack.
+    """Say whether an update is what it is said to be, and count what it can give away, without an attack.
 
-    Says how many equations stand against how many unknowns, layer by layer; how many examples the update has at least;
-    which exact methods apply, and where they stop; and what no method recovers, and why.
+    With --update or --after: findings on names, sign, scale, mode, normalization, noise and more, each with what to
+    change; the exit status is 2 if one is an error. Without, a client makes an update, which is only counted: how many
+    equations stand against how many unknowns, layer by layer; how many examples it has at least; which exact methods
+    apply, and where they stop; and what no method recovers, and why.
     """
 
+    example: tuple[Path, ...] = ()
+    """Pictures that --update was made of, all of them: the client that is believed in must make the same of them."""
+    example_label: tuple[int, ...] = ()
+    """Their classes, one each."""
     json: bool = False
-    """Print the counts as JSON on standard output, under the key identifiability."""
+    """Print JSON on standard output, with the keys findings and identifiability."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write an update, or weights, in another format: .safetensors, .npz or .pt. What the file says of itself is kept.
+
+    The file is read as data; nothing in it is run. The options below are written into the new file, and win over the
+    old one.
+    """
+
+    source: Positional[Path]
+    """The file to read."""
+    target: Positional[Path]
+    """The file to write; its ending names the format."""
+    kind: Literal["gradient", "weight_delta", "new_weights"] | None = None
+    """What the file holds."""
+    learning_rate: float | None = None
+    """Of the client's local steps."""
+    local_steps: int | None = None
+    """How many steps the client took."""
+    num_examples: int | None = None
+    """How many examples the client has."""
+    batch_size: int | None = None
+    """How many of them a local step sees."""
+    momentum: float | None = None
+    """Of the client's optimizer."""
+    loss_reduction: Literal["mean", "sum"] | None = None
+    """Whether the loss of a batch is the mean or the sum over its examples."""
+    bn_mode: Literal["train", "eval"] | None = None
+    """Whether BatchNorm normalized by the batch (train) or by its running statistics (eval)."""
+    overwrite: bool = False
+    """Replace an existing file."""
+    quiet: Annotated[bool, arg(aliases=["-q"])] = False
+    """Print nothing but errors."""
     verbose: Annotated[bool, arg(aliases=["-v"])] = False
     """Log more, and show where an error came from."""
 
@@ -206,7 +271,7 @@ class List:
     """The kind of piece."""
 
 
-def parse(arguments: Sequence[str]) -> Audit | Defend | Inspect | Train | List:
+def parse(arguments: Sequence[str]) -> Audit | Convert | Defend | Inspect | Train | List:
     """Read the command line; `--help`, `--version` and wrong usage end the process here.
 
     Raises:
@@ -221,6 +286,7 @@ def parse(arguments: Sequence[str]) -> Audit | Defend | Inspect | Train | List:
         Annotated[Audit, subcommand("audit", default=base)]
         | Annotated[Inspect, subcommand("inspect")]
         | Annotated[Defend, subcommand("defend")]
+        | Annotated[Convert, subcommand("convert")]
         | Annotated[Train, subcommand("train")]
         | Annotated[List, subcommand("list")]
     )
@@ -230,7 +296,7 @@ def parse(arguments: Sequence[str]) -> Audit | Defend | Inspect | Train | List:
         prog="inversefed",
         description="Find out what a client's update gives away in federated learning.",
     )
-    assert isinstance(options, Audit | Defend | Inspect | Train | List)
+    assert isinstance(options, Audit | Convert | Defend | Inspect | Train | List)
     return options
 
 
@@ -310,4 +376,6 @@ def _as_kind(kind: Any, value: Any) -> Any:
         right_length = rest == [Ellipsis] or len(rest) + 1 == len(value)
         read = tuple(_as_kind(each, part) for part in value)
         return read if right_length and None not in read else None
+    if get_origin(kind) is Literal:
+        return value if value in get_args(kind) else None
     return value if type(value) is kind else None

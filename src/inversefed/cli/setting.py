@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from inversefed.cli import options as given
 from inversefed.cli.registry import import_object
 from inversefed.errors import ConfigError, InputError, UnsupportedNetworkError, unknown_name
+from inversefed.fl.files import read_tensors
 from inversefed.fl.threat import ThreatModel
+from inversefed.fl.updates import expected_tensors
 from inversefed.zoo import constants, datasets, networks
-from inversefed.zoo.checkpoints import load_weights
+from inversefed.zoo.checkpoints import with_weights
 from inversefed.zoo.datasets import Dataset
 from inversefed.zoo.networks.seeding import seeded
 from inversefed.zoo.pictures import read_picture
@@ -51,7 +53,8 @@ def read_setting(options: given.Setting) -> Setting:
     torch.set_num_threads(_threads(module) if options.threads is None else options.threads)
     mean = options.mean or (dataset.mean if dataset else _usual(options, shape[0])[0])
     std = options.std or (dataset.std if dataset else _usual(options, shape[0])[1])
-    source = dataset.name if dataset else "pictures"
+    brought = options.update or options.after
+    source = re.sub(r"[^\w.-]", "_", brought.stem)[:60] if brought else dataset.name if dataset else "pictures"
     return Setting(module, images, labels, mean, std, source)
 
 
@@ -83,6 +86,8 @@ def _published(options: given.Setting) -> str | None:
 
 
 def _pictures(options: given.Setting, shape: Shape) -> tuple[Tensor, Tensor, Dataset | None]:
+    if options.update or options.after:
+        return _truth(options, shape)
     if options.images:
         images = torch.stack([read_picture(path, shape) for path in options.images])
         return images, _labels(options, len(images)), None
@@ -93,6 +98,13 @@ def _pictures(options: given.Setting, shape: Shape) -> tuple[Tensor, Tensor, Dat
     dataset = datasets.load(options.dataset, options.data_path, size=shape)
     images, labels = dataset.batch(range(options.index, options.index + options.num_images))
     return images, labels if options.labels is None else _labels(options, len(images)), dataset
+
+
+def _truth(options: given.Setting, shape: Shape) -> tuple[Tensor, Tensor, None]:
+    """The pictures behind an update that was made elsewhere: none, where their owner keeps them."""
+    images = torch.stack([torch.zeros(shape), *(read_picture(path, shape) for path in options.truth)])[1:]
+    unknown = torch.full((len(images),), -1)
+    return images, unknown if options.labels is None else torch.tensor(options.labels), None
 
 
 def _labels(options: given.Setting, count: int) -> Tensor:
@@ -120,7 +132,8 @@ def _network(options: given.Setting, shape: Shape, num_classes: int) -> nn.Modul
     else:
         module = networks.build(options.network, num_classes, shape[0], options.seed, _published(options))
     if options.weights and not _published(options):
-        module = load_weights(module, options.weights)
+        content = read_tensors(options.weights, expected_tensors(module), strict=False)
+        module = with_weights(module, content.tensors, options.weights)
     return module.train(options.train_mode)
 
 

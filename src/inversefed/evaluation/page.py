@@ -23,6 +23,7 @@ from inversefed.evaluation.plain import plain
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.tables import Table
 from inversefed.evaluation.words import PSNR, SCOPE, pairing, status_note
+from inversefed.types import Batch
 
 __all__ = ["page"]
 
@@ -98,7 +99,7 @@ def _gallery(report: Report) -> Iterator[tuple[str, list[Figure]]]:
         target = truth.images[index]
         beside = [_control(name, images[index], scores) for name, images in others.items()]
         yield (
-            f"Picture {index}, {label}, true label {truth.labels[index].item()}",
+            f"Picture {index}, {label}{_true_label(truth, index)}",
             [
                 Figure("Target", "", data_uri(target)),
                 recovered,
@@ -106,6 +107,11 @@ def _gallery(report: Report) -> Iterator[tuple[str, list[Figure]]]:
                 *beside,
             ],
         )
+
+
+def _true_label(truth: Batch, index: int) -> str:
+    label = int(truth.labels[index])
+    return f", true label {label}" if label >= 0 else ""
 
 
 def _control(name: str, image: Tensor, scores: dict[str, str]) -> Figure:

@@ -22,7 +22,7 @@ def score(found: Batch | Images, truth: Batch, features: Callable[[Tensor], Tens
     Args:
         found: pictures and their labels, in the order of the truth; or pictures alone, which leaves out
             what needs labels.
-        truth: the private examples.
+        truth: the private examples; labels below 0 are not known, and leave out what needs labels.
         features: takes images to `[n, d]`; `None` leaves out what needs it.
 
     Returns:
@@ -44,6 +44,8 @@ def score(found: Batch | Images, truth: Batch, features: Callable[[Tensor], Tens
         "target_labels": truth.labels,
         "features": features,
     }
+    if bool((truth.labels < 0).any()):  # the owner gave pictures without their labels
+        given |= {"labels": None, "target_labels": None}
     known = {name: value for name, value in given.items() if value is not None}
     wanted = {name: inspect.signature(getattr(metrics, name)).parameters.keys() for name in metrics.__all__}
     return {

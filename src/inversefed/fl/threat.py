@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from inversefed.errors import ConfigError, InputError, UpdateMismatchError
+from inversefed.errors import ConfigError, InputError, UpdateMismatchError, shown
 from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client, FedAvg
 from inversefed.fl.defenses.noise import GaussianNoise
@@ -185,7 +185,7 @@ def check_update(params: Params, update: Mapping[str, Tensor]) -> None:
         InputError: NaN or infinite values, with the tensors that hold them.
     """
     missing = [f"{name} is missing" for name in params if name not in update]
-    extra = [f"{name} is not a trainable parameter of the network" for name in update if name not in params]
+    extra = [f"{shown(name)} is not a trainable parameter of the network" for name in update if name not in params]
     shapes = [
         f"{name} has shape {tuple(update[name].shape)}, expected {tuple(weight.shape)}"
         for name, weight in params.items()
@@ -212,7 +212,7 @@ def check_buffers(own: Params, sent: Mapping[str, Tensor]) -> None:
         UpdateMismatchError: with the first three names that are missing, unknown or of another shape.
     """
     wrong = [f"{name} is missing" for name in own if name not in sent]
-    wrong += [f"{name} is no buffer of the network" for name in sent if name not in own]
+    wrong += [f"{shown(name)} is no buffer of the network" for name in sent if name not in own]
     wrong += [
         f"{name} has shape {tuple(sent[name].shape)}, expected {tuple(buffer.shape)}"
         for name, buffer in own.items()

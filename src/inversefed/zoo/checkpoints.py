@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from inversefed.errors import ConfigError, InputError, UnsafeFileError, UpdateMismatchError
+from inversefed.errors import ConfigError, InputError, UnsafeFileError, UpdateMismatchError, shown
 
-__all__ = ["load_weights", "save_checkpoint"]
+__all__ = ["load_weights", "save_checkpoint", "with_weights"]
 
 
 def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, settings: Mapping[str, Any]) -> Path:
@@ -64,9 +64,21 @@ def load_weights(module: nn.Module, file: str | os.PathLike[str]) -> nn.Module:
     source = Path(file).expanduser()
     if not source.is_file():
         raise InputError(f"expected a file of weights, but {source} does not exist")
-    tensors = _without_prefix(_read(source))
-    expected = module.state_dict()
-    _require_same(source, tensors, expected, _shared(module))
+    return with_weights(module, _without_prefix(_read(source)), source)
+
+
+def with_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str | os.PathLike[str]) -> nn.Module:
+    """Return a copy of `module` with these weights, whoever read them; `module` is not changed.
+
+    Args:
+        module: the network that the weights are for.
+        tensors: weights and buffers by name; of tensors that the network shares, one name will do.
+        source: what messages call them.
+
+    Raises:
+        UpdateMismatchError: names or shapes differ; the message says the first three.
+    """
+    _require_same(Path(source), tensors, module.state_dict(), _shared(module))
     loaded = copy.deepcopy(module)
     loaded.load_state_dict(tensors, strict=False)
     return loaded
@@ -119,7 +131,7 @@ def _require_same(
     given = set(tensors)
     present = given.union(*(group for group in shared if group & given))
     wrong = [f"{name} is missing" for name in expected if name not in present]
-    wrong += [f"{name} is not in the network" for name in tensors if name not in expected]
+    wrong += [f"{shown(name)} is not in the network" for name in tensors if name not in expected]
     wrong += _other_shapes(tensors, expected)
     if wrong:
         raise UpdateMismatchError(

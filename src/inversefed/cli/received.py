@@ -1,0 +1,136 @@
+"""An update that was made elsewhere: from options and files to what the attack sees, and the truth that it does not."""
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+
+from inversefed.cli import options as given
+from inversefed.cli import registry
+from inversefed.cli.setting import Setting, granted
+from inversefed.errors import ConfigError, InputError
+from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.diagnosis import diagnose, require_usable
+from inversefed.fl.network import Network, freeze
+from inversefed.fl.sharing import UnknownClient, sent_names, trainer, unknown
+from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.fl.updates import Metadata, Update, as_observation, assumptions, expected_tensors, read_update
+from inversefed.types import Batch, Finding
+
+__all__ = ["Received", "believed_client", "is_received", "read_received", "receive", "with_count"]
+
+
+@dataclass(frozen=True, eq=False)
+class Received:
+    """An update from outside, ready to be attacked."""
+
+    observation: Observation
+    threat: ThreatModel
+    truth: Batch | None = field(default=None, repr=False)
+    findings: tuple[Finding, ...] = ()
+
+
+def is_received(options: given.Setting) -> bool:
+    """Whether the options name an update that was made elsewhere.
+
+    Raises:
+        ConfigError: options that need an update without one, or that contradict each other.
+    """
+    told = [name for name in ("truth", *_metadata(options).given()) if getattr(options, name)]
+    if options.update is None and options.after is None:
+        if told:
+            raise ConfigError(f"--{told[0].replace('_', '-')} tells of an update made elsewhere; name it by --update")
+        return False
+    if options.update is not None and options.after is not None:
+        raise ConfigError("--update is an update and --after the weights after it: give one of them")
+    if options.images or options.defenses:
+        raise ConfigError("--images and --defenses are for updates that are made here; with --update give --truth")
+    if options.after is not None and options.kind not in (None, "new_weights"):
+        raise ConfigError(f"--after names new weights, and --kind says {options.kind}; use --update")
+    return True
+
+
+def read_received(options: given.Setting, setting: Setting, strict: bool = True) -> tuple[Network, Update]:
+    """The network as it was sent out, and the update, its metadata overridden by the options.
+
+    Args:
+        options: as given.
+        setting: what was read of them.
+        strict: refuse a file whose names and shapes are not the network's.
+
+    Raises:
+        InputError: a file that cannot be used; `UnsafeFileError` and `UpdateMismatchError` among them.
+    """
+    loss = registry.build("loss", options.loss)
+    shape = tuple(setting.images.shape[1:])
+    network = freeze(setting.module, shape, mean=setting.mean, std=setting.std, loss=loss)
+    update = read_update(Path(options.update or str(options.after)), expected_tensors(setting.module), strict=strict)
+    told = update.metadata.overridden(_metadata(options))
+    return network, replace(update, metadata=replace(told, kind="new_weights") if options.after else told)
+
+
+def receive(options: given.Setting, setting: Setting) -> Received:
+    """Read an update, and turn it into an observation.
+
+    Raises:
+        InputError: a file that cannot be used, or pictures and labels that do not fit it.
+        ConfigError: options that contradict each other or the file.
+    """
+    network, update = read_received(options, setting)
+    update = with_count(update, setting)
+    client = believed_client(options)
+    sent = None if client is None else sent_names(client, network)
+    diagnosis = diagnose(network, update.tensors, update.metadata, sent)
+    require_usable(diagnosis)
+    labels = setting.labels.to(network.device) if options.known_labels else None
+    if labels is not None and (options.labels is None or not len(labels)):
+        raise ConfigError("--known-labels hands the labels of an update to the attack: give them by --labels")
+    insisted = options.num_examples or len(setting.images) or None
+    observation = as_observation(network, update, num_examples=insisted, client=client, labels=labels)
+    if options.unknown_client:
+        observation = replace(observation, client=unknown(observation.client))
+    findings = (*diagnosis, *assumptions(update.metadata))
+    return Received(observation, _threat(options, observation), _truth(setting, observation), findings)
+
+
+def with_count(update: Update, setting: Setting) -> Update:
+    """The same update, one of as many examples as there are pictures behind it, where nobody says how many."""
+    if update.metadata.num_examples is not None or not len(setting.images):
+        return update
+    return replace(update, metadata=replace(update.metadata, num_examples=len(setting.images)))
+
+
+def _metadata(options: given.Setting) -> Metadata:
+    """What the options say of the update."""
+    return Metadata(**{each.name: getattr(options, each.name) for each in fields(Metadata)})
+
+
+def believed_client(options: given.Setting) -> Client | None:
+    """The client that was asked for; the default stands for what the metadata tell."""
+    client: Client = registry.build("client", options.client)
+    return None if client == FedSGD() else client
+
+
+def _threat(options: given.Setting, observation: Observation) -> ThreatModel:
+    """What the server knows, here told by what there is."""
+    hidden = isinstance(trainer(observation.client), UnknownClient)
+    return replace(
+        granted(options),
+        client="unknown" if hidden else "known",
+        buffers="network" if observation.buffers is None else "sent",
+    )
+
+
+def _truth(setting: Setting, observation: Observation) -> Batch | None:
+    """The private pictures, where they were given."""
+    if not len(setting.images):
+        return None
+    network, count = observation.network, observation.num_examples
+    if len(setting.images) != count or len(setting.labels) != count:
+        raise InputError(
+            f"the update is one of {count} examples, with {len(setting.images)} pictures by --truth and "
+            f"{len(setting.labels)} labels; give as many of each, or --num-examples"
+        )
+    if int(setting.labels.max()) >= network.num_classes:
+        raise InputError(f"--labels must lie in 0..{network.num_classes - 1} for this network")
+    return Batch(setting.images.to(network.device, network.dtype), setting.labels.to(network.device, torch.long))

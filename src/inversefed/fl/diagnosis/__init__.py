@@ -1,0 +1,110 @@
+"""Diagnosis before attack: does an update fit this network, and is it what it is said to be?
+
+    diagnose(network, tensors, metadata) -> findings
+
+Most of it is exact. The head's gradient of cross entropy sums to zero over the classes, and only labels make it
+negative; neighboring layers owe each other the same sums; BatchNorm in train mode lets the scale of its input not
+matter. So a wrong sign, a wrong learning rate, tensors in each other's place, another mode or added noise contradict
+the numbers themselves, without one private picture. What no number shows is left unsaid.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from inversefed.errors import InputError, UpdateMismatchError
+from inversefed.fl.diagnosis import clipping, head, levels, modes, places, rows, scale, sparsity
+from inversefed.fl.diagnosis.balance import relations
+from inversefed.fl.diagnosis.fit import fits
+from inversefed.fl.diagnosis.normalization import normalized_otherwise
+from inversefed.fl.diagnosis.selftest import check_example, self_test
+from inversefed.fl.diagnosis.subject import Subject
+from inversefed.fl.metadata import Metadata
+from inversefed.fl.network import Network
+from inversefed.types import Finding
+
+__all__ = ["CODES", "check_example", "diagnose", "require_usable", "self_test"]
+
+CODES = (
+    *("sign", "scale", "names", "shapes", "non-finite", "batchnorm-train-mode", "normalization"),
+    *("clipped", "noised", "pruned", "quantized", "frozen"),
+)
+"""What a finding may be about."""
+_ORDER = {"error": 0, "warning": 1, "info": 2}
+
+
+def diagnose(
+    network: Network, tensors: Mapping[str, Tensor], metadata: Metadata, sent: Sequence[str] | None = None
+) -> tuple[Finding, ...]:
+    """Say what is wrong with an update, or may be, and what to change.
+
+    Args:
+        network: as it was sent out, in the mode and with the normalization that are believed.
+        tensors: the update by name, as it came; running buffers may be among them.
+        metadata: what is stated about it.
+        sent: the names that are expected, where the client sends only a part.
+
+    Returns:
+        Errors, which make it unusable, then warnings, then infos. It never raises on an unusable update.
+
+    >>> import torch
+    >>> from inversefed.fl.clients import FedSGD
+    >>> from inversefed.fl.network import freeze
+    >>> network = freeze(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)), (3, 2, 2))
+    >>> gradient = FedSGD()(network, torch.rand(1, 3, 2, 2), torch.tensor([2]))
+    >>> flipped = {name: -part for name, part in gradient.items()}
+    >>> stated = Metadata(kind="gradient", num_examples=1)
+    >>> [f.level for f in diagnose(network, gradient, stated) if f.level != "info"]
+    []
+    >>> [(f.code, f.level) for f in diagnose(network, flipped, stated)][0]
+    ('sign', 'error')
+    """
+    expected = tuple(network.params) if sent is None else tuple(sent)
+    misfits = fits(network, tensors, expected)
+    if misfits:
+        return misfits
+    own = {name: tensors[name] for name in expected}
+    buffers = {name: tensors[name] for name, _ in network.module.named_buffers() if name in tensors}
+    found = _examined(Subject(network, own, buffers, metadata))
+    if all(finding.level != "error" for finding in found):
+        found += self_test(network, metadata)
+    return tuple(sorted(found, key=lambda finding: _ORDER[finding.level]))
+
+
+def require_usable(findings: Sequence[Finding]) -> None:
+    """Refuse an update that has an error among its findings.
+
+    Raises:
+        UpdateMismatchError: its names or shapes do not fit the network.
+        InputError: any other error.
+    """
+    errors = [finding for finding in findings if finding.level == "error"]
+    if not errors:
+        return
+    more = f" ({len(errors) - 1} more errors: see `inversefed inspect`)" if len(errors) > 1 else ""
+    kind = UpdateMismatchError if errors[0].code in ("names", "shapes") else InputError
+    raise kind(errors[0].message + more)
+
+
+def _examined(subject: Subject) -> tuple[Finding, ...]:
+    """All checks in their order: what was done to the numbers first, since relations hold only for numbers as made."""
+    found = [*sparsity.frozen(subject), *scale.kind_contradicted(subject)]
+    if any(finding.level == "error" for finding in found):
+        return tuple(found)
+    made: tuple[Callable[[Subject], tuple[Finding, ...]], ...] = (sparsity.pruned, levels.quantized, levels.rounded)
+    for check in made:
+        found += check(subject)
+    altered = any(finding.level == "warning" for finding in found)
+    related = relations(subject)
+    found += modes.check_mode(subject, related)
+    if modes.seen_mode(subject, related) != "eval":
+        related = tuple(each for each in related if not each.normalized)
+    if not altered:
+        found += places.noised(subject, head.head_noise(subject), related)
+    altered = altered or any(finding.code == "noised" for finding in found)
+    if not altered:
+        found += places.check_places(subject, related) or rows.check_rows(subject)
+    found += scale.signs_and_scale(subject, altered)
+    found += clipping.clipped(subject)
+    found += normalized_otherwise(subject)
+    return tuple(found)

@@ -1,0 +1,129 @@
+"""Do names, shapes and values of an update fit the network at all? What does not fit is an error."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from inversefed.fl.network import Network
+from inversefed.types import Finding, Params
+
+__all__ = ["fits"]
+
+_READABLE = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+}
+"""Number formats that an update may come in."""
+_MOST = 1e30
+"""Magnitude from which on squares, which every attack takes, overflow or nearly do."""
+_SHOWN = 3
+"""How many names a message gives; the evidence has up to ten."""
+
+
+def fits(network: Network, tensors: Mapping[str, Tensor], expected: Sequence[str] | None = None) -> tuple[Finding, ...]:
+    """Compare an update with the weights that the network trains.
+
+    Args:
+        network: as it was sent out.
+        tensors: by name; running buffers may be among them.
+        expected: the names that have to be there; `None` for all that the network trains.
+
+    Returns:
+        Errors `names`, `shapes` and `non-finite`; none if the update can be read.
+
+    >>> from inversefed.fl.network import freeze
+    >>> network = freeze(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)), (3, 2, 2))
+    >>> [finding.code for finding in fits(network, {"1.weight": torch.zeros(5, 12)})]
+    ['names']
+    """
+    buffers = dict(network.module.named_buffers())
+    known = {**buffers, **network.params}
+    both = network.module.named_parameters(remove_duplicate=False)
+    frozen = {name for name, _ in both if name not in network.params}
+    missing = [name for name in (network.params if expected is None else expected) if name not in tensors]
+    extra = [name for name in tensors if name not in known and name not in frozen]
+    found = [_names(missing, extra, network.params, tensors)] if missing or extra else []
+    shared = {name: part for name, part in tensors.items() if name in known}
+    unreadable = {name: part for name, part in shared.items() if not _is_dense(part)}
+    wrong = [name for name, part in shared.items() if name in unreadable or part.shape != known[name].shape]
+    if wrong:
+        found.append(_shapes(wrong, tensors, known))
+    # Only what has the right shape: a view may claim any number of entries.
+    bad = [name for name, part in shared.items() if name not in wrong and not bool((part.abs() < _MOST).all())]
+    if bad:
+        found.append(_non_finite(bad, tensors))
+    return tuple(found)
+
+
+def _is_dense(part: object) -> bool:
+    """Whether these are real numbers that lie in memory."""
+    return (
+        isinstance(part, Tensor)
+        and part.layout is torch.strided
+        and not part.is_meta
+        and not part.is_quantized
+        and part.dtype in _READABLE
+    )
+
+
+def _names(missing: list[str], extra: list[str], params: Params, tensors: Mapping[str, Tensor]) -> Finding:
+    said = [f"{_listed(missing)} missing from the update"] if missing else []
+    said += [f"{_listed(extra)} not known to the network"] if extra else []
+    renamed = {name: near for name in missing if (near := _nearest(name, extra, params[name], tensors)) is not None}
+    hint = ""
+    if renamed:
+        pairs = ", ".join(f"{ours!r} may be {theirs!r} of the file" for ours, theirs in list(renamed.items())[:_SHOWN])
+        hint = f" {pairs}: rename the tensors."
+    message = (
+        f"The names do not fit the network: {'; '.join(said)}.{hint} Check that --network builds the network that the "
+        "client trained, and that the update holds every parameter that it trains, by its name in the state dict."
+    )
+    return Finding("names", "error", message, {"missing": missing[:10], "extra": extra[:10], "renamed": renamed})
+
+
+def _nearest(name: str, extra: list[str], weight: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
+    """Which unknown tensor of the same shape may be meant by a missing name."""
+    same = [other for other in extra if getattr(tensors[other], "shape", None) == weight.shape]
+    endings = [other for other in same if other.endswith(f".{name}") or name.endswith(f".{other}")]
+    near = endings or difflib.get_close_matches(name, same, n=1, cutoff=0.5) or (same if len(same) == 1 else [])
+    return near[0] if near else None
+
+
+def _shapes(wrong: list[str], tensors: Mapping[str, Tensor], known: Params) -> Finding:
+    parts = [f"{name} {_describe(tensors[name])}, expected {tuple(known[name].shape)}" for name in wrong[:_SHOWN]]
+    more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    transposed = any(
+        isinstance(tensors[name], Tensor) and tensors[name].shape[::-1] == known[name].shape for name in wrong
+    )
+    hint = " Some have their axes in reverse: transpose them (torch keeps [out, in])." if transposed else ""
+    message = (
+        f"The shapes do not fit the network: {'; '.join(parts)}{more}.{hint} Check --network, --num-classes and "
+        "--image-shape, or the order of the tensors if they were mapped by position."
+    )
+    evidence = {name: [list(getattr(tensors[name], "shape", ())), list(known[name].shape)] for name in wrong[:10]}
+    return Finding("shapes", "error", message, evidence)
+
+
+def _describe(part: object) -> str:
+    if not isinstance(part, Tensor):
+        return f"is a {type(part).__name__}"
+    if not _is_dense(part):
+        return f"is a tensor of {part.dtype} in the layout {part.layout}, not of dense real numbers"
+    return f"has shape {tuple(part.shape)}"
+
+
+def _non_finite(bad: list[str], tensors: Mapping[str, Tensor]) -> Finding:
+    counts = {name: int((~(tensors[name].abs() < _MOST)).sum()) for name in bad[:10]}
+    message = (
+        f"{_listed(bad)} with NaN, infinite or gigantic values: nothing can be computed from this update. Check the "
+        "client's learning rate and its weights, or whether numbers overflowed when the update was saved in float16."
+    )
+    return Finding("non-finite", "error", message, counts)
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
+    return ", ".join(repr(name) for name in every[:_SHOWN]) + more

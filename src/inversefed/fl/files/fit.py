@@ -1,0 +1,99 @@
+"""Does what a file describes fit a network? Asked of names and sizes, before a tensor is there.
+
+The network is the bound: whatever a file claims, no more is read than the network's own tensors could take.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from inversefed.errors import UpdateMismatchError, shown
+from inversefed.fl.files.layout import Entry, Layout
+from inversefed.fl.files.opening import Source
+
+__all__ = ["fitted"]
+
+_SPARE = 65_536
+"""Numbers that a file may hold beyond twice those of the network, so that a wrong file can still be looked at."""
+_PREFIXES = ("module.", "_orig_mod.", "_module.")
+"""What DataParallel, torch.compile and Opacus put before every name."""
+
+
+def fitted(source: Source, layout: Layout, expected: Mapping[str, Tensor], strict: bool) -> Layout:
+    """The same layout under the network's own names.
+
+    Args:
+        source: what messages call the file.
+        layout: what it describes.
+        expected: the network's tensors by name; those that an update consists of require grad.
+        strict: refuse tensors that the network does not have; else only their size is bounded.
+
+    Raises:
+        UnsafeFileError: more numbers than the network could need.
+        UpdateMismatchError: with the first three names, shapes or number formats that differ.
+    """
+    bound = 2 * sum(tensor.numel() for tensor in expected.values()) + _SPARE
+    total = sum(entry.numel for entry in layout.entries)
+    if total > bound:
+        raise source.unsafe(
+            f"its tensors claim {total:.3g} numbers, and {bound:.3g} is more than this network could need; check "
+            "--network, or which file this is"
+        )
+    layout = replace(layout, entries=tuple(_placed(source, layout, expected, strict)))
+    if strict:
+        _check(source, layout.entries, expected)
+    return layout
+
+
+def _placed(source: Source, layout: Layout, expected: Mapping[str, Tensor], strict: bool) -> Sequence[Entry]:
+    """Entries by the network's names: positions become names, and prefixes go."""
+    entries = layout.entries
+    if layout.positional and entries[0].name not in expected:
+        names = _by_position(entries, expected)
+        if names is not None:
+            return [replace(entry, name=name) for entry, name in zip(entries, names, strict=True)]
+        if not strict:
+            return entries
+        raise UpdateMismatchError(
+            f"{source.path} has {len(entries)} tensors without names, and their shapes are not those of the network's "
+            f"{len(expected)} tensors in order, nor of those that it trains; save them by name"
+        )
+    for prefix in _PREFIXES:
+        wrapped = all(entry.name.startswith(prefix) for entry in entries)
+        if wrapped and not any(name.startswith(prefix) for name in expected):
+            return [replace(entry, name=entry.name.removeprefix(prefix)) for entry in entries]
+    return entries
+
+
+def _by_position(entries: Sequence[Entry], expected: Mapping[str, Tensor]) -> list[str] | None:
+    """The names that tensors have in the network's order, if their shapes fit one to one."""
+    orders = (
+        list(expected),
+        [name for name, tensor in expected.items() if tensor.requires_grad],
+        [name for name, tensor in expected.items() if tensor.is_floating_point()],
+    )
+    shapes = [entry.shape for entry in entries]
+    return next((names for names in orders if [tuple(expected[name].shape) for name in names] == shapes), None)
+
+
+def _check(source: Source, entries: Sequence[Entry], expected: Mapping[str, Tensor]) -> None:
+    wrong = [f"{shown(entry.name)} is not in the network" for entry in entries if entry.name not in expected]
+    known = [(entry, expected[entry.name]) for entry in entries if entry.name in expected]
+    wrong += [
+        f"{shown(entry.name)} has shape {entry.shape}, the network's has {tuple(tensor.shape)}"
+        for entry, tensor in known
+        if entry.shape != tuple(tensor.shape)
+    ]
+    wrong += [
+        f"{shown(entry.name)} is {_plain(entry.dtype)}, and a parameter is made of floating-point numbers"
+        for entry, tensor in known
+        if tensor.is_floating_point() and not entry.dtype.is_floating_point
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UpdateMismatchError(f"{source.path} does not fit the network: {'; '.join(wrong[:3])}{more}")
+
+
+def _plain(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")

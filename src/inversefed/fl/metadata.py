@@ -1,0 +1,136 @@
+"""What stands beside an update: kind, learning rate, steps, examples. All of it optional, all of it checked.
+
+Without kind, learning rate and number of steps an attack inverts the wrong thing, and nothing says so. The names are
+the same in a file, as options of the command line and here. In safetensors every value is text.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from inversefed.errors import ConfigError, InputError, shown
+
+__all__ = ["BatchNormMode", "Kind", "Metadata", "Reduction", "read_metadata"]
+
+Kind = Literal["gradient", "weight_delta", "new_weights"]
+Reduction = Literal["mean", "sum"]
+BatchNormMode = Literal["train", "eval"]
+
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "kind": get_args(Kind),
+    "loss_reduction": get_args(Reduction),
+    "bn_mode": get_args(BatchNormMode),
+}
+_COUNTS: Mapping[str, int] = {"local_steps": 10_000, "num_examples": 1_000_000, "batch_size": 1_000_000}
+"""Numbers from 1 up to what a client could have, and what an attack could simulate."""
+_LONGEST = 64
+"""Characters of a value."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """How an update came to be, as far as its owner says.
+
+    Args:
+        kind: `"gradient"`: of the loss, averaged over the examples unless `loss_reduction` says otherwise;
+            `"weight_delta"`: new minus old weights; `"new_weights"`: the weights after training.
+        learning_rate: of the local steps, from 1e-9 on.
+        local_steps: how many optimizer steps the client took, at most 10,000.
+        num_examples: how many examples it has.
+        batch_size: how many of them a local step sees.
+        momentum: of the local optimizer, from 0 to below 1.
+        loss_reduction: whether the loss of a batch is the mean or the sum over its examples.
+        bn_mode: whether BatchNorm normalized by the batch (`"train"`) or by its running statistics.
+
+    Raises:
+        ConfigError: a value out of range.
+
+    >>> Metadata(kind="weight_delta", learning_rate=0.1).given()
+    {'kind': 'weight_delta', 'learning_rate': 0.1}
+    """
+
+    kind: Kind | None = None
+    learning_rate: float | None = None
+    local_steps: int | None = None
+    num_examples: int | None = None
+    batch_size: int | None = None
+    momentum: float | None = None
+    loss_reduction: Reduction | None = None
+    bn_mode: BatchNormMode | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.given().items():
+            expected = _refusal(name, value)
+            if expected:
+                raise ConfigError(f"{name} must be {expected}, got {shown(str(value))}")
+
+    def given(self) -> dict[str, str | int | float]:
+        """What is known, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def overridden(self, other: "Metadata") -> "Metadata":
+        """The same, with what another one says instead where it says something."""
+        changes: Any = other.given()
+        return replace(self, **changes)
+
+
+def read_metadata(notes: Mapping[str, object]) -> Metadata:
+    """Metadata out of what a file says beside its tensors; names that are not known are passed over.
+
+    Raises:
+        InputError: a value that cannot be.
+
+    >>> read_metadata({"learning_rate": "0.1", "local_steps": "4", "round": "17"}).given()
+    {'learning_rate': 0.1, 'local_steps': 4}
+    """
+    known = {each.name for each in fields(Metadata)}
+    read: dict[str, Any] = {name: _read(name, value) for name, value in notes.items() if name in known}
+    for name, value in read.items():
+        expected = "" if value is None else _refusal(name, value)
+        if expected:
+            raise _unusable(name, expected, value)
+    return Metadata(**read)
+
+
+def _read(name: str, value: object) -> str | int | float | None:
+    """One value, which may be text."""
+    if name in _WORDS:
+        return value if isinstance(value, str) else str(type(value).__name__)
+    kind: Callable[[Any], int | float] = _whole if name in _COUNTS else float
+    text = value.strip() if isinstance(value, str) else value
+    if text in ("", "None"):
+        return None
+    try:
+        if isinstance(text, bool) or (isinstance(text, str) and len(text) > _LONGEST):
+            raise ValueError
+        return kind(text)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _unusable(name, "a number", value) from error
+
+
+def _unusable(name: str, expected: str, value: object) -> InputError:
+    option = f"--{name.replace('_', '-')}"
+    return InputError(
+        f"the file says of itself that {name} is {shown(str(value))}, but it is {expected}; give {option}"
+    )
+
+
+def _whole(value: str | int | float) -> int:
+    number = float(value)
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
+def _refusal(name: str, value: object) -> str:
+    """What is expected instead; nothing where the value will do."""
+    if name in _WORDS:
+        return "" if value in _WORDS[name] else "one of " + ", ".join(_WORDS[name])
+    if name in _COUNTS:
+        fine = type(value) is int and 1 <= value <= _COUNTS[name]
+        return "" if fine else f"a whole number from 1 to {_COUNTS[name]}"
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if name == "momentum":
+        return "" if 0 <= number < 1 else "a number from 0 to below 1"
+    return "" if 1e-9 <= number < 1e9 else "a number above 0, from 1e-9 on"

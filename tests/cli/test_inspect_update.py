@@ -1,0 +1,108 @@
+"""`inversefed inspect --update`: what is wrong is said, as JSON too, and by the exit status; audit refuses it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from inversefed.cli import main
+from inversefed.zoo import networks, pictures
+
+SETTING = [
+    "--network",
+    "LeNetZhu",
+    "--weights",
+    "before.safetensors",
+    "--image-shape",
+    "3",
+    "32",
+    "32",
+    "--mean",
+    "0.5",
+]
+BASE = ["inspect", *SETTING, "--std", "0.25"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """A client of its own: weights and a gradient of one photograph, made in plain PyTorch."""
+    monkeypatch.chdir(tmp_path)
+    module = networks.build("LeNetZhu", seed=7).eval()
+    save_file(module.state_dict(), "before.safetensors")
+    image = pictures.read_picture(pictures.photo_path("chelsea"), (3, 32, 32))[None]
+    loss = nn.functional.cross_entropy(module((image - 0.5) / 0.25), torch.tensor([3]))
+    names, weights = zip(*module.named_parameters(), strict=True)
+    gradients = dict(zip(names, torch.autograd.grad(loss, weights), strict=True))
+    save({name: w.detach() - 0.1 * gradients[name] for name, w in zip(names, weights, strict=True)}, "after")
+    return gradients
+
+
+def save(update: dict[str, torch.Tensor], name: str = "update", **stated: str) -> None:
+    save_file({n: part.contiguous() for n, part in update.items()}, f"{name}.safetensors", stated or None)
+
+
+def inspected(capsys: pytest.CaptureFixture, *options: str) -> tuple[int, dict]:
+    status = main([*BASE, *options, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_a_good_update_is_diagnosed_and_counted(elsewhere: dict, capsys: pytest.CaptureFixture) -> None:
+    save(elsewhere, kind="gradient", num_examples="1")
+    status, told = inspected(capsys, "--update", "update.safetensors")
+    assert status == 0 and {finding["level"] for finding in told["findings"]} == {"info"}
+    assert set(told["findings"][0]) == {"code", "level", "message", "evidence"}
+    assert told["identifiability"]["verdict"] == "determined"
+    assert main([*BASE, "--update", "update.safetensors"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("findings") and "Self-test passed" in out and "determined" in out
+
+    after = ["--after", "after.safetensors", "--learning-rate", "0.1", "--local-steps", "1", "--num-examples", "1"]
+    status, told = inspected(capsys, *after)
+    assert status == 0 and {finding["level"] for finding in told["findings"]} == {"info"}
+    status, told = inspected(capsys, *after[:2], "--learning-rate", "0.001", *after[4:])
+    assert status == 2 and told["findings"][0]["code"] == "scale"
+
+
+def test_an_error_is_the_exit_status_and_audit_refuses_it(elsewhere: dict, capsys: pytest.CaptureFixture) -> None:
+    save({name: -part for name, part in elsewhere.items()}, kind="gradient", num_examples="1")
+    status, told = inspected(capsys, "--update", "update.safetensors")
+    assert status == 2 and told["identifiability"] is None
+    assert (told["findings"][0]["code"], told["findings"][0]["level"]) == ("sign", "error")
+    audit = ["audit", *SETTING, "--std", "0.25", "--update", "update.safetensors", "--max-iterations", "2"]
+    assert main([*audit, "--output", "out"]) == 2
+    assert "sign is wrong" in capsys.readouterr().err and not Path("out", "report.json").exists()
+
+
+@pytest.mark.parametrize("broken", ["renamed", "junk", "missing", "pickle"])
+def test_the_json_is_valid_whatever_the_file_is(elsewhere: dict, broken: str, capsys: pytest.CaptureFixture) -> None:
+    file = "update.pt" if broken == "pickle" else "update.safetensors"
+    if broken == "renamed":
+        save({f"module.{name}x": part for name, part in elsewhere.items()}, kind="gradient")
+    elif broken != "missing":
+        Path(file).write_bytes(b"\x80\x02cos\nsystem\n(S'true'\ntR." if broken == "pickle" else b"\xff" * 99)
+    status, told = inspected(capsys, "--update", file)
+    assert status == 2 and told["identifiability"] is None
+    assert [(finding["code"], finding["level"]) for finding in told["findings"]] == [("names", "error")]
+
+
+def test_an_example_of_the_owners_is_compared(elsewhere: dict, capsys: pytest.CaptureFixture) -> None:
+    save(elsewhere, kind="gradient", num_examples="1")
+    chelsea = ["--example", str(pictures.photo_path("chelsea")), "--example-label", "3"]
+    status, told = inspected(capsys, "--update", "update.safetensors", *chelsea)
+    assert status == 0 and any("of the example" in finding["message"] for finding in told["findings"])
+    wrong = [*BASE[:-2], "--std", "1", "--update", "update.safetensors", "--json"]
+    assert main([*wrong, *chelsea]) == 2
+    found = json.loads(capsys.readouterr().out)["findings"][0]
+    assert found["code"] == "normalization" and "--mean 0.5 --std 0.25" in found["message"]
+    assert main([*BASE, "--update", "update.safetensors", *chelsea[:2]]) == 2
+    assert "--example-label" in capsys.readouterr().err
+    assert main([*BASE[:1], "--network", "LeNetZhu", *chelsea]) == 2
+
+
+def test_an_update_that_is_made_here_is_counted_as_before(capsys: pytest.CaptureFixture) -> None:
+    assert main(["inspect", "--network", "LeNetZhu", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["findings"] == [] and told["identifiability"]["verdict"] == "determined"

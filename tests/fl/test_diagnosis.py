@@ -1,0 +1,447 @@
+"""What is good is let through, and every usual mistake is named, over networks, kinds of update and batch sizes."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inversefed.errors import InputError, UpdateMismatchError
+from inversefed.fl.clients import FedAvg, FedSGD
+from inversefed.fl.defenses import Clip, Context, GaussianNoise, LaplaceNoise, TopK
+from inversefed.fl.diagnosis import CODES, check_example, diagnose, require_usable, self_test
+from inversefed.fl.diagnosis.stand_ins import stand_ins
+from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.metadata import Metadata
+from inversefed.fl.network import Network, freeze
+from inversefed.fl.optimizers import LocalSGD
+from inversefed.types import Batch, Finding, Params
+
+SHAPE, CLASSES = (3, 8, 8), 6
+
+
+def smooth() -> nn.Module:
+    layers = (nn.Conv2d(3, 12, 3, 1, 1), nn.Sigmoid(), nn.Conv2d(12, 12, 3, 2, 1), nn.Sigmoid())
+    module = nn.Sequential(*layers, nn.Conv2d(12, 12, 3, 1, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(192, CLASSES))
+    for weight in module.parameters():
+        nn.init.uniform_(weight, -0.5, 0.5)
+    return module
+
+
+def rectified() -> nn.Module:
+    layers = (nn.Conv2d(3, 10, 3, 1, 1), nn.ReLU(), nn.Conv2d(10, 10, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.Conv2d(10, 10, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(160, CLASSES))
+
+
+def normalized() -> nn.Module:
+    first = (nn.Conv2d(3, 12, 3, 1, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, 2, 1))
+    module = nn.Sequential(*first, nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten(), nn.Linear(192, CLASSES))
+    # As a trained network has them: scales and offsets of their own.
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias, std=0.2)
+    return module
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, CLASSES)
+    )
+
+
+BUILDERS = {each.__name__: each for each in (smooth, rectified, normalized, perceptron)}
+
+
+def build(name: str, seed: int = 0, mode: str = "eval", mean: float = 0.5, std: float = 0.25) -> Network:
+    torch.manual_seed(seed)
+    return freeze(BUILDERS[name]().train(mode == "train"), SHAPE, mean=mean, std=std)
+
+
+def batch(network: Network, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    labels = torch.randint(CLASSES, (count,), generator=torch.Generator().manual_seed(seed))
+    return stand_ins(network, count, seed=1000 + seed), labels
+
+
+def gradient(network: Network, count: int, seed: int = 0) -> tuple[Params, Metadata]:
+    return FedSGD()(network, *batch(network, count, seed)), Metadata(kind="gradient", num_examples=count)
+
+
+def delta(network: Network, count: int, steps: int = 2, lr: float = 1e-3, momentum: float = 0.0, seed: int = 0):
+    client = FedAvg(local_steps=steps, lr=lr, optimizer=LocalSGD(momentum=momentum))
+    told = {"learning_rate": lr, "local_steps": steps, "num_examples": count, "momentum": momentum or None}
+    return client(network, *batch(network, count, seed)), Metadata(kind="weight_delta", **told)
+
+
+def alarms(findings: tuple[Finding, ...]) -> dict[str, str]:
+    """Code to level, of all that is above an info."""
+    assert all(finding.code in CODES and finding.message for finding in findings)
+    return {finding.code: finding.level for finding in findings if finding.level != "info"}
+
+
+def negated(update: Params) -> Params:
+    return {name: -part for name, part in update.items()}
+
+
+def exchanged(update: Params, first: str, second: str) -> Params:
+    return {**update, first: update[second], second: update[first]}
+
+
+# What is good
+
+
+@pytest.mark.parametrize("count", [1, 8, 64])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_good_update_of_any_kind_has_no_finding_above_info(name: str, count: int) -> None:
+    network = build(name, seed=count)
+    update, told = gradient(network, count)
+    assert not alarms(diagnose(network, update, told))
+    assert not alarms(diagnose(network, {n: part.bfloat16() for n, part in update.items()}, told))
+    double = network.to(torch.float64)
+    assert not alarms(diagnose(double, *gradient(double, count)))
+    summed = freeze(network.module, SHAPE, mean=0.5, std=0.25, loss=CrossEntropy("sum"))
+    told = replace(told, loss_reduction="sum")
+    assert not alarms(diagnose(network, FedSGD()(summed, *batch(network, count)), told))
+    for steps, lr, momentum in ((1, 1e-3, 0.0), (3, 1e-2, 0.9)):
+        update, told = delta(network, count, steps, lr, momentum)
+        assert not alarms(diagnose(network, update, told)), (steps, lr, momentum)
+        new = {n: network.params[n].detach() + part for n, part in update.items()}
+        assert not alarms(diagnose(network, new, replace(told, kind="new_weights"))), (steps, lr, momentum)
+
+
+@pytest.mark.parametrize("count", [4, 16])
+def test_a_good_update_in_train_mode_has_no_finding_above_info(count: int) -> None:
+    network = build("normalized", mode="train")
+    for update, told in (gradient(network, count), delta(network, count, 3, 1e-2)):
+        found = diagnose(network, update, replace(told, bn_mode="train"))
+        assert not alarms(found)
+        assert "batchnorm-train-mode" in [finding.code for finding in found]
+        # The network may stand in eval mode: what is stated counts.
+        still = build("normalized", mode="eval")
+        assert not alarms(diagnose(still, update, replace(told, bn_mode="train")))
+
+
+def test_no_false_alarm_over_many_good_updates() -> None:
+    wrong = []
+    for seed, (name, count) in enumerate(itertools.product(BUILDERS, (1, 4, 12, 30))):
+        for number in range(2):
+            network = build(name, seed=100 * seed + number)
+            made = delta(network, count, 1 + number, 3e-3, seed=number) if number else gradient(network, count, seed)
+            found = alarms(diagnose(network, *made))
+            wrong += [(name, count, number, found)] if found else []
+    assert not wrong
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_flipped_sign_is_an_error(name: str, count: int) -> None:
+    network = build(name)
+    update, told = gradient(network, count)
+    found = diagnose(network, negated(update), told)
+    assert alarms(found)["sign"] == "error"
+    assert "--kind weight_delta" in found[0].message
+    update, told = delta(network, count)
+    assert alarms(diagnose(network, negated(update), told))["sign"] == "error"
+    # Weights before and after in each other's place.
+    after = build(name)
+    after = freeze(after.module, SHAPE, mean=0.5, std=0.25)
+    params = {n: (network.params[n] + update[n]).detach().requires_grad_() for n in update}
+    swapped = replace(after, params=params)
+    found = diagnose(swapped, {n: w.detach() for n, w in network.params.items()}, replace(told, kind="new_weights"))
+    assert "sign" in alarms(found) and any("--after" in finding.message for finding in found)
+
+
+@pytest.mark.parametrize("factor", [100, 10, 0.1, 0.01])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_learning_rate_that_cannot_have_made_the_delta_is_named(name: str, factor: float) -> None:
+    network = build(name)
+    for count in (1, 3):
+        update, told = delta(network, count)
+        found = diagnose(network, update, replace(told, learning_rate=1e-3 * factor))
+        assert "scale" in alarms(found), count
+        assert "--learning-rate" in next(finding.message for finding in found if finding.code == "scale")
+
+
+def test_an_unknown_learning_rate_is_named_with_an_estimate() -> None:
+    update, told = delta(build("smooth"), 1)
+    found = diagnose(build("smooth"), update, replace(told, learning_rate=None))
+    (scale,) = [finding for finding in found if finding.level == "warning"]
+    assert scale.code == "scale" and "--learning-rate" in scale.message
+    assert scale.evidence["estimate"] == pytest.approx(2e-3, rel=0.1)
+
+
+def test_a_summed_loss_is_named_by_its_option() -> None:
+    network = build("rectified")
+    summed = freeze(network.module, SHAPE, mean=0.5, std=0.25, loss=CrossEntropy("sum"))
+    found = diagnose(network, FedSGD()(summed, *batch(network, 4)), Metadata(kind="gradient", num_examples=4))
+    assert alarms(found) == {"scale": "error"} and "--loss-reduction sum" in found[0].message
+
+
+def test_a_kind_that_the_tensors_contradict_is_an_error() -> None:
+    network = build("rectified")
+    update, told = delta(network, 2)
+    new = {n: network.params[n].detach() + part for n, part in update.items()}
+    found = diagnose(network, new, told)
+    assert alarms(found) == {"scale": "error"} and "--after" in found[0].message
+    found = diagnose(network, update, replace(told, kind="new_weights"))
+    assert alarms(found) == {"scale": "error"} and "--kind weight_delta" in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("smooth", "2.weight", "4.weight"),
+        ("smooth", "2.bias", "4.bias"),
+        ("smooth", "0.bias", "2.bias"),
+        ("rectified", "2.weight", "5.weight"),
+        ("rectified", "0.bias", "2.bias"),
+        ("normalized", "1.weight", "1.bias"),
+        ("normalized", "1.weight", "4.weight"),
+        ("normalized", "0.bias", "3.bias"),
+        ("perceptron", "1.bias", "3.bias"),
+    ],
+)
+def test_two_tensors_in_each_others_place_are_named(name: str, first: str, second: str) -> None:
+    network = build(name)
+    for count in (1, 8):
+        update, stated = gradient(network, count)
+        found = diagnose(network, exchanged(update, first, second), stated)
+        assert "names" in alarms(found), count
+        places = next(finding for finding in found if finding.code == "names")
+        told = [places.evidence.get("exchanged"), *places.evidence.get("or", [])]
+        assert sorted([first, second]) in told, (count, places)
+
+
+def test_an_update_of_other_weights_is_named() -> None:
+    for name in ("rectified", "normalized", "perceptron"):
+        update, told = gradient(build(name, seed=1), 2)
+        found = diagnose(build(name, seed=2), update, told)
+        assert "names" in alarms(found)
+        assert any("--weights" in finding.message for finding in found)
+
+
+def test_names_shapes_and_values_that_do_not_fit_are_errors() -> None:
+    network = build("perceptron")
+    update, told = gradient(network, 1)
+    renamed = {f"module.{n}": part for n, part in update.items()}
+    (found,) = diagnose(network, renamed, told)
+    assert (
+        found.code == "names" and found.level == "error" and found.evidence["renamed"]["1.weight"] == "module.1.weight"
+    )
+    (found,) = diagnose(network, {n: part for n, part in update.items() if n != "3.bias"}, told)
+    assert found.code == "names" and found.evidence["missing"] == ["3.bias"]
+    (found,) = diagnose(network, {**update, "<script>": torch.ones(2)}, told)
+    assert found.code == "names" and found.evidence["extra"] == ["<script>"]
+    (found,) = diagnose(network, {**update, "1.weight": update["1.weight"].T}, told)
+    assert found.code == "shapes" and "transpose" in found.message
+    (found,) = diagnose(network, {**update, "1.bias": update["1.bias"] / 0}, told)
+    assert found.code == "non-finite" and found.level == "error"
+    with pytest.raises(UpdateMismatchError, match="names do not fit"):
+        require_usable(diagnose(network, renamed, told))
+    with pytest.raises(InputError, match="sign"):
+        require_usable(diagnose(network, negated(update), told))
+    require_usable(diagnose(network, update, told))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        torch.zeros(40).to_sparse(),
+        torch.zeros(40, dtype=torch.complex64),
+        torch.zeros(40, device="meta"),
+        torch.zeros(1).expand(10**12),
+        torch.zeros(40, dtype=torch.bool),
+        torch.zeros(()),
+        torch.zeros(0),
+        None,
+        "text",
+    ],
+    ids=range(9),
+)
+def test_no_tensor_makes_the_diagnosis_raise(part: object, unchecked: None) -> None:
+    network = build("perceptron")
+    update, told = gradient(network, 1)
+    assert diagnose(network, {**update, "1.bias": part}, told)[0].level == "error"
+    assert diagnose(network, {}, told)[0].code == "names"
+
+
+def test_no_scale_and_no_statement_makes_the_diagnosis_raise() -> None:
+    network = build("perceptron")
+    update, told = gradient(network, 1)
+    for scale in (1e-300, 1e300, 1e-40, 1e29, 0.0):
+        assert diagnose(network, {n: part.double() * scale for n, part in update.items()}, told), scale
+    told = Metadata(kind="weight_delta", learning_rate=1e-9, local_steps=1000, momentum=0.999, num_examples=1000)
+    assert diagnose(network, update, told)
+
+
+def test_another_mode_of_batchnorm_is_named() -> None:
+    train, still = build("normalized", mode="train"), build("normalized")
+    for count in (2, 16):
+        for made in (gradient, delta)[: 1 + (count == 2)]:
+            update, told = made(train, count)
+            found = diagnose(still, update, told)
+            assert alarms(found)["batchnorm-train-mode"] == "warning"
+            assert any("--bn-mode train" in finding.message for finding in found)
+            update, told = made(still, count)
+            assert "batchnorm-train-mode" in alarms(diagnose(still, update, replace(told, bn_mode="train")))
+
+
+def test_running_buffers_that_moved_tell_of_train_mode() -> None:
+    network = build("normalized")
+    update, told = gradient(network, 4)
+    buffers = {name: buffer.clone() for name, buffer in network.module.named_buffers()}
+    assert not alarms(diagnose(network, {**update, **buffers}, told))
+    moved = {**buffers, "1.running_mean": buffers["1.running_mean"] + 0.3}
+    assert "batchnorm-train-mode" in alarms(diagnose(network, {**update, **moved}, told))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize(
+    ("defense", "code"),
+    [(GaussianNoise(1e-3), "noised"), (LaplaceNoise(1e-2), "noised"), (TopK(0.1), "pruned"), (TopK(0.5), "pruned"),
+     (Clip(0.01), "clipped")],
+    ids=repr,
+)  # fmt: skip
+def test_what_was_done_to_an_update_is_named(name: str, defense: object, code: str) -> None:
+    network = build(name)
+    for count in (1, 8):
+        update, told = gradient(network, count)
+        context = Context(network, Batch(*batch(network, count)))
+        found = diagnose(network, defense(update, context, torch.Generator().manual_seed(0)), told)
+        assert code in alarms(found), count
+        if code == "noised":
+            expected = defense.std if isinstance(defense, GaussianNoise) else defense.scale * 2**0.5
+            noise = next(finding for finding in found if finding.code == "noised")
+            assert noise.evidence["std"] == pytest.approx(expected, rel=0.25)
+        assert all(finding.level != "error" for finding in found)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_quantized_numbers_are_named_and_coarse_formats_only_mentioned(name: str) -> None:
+    network = build(name)
+    update, told = gradient(network, 4)
+    signs = {n: 0.01 * part.sign() for n, part in update.items()}
+    eight = {n: (part / part.abs().max() * 127).round() * (part.abs().max() / 127) for n, part in update.items()}
+    for quantized in (signs, eight):
+        assert "quantized" in alarms(diagnose(network, quantized, told))
+    halved = diagnose(network, {n: part.half() for n, part in update.items()}, told)
+    assert not alarms(halved) and "quantized" in [finding.code for finding in halved]
+
+
+def test_random_pruning_is_named() -> None:
+    network = build("smooth")
+    update, told = gradient(network, 4)
+    generator = torch.Generator().manual_seed(0)
+    pruned = {n: part * (torch.rand(part.shape, generator=generator) < 0.5) for n, part in update.items()}
+    assert "pruned" in alarms(diagnose(network, pruned, told))
+
+
+def test_dead_units_are_not_taken_for_pruning_and_frozen_tensors_are_listed() -> None:
+    network = build("perceptron")
+    with torch.no_grad():
+        network.params["1.bias"][:25] = -100.0
+    update, told = gradient(network, 4)
+    assert not alarms(diagnose(network, update, told))
+    still = {**update, "1.weight": 0 * update["1.weight"], "1.bias": 0 * update["1.bias"]}
+    found = [finding for finding in diagnose(network, still, told) if finding.code == "frozen"]
+    assert found and found[0].evidence["parameters"] == ["1.weight", "1.bias"]
+    (found,) = diagnose(network, {n: 0 * part for n, part in update.items()}, told)
+    assert (found.code, found.level) == ("frozen", "error")
+
+
+def trained(mean: float, std: float) -> nn.Module:
+    """A network whose BatchNorm layers have seen pictures under that normalization."""
+    network = build("normalized", mode="train", mean=mean, std=std)
+    module = network.module
+    with torch.no_grad():
+        for seed in range(60):
+            module(network.normalize(stand_ins(network, 32, seed=seed)))
+    return module.eval()
+
+
+def test_another_normalization_than_that_of_training_is_named() -> None:
+    usual, plain = trained(0.5, 0.25), trained(0.0, 1.0)
+    for module, mean, std, expected in ((usual, 0.5, 0.25, False), (plain, 0.0, 1.0, False), (usual, 0.0, 1.0, True),
+                                        (plain, 0.5, 0.25, True)):  # fmt: skip
+        network = freeze(module, SHAPE, mean=mean, std=std)
+        found = diagnose(network, *gradient(network, 4))
+        assert ("normalization" in alarms(found)) is expected, (mean, std)
+        if expected and module is plain:
+            assert any("--mean 0 --std 1" in finding.message for finding in found)
+
+
+def test_a_first_linear_layer_holds_its_input_and_so_the_normalization() -> None:
+    plain = build("perceptron", mean=0.0, std=1.0)
+    usual = freeze(plain.module, SHAPE, mean=0.5, std=0.25)
+    for made, believed in ((plain, usual), (usual, plain)):
+        update, told = gradient(made, 1)
+        assert "normalization" not in alarms(diagnose(made, update, told))
+        assert alarms(diagnose(believed, update, told))["normalization"] == "warning"
+
+
+def test_the_self_test_passes_and_fails_with_a_client_that_cannot_repeat_itself() -> None:
+    for name, kind in itertools.product(BUILDERS, ("gradient", "weight_delta", "new_weights", None)):
+        told = Metadata(kind=kind, learning_rate=1e-2, local_steps=3, num_examples=5, batch_size=2)
+        (found,) = self_test(build(name), told)
+        assert found.level == "info" and found.evidence["self_test"]["cosine"] > 0.999
+    assert self_test(build("smooth"), Metadata(kind="weight_delta")) == ()
+
+    class Restless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.calls = nn.Linear(192, CLASSES), itertools.count()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(inputs.flatten(1).roll(7 * next(self.calls), dims=1))
+
+    (found,) = self_test(freeze(Restless(), SHAPE), Metadata(kind="gradient", num_examples=2))
+    assert found.level == "error" and "Self-test failed" in found.message
+
+
+@pytest.mark.parametrize("name", ["smooth", "normalized"])
+def test_the_owners_example_shows_what_is_wrong(name: str) -> None:
+    network = build(name)
+    images, labels = batch(network, 1)
+
+    def checked(update: Params, told: Metadata, believed: Network = network) -> Finding:
+        (found,) = check_example(believed, update, told, images, labels)
+        return found
+
+    update, told = gradient(network, 1)
+    assert checked(update, told).level == "info"
+    moved, stated = delta(network, 1, 3, 1e-2)
+    assert checked(moved, stated).level == "info"
+    assert checked(negated(update), told).code == "sign"
+    assert checked(moved, replace(stated, learning_rate=1e-3)).code == "scale"
+    found = checked(update, told, freeze(network.module, SHAPE))
+    assert (found.code, found.level) == ("normalization", "error") and "--mean 0.5 --std 0.25" in found.message
+    if name == "normalized":
+        update = FedSGD()(build(name, mode="train"), images, labels)
+        found = checked(update, told)
+        assert found.code == "batchnorm-train-mode" and "--bn-mode train" in found.message
+    other, _ = gradient(build(name, seed=3), 1)
+    assert checked(other, told).level == "error"
+
+
+def test_stand_ins_are_pictures_and_the_same_for_the_same_seed() -> None:
+    network = build("smooth")
+    pictures = stand_ins(network, 64)
+    assert pictures.shape == (64, *SHAPE) and 0 <= float(pictures.min()) < float(pictures.max()) <= 1
+    assert torch.equal(pictures, stand_ins(network, 64)) and not torch.equal(pictures, stand_ins(network, 64, seed=1))
+
+
+def test_the_diagnosis_leaves_everything_as_it_was() -> None:
+    network = build("normalized", mode="train")
+    update, told = gradient(network, 4)
+    before: Mapping[str, Tensor] = {n: t.clone() for n, t in network.module.state_dict().items()}
+    kept = {name: part.clone() for name, part in update.items()}
+    state = torch.get_rng_state()
+    diagnose(network, update, told)
+    assert all(torch.equal(before[n], t) for n, t in network.module.state_dict().items())
+    assert all(torch.equal(kept[name], part) for name, part in update.items())
+    assert torch.equal(state, torch.get_rng_state()) and network.module.training

@@ -117,7 +117,9 @@ print(resident("VmHWM:") - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory as Linux tells it")
 def test_many_local_steps_take_a_fraction_of_the_memory_of_their_graphs() -> None:
     def rise(keep: int) -> int:
-        done = subprocess.run([sys.executable, "-c", PEAK, "20", str(keep)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, "20", str(keep)], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
 

@@ -49,6 +49,21 @@ def test_features_and_labels_of_each_example_come_out_of_the_mean(photos, name, 
     assert float(errors(found.features, truth).max()) < 1e-3 < float(errors(mean, truth).min())
 
 
+@pytest.mark.parametrize("labels", [[4, 6, 1, 5], [8, 0, 9, 0]])
+def test_local_steps_tell_their_examples_apart_and_in_order(photos, labels) -> None:
+    """Features as they were at the weights of each step, and labels in the order of the steps."""
+    images, client = crops(photos, 4), FedAvg(local_steps=4, lr=1e-2, batch_size=1)
+    network = freeze(networks.build("AllConv", seed=0).eval(), (3, 32, 32), mean=0.5, std=0.25)
+    batch = Batch(images, torch.tensor(labels))
+    found = separate(observe(network, client, client(network, images, batch.labels), batch, ThreatModel()))
+    assert found.labels.tolist() == labels
+    trunk, path = network.without_head(), client.path(network, images, batch.labels)
+    truth = [trunk.apply({name: w[name] for name in trunk.params}, x[None]) for w, x in zip(path, images, strict=False)]
+    error = (found.features - torch.cat(truth)).norm(dim=1) / torch.cat(truth).norm(dim=1)
+    before = (found.features - trunk.features(images)).norm(dim=1) / trunk.features(images).norm(dim=1)
+    assert float(error.max()) < 1e-3 < float(before[1:].min())
+
+
 def test_granted_labels_are_the_order_of_the_features(photos) -> None:
     labels = [5, 1, 8, 0]
     observation = observed(networks.build("AllConv", seed=0).eval(), crops(photos, 4), labels, ThreatModel("known"))
@@ -64,7 +79,7 @@ def test_what_does_not_separate_is_refused(photos) -> None:
     network, client = freeze(module, (3, 32, 32)), FedAvg(local_steps=2, lr=0.1)
     batch = Batch(crops(photos, 4), torch.arange(4))
     update = client(network, batch.images, batch.labels)
-    with pytest.raises(ThreatModelError, match="several steps"):
+    with pytest.raises(ThreatModelError, match="local steps of plain SGD"):
         separate(observe(network, client, update, batch, ThreatModel()))
     noisy = GaussianNoise(1e-3)(
         FedSGD()(network, batch.images, batch.labels), Context(network, batch), Generator().manual_seed(0)

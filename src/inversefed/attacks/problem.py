@@ -14,10 +14,12 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered
 from inversefed.attacks.objectives import RelativeSquaredError
-from inversefed.attacks.separate import KnownFeatures
+from inversefed.attacks.separate import Separated, separate
 from inversefed.attacks.simulations import KnownClient, Simulation
+from inversefed.attacks.simulations.features import KnownFeatures
 from inversefed.errors import ThreatModelError
 from inversefed.fl.arithmetic import float32_products
+from inversefed.fl.clients import FedAvg, FedSGD
 from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Labels, Params, Scalar
@@ -60,7 +62,6 @@ class Problem:
         joint: how open labels are decoded.
         labels: the labels, where they are known or were recovered.
         simulation: how the client is simulated.
-        known: what went into the head, where that was solved for; how far a guess is from it is added to the distance.
     """
 
     observation: Observation
@@ -70,7 +71,6 @@ class Problem:
     joint: JointLabels
     labels: Labels | None
     simulation: Simulation = KnownClient()
-    known: KnownFeatures | None = None
 
     @classmethod
     def of(
@@ -89,8 +89,9 @@ class Problem:
         went into the head is solved for, and labels with it.
         """
         joint = rule if isinstance(rule, JointLabels) else JointLabels()
-        known = KnownFeatures.of(observation, features) if features and simulation == KnownClient() else None
+        known = _separated(observation) if features and simulation == KnownClient() else None
         labels = _settled(observation, rule) if known is None else known.labels
+        simulation = simulation if known is None else KnownFeatures.of(observation, known, features)
         bound = getattr(parametrization, "bound", None)
         return cls(
             observation,
@@ -100,14 +101,12 @@ class Problem:
             joint,
             labels,
             simulation,
-            known,
         )
 
     def functional(self) -> "Problem":
         """The same problem for `torch.func`: its loss is one function of tensors, without hidden graphs."""
         network = replace(self.observation.network, functional=True)
-        known = None if self.known is None else self.known.functional()
-        return replace(self, observation=replace(self.observation, network=network), known=known)
+        return replace(self, observation=replace(self.observation, network=network))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -184,8 +183,17 @@ class Problem:
     ) -> tuple[Scalar, Scalar | float]:
         """How far the update of a guess is from the one observed, and what the simulation adds to it."""
         found = self.simulation(self.observation, variables, images, labels)
-        distance = self.objective(found.predicted, found.observed)
-        return distance if self.known is None else distance + self.known(images), found.penalty
+        return self.objective(found.predicted, found.observed), found.penalty
+
+
+def _separated(observation: Observation) -> Separated | None:
+    """What went into the head; nothing for one example, which needs no help, and where it cannot be solved for."""
+    if observation.num_examples == 1 or not isinstance(observation.client, FedSGD | FedAvg):
+        return None
+    try:
+        return separate(observation)
+    except ThreatModelError:
+        return None
 
 
 def _settled(observation: Observation, rule: LabelRule | JointLabels) -> Labels | None:

@@ -1,33 +1,32 @@
 """What went into the head, example by example, though the update only holds a mean.
 
-    gW = mean_i (p_i - T[y_i]) h_i^T,    gb = mean_i (p_i - T[y_i]),    p_i = softmax(W h_i + b)
-
-With fewer examples than classes the rows of gW span the features h_i. With `gW = U S V^T` cut to rank n and
-`h_i = k_i V^T`, the n^2 numbers k solve n c + c equations, whose only nonlinear part is the softmax; two examples of
-one class are told apart by how their probabilities differ. They are solved by Levenberg-Marquardt from the mean
-probabilities, and the residual says whether a solution is one: for wrong counts there is none, so that counts near
-those of the label rule are tried as well. Own derivation.
+With fewer examples than classes the rows of the head's gradient span the features, and n^2 numbers solve the n c + c
+equations of `head_equations`, whose only nonlinear part is the softmax; two examples of one class are told apart by how
+their probabilities differ. The residual says whether a solution is one: for wrong counts there is none, so that counts
+near those of the label rule are tried as well, and of several local steps the order of the examples. Own derivation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import islice, permutations, product
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from inversefed.attacks.head_equations import HeadEquations, Solution
+from inversefed.attacks.head_order import in_order
 from inversefed.attacks.labels import MeanFeatureCounts
 from inversefed.attacks.labels.head import Head, deal, read_head
 from inversefed.errors import ThreatModelError
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.dropout import dropout_layers
-from inversefed.fl.network import Network
-from inversefed.fl.sharing import trainer
+from inversefed.fl.optimizers import LocalSGD
+from inversefed.fl.sharing import new_weights, trainer
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Labels, Scalar
+from inversefed.types import Labels
 
-__all__ = ["KnownFeatures", "Separated", "separate"]
+__all__ = ["Separated", "separate"]
 
 _LARGEST = 32
 """Examples; the equations' matrix has n^2 columns."""
@@ -38,13 +37,12 @@ _COUNTS = 100
 _ROUNDS = ((20, range(1), 12), (4, range(1, 4), 40), (2, range(4, 12), 120))
 """Rounds: how many sets of labels come through, which starts they get, and steps of each."""
 
-_NEAR, _POLISH, _ENOUGH = 1e3, 500, 30
-"""A residual of so many roundings is worth so many further steps; one of so many is a solution."""
+_NEAR, _ENOUGH = 1e3, 30
+"""A residual of so many roundings is worth further steps; one of so many is a solution."""
 
-_RIDGE, _SPREAD = 0.1, 0.1
-"""Share of the largest singular value below which a start does not follow the equations; how far starts differ."""
-
-_Linearized = Callable[[Tensor], tuple[Tensor, Tensor]]
+_ORDERED, _SURE = 6, 2
+"""How many sets of labels are put in order where there are several local steps, and the residual that one must have:
+orders are many, and by so much the wrong ones fall short."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,16 +64,16 @@ def separate(observation: Observation) -> Separated:
     """Solve for what went into the head.
 
     Args:
-        observation: of one gradient of several examples, or of one local step.
+        observation: of one gradient of several examples, or of local steps of plain SGD that see each example once.
 
     Raises:
-        ThreatModelError: no linear head with bias under softmax cross entropy, several local steps, as many examples
+        ThreatModelError: no linear head with bias under softmax cross entropy, other local steps, as many examples
             as classes, or no solution (noise, clipping of single examples).
 
     >>> from inversefed.fl.clients import FedSGD
     >>> from inversefed.fl.network import freeze
     >>> network = freeze(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)), (3, 2, 2))
-    >>> images = torch.rand((3, 3, 2, 2), generator=Generator().manual_seed(0))
+    >>> images = torch.rand((3, 3, 2, 2), generator=torch.Generator().manual_seed(0))
     >>> update = FedSGD()(network, images, torch.tensor([2, 0, 2]))
     >>> found = separate(Observation(network, FedSGD(), update, 3))
     >>> error = torch.cdist(images.flatten(1).double(), found.features).min(dim=1).values.max()
@@ -84,18 +82,22 @@ def separate(observation: Observation) -> Separated:
     """
     head = read_head(observation)
     _check(observation, head)
-    equations, eps = _Equations.of(head), torch.finfo(observation.network.dtype).eps
+    equations, eps = _equations(observation, head), _rounding(observation)
     if equations.beyond > _NEAR * eps:
         raise ThreatModelError(
             f"the head's gradient is not that of {head.total} examples: its next singular value is "
             f"{equations.beyond:.1g} of the first; noise, pruning or quantization do that"
         )
     tried = [observation.labels] if observation.labels is not None else list(islice(_plausible(head), _COUNTS))
-    best: list[Separated] = []
+    best: list[Solution] = []
     for keep, starts, steps in _ROUNDS:
-        best = _tried(equations, tried, starts, steps, eps)
-        if best[0].residual < _ENOUGH * eps:
-            return best[0]
+        if observation.labels is None and len(equations.steps) > 1:
+            blurred = _tried(HeadEquations.of(head, (slice(0, head.total),), 0.0), tried, starts, steps, 0.0)
+            best, enough = _ordered(equations, blurred[:_ORDERED], _SURE * eps), _SURE * eps
+        else:
+            best, enough = _tried(equations, tried, starts, steps, eps), _ENOUGH * eps
+        if best[0].residual < enough:
+            return Separated(best[0].coefficients @ equations.basis, best[0].labels, best[0].residual)
         tried = [found.labels for found in best[:keep]]
     raise ThreatModelError(
         f"no features of {head.total} examples explain the head's gradient (residual {best[0].residual:.1g}); noise, "
@@ -105,8 +107,11 @@ def separate(observation: Observation) -> Separated:
 
 def _check(observation: Observation, head: Head) -> None:
     total, classes, client = head.total, len(head.weight), trainer(observation.client)
-    if isinstance(client, FedAvg) and len(client.slices(total)) > 1:
-        raise ThreatModelError("the head's inputs are separated in one gradient, and this update is several steps")
+    if isinstance(client, FedAvg) and len(client.slices(total)) > 1 and not _plain(client, total):
+        raise ThreatModelError(
+            "the head's inputs are separated in one gradient, or in local steps of plain SGD that see each example "
+            f"once, in order; this client is {client!r}"
+        )
     if dropout_layers(observation.network.module):
         raise ThreatModelError("dropout is on, and what went into the head holds for masks that are not known")
     if total >= classes or total > _LARGEST:
@@ -115,6 +120,38 @@ def _check(observation: Observation, head: Head) -> None:
             f"update has {total}"
         )
     head.needed_bias("separating the head's inputs")
+
+
+def _plain(client: FedAvg, total: int) -> bool:
+    """Whether the steps of a client are those that the equations describe."""
+    once = [part.start for part in client.slices(total)] == [part.start for part in client.one_pass(total)]
+    return once and client.optimizer == LocalSGD() and not (client.proximal or client.shuffle or client.order)
+
+
+def _equations(observation: Observation, head: Head) -> HeadEquations:
+    """With the head's weights as they were before the first step."""
+    client, params = trainer(observation.client), observation.network.params
+    weight, bias = (params.get(f"{observation.network.head}.{part}") for part in ("weight", "bias"))
+    before = replace(
+        head,
+        weight=head.weight if weight is None else weight.detach().double(),
+        bias=head.bias if bias is None else bias.detach().double(),
+    )
+    if not isinstance(client, FedAvg):
+        return HeadEquations.of(before, (slice(0, head.total),), 0.0)
+    return HeadEquations.of(before, tuple(client.slices(head.total)), client.lr)
+
+
+def _rounding(observation: Observation) -> float:
+    """Of the head's gradient, relative: that of new weights is as large as the weights are."""
+    network, eps = observation.network, torch.finfo(observation.network.dtype).eps
+    if new_weights(observation.client, network, observation.update) is None:
+        return eps
+    name = f"{network.head}.weight"
+    scale = float(network.params[name].detach().norm() / observation.gradient[name].norm())
+    client = trainer(observation.client)
+    moved = client.lr * len(client.slices(observation.num_examples)) if isinstance(client, FedAvg) else 1.0
+    return eps * max(1.0, scale / moved)
 
 
 def _plausible(head: Head) -> Iterator[Labels]:
@@ -140,167 +177,27 @@ def _distance(counts: Tensor, expected: Tensor) -> float:
     return float((counts - expected).square().sum())
 
 
-def _tried(equations: "_Equations", labels: Sequence[Labels], starts: range, steps: int, eps: float) -> list[Separated]:
+def _tried(equations: HeadEquations, labels: Sequence[Labels], starts: range, steps: int, eps: float) -> list[Solution]:
     """What each set of labels leads to, the smallest residual first; the search ends with one that is small enough."""
-    found: list[Separated] = []
+    found: list[Solution] = []
     for start, each in product(starts, labels):
         one = equations.solved(each, start, steps)
-        found.append(one if one.residual > _NEAR * eps else equations.polished(one))
+        found.append(one if one.residual > _NEAR * eps else equations.improved(one))
         if found[-1].residual < _ENOUGH * eps:
             break
     found.sort(key=lambda one: one.residual)
-    seen: list[Separated] = []
+    seen: list[Solution] = []
     for one in found:
         if not any(torch.equal(one.labels, other.labels) for other in seen):
             seen.append(one)
     return seen
 
 
-@dataclass(frozen=True, eq=False)
-class KnownFeatures:
-    """What went into the head, example by example, as a target beside the update.
-
-        weight |f(x) - h| / |h|,    sums of absolute values
-
-    Args:
-        trunk: the network up to its head.
-        features: `[n, d]`.
-        labels: `[n]`, in the same order.
-        weight: of the relative absolute error.
-    """
-
-    trunk: Network
-    features: Tensor = field(repr=False)
-    labels: Labels
-    weight: float
-
-    @classmethod
-    def of(cls, observation: Observation, weight: float) -> "KnownFeatures | None":
-        """Solve for them; nothing for one example, which needs no help, and where that does not work."""
-        if observation.num_examples == 1:
-            return None
-        try:
-            found = separate(observation)
-        except ThreatModelError:
-            return None
-        network = observation.network
-        features = found.features.to(network.device, network.dtype)
-        return cls(network.without_head(), features, found.labels, weight)
-
-    def functional(self) -> "KnownFeatures":
-        """The same for `torch.func`."""
-        return replace(self, trunk=replace(self.trunk, functional=True))
-
-    def __call__(self, images: Images) -> Scalar:
-        """Weighted relative absolute error."""
-        seen = self.trunk.apply(self.trunk.params, images)
-        return self.weight * (seen - self.features).abs().sum() / self.features.abs().sum()
-
-
-@dataclass(frozen=True, eq=False)
-class _Equations:
-    """The head's gradient in the basis of its own rows, on the CPU.
-
-    Args:
-        rows: `[c, n]`, the gradient.
-        basis: `[n, d]`, what its columns stand for.
-        logits: `[n, c]`, the weights in that basis.
-        bias: `[c]`.
-        bias_gradient: `[c]`.
-        pull: `[c, c]`, row y what the loss pulls a label y to.
-        beyond: the singular value behind the last of `n`, relative to the first; none is where no examples are left.
-    """
-
-    rows: Tensor
-    basis: Tensor
-    logits: Tensor
-    bias: Tensor
-    bias_gradient: Tensor
-    pull: Tensor
-    beyond: float
-
-    @classmethod
-    def of(cls, head: Head) -> "_Equations":
-        gradient, weight, pull = head.weight_gradient.cpu(), head.weight.cpu(), head.pull.cpu()
-        left, sizes, right = torch.linalg.svd(gradient, full_matrices=False)
-        basis = right[: head.total]
-        bias_gradient = head.needed_bias("separating the head's inputs").cpu()
-        return cls(
-            (left * sizes)[:, : head.total], basis, basis @ weight.T, head.bias.cpu(), bias_gradient, pull,
-            float(sizes[head.total] / sizes[0]),
-        )  # fmt: skip
-
-    def solved(self, labels: Labels, number: int, steps: int) -> Separated:
-        """From one start."""
-        return self._from(self._start(self.pull[labels.cpu()], number), labels, steps)
-
-    def polished(self, found: Separated) -> Separated:
-        """Down to the rounding of the gradient, which tells examples apart that are alike."""
-        return self._from(found.features @ self.basis.T, found.labels, _POLISH)
-
-    def _from(self, start: Tensor, labels: Labels, steps: int) -> Separated:
-        target = self.pull[labels.cpu()]
-        found, error = levenberg_marquardt(lambda k: self._linearized(k, target), start.flatten(), steps)
-        return Separated(found.view_as(start) @ self.basis, labels, error)
-
-    def _linearized(self, flat: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Residual `[(n + 1) c]` and its Jacobian."""
-        total, classes = target.shape
-        k = flat.view(total, total)
-        p = (k @ self.logits + self.bias).softmax(dim=1)
-        errors = (p - target) / total
-        change = p[:, None] * (self.logits[None] - (p @ self.logits.T)[..., None]) / total  # [example, number, class]
-        eye = torch.eye(total, dtype=k.dtype)
-        slopes = torch.einsum("abc,ae->ceab", change, k) + torch.einsum("ac,be->ceab", errors, eye)
-        scales = self.rows.norm(), self.bias_gradient.norm()
-        residual = (errors.T @ k - self.rows) / scales[0], (errors.sum(dim=0) - self.bias_gradient) / scales[1]
-        jacobian = slopes.reshape(-1, total**2) / scales[0], change.permute(2, 0, 1).reshape(classes, -1) / scales[1]
-        return torch.cat([residual[0].flatten(), residual[1]]), torch.cat(jacobian)
-
-    def _start(self, target: Tensor, number: int) -> Tensor:
-        """Features that follow the equations if all examples had the mean probabilities, disturbed.
-
-        A trained network knows its labels, so every second start has the probabilities lean to them.
-        """
-        total, generator = len(target), Generator().manual_seed(number)
-        mean, wide = (self.bias_gradient + target.mean(dim=0)).clamp(min=1e-6), 1.3**number
-        noise = torch.randn(target.shape, generator=generator, dtype=target.dtype)
-        sure = 5 * torch.rand((), generator=generator, dtype=target.dtype) * (number % 2)
-        errors = ((mean.log() + 0.02 * wide * noise + sure * target).softmax(dim=1) - target) / total
-        left, sizes, right = torch.linalg.svd(errors.T, full_matrices=False)
-        follow = sizes / (sizes.square() + (_RIDGE * sizes[0]).square())
-        start = right.T @ (follow[:, None] * (left.T @ self.rows))
-        noise = torch.randn(start.shape, generator=generator, dtype=start.dtype)
-        disturbed: Tensor = start + _SPREAD * wide * noise * start.square().mean(dim=0).sqrt()
-        return disturbed
-
-
-def levenberg_marquardt(linearized: _Linearized, start: Tensor, steps: int) -> tuple[Tensor, float]:
-    """Minimize the square of a residual over some numbers (Marquardt 1963); returns its norm as well.
-
-    The step is taken by the singular values of the Jacobian with columns of unit length: two examples that are alike
-    make it nearly singular, and its square would lose them to rounding.
-
-    Args:
-        linearized: gives residual `[m]` and Jacobian `[m, n]`.
-        start: `[n]`.
-        steps: most steps.
-    """
-    x, damping = start, 1e-3
-    r, jacobian = linearized(x)
-    for _ in range(steps):
-        size = jacobian.norm(dim=0).clamp(min=1e-300)
-        left, sizes, right = torch.linalg.svd(jacobian / size, full_matrices=False)
-        slope, before = left.T @ r, float(r @ r)
-        for _ in range(10):
-            step = (right.T @ (sizes / (sizes.square() + damping) * slope)) / size
-            after, ahead = linearized(x - step)
-            if float(after @ after) < before:
-                break
-            damping *= 4
-        else:
+def _ordered(equations: HeadEquations, found: Sequence[Solution], enough: float) -> list[Solution]:
+    """Each in its best order, the smallest residual first; the search ends with one that is small enough."""
+    ordered: list[Solution] = []
+    for each in found:
+        ordered.append(in_order(equations, each, enough))
+        if ordered[-1].residual < enough:
             break
-        x, r, jacobian, damping = x - step, after, ahead, max(damping / 8, 1e-30)
-        if float(r @ r) > before * (1 - 1e-12) or float(r @ r) < 1e-30:
-            break
-    return x, float(r.norm())
+    return sorted(ordered, key=lambda each: each.residual)

@@ -10,7 +10,7 @@ Federated averaging: McMahan et al. (2017), arXiv:1602.05629. The proximal term:
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Protocol, runtime_checkable
@@ -109,18 +109,31 @@ class FedAvg:
 
     def __call__(self, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
         """Train on slices of the batch and return what is sent."""
-        params: Params = network.params
-        state: State = {}
-        parts = self.parts(images.shape[0], network.mask_seed)
-        again = _differentiable(images, labels) and not network.functional
-        for step, part in enumerate(parts):
-            take = self._recomputed_step if again and step < len(parts) - self.keep_graphs else self._step
-            params, state = take(network, params, state, step, images[part], labels[part])
-        if not _differentiable(images, labels):
-            params = {name: weight.detach() for name, weight in params.items()}
+        for params in self._walk(network, images, labels):
+            last = params
+        return self.sent(network, last)
+
+    def path(self, network: Network, images: Images, labels: Labels | SoftLabels) -> tuple[Params, ...]:
+        """The weights that each local step sees, and behind them those after the last step."""
+        return network.params, *self._walk(network, images, labels)
+
+    def sent(self, network: Network, params: Params) -> Params:
+        """What leaves the client whose weights have become these."""
         if self.sends == "weights":
             return params
         return {name: new - network.params[name].detach() for name, new in params.items()}
+
+    def _walk(self, network: Network, images: Images, labels: Labels | SoftLabels) -> Iterator[Params]:
+        """The weights after each step; they carry a graph only where images or labels require grad."""
+        params: Params = network.params
+        state: State = {}
+        parts = self.parts(images.shape[0], network.mask_seed)
+        differentiable = _differentiable(images, labels)
+        again = differentiable and not network.functional
+        for step, part in enumerate(parts):
+            take = self._recomputed_step if again and step < len(parts) - self.keep_graphs else self._step
+            params, state = take(network, params, state, step, images[part], labels[part])
+            yield params if differentiable else {name: weight.detach() for name, weight in params.items()}
 
     def _step(
         self, network: Network, params: Params, state: State, step: int, images: Images, labels: Labels | SoftLabels

@@ -17,14 +17,14 @@ __all__ = ["describe_setting", "setting_findings"]
 
 
 def describe_setting(
-    network: Network, client: Client, defenses: Sequence[Defense], threat: ThreatModel, truth: Batch, seed: int
+    network: Network, client: Client, defenses: Sequence[Defense], threat: ThreatModel, num_examples: int, seed: int
 ) -> Mapping[str, Any]:
     """Say what was audited, in values that JSON can hold."""
     return {
         "network": type(network.module).__name__,
         "parameters": sum(weight.numel() for weight in network.params.values()),
         "tensors": len(network.params),
-        "num_examples": truth.images.shape[0],
+        "num_examples": num_examples,
         "image_shape": list(network.image_shape),
         "num_classes": network.num_classes,
         "mean": network.mean.flatten().tolist(),

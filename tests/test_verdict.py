@@ -17,7 +17,7 @@ from inversefed.types import Batch, Reconstruction, Status
 from inversefed.zoo import networks, pictures
 
 SHORT = recipes.geiping(max_iterations=3)
-SPECTRAL = recipes.spectral(30)
+SPECTRAL = recipes.spectral(16)
 SHAPE = (3, 8, 8)
 
 
@@ -33,8 +33,8 @@ def others() -> Batch:
 
 def convolutions(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    layers = nn.Conv2d(3, 24, 3, 1, 1), nn.ReLU(), nn.Conv2d(24, 24, 3, 2, 1), nn.ReLU()
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(384, 4)).eval()
+    layers = nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 4)).eval()
 
 
 def test_false_alarms_on_null_updates_are_at_most_five_percent_over_100_seeds() -> None:
@@ -58,7 +58,7 @@ def test_false_alarms_on_null_updates_are_at_most_five_percent_over_100_seeds() 
     assert 0.43 < float(p_values.mean()) < 0.62  # uniform on 1/20 .. 1: 0.525, with a deviation of 0.029
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_picture_that_comes_back_is_called(seed: int, others: Batch) -> None:
     report = inversefed.audit(
         convolutions(seed), photos()[seed : seed + 1], torch.tensor([1]), mean=0.5, std=0.25,
@@ -74,10 +74,10 @@ def test_a_picture_that_comes_back_is_called(seed: int, others: Batch) -> None:
     assert "20 audits" in report.to_markdown() and "<html" in report.to_html()
 
 
-@pytest.mark.parametrize("network", ["LeNetZhu", "ConvNet"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("network", "seed"), [("LeNetZhu", 0), ("LeNetZhu", 1), ("ConvNet", 0)])
 def test_a_photograph_through_an_untrained_network_is_called(network: str, seed: int) -> None:
-    attack = recipes.curvature(25) if network == "LeNetZhu" else recipes.geiping(max_iterations=24)
+    """In few iterations; `python -m benchmarks.verdict` has more networks, seeds and iterations."""
+    attack = recipes.curvature(8) if network == "LeNetZhu" else recipes.spectral(6)
     report = inversefed.audit(
         networks.build(network, 10, seed=seed).eval(), photos(32)[seed : seed + 1], torch.tensor([1]),
         mean=0.5, std=0.25, attack=attack, seed=seed, threat=ThreatModel(labels="known"),
@@ -206,7 +206,6 @@ def test_a_report_of_a_batch_pairs_the_controls_with_the_truth(others: Batch) ->
         ({"nulls": -1}, ConfigError, "number of null runs"),
         ({"nulls": True}, ConfigError, "number of null runs"),
         ({"truth": Batch(torch.rand(2, *SHAPE), torch.tensor([0, 1]))}, InputError, "all pictures behind the update"),
-        ({"truth": Batch(torch.rand(1, *SHAPE), torch.tensor([9]))}, InputError, r"0\.\.3"),
         ({"others": Batch(torch.rand(1, 3, 4, 4), torch.tensor([0]))}, InputError, "others"),
     ],
 )

@@ -23,7 +23,7 @@ from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Context, Defense
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
-from inversefed.fl.settings import describe_setting, setting_findings
+from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
 from inversefed.fl.threat import Observation, ThreatModel, check_labels, observe
 from inversefed.trials.case import Case
 from inversefed.trials.runs import SHARE
@@ -123,7 +123,7 @@ def audit(
         others=others,
         on_control=on_control,
         findings=setting_findings(network, defenses, truth, client, threat),
-        scenario=describe_setting(network, client, defenses, threat, len(truth.images), seed),
+        scenario=describe_setting(network, client, defenses, threat, truth, seed),
         config=config,
     )
 
@@ -165,7 +165,7 @@ def audit_observation(
             to tell how often the true picture is the nearest of several. None of them may be a truth.
         on_control: told of the control runs (done, of how many); a true answer ends them.
         findings: what is known of the setting, for the report.
-        scenario: what was audited, for the report; `None` for what the observation tells.
+        scenario: what was audited, for the report, beside what the observation tells.
         config: how to run this again, for the report.
 
     Raises:
@@ -201,9 +201,7 @@ def audit_observation(
     order, found = case.order, case.found
     features = observation.network.features
     pictures = case.pictures(runs)
-    described = scenario or describe_setting(
-        observation.network, observation.client, (), threat, observation.num_examples, seed
-    )
+    described = describe_observation(observation, threat, seed) | dict(scenario or {})
     return Report(
         scenario=described,
         attack=repr(attack),
@@ -326,7 +324,7 @@ def check_truth(observation: Observation, truth: Batch | None) -> None:
     """Refuse truths that are not those of the observation.
 
     Raises:
-        InputError: another number of pictures, another shape, or labels that are not the network's.
+        InputError: another number of pictures, or another shape.
     """
     if truth is None:
         return
@@ -336,7 +334,6 @@ def check_truth(observation: Observation, truth: Batch | None) -> None:
             f"the truth must be all pictures behind the update, {observation.batch_shape}; "
             f"got {tuple(truth.images.shape)}"
         )
-    check_labels(truth.labels, len(truth.images), observation.network.num_classes)
 
 
 def check_threat(threat: object, seed: object) -> None:

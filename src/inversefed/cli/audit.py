@@ -10,6 +10,7 @@ from inversefed.cli import registry
 from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
 from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
+from inversefed.cli.standins import stand_ins
 from inversefed.errors import ConfigError
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.save import check_folder, check_writable
@@ -91,6 +92,9 @@ def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
             on_step=lambda step: _tell(tell, step),
             checkpoint=options.checkpoint,
             resume=options.resume,
+            nulls=options.nulls,
+            others=stand_ins(options, tuple(setting.images.shape[1:])),
+            on_control=lambda done, total: tell(done, total, "runs for the controls"),
             config=to_config(resolved),
         )
 

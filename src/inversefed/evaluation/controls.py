@@ -9,6 +9,7 @@ nothing or on somebody else's, are those of `inversefed.trials`.
 """
 
 import torch
+from torch import Tensor
 
 from inversefed.errors import InputError
 from inversefed.types import Batch, Images
@@ -37,12 +38,12 @@ def gray(truth: Batch) -> Images:
     return torch.full_like(truth.images, 0.5)
 
 
-def mean(truth: Batch, others: Images) -> Images:
+def mean(truth: Batch, others: Tensor) -> Images:
     """The mean picture of others of the same kind, which anybody may have.
 
     Args:
         truth: how many are asked for.
-        others: pictures of the same shape, none of them a truth.
+        others: `[m, c, h, w]`, pictures of the same shape, none of them a truth.
 
     Raises:
         InputError: there is none, or their shape is another.
@@ -56,7 +57,7 @@ def mean(truth: Batch, others: Images) -> Images:
     return others.to(truth.images).mean(dim=0, keepdim=True).expand_as(truth.images).clone()
 
 
-def guesses(truth: Batch, others: Images | None = None) -> dict[str, Images]:
+def guesses(truth: Batch, others: Tensor | None = None) -> dict[str, Images]:
     """Every control's pictures, by its name.
 
     Args:

@@ -10,16 +10,26 @@ from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.defenses import Defense
 from inversefed.fl.network import Network
 from inversefed.fl.sharing import sent_names, trainer
-from inversefed.fl.threat import ThreatModel
+from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.types import Batch, Finding
 
-__all__ = ["describe_setting", "setting_findings"]
+__all__ = ["describe_observation", "describe_setting", "setting_findings"]
 
 
 def describe_setting(
-    network: Network, client: Client, defenses: Sequence[Defense], threat: ThreatModel, num_examples: int, seed: int
+    network: Network, client: Client, defenses: Sequence[Defense], threat: ThreatModel, truth: Batch, seed: int
 ) -> Mapping[str, Any]:
     """Say what was audited, in values that JSON can hold."""
+    facts = _facts(network, client, threat, truth.images.shape[0], seed)
+    return facts | {"defenses": [repr(defense) for defense in defenses]}
+
+
+def describe_observation(observation: Observation, threat: ThreatModel, seed: int) -> dict[str, Any]:
+    """Say what came from outside and was audited; what was done to it before is not known."""
+    return _facts(observation.network, observation.client, threat, observation.num_examples, seed)
+
+
+def _facts(network: Network, client: Client, threat: ThreatModel, num_examples: int, seed: int) -> dict[str, Any]:
     return {
         "network": type(network.module).__name__,
         "parameters": sum(weight.numel() for weight in network.params.values()),
@@ -31,7 +41,7 @@ def describe_setting(
         "std": network.std.flatten().tolist(),
         "loss": repr(network.loss),
         "client": repr(client),
-        "defenses": [repr(defense) for defense in defenses],
+        "defenses": [],
         "threat_model": asdict(threat),
         "seed": seed,
         "dtype": str(network.dtype).removeprefix("torch."),

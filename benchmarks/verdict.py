@@ -1,7 +1,8 @@
 """How often the verdict is wrong: `python -m benchmarks.verdict --json runs/bench/verdict.json`.
 
 False alarms: audits of null updates, which say nothing, over many seeds, with what the null runs alone would have
-called (one in twenty, by design) and what the verdict called. Known leaks: bundled photographs through untrained networks.
+called (one in twenty, by design) and what the verdict called. Known leaks: bundled photographs through untrained
+networks.
 """
 
 import argparse

@@ -4,8 +4,8 @@
 
 Targets are the unit: two seeds on one picture say less than one seed on two pictures. What is judged is the margin of
 each repeat over its null runs, which is 0 on average for updates that say nothing; the margin of the full attack over
-the best control; the share of targets that are called, against the share that chance calls; exact recoveries; how often the
-true picture is the nearest of many; and labels.
+the best control; the share of targets that are called, against the share that chance calls; exact recoveries; how often
+the true picture is the nearest of many; and labels.
 """
 
 import hashlib

@@ -67,7 +67,7 @@ def audits(case: Case, seeds: int, null: bool) -> Iterator[dict[str, Any]]:
     photos = torch.stack([pictures.photo(name, (3, case.side, case.side)) for name in pictures.photo_names()])
     for seed in range(seeds):
         places = [(seed + step) % len(photos) for step in range(case.pictures)]
-        threat = ThreatModel(labels=case.labels)  # type: ignore[arg-type]
+        threat = ThreatModel(labels=case.labels)
         observation, truth = observed(
             case.network(seed), photos[places], torch.arange(case.pictures), mean=0.5, std=0.25, threat=threat
         )

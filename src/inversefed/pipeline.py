@@ -75,7 +75,7 @@ def audit(
         checkpoint: a file that the state of the search is written to, if the attack comes to one: before its first
             step, every 20 seconds and at its end. It holds pictures on their way to the private ones.
         resume: such a file, of the same audit; the search goes on from there and ends with the same bits.
-        nulls: how many null runs the verdict rests on; `None` for 19, or 1 beside an exact result; 0 for none.
+        nulls: how many null runs the verdict rests on; `None` for 19, or at most 1 beside an exact result; 0 for none.
         others: public pictures of the same kind, with labels, none of them private: for more controls.
         on_control: told of the control runs (done, of how many); a true answer ends them.
         config: how to run this audit again, kept in the report as it is.
@@ -160,7 +160,7 @@ def audit_observation(
         on_step: told of every iteration of the attack; a true answer stops it, and leaves out the null runs.
         checkpoint: as for `audit`.
         resume: as for `audit`.
-        nulls: how many null runs; `None` for 19, or 1 beside an exact result; 0 for none.
+        nulls: how many null runs; `None` for 19, or at most 1 beside an exact result; 0 for none.
         others: public pictures of the same kind, with labels: for the mean picture, for another example's update, and
             to tell how often the true picture is the nearest of several. None of them may be a truth.
         on_control: told of the control runs (done, of how many); a true answer ends them.

@@ -74,6 +74,7 @@ def _attack(options: Audit) -> Any:
 
 
 def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
+    channels, height, width = setting.images.shape[1:]
     with progress("attack", options.quiet) as tell:
         return audit(
             setting.module,
@@ -93,7 +94,7 @@ def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
             checkpoint=options.checkpoint,
             resume=options.resume,
             nulls=options.nulls,
-            others=stand_ins(options, tuple(setting.images.shape[1:])),
+            others=stand_ins(options, (channels, height, width)),
             on_control=lambda done, total: tell(done, total, "runs for the controls"),
             config=to_config(resolved),
         )

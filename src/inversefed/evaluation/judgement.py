@@ -150,10 +150,10 @@ def _labels(over: Callable[..., Interval], reports: Sequence[Report]) -> dict[st
     if known or any("label_accuracy" not in report.scores for report in reports):
         return None
     labels = torch.cat([report.truth.labels.cpu() for report in reports if report.truth is not None])
-    classes = [report.scenario.get("num_classes") for report in reports]
+    classes = [int(report.scenario["num_classes"]) for report in reports if "num_classes" in report.scenario]
     return over(lambda report: float(report.scores["label_accuracy"].double().mean()), share=True).plain() | {
         "majority": float(labels.bincount().max() / len(labels)),
-        "by_chance": fmean(1 / count for count in classes) if all(classes) else None,
+        "by_chance": fmean(1 / count for count in classes) if classes else None,
     }
 
 

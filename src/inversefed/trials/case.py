@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from inversefed.attacks import Attack
+from inversefed.attacks.choice import Choose
 from inversefed.attacks.exact.verify import EXACT
+from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.evaluation import align, controls
 from inversefed.evaluation.identification import nearest
@@ -100,7 +102,7 @@ class Case:
             left: seconds that are left; `None` for no limit.
             watch: told of each run.
         """
-        count = (1 if self.reproduces else NULLS) if nulls is None else nulls
+        count = self._usual(attack) if nulls is None else nulls
         if not count:
             return Trials()
         runs = 1 if self.truth is not None else 2
@@ -114,12 +116,25 @@ class Case:
         other = another(self.observation, self.others) if scored else None
         return run(planned, self.observation, other, repeat, watch, prior=scored)
 
+    def _usual(self, attack: Attack) -> int:
+        """How many null runs a verdict needs: none beside a proof, where one of a search is made to be shown.
+
+        A closed form has no picture of a random update to show, and may take long to find that out.
+        """
+        if not self.reproduces:
+            return NULLS
+        return 1 if isinstance(attack, Choose | GradientInversion) else 0
+
     def pictures(self, done: Trials) -> dict[str, Images]:
         """The pictures of every control, paired with the truth; none without one."""
         if self.truth is None:
             return {}
         found = controls.guesses(self.truth, None if self.others is None else self.others.images)
-        runs = {"prior": [(each,) for each in done.prior], "other": [done.other], "null": list(done.nulls)}
+        runs: dict[str, list[tuple[Reconstruction, ...]]] = {
+            "prior": [(each,) for each in done.prior],
+            "other": [done.other],
+            "null": list(done.nulls),
+        }
         for name, tried in runs.items():
             shown = [self._paired(each[0]) for each in tried if each]
             if shown:
@@ -154,15 +169,10 @@ class Case:
 
     def evidence(self, done: Trials) -> Evidence:
         """The scores of all runs, and whether the result is exact."""
-        if self.truth is None:
-            score, recovered = _agreement, None
-        else:
-            fixed = {name: each for name, each in self.pictures(done).items() if name != "null"}
-            bars = {name: peak_signal_noise_ratio(images, self.truth.images) for name, images in fixed.items()}
-
-            def score(each: tuple[Reconstruction, ...]) -> Scores:
-                return margins(self._decibels(self._paired(each[0])), bars)
-
+        score: Callable[[tuple[Reconstruction, ...]], Scores] = _agreement
+        recovered = None
+        if self.truth is not None:
+            score = self._over_controls(done)
             recovered = score((self.reconstruction,))
         none = torch.full((self.observation.num_examples,), float("-inf"), dtype=torch.float64)
         return Evidence(
@@ -172,6 +182,11 @@ class Case:
             [score(each) if each else none for each in done.nulls],
             done.planned,
         )
+
+    def _over_controls(self, done: Trials) -> Callable[[tuple[Reconstruction, ...]], Scores]:
+        """Scores a run by its margins over the best control; the null runs are no control here."""
+        bars = {name: self._decibels(images) for name, images in self.pictures(done).items() if name != "null"}
+        return lambda runs: margins(self._decibels(self._paired(runs[0])), bars)
 
     def findings(self, done: Trials) -> tuple[Finding, ...]:
         """What the control runs say of the audit itself."""

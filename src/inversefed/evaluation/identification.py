@@ -31,7 +31,7 @@ def nearest(images: Images, target: Images, others: Tensor) -> Tensor:
 
     >>> true = torch.tensor([0.2, 0.8]).view(2, 1, 1, 1)
     >>> nearest(torch.tensor([0.3, 0.1]).view(2, 1, 1, 1), true, torch.full((1, 1, 1, 1), 0.5))
-    tensor([True, False])
+    tensor([ True, False])
     """
     if images.shape != target.shape or others.shape[1:] != target.shape[1:] or not len(others):
         shapes = ", ".join(str(tuple(each.shape)) for each in (images, target, others))

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     # the line of the program
     "audit": "pipeline",
+    "audit_observation": "pipeline",
     "freeze": "fl.network",
     "observe": "fl.threat",
     "Network": "fl.network",
@@ -29,6 +30,8 @@ _HOMES = {
     "identify": "attacks.identify",
     "Identifiability": "attacks.identify",
     "Report": "evaluation.report",
+    "Verdict": "evaluation.verdict",
+    "judge": "evaluation.judgement",
     "Batch": "types",
     "Budget": "types",
     "Candidate": "types",

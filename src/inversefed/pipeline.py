@@ -1,11 +1,11 @@
 """The whole line, and the only place where world, attack and judgement meet.
 
-freeze -> client -> defenses -> observe -> attack -> align -> metrics -> Report
+freeze -> client -> defenses -> observe -> attack -> controls -> align -> metrics -> verdict -> Report
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from inversefed.attacks import Attack, recipes
 from inversefed.errors import ConfigError, InputError, InversefedError, UnsupportedNetworkError
-from inversefed.evaluation import align, controls, environment
+from inversefed.evaluation import environment
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.score import score
 from inversefed.fl.arithmetic import float32_products
@@ -26,7 +26,9 @@ from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
 from inversefed.fl.threat import Observation, ThreatModel, check_labels, observe
-from inversefed.types import Batch, Budget, Finding, Images, Labels, Params, Reconstruction, SoftLabels, Step
+from inversefed.trials.case import Case
+from inversefed.trials.runs import SHARE
+from inversefed.types import Batch, Budget, Finding, Images, Labels, Params, SoftLabels, Status, Step
 
 __all__ = ["audit", "audit_observation", "observed"]
 
@@ -49,6 +51,9 @@ def audit(
     on_step: Callable[[Step], object] | None = None,
     checkpoint: str | Path | None = None,
     resume: str | Path | None = None,
+    nulls: int | None = None,
+    others: Batch | None = None,
+    on_control: Callable[[int, int], object] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Report:
     """Let a client make an update from private pictures, attack it as the server would, and compare.
@@ -65,12 +70,15 @@ def audit(
         attack: how the server attacks; `None` for `recipes.best()`.
         loss: the client's training loss, (logits, labels) -> scalar; `None` for the mean cross entropy.
         seed: fixes all randomness; the global random state is neither used nor changed.
-        time_budget: seconds for the attack; the best so far counts.
+        time_budget: seconds for attack and null runs together; the best so far counts.
         max_iterations: replaces the attack's own number.
         on_step: told of every iteration; a true answer stops.
         checkpoint: a file that the state of the search is written to, if the attack comes to one: before its first
             step, every 20 seconds and at its end. It holds pictures on their way to the private ones.
         resume: such a file, of the same audit; the search goes on from there and ends with the same bits.
+        nulls: how many null runs the verdict rests on; `None` for 19, or at most 1 beside an exact result; 0 for none.
+        others: public pictures of the same kind, with labels, none of them private: for more controls.
+        on_control: told of the control runs (done, of how many); a true answer ends them.
         config: how to run this audit again, kept in the report as it is.
 
     Raises:
@@ -87,10 +95,7 @@ def audit(
     """
     attack = recipes.best() if attack is None else attack
     check_pieces(attack=attack)
-    kept, taken_up = (None if path is None else Path(path) for path in (checkpoint, resume))
-    if taken_up is not None and not taken_up.is_file():
-        raise InputError(f"cannot read the checkpoint {taken_up}: there is no such file")
-    budget = Budget(time_budget, max_iterations, on_step, kept, taken_up)
+    check_taken_up(resume)
     observation, truth = observed(
         module,
         images,
@@ -103,25 +108,24 @@ def audit(
         loss=loss,
         seed=seed,
     )
-    network, attacker = observation.network, Generator().manual_seed(2 * seed + 1)
-    began = time.perf_counter()
-    reconstruction = attack(observation, attacker, budget)
-    seconds = time.perf_counter() - began
-
-    order = paired(reconstruction, truth, threat)
-    found = Batch(reconstruction.images[order], reconstruction.labels[order])
-    return Report(
-        scenario=describe_setting(network, client, defenses, threat, truth, seed),
-        attack=repr(attack),
-        reconstruction=reconstruction,
+    network = observation.network
+    return audit_observation(
+        observation,
         truth=truth,
-        permutation=order,
-        scores=score(found, truth, network.features),
-        baselines={name: score(guess, truth, network.features) for name, guess in controls.guesses(truth).items()},
-        findings=(*setting_findings(network, defenses, truth, client, threat), *reconstruction.findings),
-        seconds=seconds,
-        config=dict(config or {}),
-        environment=environment.describe(),
+        attack=attack,
+        threat=threat,
+        seed=seed,
+        time_budget=time_budget,
+        max_iterations=max_iterations,
+        on_step=on_step,
+        checkpoint=checkpoint,
+        resume=resume,
+        nulls=nulls,
+        others=others,
+        on_control=on_control,
+        findings=setting_findings(network, defenses, truth, client, threat),
+        scenario=describe_setting(network, client, defenses, threat, truth, seed),
+        config=config,
     )
 
 
@@ -137,61 +141,83 @@ def audit_observation(
     on_step: Callable[[Step], object] | None = None,
     checkpoint: str | Path | None = None,
     resume: str | Path | None = None,
+    nulls: int | None = None,
+    others: Batch | None = None,
+    on_control: Callable[[int, int], object] | None = None,
     findings: Sequence[Finding] = (),
     scenario: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Attack an update that came from outside, and compare with the truth where there is one.
+    """Attack what a server saw, run the controls, and judge.
 
     Args:
-        observation: what the server sees, such as `fl.updates.as_observation` makes of a file.
-        truth: the private examples, where their owner has them; only the judgement sees them.
+        observation: the update, with all that the attacker is given.
+        truth: the pictures that made it, where its owner has them; they are compared, and never attacked with.
         attack: how the server attacks; `None` for `recipes.best()`.
-        threat: what the server knows beside the update, for the report.
-        seed: fixes the attack's randomness.
-        time_budget: seconds for the attack; the best so far counts.
-        max_iterations: replaces the attack's own number.
-        on_step: told of every iteration; a true answer stops.
-        checkpoint: a file that the state of the search is written to.
-        resume: such a file, of the same audit.
-        findings: what is known of the update already.
-        scenario: what the report says was audited, beside what the observation tells.
-        config: how to run this audit again, kept in the report as it is.
+        threat: what `observation` grants, for the report; and whether pictures are paired within labels.
+        seed: fixes all randomness.
+        time_budget: seconds for attack and null runs together.
+        max_iterations: replaces the attack's own number; no repeat is longer.
+        on_step: told of every iteration of the attack; a true answer stops it, and leaves out the null runs.
+        checkpoint: as for `audit`.
+        resume: as for `audit`.
+        nulls: how many null runs; `None` for 19, or at most 1 beside an exact result; 0 for none.
+        others: public pictures of the same kind, with labels: for the mean picture, for another example's update, and
+            to tell how often the true picture is the nearest of several. None of them may be a truth.
+        on_control: told of the control runs (done, of how many); a true answer ends them.
+        findings: what is known of the setting, for the report.
+        scenario: what was audited, for the report, beside what the observation tells.
+        config: how to run this again, for the report.
 
     Raises:
-        InputError: a checkpoint of another search, or a truth that does not fit the observation.
+        InputError: truths that do not fit the observation, or a checkpoint of another search.
         ThreatModelError: the attack needs what the threat model hides.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> observation, truth = observed(net, torch.rand(1, 3, 4, 4), torch.tensor([1]))
+    >>> audit_observation(observation, truth=truth, attack=recipes.linear()).verdict.leaked
+    True
     """
     attack = recipes.best() if attack is None else attack
     check_pieces(attack=attack)
     check_threat(threat, seed)
-    network = observation.network
-    if truth is not None and truth.images.shape != observation.batch_shape:
-        raise InputError(
-            f"the truth has shape {tuple(truth.images.shape)}, and the update is one of {observation.batch_shape}; "
-            "give as many pictures as --num-examples says"
-        )
+    check_taken_up(resume)
+    check_nulls(nulls)
+    check_truth(observation, truth)
+    check_others(observation, others)
     kept, taken_up = (None if path is None else Path(path) for path in (checkpoint, resume))
-    budget = Budget(time_budget, max_iterations, on_step, kept, taken_up)
+    stopper = Stopper(on_step)
+    watching = None if on_step is None else stopper
+    share = time_budget if time_budget is None or nulls == 0 else SHARE * time_budget
+    budget = Budget(share, max_iterations, watching, kept, taken_up)
     began = time.perf_counter()
     reconstruction = attack(observation, Generator().manual_seed(2 * seed + 1), budget)
     seconds = time.perf_counter() - began
-    report = Report(
-        scenario=describe_observation(observation, threat, seed) | dict(scenario or {}),
+
+    case = Case(observation, truth, threat, reconstruction, others)
+    ended = stopper.stopped or reconstruction.status in (Status.INTERRUPTED, Status.NON_FINITE)
+    left = None if time_budget is None else time_budget - seconds
+    runs = case.trials(attack, budget, 0 if ended else nulls, seed, seconds, left, on_control)
+    order, found = case.order, case.found
+    features = observation.network.features
+    pictures = case.pictures(runs)
+    described = describe_observation(observation, threat, seed) | dict(scenario or {})
+    return Report(
+        scenario=described,
         attack=repr(attack),
         reconstruction=reconstruction,
-        findings=(*findings, *reconstruction.findings),
+        truth=truth,
+        permutation=order,
+        scores={} if truth is None else score(found, truth, features),
+        baselines={} if truth is None else {name: score(guess, truth, features) for name, guess in pictures.items()},
+        findings=(*findings, *reconstruction.findings, *case.findings(runs)),
         seconds=seconds,
         config=dict(config or {}),
         environment=environment.describe(),
+        verdict=case.verdict(runs, repr(attack), seconds, described),
+        controls=pictures,
     )
-    if truth is None:
-        return report
-    order = paired(reconstruction, truth, threat)
-    found = Batch(reconstruction.images[order], reconstruction.labels[order])
-    scores = score(found, truth, network.features)
-    baselines = {name: score(guess, truth, network.features) for name, guess in controls.guesses(truth).items()}
-    return replace(report, truth=truth, permutation=order, scores=scores, baselines=baselines)
 
 
 def observed(
@@ -265,16 +291,66 @@ def defended(
     return update
 
 
-def paired(reconstruction: Reconstruction, truth: Batch, threat: ThreatModel) -> align.Permutation:
-    """Which reconstruction belongs to which truth: by pixels, and within a label where labels were granted."""
-    if threat.labels != "known":
-        return align.align(reconstruction.images, truth.images)
-    return align.align(
-        reconstruction.images,
-        truth.images,
-        reconstruction_labels=reconstruction.labels,
-        target_labels=truth.labels,
-    )
+def check_others(observation: Observation, others: Batch | None) -> None:
+    """Refuse other pictures that the network does not take, before the attack runs.
+
+    Raises:
+        InputError: none, or another shape.
+    """
+    if others is not None and check_images(others.images) != tuple(observation.network.image_shape):
+        expected, found = tuple(observation.network.image_shape), tuple(others.images.shape)
+        raise InputError(f"others must be pictures of the network's shape {expected}; got {found}")
+
+
+@dataclass(eq=False)
+class Stopper:
+    """Passes steps on, and remembers whether its watcher asked for the end."""
+
+    on_step: Callable[[Step], object] | None
+    stopped: bool = False
+
+    def __call__(self, step: Step) -> bool:
+        """Whether to stop."""
+        self.stopped = bool(self.on_step and self.on_step(step)) or self.stopped
+        return self.stopped
+
+
+def check_taken_up(resume: str | Path | None) -> None:
+    """Refuse a checkpoint that is not there, before any work.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if resume is not None and not Path(resume).is_file():
+        raise InputError(f"cannot read the checkpoint {resume}: there is no such file")
+
+
+def check_nulls(nulls: object) -> None:
+    """Refuse what is no number of null runs.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if nulls is not None and (type(nulls) is not int or nulls < 0):
+        raise ConfigError(
+            f"nulls is a number of null runs from 0 (19 bound false alarms by 5 %), or None; got {nulls!r}"
+        )
+
+
+def check_truth(observation: Observation, truth: Batch | None) -> None:
+    """Refuse truths that are not those of the observation.
+
+    Raises:
+        InputError: another number of pictures, or another shape.
+    """
+    if truth is None:
+        return
+    check_images(truth.images)
+    if tuple(truth.images.shape) != observation.batch_shape:
+        raise InputError(
+            f"the truth must be all pictures behind the update, {observation.batch_shape}; "
+            f"got {tuple(truth.images.shape)}"
+        )
 
 
 def check_threat(threat: object, seed: object) -> None:

@@ -11,6 +11,7 @@ from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
 from inversefed.cli.received import is_received, receive
 from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
+from inversefed.cli.standins import stand_ins
 from inversefed.errors import ConfigError
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.save import check_folder, check_writable
@@ -82,6 +83,7 @@ def _attack(options: Audit) -> Any:
 
 def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
     received = receive(options, setting) if is_received(options) else None
+    channels, height, width = setting.images.shape[1:]
     with progress("attack", options.quiet) as tell:
         if received is not None:
             return audit_observation(
@@ -96,6 +98,9 @@ def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
                 on_step=lambda step: _tell(tell, step),
                 checkpoint=options.checkpoint,
                 resume=options.resume,
+                nulls=options.nulls,
+                others=stand_ins(options, (channels, height, width)),
+                on_control=lambda done, total: tell(done, total, "runs for the controls"),
                 config=to_config(resolved),
             )
         return audit(
@@ -115,6 +120,9 @@ def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
             on_step=lambda step: _tell(tell, step),
             checkpoint=options.checkpoint,
             resume=options.resume,
+            nulls=options.nulls,
+            others=stand_ins(options, (channels, height, width)),
+            on_control=lambda done, total: tell(done, total, "runs for the controls"),
             config=to_config(resolved),
         )
 

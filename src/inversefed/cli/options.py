@@ -111,6 +111,9 @@ class Audit(Setting):
     """Iterations a restart, instead of the attack's own."""
     time_budget: str | None = None
     """Time for the attack, such as 30s, 5m or 1h; the best so far counts."""
+    nulls: int | None = None
+    """How many null runs the verdict rests on: the attack on random updates; 19 bound false alarms by 5 %, 0 for none.
+    By default 19, or 1 beside an exact result."""
     restarts: int | None = None
     """How many starts are tried, instead of the attack's own number; those that match worse are given up early."""
     precision: str | None = None

@@ -16,6 +16,7 @@ from typing import Any
 from inversefed.evaluation.align import Permutation
 from inversefed.evaluation.plain import plain
 from inversefed.evaluation.tables import Table, tables
+from inversefed.evaluation.verdict import Verdict
 from inversefed.evaluation.words import headline
 from inversefed.types import Batch, Finding, Images, Labels, Reconstruction, Scores, Status
 
@@ -38,6 +39,8 @@ class Report:
         seconds: wall time of the attack.
         config: the resolved configuration that runs this again.
         environment: versions and machine, by name; `"inversefed"` is the version of the library.
+        verdict: what it comes to; `None` where nobody judged.
+        controls: the pictures behind the baselines, by the control's name, in the order of the truth.
 
     >>> import torch
     >>> from inversefed.evaluation.score import score
@@ -59,6 +62,8 @@ class Report:
     scenario: Mapping[str, Any] = field(default_factory=dict, repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    verdict: Verdict | None = None
+    controls: Mapping[str, Images] = field(default_factory=dict, repr=False)
 
     @property
     def status(self) -> Status:
@@ -111,6 +116,7 @@ class Report:
         whole = {
             "version": self.environment.get("inversefed"),
             "headline": self.headline,
+            "verdict": self.verdict and vars(self.verdict),
             "attack": self.attack,
             "status": self.status,
             "seconds": self.seconds,

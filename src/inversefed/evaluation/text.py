@@ -17,6 +17,9 @@ __all__ = ["markdown", "summary"]
 MOST_ROWS = 16
 """How many images a terminal is shown one by one; `report.json` has them all."""
 
+WIDE, SHORT, FEW = 52, 16, 4
+"""Columns for a row's name beside up to so many numbers, and beside more."""
+
 MOST_OF_AN_ATTACK = 240
 """Characters of the attack that a terminal is shown; a choice of attacks names them all, and `report.json` has them."""
 
@@ -29,6 +32,8 @@ def summary(report: Report) -> str:
     """
     ended = f"{report.status.value} after {report.seconds:.1f} s. {status_note(report.status)}"
     head = [*_wrap(report.headline), "", *_wrap(f"attack  {_start(report.attack)}"), *_wrap(f"status  {ended}")]
+    if report.verdict is not None:
+        head += [*_wrap(f"verdict {report.verdict.sentence}"), *_wrap(f"scope   {report.verdict.scope}")]
     scores = [line for table in report.tables for line in ["", *_plain_table(table)]]
     found = [line for finding in report.findings for line in _wrap(f"{finding.level}: {finding.message}")]
     return "\n".join([*head, *scores, *([""] if found else []), *found])
@@ -41,18 +46,23 @@ def _start(attack: str) -> str:
 
 
 def _plain_table(table: Table) -> list[str]:
-    """One line for one image; else the images' lines and their mean."""
-    head = _cells(f"{table.heading} ({table.best})", table.columns)
+    """One line for one image; else the images' lines and their mean. Many columns stand below their heading."""
+    title = f"{table.heading} ({table.best})"
+    head = [_cells(title, table.columns)] if len(table.columns) <= FEW else [title, _cells("", table.columns, SHORT)]
     if len(table.rows) == 1:
-        return [head, _cells("", table.cells(table.rows[0]))]
-    lines = [_cells(f"  image {row[0]}", table.cells(row)) for row in table.rows[:MOST_ROWS]]
+        return [*head, _row("", table, table.rows[0])]
+    lines = [_row(f"  image {row[0]}", table, row) for row in table.rows[:MOST_ROWS]]
     left = len(table.rows) - MOST_ROWS
     more = [f"  ... {left} more in report.json"] if left > 0 else []
-    return [head, *lines, *more, _cells("  mean", table.cells(table.mean))]
+    return [*head, *lines, *more, _row("  mean", table, table.mean)]
 
 
-def _cells(name: str, cells: Iterable[str]) -> str:
-    return (f"{name:<52}" + "".join(f"{cell:>12}" for cell in cells)).rstrip()
+def _row(name: str, table: Table, row: tuple[str, tuple[float, ...]]) -> str:
+    return _cells(name, table.cells(row), WIDE if len(table.columns) <= FEW else SHORT)
+
+
+def _cells(name: str, cells: Iterable[str], width: int = WIDE) -> str:
+    return (f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells)).rstrip()
 
 
 def _wrap(text: str) -> list[str]:
@@ -69,6 +79,7 @@ def markdown(report: Report) -> str:
     blocks = [
         f"# {_escape(report.headline)}",
         *([f"**{report.status.value.capitalize()}.** {note}"] if (note := status_note(report.status)) else []),
+        *([_escape(report.verdict.sentence), _escape(report.verdict.scope)] if report.verdict is not None else []),
         *([note] if (note := pairing(report.count)) and report.tables else []),
         *(block for table in report.tables for block in (f"## {table.heading}", _markdown_table(table))),
         "## Findings",

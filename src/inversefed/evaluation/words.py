@@ -26,7 +26,14 @@ SCOPE = (
     "Not recovered by these attacks within this budget is not the same as private."
 )
 
-_CONTROLS = {"gray": "a gray image", "constant": "the best constant color"}
+_CONTROLS = {
+    "gray": "a gray image",
+    "constant": "the best constant color",
+    "mean": "the mean picture of others",
+    "prior": "the attack's prior alone",
+    "other": "the attack on another update",
+    "null": "the attack on a random update",
+}
 
 _NOTES: Mapping[Status, str] = {
     Status.FINISHED: "",
@@ -103,9 +110,16 @@ def _count(kinds: Counter[Recovery], count: int) -> str:
 def _decibels(scores: Scores, controls: Mapping[str, Scores]) -> str:
     """The numbers of the headline: the mean, and those of the controls."""
     average = " on average" if len(scores) > 1 else ""
-    named = [f"{_CONTROLS.get(name, name)} scores {_mean(found)}" for name, found in controls.items()]
+    named = [f"{_CONTROLS.get(name, name)} scores {_mean(found)}" for name, found in _telling(controls).items()]
     where = f", where {' and '.join(named)}" if named else ""
     return f"{_mean(scores)}{average}{where}"
+
+
+def _telling(controls: Mapping[str, Scores]) -> dict[str, Scores]:
+    """The controls that a headline names: plain pictures always, what a run gave where it is the highest bar."""
+    means = {name: float(found.double().mean()) for name, found in controls.items()}
+    plain = ("constant", "gray")
+    return {name: found for name, found in controls.items() if name in plain or means[name] >= max(means.values())}
 
 
 def _mean(scores: Scores) -> str:

@@ -1,0 +1,298 @@
+"""One audited update: what the attack found, what its control runs came to, and the verdict on both.
+
+An exact result is proven by the forward operator alone: the client, run on it, makes the same update,
+
+    |client(x^) - u|^2 / |u|^2 < 1e-8,
+
+with pixels in their range. Another picture might make the same update, though. Where there is a truth, the result has
+to be nearer to it than every control is; where there is none, the update must hold at least as many numbers as the
+pictures do, and no null run may come out exact as well.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inversefed.attacks import Attack
+from inversefed.attacks.choice import Choose
+from inversefed.attacks.exact.verify import EXACT
+from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.problem import relative_matching_cost
+from inversefed.evaluation import align, controls
+from inversefed.evaluation.identification import nearest
+from inversefed.evaluation.metrics import peak_signal_noise_ratio
+from inversefed.evaluation.scope import scope
+from inversefed.evaluation.verdict import Evidence, Verdict, decide, greatest, margins
+from inversefed.fl.arithmetic import float32_products
+from inversefed.fl.batchnorm import sent_buffers
+from inversefed.fl.sharing import UnknownClient, trainer
+from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.trials.runs import NULLS, Trials, own_repeat, plan, run
+from inversefed.types import Batch, Budget, Finding, Images, Reconstruction, Scores
+
+__all__ = ["Case", "paired"]
+
+_RANGE = 0.05
+"""How far outside [0, 1] a pixel of an exact result may lie: single precision, through a small standard deviation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What an audit has in hand when its attack is done.
+
+    Args:
+        observation: what was attacked.
+        truth: the pictures behind it, if they are known.
+        threat: what the attacker was granted.
+        reconstruction: what it found.
+        others: public pictures of the same kind.
+    """
+
+    observation: Observation
+    truth: Batch | None
+    threat: ThreatModel
+    reconstruction: Reconstruction
+    others: Batch | None = None
+
+    @cached_property
+    def order(self) -> align.Permutation | None:
+        """Which reconstruction belongs to which truth."""
+        return None if self.truth is None else paired(self.reconstruction, self.truth, self.threat)
+
+    @property
+    def found(self) -> Batch:
+        """What was recovered, in the order of the truth."""
+        return _ordered(self.reconstruction, self.order)
+
+    @cached_property
+    def cost(self) -> float:
+        """How far the update of the result is from the one observed."""
+        return relative_matching_cost(self.observation, self.reconstruction.images, self.reconstruction.labels)
+
+    @cached_property
+    def reproduces(self) -> bool:
+        """Whether the result makes the update again, and is made of pixels."""
+        images = self.reconstruction.images
+        inside = bool(((images >= -_RANGE) & (images <= 1 + _RANGE)).all())
+        return self.cost < EXACT and inside
+
+    def trials(
+        self,
+        attack: Attack,
+        budget: Budget,
+        nulls: int | None,
+        seed: int,
+        took: float,
+        left: float | None,
+        watch: Callable[[int, int], object] | None,
+    ) -> Trials:
+        """Run the controls.
+
+        Args:
+            attack: what the audit ran.
+            budget: what it had.
+            nulls: how many null runs; `None` for as many as a verdict needs.
+            seed: of the audit.
+            took: seconds of the attack.
+            left: seconds that are left; `None` for no limit.
+            watch: told of each run.
+        """
+        count = self._usual(attack) if nulls is None else nulls
+        if not count:
+            return Trials()
+        runs = 1 if self.truth is not None else 2
+        planned = plan(
+            attack, self.observation, self.reconstruction, count,
+            seed=seed, budget=budget, took=took, left=left, runs=runs,
+        )  # fmt: skip
+        proven = self.reproduces and nulls is None
+        repeat = None if proven else own_repeat(attack, budget, self.reconstruction, planned)
+        scored = self.truth is not None
+        other = another(self.observation, self.others) if scored else None
+        return run(planned, self.observation, other, repeat, watch, prior=scored)
+
+    def _usual(self, attack: Attack) -> int:
+        """How many null runs a verdict needs: none beside a proof, where one of a search is made to be shown.
+
+        A closed form has no picture of a random update to show, and may take long to find that out.
+        """
+        if not self.reproduces:
+            return NULLS
+        return 1 if isinstance(attack, Choose | GradientInversion) else 0
+
+    def pictures(self, done: Trials) -> dict[str, Images]:
+        """The pictures of every control, paired with the truth; none without one."""
+        if self.truth is None:
+            return {}
+        found = controls.guesses(self.truth, None if self.others is None else self.others.images)
+        runs: dict[str, list[tuple[Reconstruction, ...]]] = {
+            "prior": [(each,) for each in done.prior],
+            "other": [done.other],
+            "null": list(done.nulls),
+        }
+        for name, tried in runs.items():
+            shown = [self._paired(each[0]) for each in tried if each]
+            if shown:
+                found[name] = max(shown, key=lambda images: greatest(self._margins(images)))
+        return found
+
+    def verdict(self, done: Trials, attack: str, seconds: float, scenario: Mapping[str, Any]) -> Verdict | None:
+        """Judge.
+
+        Args:
+            done: the control runs.
+            attack: its `repr`.
+            seconds: that it took.
+            scenario: what was audited.
+        """
+        evidence = self.evidence(done)
+        figures = {
+            "relative_matching_cost": self.cost,
+            "null_iterations": done.iterations,
+            "seconds_of_controls": done.seconds,
+            **self._identified(),
+        }
+        tried = scope(
+            attack,
+            self.reconstruction,
+            seconds,
+            scenario.get("threat_model", {}),
+            len(scenario.get("defenses", ())),
+            _repeats(done),
+        )
+        return decide(evidence, tried, figures)
+
+    def evidence(self, done: Trials) -> Evidence:
+        """The scores of all runs, and whether the result is exact."""
+        score: Callable[[tuple[Reconstruction, ...]], Scores] = _agreement
+        recovered = None
+        if self.truth is not None:
+            score = self._over_controls(done)
+            recovered = score((self.reconstruction,))
+        none = torch.full((self.observation.num_examples,), float("-inf"), dtype=torch.float64)
+        return Evidence(
+            self._exact(recovered, done),
+            recovered,
+            score(done.repeat) if done.repeat else None,
+            [score(each) if each else none for each in done.nulls],
+            done.planned,
+        )
+
+    def _over_controls(self, done: Trials) -> Callable[[tuple[Reconstruction, ...]], Scores]:
+        """Scores a run by its margins over the best control; the null runs are no control here."""
+        bars = {name: self._decibels(images) for name, images in self.pictures(done).items() if name != "null"}
+        return lambda runs: margins(self._decibels(self._paired(runs[0])), bars)
+
+    def findings(self, done: Trials) -> tuple[Finding, ...]:
+        """What the control runs say of the audit itself."""
+        found = []
+        if not done.complete:
+            message = (
+                f"{len(done.nulls)} of {done.planned} null runs were carried out before the time, or somebody, ended "
+                "them; fewer than planned cannot tell leakage from chance. Give more time, or ask for fewer."
+            )
+            found.append(Finding("null-runs-cut", "warning", message, {"nulls": len(done.nulls)}))
+        if self.reproduces and not self.evidence(done).exact:
+            message = (
+                "The result makes the same update again, but it is not the truth, or nothing shows that it must be: "
+                "other pictures make this update too."
+            )
+            found.append(Finding("same-update", "warning", message, {"relative_matching_cost": self.cost}))
+        return tuple(found)
+
+    def _exact(self, recovered: Scores | None, done: Trials) -> bool:
+        if not self.reproduces:
+            return False
+        if recovered is not None:
+            return greatest(recovered) > 0
+        numbers = sum(part.numel() for part in self.observation.update.values())
+        return numbers >= self.reconstruction.images.numel() and not any(
+            each.loss < EXACT for null in done.nulls for each in null
+        )
+
+    def _paired(self, found: Reconstruction) -> Tensor:
+        assert self.truth is not None
+        return found.images[paired(found, self.truth, self.threat).to(found.images.device)]
+
+    def _decibels(self, images: Tensor) -> Scores:
+        assert self.truth is not None
+        return peak_signal_noise_ratio(images, self.truth.images).cpu()
+
+    def _margins(self, images: Tensor) -> Scores:
+        """Over the plain pictures alone."""
+        assert self.truth is not None
+        plain = {name: self._decibels(each) for name, each in controls.guesses(self.truth).items()}
+        return margins(self._decibels(images), plain)
+
+    def _identified(self) -> dict[str, Any]:
+        """How often the true picture is the nearest of all candidates; nothing without others."""
+        if self.truth is None or self.others is None:
+            return {}
+        hits = nearest(self.found.images, self.truth.images, self.others.images)
+        count = len(self.others.images) + 1
+        return {"identified": float(hits.double().mean()), "candidates": count, "identified_by_chance": 1 / count}
+
+
+def paired(reconstruction: Reconstruction, truth: Batch, threat: ThreatModel) -> align.Permutation:
+    """Which reconstruction belongs to which truth: by pixels, and within a label where labels were granted."""
+    if threat.labels != "known":
+        return align.align(reconstruction.images, truth.images)
+    return align.align(
+        reconstruction.images,
+        truth.images,
+        reconstruction_labels=reconstruction.labels,
+        target_labels=truth.labels,
+    )
+
+
+def another(observation: Observation, others: Batch | None) -> Observation | None:
+    """What the server would see had others been the client's pictures; nothing where that cannot be said.
+
+    No defense is applied, and the client is the one that the attacker believes in; one that is unknown cannot be run.
+    """
+    network, count = observation.network, observation.num_examples
+    if others is None or len(others.images) < count or isinstance(trainer(observation.client), UnknownClient):
+        return None
+    images = others.images[:count].to(network.device, network.dtype)
+    labels = others.labels[:count].to(network.device).long() % network.num_classes
+    with float32_products(network.device):
+        update = observation.client(network, images, labels)
+        sent = None if observation.buffers is None else sent_buffers(observation.client, network, images, labels)
+    known = None if observation.labels is None else labels
+    return Observation(network, observation.client, dict(update), count, known, sent)
+
+
+def _ordered(found: Reconstruction, order: align.Permutation | None) -> Batch:
+    return Batch(found.images, found.labels) if order is None else Batch(found.images[order], found.labels[order])
+
+
+def _agreement(runs: tuple[Reconstruction, ...]) -> Scores:
+    """By how many decibels two runs agree better than with one color, and explain the update, whichever is less."""
+    first, second = (each.images.detach().cpu() for each in runs)
+    first = first[align.align(first, second)]
+    flat = [
+        peak_signal_noise_ratio(controls.constant(Batch(each, torch.zeros(len(each)).long())), each)
+        for each in (first.clamp(0, 1), second.clamp(0, 1))
+    ]
+    agreed = margins(peak_signal_noise_ratio(first, second), dict(zip("ab", flat, strict=True)))
+    return agreed.clamp(max=_explained(runs))
+
+
+def _repeats(done: Trials) -> str:
+    if not done.nulls:
+        return ""
+    each = "" if done.iterations is None else f" of {done.iterations} iterations"
+    count = len(done.nulls)
+    runs = "a random update in a run" if count == 1 else f"{count} random updates in runs"
+    return f"Repeated on {runs}{each}; all controls took {done.seconds:.1f} s."
+
+
+def _explained(runs: tuple[Reconstruction, ...]) -> float:
+    """Decibels of the update that the worse of the runs makes again."""
+    cost = max(each.loss for each in runs)
+    return -10 * math.log10(max(cost, 1e-30)) if math.isfinite(cost) else -math.inf

@@ -1,0 +1,257 @@
+"""The control runs of an audit: the same attack where there is nothing to find, or somebody else's to find.
+
+    null updates (k), the real one once more on the same terms, the prior alone, another example's update
+
+All repeats have the same iterations and the same starts, so that under a null update the real one's repeat and the null
+runs are exchangeable; `evaluation.verdict` says what follows. The full attack may run longer, and is not compared with
+the null runs by itself. A search is repeated for as many iterations as make all repeats together cost about what the
+attack did; one that is as short as that is its own repeat. Of a choice of attacks its search is repeated: exact methods
+are proven by the forward operator, and need no statistics.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from torch import Generator
+
+from inversefed.attacks import Attack
+from inversefed.attacks.blind import blind
+from inversefed.attacks.choice import Choose
+from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.problem import relative_matching_cost
+from inversefed.attacks.starts import NearMean, Zeros
+from inversefed.errors import InversefedError
+from inversefed.fl.null import null_observation
+from inversefed.fl.threat import Observation
+from inversefed.types import Budget, Reconstruction, Status
+
+__all__ = ["NULLS", "SHARE", "Plan", "Trials", "plan", "run"]
+
+NULLS = 19
+"""Null runs by default: the fewest that bound false alarms by 5 %."""
+
+SHARE = 0.6
+"""Of a time budget, what the attack itself gets where null runs follow."""
+
+_STARTS = 4
+"""Starts under the prior alone."""
+
+_FEWEST = 30
+"""Evaluations of a repeat at least; with 30 steps `spectral` gives a first picture (docs/speed.md)."""
+
+_APART = 0.5
+"""Standard deviation, in normalized inputs, of a second start where the first is the mean color or close to it."""
+
+_ODD = 0x9E3779B97F4A7C15
+"""Takes a seed far from those of worlds and attacks, which are its double and the number after that."""
+
+Watch = Callable[[int, int], object]
+"""(control runs done, of how many) -> whether to stop."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the attack is repeated.
+
+    Args:
+        attack: what is run.
+        iterations: of each run; `None` leaves it to the attack.
+        nulls: how many null updates.
+        seed: of null updates and starts.
+        runs: how many runs a repeat takes: two that are compared where there is no truth.
+        seconds: for all of it; `None` for no limit.
+    """
+
+    attack: Attack
+    iterations: int | None
+    nulls: int
+    seed: int
+    runs: int = 1
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """What the control runs came to; a tuple of reconstructions is one repeat.
+
+    The loss of each is its `relative_matching_cost`, whatever the attack minimizes.
+
+    Args:
+        repeat: of the attack on the real update; empty where it was not carried out.
+        nulls: of each null run, in order; empty where the attack refused the null update.
+        prior: what the prior alone gives, from each start.
+        other: what another example's update gives.
+        planned: how many null runs were asked for.
+        iterations: of each run, where the attack counts them.
+        seconds: wall time.
+    """
+
+    repeat: tuple[Reconstruction, ...] = field(default=(), repr=False)
+    nulls: tuple[tuple[Reconstruction, ...], ...] = field(default=(), repr=False)
+    prior: tuple[Reconstruction, ...] = field(default=(), repr=False)
+    other: tuple[Reconstruction, ...] = field(default=(), repr=False)
+    planned: int = 0
+    iterations: int | None = None
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether as many null runs as were asked for were carried out."""
+        return len(self.nulls) == self.planned
+
+
+class _Cut(Exception):
+    """Time, Ctrl-C or the watcher ended the control runs."""
+
+
+def plan(
+    attack: Attack,
+    observation: Observation,
+    found: Reconstruction,
+    nulls: int,
+    *,
+    seed: int,
+    budget: Budget,
+    took: float,
+    left: float | None,
+    runs: int = 1,
+) -> Plan:
+    """Decide what is repeated, and for how long.
+
+    Args:
+        attack: what the audit ran.
+        observation: what it attacked.
+        found: what it found.
+        nulls: how many null runs.
+        seed: of the audit.
+        budget: that the attack had.
+        took: seconds that it took.
+        left: seconds that are left of the audit's budget; `None` for no limit.
+        runs: runs a repeat.
+    """
+    repeated = attack.search(observation)[0] if isinstance(attack, Choose) else attack
+    if isinstance(repeated, GradientInversion):
+        repeated = replace(repeated, restarts=1)
+    steps = sum(candidate.iterations for candidate in found.candidates)
+    iterations = _iterations(repeated, budget.max_iterations, steps, nulls, runs)
+    if iterations is not None and left is not None and steps and took > 0:
+        affordable = 0.8 * left * steps / took / (runs * (nulls + 1) + _STARTS + 1)
+        iterations = max(1, min(iterations, int(affordable)))
+    return Plan(repeated, iterations, nulls, seed, runs, left)
+
+
+def _iterations(attack: Attack, most: int | None, steps: int, nulls: int, runs: int) -> int | None:
+    """So many that all repeats together take about the steps of the attack, but enough for a picture to show."""
+    if not isinstance(attack, GradientInversion):
+        return most
+    inner = getattr(attack.optimizer, "inner", 1)
+    fewest = max(5, math.ceil(_FEWEST / inner))
+    return min(most or attack.max_iterations, max(fewest, steps // ((nulls + 1) * runs)))
+
+
+def own_repeat(attack: Attack, budget: Budget, found: Reconstruction, planned: Plan) -> tuple[Reconstruction, ...]:
+    """The attack's own result where it ran on the same terms as a repeat; else nothing."""
+    whole = found.status in (Status.FINISHED, Status.CONVERGED) and budget.resume is None and planned.runs == 1
+    own = budget.max_iterations or getattr(attack, "max_iterations", None)
+    return (found,) if whole and attack == planned.attack and own == planned.iterations else ()
+
+
+def run(
+    planned: Plan,
+    observation: Observation,
+    other: Observation | None = None,
+    repeat: tuple[Reconstruction, ...] | None = (),
+    watch: Watch | None = None,
+    prior: bool = True,
+) -> Trials:
+    """Carry out the control runs, until they are done or something ends them.
+
+    Args:
+        planned: what is run.
+        observation: the real one.
+        other: another example's update, as the server would see it.
+        repeat: the attack's own result, if it is its own repeat; `None` for no repeat at all.
+        watch: told of each run that is done; a true answer ends them.
+        prior: whether the prior alone is run too, where the attack is a search.
+    """
+    began, done = time.monotonic(), Trials(repeat=repeat or (), planned=planned.nulls, iterations=planned.iterations)
+    deadline = math.inf if planned.seconds is None else began + planned.seconds
+    steps = list(_steps(planned, observation, other, repeat == (), prior, deadline))
+    try:
+        for count, step in enumerate(steps, start=1):
+            done = step(done)
+            if watch is not None and watch(count, len(steps)):
+                break
+    except (_Cut, KeyboardInterrupt):
+        pass  # what is done by now is the result, and says that it is not complete
+    return replace(done, seconds=time.monotonic() - began)
+
+
+def _steps(
+    planned: Plan,
+    observation: Observation,
+    other: Observation | None,
+    repeat: bool,
+    prior: bool,
+    deadline: float,
+) -> Iterator[Callable[[Trials], Trials]]:
+    """The runs in order, each from what is done before to what is done then."""
+    random = Generator().manual_seed((planned.seed + 1) * _ODD % 2**62)
+    once = replace(planned, runs=1)
+
+    def blinded(done: Trials) -> Trials:
+        assert isinstance(planned.attack, GradientInversion)
+        steps = once.iterations if planned.attack.priors else 1  # without a prior, starts stay as they are
+        shut = replace(once, attack=blind(planned.attack, _STARTS), iterations=steps)
+        found = _attempt(shut, null_observation(observation, random), deadline)
+        return replace(done, prior=tuple(start for each in found for start in _starts(each)))
+
+    def null(done: Trials) -> Trials:
+        nothing = null_observation(observation, random)
+        return replace(done, nulls=(*done.nulls, _attempt(planned, nothing, deadline)))
+
+    if prior and isinstance(planned.attack, GradientInversion):
+        yield blinded
+    if other is not None:
+        yield lambda done: replace(done, other=_attempt(once, other, deadline))
+    if repeat:
+        yield lambda done: replace(done, repeat=_attempt(planned, observation, deadline))
+    yield from [null] * planned.nulls
+
+
+def _attempt(planned: Plan, observation: Observation, deadline: float) -> tuple[Reconstruction, ...]:
+    """Run the attack, from as many starts as a repeat takes; nothing where it refuses the update.
+
+    Raises:
+        _Cut: something ended it before its time.
+    """
+    found = []
+    for number in range(planned.runs):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise _Cut
+        starts = Generator().manual_seed((2 * planned.seed + 1 + number * _ODD) % 2**62)
+        budget = Budget(left if math.isfinite(left) else None, planned.iterations)
+        try:
+            result = (_apart(planned.attack) if number else planned.attack)(observation, starts, budget)
+        except (InversefedError, RuntimeError):  # a closed form may meet a singular matrix, which torch reports so
+            return ()
+        if result.status is Status.INTERRUPTED or (result.status is Status.STOPPED and math.isfinite(left)):
+            raise _Cut
+        cost = relative_matching_cost(observation, result.images, result.labels)
+        found.append(replace(result, loss=cost))
+    return tuple(found)
+
+
+def _apart(attack: Attack) -> Attack:
+    """The same attack from a start that differs: nearly the same one twice would agree with itself."""
+    if isinstance(attack, GradientInversion) and isinstance(attack.start, NearMean | Zeros):
+        return replace(attack, start=NearMean(std=_APART))
+    return attack
+
+
+def _starts(found: Reconstruction) -> tuple[Reconstruction, ...]:
+    """What each restart came to, as a result of its own."""
+    return tuple(Reconstruction(each.images, each.labels, each.loss, each.status) for each in found.candidates)

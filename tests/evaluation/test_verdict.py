@@ -1,0 +1,94 @@
+"""The rule of one target: what counts as leaked, what does not, and what is left open."""
+
+import pytest
+import torch
+
+from inversefed.evaluation.identification import nearest
+from inversefed.evaluation.scope import scope
+from inversefed.evaluation.verdict import Evidence, decide, greatest, margins
+from inversefed.types import Candidate, Finding, Reconstruction, Status
+
+
+def scores(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def evidence(recovered=(8.0,), repeat=(7.0,), nulls=(-3.0,) * 19, exact=False, planned=19) -> Evidence:
+    count = len(recovered or repeat)
+    return Evidence(
+        exact,
+        None if recovered is None else scores(*recovered),
+        None if repeat is None else scores(*repeat),
+        [scores(*[each] * count) for each in nulls],
+        planned,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "leaked"),
+    [
+        ({}, True),
+        ({"nulls": (-3.0,) * 18 + (7.5,)}, False),  # one null run is better than the repeat
+        ({"nulls": (-3.0,) * 18 + (7.0,)}, False),  # a tie is no win
+        ({"recovered": (-0.1,)}, False),  # a control is better than the full attack
+        ({"recovered": (2.0,), "nulls": (3.0,) * 19}, False),  # a null run is better than the full attack
+        ({"repeat": (-2.0,)}, True),
+        ({"repeat": (float("nan"),)}, False),
+        ({"recovered": (float("nan"),)}, False),
+        ({"nulls": (float("-inf"),) * 19}, True),  # the attack refused all of them
+        ({"recovered": (-9.0, 8.0), "repeat": (-9.0, 7.0)}, True),
+        ({"exact": True, "nulls": (), "repeat": None}, True),
+        ({"recovered": None}, True),
+        ({"recovered": None, "repeat": (2.9,)}, False),  # hardly more than a color is agreed on
+    ],
+)
+def test_leaked(given: dict, leaked: bool) -> None:
+    found = decide(evidence(**given), "One attack.")
+    assert found is not None and found.leaked is leaked
+    assert found.sentence.startswith("Not recovered by these attacks within this budget") is not leaked
+    assert "private" not in found.sentence and "safe" not in found.sentence
+
+
+@pytest.mark.parametrize("given", [{"nulls": (-3.0,) * 18}, {"nulls": (), "planned": 0}, {"repeat": None}])
+def test_fewer_null_runs_than_planned_are_no_verdict(given: dict) -> None:
+    assert decide(evidence(**given), "") is None
+
+
+def test_figures_state_the_bound_and_the_margin() -> None:
+    figures = decide(evidence(nulls=(1.0,) + (-3.0,) * 19, planned=20), "").figures
+    assert figures["nulls"] == 20 and figures["false_alarms_at_most"] == pytest.approx(1 / 21)
+    assert figures["p_value"] == pytest.approx(1 / 21) and figures["margin_over_nulls"] == 6.0
+    assert decide(evidence(nulls=(9.0, 8.0) + (-3.0,) * 17), "").figures["p_value"] == pytest.approx(3 / 20)
+
+
+def test_pictures_of_a_batch_are_called_by_themselves_against_the_greatest_of_all_null_runs() -> None:
+    found = decide(evidence(recovered=(9.0, 1.0, 4.0), repeat=(9.0, 0.0, 3.0), nulls=(2.0,) * 19), "")
+    assert found.figures["pictures_leaked"] == [0, 2]
+    assert found.sentence.startswith("Leaked: 2 of 3 pictures: the best picture is 9.0 dB above the best control")
+
+
+def test_score_and_margins() -> None:
+    assert greatest(scores(float("nan"), float("-inf"))) == float("-inf")
+    found = margins(scores(20.0, 5.0), {"gray": scores(10.0, 6.0), "mean": scores(12.0, 1.0)})
+    assert found.tolist() == [8.0, -1.0]
+
+
+def test_nearest_of_several() -> None:
+    true = torch.tensor([0.2, 0.8]).view(2, 1, 1, 1)
+    others = torch.tensor([0.2, 0.5, 0.9]).view(3, 1, 1, 1)  # the first is a truth, which is left out
+    found = torch.tensor([0.25, 0.9]).view(2, 1, 1, 1)
+    assert nearest(found, true, others).tolist() == [True, False]
+    assert nearest(torch.full_like(found, float("nan")), true, others).tolist() == [False, False]
+
+
+def test_scope_names_what_was_tried_given_and_kept() -> None:
+    images, labels = torch.zeros(1, 1, 2, 2), torch.tensor([0])
+    chosen = Finding("attack-chosen", "info", "", {"attack": "Peel(evaluations=9)"})
+    tried = (Candidate(images, labels, 0.1, iterations=3), Candidate(images, labels, 0.2, iterations=4))
+    found = Reconstruction(images, labels, 0.1, Status.FINISHED, tried, (chosen,))
+    said = scope("Choose(exact=())", found, 2.0, {"labels": "known", "client": "unknown"}, 1, "Repeated.")
+    assert said == (
+        "Tried: Choose, which chose Peel, 2 restarts of 7 iterations together, for 2.0 s. Repeated. "
+        "Given: the network, its weights, the number of examples, the labels. "
+        "Not given: the client's settings, the defenses."
+    )

@@ -1,0 +1,216 @@
+"""The verdict of whole audits: known leaks are called, updates that say nothing are not."""
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Generator, nn
+
+import inversefed
+from inversefed import ThreatModel, defenses, recipes
+from inversefed.errors import ConfigError, InputError
+from inversefed.evaluation.report import Report
+from inversefed.fl.null import null_observation
+from inversefed.pipeline import audit_observation, observed
+from inversefed.types import Batch, Reconstruction, Status
+from inversefed.zoo import networks, pictures
+
+SHORT = recipes.geiping(max_iterations=3)
+SPECTRAL = recipes.spectral(16)
+SHAPE = (3, 8, 8)
+
+
+@functools.cache
+def photos(side: int = 8) -> torch.Tensor:
+    return torch.stack([pictures.photo(name, (3, side, side)) for name in pictures.photo_names()])
+
+
+@pytest.fixture
+def others() -> Batch:
+    return Batch(photos()[3:], torch.arange(5) % 4)
+
+
+def convolutions(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 4)).eval()
+
+
+def test_false_alarms_on_null_updates_are_at_most_five_percent_over_100_seeds() -> None:
+    """Two counts: the verdict's, which has the controls to pass too, and that of the null runs alone.
+
+    The latter must be near one in twenty, no more and hardly less, or the repeats are not exchangeable.
+    """
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 12), nn.Sigmoid(), nn.Linear(12, 4)).eval()
+    truth = pictures.photo("chelsea", (3, 4, 4))[None]
+    threat, attack = ThreatModel(labels="known"), recipes.geiping(max_iterations=1)
+    observation, batch = observed(module, truth, torch.tensor([1]), mean=0.5, std=0.25, threat=threat)
+    verdicts = []
+    for seed in range(100):
+        nothing = null_observation(observation, Generator().manual_seed(seed))
+        verdicts.append(audit_observation(nothing, truth=batch, attack=attack, threat=threat, seed=seed).verdict)
+    p_values = torch.tensor([verdict.figures["p_value"] for verdict in verdicts])
+    assert all(verdict.figures["nulls"] == 19 for verdict in verdicts)
+    assert sum(verdict.leaked for verdict in verdicts) <= 5
+    assert int((p_values <= 0.05).sum()) <= 11  # binomial (100, 1/20): more has a chance of 0.4 %
+    assert 0.43 < float(p_values.mean()) < 0.62  # uniform on 1/20 .. 1: 0.525, with a deviation of 0.029
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_picture_that_comes_back_is_called(seed: int, others: Batch) -> None:
+    report = inversefed.audit(
+        convolutions(seed), photos()[seed : seed + 1], torch.tensor([1]), mean=0.5, std=0.25,
+        attack=SPECTRAL, seed=seed, others=Batch(others.images, others.labels),
+    )  # fmt: skip
+    verdict = report.verdict
+    assert verdict.leaked and verdict.figures["p_value"] == 0.05 and verdict.figures["nulls"] == 19
+    assert verdict.figures["best_null"] < 0 < verdict.figures["score"]
+    assert set(report.baselines) == {"gray", "constant", "mean", "prior", "other", "null"} == set(report.controls)
+    assert report.to_dict()["verdict"]["leaked"] is True
+    assert verdict.sentence in " ".join(report.summary().split())
+    assert all(len(line) <= 100 for line in report.summary().splitlines())
+    assert "20 audits" in report.to_markdown() and "<html" in report.to_html()
+
+
+@pytest.mark.parametrize(("network", "seed"), [("LeNetZhu", 0), ("LeNetZhu", 1), ("ConvNet", 0)])
+def test_a_photograph_through_an_untrained_network_is_called(network: str, seed: int) -> None:
+    """In few iterations; `python -m benchmarks.verdict` has more networks, seeds and iterations."""
+    attack = recipes.curvature(8) if network == "LeNetZhu" else recipes.spectral(6)
+    report = inversefed.audit(
+        networks.build(network, 10, seed=seed).eval(), photos(32)[seed : seed + 1], torch.tensor([1]),
+        mean=0.5, std=0.25, attack=attack, seed=seed, threat=ThreatModel(labels="known"),
+    )  # fmt: skip
+    assert report.verdict.leaked, report.verdict
+
+
+@pytest.mark.parametrize(("attack", "nulls"), [(recipes.best(), 1), (recipes.peel(), 0)])
+def test_an_exact_result_needs_no_statistics(tiny: nn.Module, attack: object, nulls: int) -> None:
+    report = inversefed.audit(tiny, photos()[:1], torch.tensor([2]), mean=0.5, std=0.25, attack=attack)
+    figures = report.verdict.figures
+    assert report.verdict.leaked and figures["exact"] and figures["relative_matching_cost"] < 1e-8
+    assert figures["nulls"] == nulls and figures["p_value"] is None
+    assert "exactly" in report.verdict.sentence
+
+
+def test_a_picture_that_makes_the_same_update_and_is_not_the_truth_is_no_exact_leak() -> None:
+    """Behind an average over the picture, its mean color makes the same update as the picture."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, 4))
+    truth = photos()[:1]
+
+    def flat(observation: object, generator: Generator, budget: object) -> Reconstruction:
+        images = truth.mean(dim=(2, 3), keepdim=True).expand_as(truth).contiguous()
+        return Reconstruction(images, torch.tensor([1]), 0.0, Status.FINISHED)
+
+    report = inversefed.audit(module, truth, torch.tensor([1]), attack=flat)
+    assert report.verdict is None or not report.verdict.leaked
+    assert "same-update" in {finding.code for finding in report.findings}
+    observation, _ = observed(module, truth, torch.tensor([1]))
+    unknown = audit_observation(observation, attack=flat)
+    assert unknown.verdict is None or not unknown.verdict.figures["exact"]
+
+
+def test_somebody_else_s_update_is_not_called_though_it_is_solved_exactly(tiny: nn.Module) -> None:
+    other, _ = observed(tiny, photos()[4:5], torch.tensor([1]), mean=0.5, std=0.25)
+    truth = Batch(photos()[:1], torch.tensor([1]))
+    verdict = audit_observation(other, truth=truth, attack=recipes.peel(), nulls=2).verdict
+    assert not verdict.leaked and not verdict.figures["exact"]
+
+
+def test_noise_that_hides_the_picture_is_not_called() -> None:
+    report = inversefed.audit(
+        convolutions(), photos()[:1], torch.tensor([1]), mean=0.5, std=0.25, attack=SPECTRAL,
+        defenses=(defenses.GaussianNoise(10.0),),
+    )  # fmt: skip
+    assert not report.verdict.leaked
+    assert "Not given: the labels, the defenses." in report.verdict.scope
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_without_a_truth_two_runs_must_agree_on_a_picture_that_explains_the_update(null: bool) -> None:
+    observation, _ = observed(convolutions(), photos()[:1], torch.tensor([1]), mean=0.5, std=0.25)
+    if null:
+        observation = null_observation(observation, Generator().manual_seed(5))
+    report = audit_observation(observation, attack=SPECTRAL)
+    assert report.verdict.leaked is not null
+    assert "without the truth" in report.verdict.sentence and report.scores == {} and report.baselines == {}
+    assert "<html" in report.to_html() and report.to_json()
+
+
+def test_the_same_seed_gives_the_same_verdict(tiny: nn.Module) -> None:
+    first, second = (
+        inversefed.audit(tiny, photos()[:1], torch.tensor([1]), attack=SHORT, nulls=3, seed=4) for _ in range(2)
+    )
+    assert first.verdict.figures["margins_of_nulls"] == second.verdict.figures["margins_of_nulls"]
+    assert torch.equal(first.controls["null"], second.controls["null"])
+
+
+def test_the_repeat_runs_on_the_terms_of_the_null_runs(tiny: nn.Module) -> None:
+    long = recipes.geiping(max_iterations=40)
+    report = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), attack=long, nulls=1)
+    figures = report.verdict.figures
+    assert figures["null_iterations"] == 30 and report.reconstruction.candidates[0].iterations == 40
+    alone = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), attack=replace(long, max_iterations=30), nulls=0)
+    bars = [report.baselines[name]["peak_signal_noise_ratio"] for name in ("gray", "constant", "prior")]
+    expected = alone.scores["peak_signal_noise_ratio"] - torch.stack(bars).amax(dim=0)
+    assert figures["margins_of_repeat"].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_no_null_runs_no_verdict_and_only_plain_controls(tiny: nn.Module) -> None:
+    report = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), attack=SHORT, nulls=0)
+    assert report.verdict is None and set(report.baselines) == {"gray", "constant"}
+    assert report.to_dict()["verdict"] is None
+
+
+def test_null_runs_count_in_the_time_budget_and_what_is_cut_short_is_no_verdict(tiny: nn.Module) -> None:
+    report = inversefed.audit(
+        tiny, photos()[:1], torch.tensor([1]), attack=recipes.geiping(), time_budget=0.3, nulls=5000
+    )
+    assert report.verdict is None and report.status == "stopped"
+    finding = next(finding for finding in report.findings if finding.code == "null-runs-cut")
+    assert finding.evidence["nulls"] < 5000
+
+
+def test_the_watcher_of_the_controls_is_told_and_may_end_them(tiny: nn.Module) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watch(done: int, total: int) -> bool:
+        seen.append((done, total))
+        return done == 3
+
+    report = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), attack=SHORT, nulls=5, on_control=watch)
+    assert seen == [(1, 6), (2, 6), (3, 6)]  # the prior, and five null runs; the attack is its own repeat
+    assert report.verdict is None
+
+
+def test_an_attack_stopped_by_its_watcher_has_no_null_runs(tiny: nn.Module) -> None:
+    report = inversefed.audit(
+        tiny, photos()[:1], torch.tensor([1]), attack=recipes.geiping(), on_step=lambda step: step.iteration == 2
+    )
+    assert report.verdict is None and report.status == "stopped"
+
+
+def test_a_report_of_a_batch_pairs_the_controls_with_the_truth(others: Batch) -> None:
+    report = inversefed.audit(
+        convolutions(), photos()[:2], torch.tensor([1, 2]), mean=0.5, std=0.25, attack=SPECTRAL, others=others, nulls=4
+    )
+    assert all(images.shape == (2, *SHAPE) for images in report.controls.values())
+    assert report.verdict.figures["candidates"] == 6 and len(report.verdict.figures["margins_of_nulls"]) == 4
+    assert isinstance(report, Report)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"nulls": -1}, ConfigError, "number of null runs"),
+        ({"nulls": True}, ConfigError, "number of null runs"),
+        ({"truth": Batch(torch.rand(2, *SHAPE), torch.tensor([0, 1]))}, InputError, "all pictures behind the update"),
+        ({"others": Batch(torch.rand(1, 3, 4, 4), torch.tensor([0]))}, InputError, "others"),
+    ],
+)
+def test_bad_input_is_one_clear_error(tiny: nn.Module, given: dict, error: type, message: str) -> None:
+    observation, truth = observed(tiny, photos()[:1], torch.tensor([1]))
+    with pytest.raises(error, match=message):
+        audit_observation(observation, **{"truth": truth, "attack": SHORT} | given)

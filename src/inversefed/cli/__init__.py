@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from inversefed.cli.options import Audit, Inspect, List, Train, parse
+from inversefed.cli.options import Audit, Gate, Inspect, List, Train, parse
 from inversefed.errors import InversefedError
 
 __all__ = ["main"]
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as typed after `inversefed`; `None` for those of the process.
 
     Returns:
-        0 for success, 1 for a failure, 2 for wrong usage or input, 130 after Ctrl-C.
+        0 for success, 1 for a failure, 2 for wrong usage or input, 3 above a gate's limit, 130 after Ctrl-C.
     """
     verbose = False
     # Read by OpenMP when torch is imported: threads that spin while they wait bring a busy machine to a standstill.
@@ -44,8 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"failed: {type(error).__name__}: {error}{hint}", FAILED, verbose)
 
 
-def _run(options: Audit | Inspect | Train | List) -> int:
+def _run(options: Audit | Gate | Inspect | Train | List) -> int:
     match options:
+        case Gate():
+            from inversefed.cli.gate import run_gate
+
+            return run_gate(options)
         case Audit():
             from inversefed.cli.audit import run_audit
 

@@ -16,7 +16,7 @@ from inversefed.evaluation.save import check_folder, check_writable
 from inversefed.pipeline import audit
 from inversefed.types import Status, Step
 
-__all__ = ["run_audit"]
+__all__ = ["carry_out", "run_audit"]
 
 
 def run_audit(options: Audit) -> int:
@@ -25,6 +25,12 @@ def run_audit(options: Audit) -> int:
     Returns:
         0; 1 if every restart was lost to NaN; 130 if Ctrl-C ended the attack, the best so far written.
     """
+    report = carry_out(options)
+    return {Status.INTERRUPTED: 130, Status.NON_FINITE: 1}.get(report.status, 0)
+
+
+def carry_out(options: Audit) -> Report:
+    """The audit itself: run, written and shown."""
     pieces = _resolve(options)
     setting = read_setting(options)
     folder = options.output or _new_folder(options, setting)
@@ -33,7 +39,7 @@ def run_audit(options: Audit) -> int:
     report = _run(options, setting, pieces)
     report.save(folder, options.overwrite)
     _show(report, folder, options)
-    return {Status.INTERRUPTED: 130, Status.NON_FINITE: 1}.get(report.status, 0)
+    return report
 
 
 def _resolve(options: Audit) -> Audit:

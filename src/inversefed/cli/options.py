@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from inversefed.errors import ConfigError, InputError, unknown_name
 
-__all__ = ["Audit", "Inspect", "List", "Setting", "Train", "parse"]
+__all__ = ["Audit", "Gate", "Inspect", "List", "Setting", "Train", "parse"]
 
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
 
@@ -111,6 +111,23 @@ class Audit(Setting):
 
 
 @dataclass(frozen=True)
+class Gate(Audit):
+    """Hold a report to a limit, or audit first: exit status 3 where more leaked, 0 where it did not.
+
+    Leakage is how many decibels (PSNR) the worst picture's reconstruction is above the best control: a picture that
+    needs no update, or what the same attack makes of an update that holds nothing. REPORT is a report.json or the
+    folder that an audit wrote, and comes first; without it, the audit that the other options describe is run.
+    An exact recovery, verified by the update itself, is above every limit.
+    """
+
+    report: Annotated[Positional[Path | None], arg(metavar="REPORT")] = None
+    """The report to judge."""
+    max_leakage: float | None = None
+    """Decibels over the best control that may leak. Without it the report's verdict decides; a report that has none is
+    held to 3 dB, which is half the best control's squared error."""
+
+
+@dataclass(frozen=True)
 class Inspect(Setting):
     """Let a client make an update, and count what it can give away, without an attack.
 
@@ -166,7 +183,7 @@ class List:
     """The kind of piece."""
 
 
-def parse(arguments: Sequence[str]) -> Audit | Inspect | Train | List:
+def parse(arguments: Sequence[str]) -> Audit | Gate | Inspect | Train | List:
     """Read the command line; `--help`, `--version` and wrong usage end the process here.
 
     Raises:
@@ -179,6 +196,7 @@ def parse(arguments: Sequence[str]) -> Audit | Inspect | Train | List:
     base = _rerun(arguments)
     commands = (
         Annotated[Audit, subcommand("audit", default=base)]
+        | Annotated[Gate, subcommand("gate", default=Gate(**vars(base)))]
         | Annotated[Inspect, subcommand("inspect")]
         | Annotated[Train, subcommand("train")]
         | Annotated[List, subcommand("list")]
@@ -235,6 +253,11 @@ def to_config(options: Audit) -> dict[str, Any]:
     silent = {"output", "overwrite", "checkpoint", "resume", "config", "json", "quiet", "verbose"}
     values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in silent}
     return {name: _plain(value) for name, value in values.items()}
+
+
+def audit_options(options: Audit) -> Audit:
+    """The part of a command's options that is an audit's."""
+    return Audit(**{each.name: getattr(options, each.name) for each in fields(Audit)})
 
 
 def _plain(value: Any) -> Any:

@@ -15,11 +15,16 @@ from typing import Any
 
 from inversefed.evaluation.align import Permutation
 from inversefed.evaluation.plain import plain
+from inversefed.evaluation.reading import FORMAT
 from inversefed.evaluation.tables import Table, tables
+from inversefed.evaluation.verdict import Verdict
 from inversefed.evaluation.words import headline
 from inversefed.types import Batch, Finding, Images, Labels, Reconstruction, Scores, Status
 
 __all__ = ["Report"]
+
+SCHEMA = 1
+"""Which version of `schema/report.schema.json` a report keeps to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +43,7 @@ class Report:
         seconds: wall time of the attack.
         config: the resolved configuration that runs this again.
         environment: versions and machine, by name; `"inversefed"` is the version of the library.
+        verdict: what it comes to, `None` where nobody judged.
 
     >>> import torch
     >>> from inversefed.evaluation.score import score
@@ -59,6 +65,7 @@ class Report:
     scenario: Mapping[str, Any] = field(default_factory=dict, repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    verdict: Verdict | None = None
 
     @property
     def status(self) -> Status:
@@ -109,8 +116,11 @@ class Report:
         """The report as dictionaries, lists, strings and finite numbers; pictures are left out."""
         truth, candidates = self.truth, self.reconstruction.candidates
         whole = {
+            "format": FORMAT,
+            "schema": SCHEMA,
             "version": self.environment.get("inversefed"),
             "headline": self.headline,
+            "verdict": self.verdict and vars(self.verdict),
             "attack": self.attack,
             "status": self.status,
             "seconds": self.seconds,

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from inversefed.cli.options import Audit, Gate, Inspect, List, Train, parse
+from inversefed.cli.options import Audit, Gate, Inspect, List, Purge, Train, parse
 from inversefed.errors import InversefedError
 
 __all__ = ["main"]
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"failed: {type(error).__name__}: {error}{hint}", FAILED, verbose)
 
 
-def _run(options: Audit | Gate | Inspect | Train | List) -> int:
+def _run(options: Audit | Gate | Inspect | Purge | Train | List) -> int:
     match options:
         case Gate():
             from inversefed.cli.gate import run_gate
@@ -58,6 +58,10 @@ def _run(options: Audit | Gate | Inspect | Train | List) -> int:
             from inversefed.cli.inspection import run_inspect
 
             return run_inspect(options)
+        case Purge():
+            from inversefed.cli.purge import run_purge
+
+            return run_purge(options)
         case Train():
             from inversefed.cli.train import run_train
 

@@ -30,14 +30,20 @@ def run_audit(options: Audit) -> int:
 
 
 def carry_out(options: Audit) -> Report:
-    """The audit itself: run, written and shown."""
+    """The audit itself: run, written and shown.
+
+    Raises:
+        ConfigError: a checkpoint, which holds pixels, where none may be written.
+    """
+    if options.no_images and options.checkpoint is not None:
+        raise ConfigError("a checkpoint holds the pictures of its search: leave out --checkpoint, or --no-images")
     pieces = _resolve(options)
     setting = read_setting(options)
     folder = options.output or _new_folder(options, setting)
     check_folder(folder, options.overwrite)
     check_writable(folder)
     report = _run(options, setting, pieces)
-    report.save(folder, options.overwrite)
+    report.save(folder, options.overwrite, images=not options.no_images)
     _show(report, folder, options)
     return report
 

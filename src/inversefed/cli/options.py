@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from inversefed.errors import ConfigError, InputError, unknown_name
 
-__all__ = ["Audit", "Gate", "Inspect", "List", "Setting", "Train", "parse"]
+__all__ = ["Audit", "Gate", "Inspect", "List", "Purge", "Setting", "Train", "parse"]
 
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
 
@@ -100,6 +100,8 @@ class Audit(Setting):
     """Folder for report.html, report.json and the pictures; by default a new one under runs/."""
     overwrite: bool = False
     """Replace an earlier report in --output."""
+    no_images: bool = False
+    """Write no pixel to the disk: no picture files, a page without pictures, and no --checkpoint."""
     config: Path | None = None
     """A report.json (or the config inside it) to run again; options given beside it win."""
     json: bool = False
@@ -176,6 +178,29 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Purge:
+    """Remove what audits wrote: reports, pictures, and checkpoints of searches. Nothing else is ever removed.
+
+    A run is known by its report.json, a checkpoint by what is in it; both are looked for in the folders named, and
+    below them, never through links. First comes the list of what goes, then a question. Files are removed, not
+    overwritten: what snapshots and backups hold stays there.
+    """
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUNS")] = ()
+    """Folders of runs, single runs, or checkpoint files; by default the folder runs/."""
+    older_than: str | None = None
+    """Only what was written longer ago than this, such as 12h or 30d."""
+    yes: Annotated[bool, arg(aliases=["-y"])] = False
+    """Do not ask."""
+    dry_run: bool = False
+    """List what would go, and remove nothing."""
+    quiet: Annotated[bool, arg(aliases=["-q"])] = False
+    """Print nothing but errors; needs --yes."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
 class List:
     """List what can be chosen by name."""
 
@@ -183,7 +208,7 @@ class List:
     """The kind of piece."""
 
 
-def parse(arguments: Sequence[str]) -> Audit | Gate | Inspect | Train | List:
+def parse(arguments: Sequence[str]) -> Audit | Gate | Inspect | Purge | Train | List:
     """Read the command line; `--help`, `--version` and wrong usage end the process here.
 
     Raises:
@@ -198,6 +223,7 @@ def parse(arguments: Sequence[str]) -> Audit | Gate | Inspect | Train | List:
         Annotated[Audit, subcommand("audit", default=base)]
         | Annotated[Gate, subcommand("gate", default=Gate(**vars(base)))]
         | Annotated[Inspect, subcommand("inspect")]
+        | Annotated[Purge, subcommand("purge")]
         | Annotated[Train, subcommand("train")]
         | Annotated[List, subcommand("list")]
     )
@@ -207,7 +233,7 @@ def parse(arguments: Sequence[str]) -> Audit | Gate | Inspect | Train | List:
         prog="inversefed",
         description="Find out what a client's update gives away in federated learning.",
     )
-    assert isinstance(options, Audit | Inspect | Train | List)
+    assert isinstance(options, Audit | Inspect | Purge | Train | List)
     return options
 
 

@@ -42,11 +42,12 @@ class Figure:
     source: str
 
 
-def page(report: Report) -> str:
+def page(report: Report, images: bool = True) -> str:
     """Write the report as one self-contained page.
 
     Args:
         report: what is written.
+        images: whether pictures are shown; without them the page holds no pixel.
     """
     style = _source("report.css")
     chosen = [candidate.loss == report.reconstruction.loss for candidate in report.reconstruction.candidates]
@@ -56,8 +57,8 @@ def page(report: Report) -> str:
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii"),
         note=status_note(report.status),
         pairing=pairing(report.count),
-        gallery=list(_gallery(report)),
-        hidden=max(0, report.count - MOST_PICTURES),
+        gallery=list(_gallery(report)) if images else [],
+        hidden=max(0, report.count - MOST_PICTURES) if images else 0,
         findings=sorted(report.findings, key=lambda finding: _LEVELS.index(finding.level)),
         curve=loss_curve(
             [c.history for c in report.reconstruction.candidates], chosen.index(True) if any(chosen) else None

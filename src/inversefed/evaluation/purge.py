@@ -82,7 +82,7 @@ def remove(leftover: Leftover) -> None:
         raise InputError(f"cannot remove {leftover.path}: {error.strerror or error}") from error
 
 
-def _never(path: Path) -> bool:
+def _never(path: Path) -> bool:  # noqa: ARG001
     return False
 
 

@@ -24,6 +24,16 @@ def test_the_worst_picture_over_its_best_control_decides(report):
     assert outcome(found, 4.9) == "above" and outcome(found, 5.0) == "below" and outcome(found) == "above"
 
 
+@pytest.mark.parametrize(("null", "control"), [(4.0, "null runs"), (-4.0, "constant"), (None, "constant")])
+def test_null_runs_raise_the_bar_where_they_beat_the_controls(report, null, control):
+    bare = leakage(report(1).to_dict())
+    for unit, counts in (("dB of PSNR over the best control", True), ("dB by which two independent runs agree", False)):
+        found = leakage(report(1, verdict=judged(True, best_null=null, unit=unit)).to_dict())
+        raised = counts and control == "null runs"
+        assert found.decibels == pytest.approx(bare.decibels - (4.0 if raised else 0.0))
+        assert found.control == (control if raised else bare.control)
+
+
 def test_a_control_without_this_metric_is_left_out_and_without_any_the_score_itself_counts(report):
     whole = report(1).to_dict() | {"baselines": {"gray": {"mean_squared_error": [0.1]}}}
     found = leakage(whole)

@@ -189,10 +189,8 @@ def test_every_restart_is_shown_with_its_cost_the_best_match_first(report):
     assert [row[0].split(":")[0] for row in rows[:2]] == ["Restart 22, chosen", "Restart 2"] and len(rows) == 16
     assert rows[0][0].endswith("cost 0.1, finished") and rows[0][1][0].score.endswith(" dB")
     assert "The 16 that match best are shown." in shown.to_html()
-    assert (
-        gallery.restarts(report(1, reconstruction=Reconstruction(images, torch.tensor([0, 1]), 0.1, Status.FINISHED)))
-        == []
-    )
+    alone = Reconstruction(images, torch.tensor([0, 1]), 0.1, Status.FINISHED)
+    assert gallery.restarts(report(1, reconstruction=alone)) == []
 
 
 def test_without_images_no_pixel_is_in_the_page(report):

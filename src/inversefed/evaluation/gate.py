@@ -4,8 +4,9 @@ The leakage of a picture is how many decibels its reconstruction is above the be
 needs no update at all, or what the same attack made of an update that holds nothing. That of a report is its worst
 picture's; an average would hide one.
 
-    leakage = max_i [ PSNR(x^_i, x*_i) - max over controls of PSNR(control_i, x*_i) ]
+    leakage = max_i [ PSNR(x^_i, x*_i) - max over controls of PSNR(control_i, x*_i) ] - max(0, best null run)
 
+A null run, where the verdict has some, is scored in the same way, its best picture over the best control.
 Where there is no truth, nothing can be measured so, and the report's own verdict stands in for it.
 """
 
@@ -68,6 +69,9 @@ def leakage(report: Mapping[str, Any]) -> Leakage:
         raise InputError(f"the verdict's entry leaked must be true or false, got {leaked!r}")
     exact = "exact" in _codes(report) or figures.get("exact") is True
     decibels, picture, control = worst or (None, None, None)
+    null = _best_null(figures)
+    if decibels is not None and null > 0:
+        decibels, control = decibels - null, "null runs"
     return Leakage(decibels, picture, control, exact, leaked, _evidence(report, unmeasured))
 
 
@@ -118,6 +122,12 @@ def _worst(report: Mapping[str, Any]) -> tuple[tuple[float, int, str] | None, in
             best, name = max(beside, default=(0.0, "none"))
             margins.append((score - best, index, name))
     return max(margins, default=None), len(scores) - len(margins)
+
+
+def _best_null(figures: Mapping[str, Any]) -> float:
+    """Decibels over the best control that the best null run reached; 0 where there is none, or none was better."""
+    found = figures.get("best_null")
+    return max(0.0, float(found)) if type(found) in (int, float) and "PSNR" in str(figures.get("unit")) else 0.0
 
 
 def _evidence(report: Mapping[str, Any], unmeasured: int) -> str:

@@ -11,6 +11,7 @@ from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
 from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
 from inversefed.errors import ConfigError
+from inversefed.evaluation.lpips import judged, read_perceptual
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.save import check_folder, check_writable
 from inversefed.pipeline import audit
@@ -42,7 +43,10 @@ def carry_out(options: Audit) -> Report:
     folder = options.output or _new_folder(options, setting)
     check_folder(folder, options.overwrite)
     check_writable(folder)
+    perceptual = read_perceptual(options.lpips_weights) if options.lpips_weights else None
     report = _run(options, setting, pieces)
+    if perceptual is not None:
+        report = judged(report, perceptual)
     report.save(folder, options.overwrite, images=not options.no_images)
     _show(report, folder, options)
     return report
@@ -53,6 +57,7 @@ def _resolve(options: Audit) -> Audit:
     return replace(
         options,
         images=tuple(path.absolute() for path in options.images),
+        lpips_weights=tuple(path.expanduser().absolute() for path in options.lpips_weights),
         data_path=options.data_path.expanduser().absolute(),
         client=repr(registry.build("client", options.client)),
         defenses=tuple(repr(registry.build("defense", defense)) for defense in options.defenses),

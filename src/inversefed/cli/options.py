@@ -100,6 +100,9 @@ class Audit(Setting):
     """Folder for report.html, report.json and the pictures; by default a new one under runs/."""
     overwrite: bool = False
     """Replace an earlier report in --output."""
+    lpips_weights: tuple[Path, ...] = ()
+    """Files of a network for LPIPS: torchvision's AlexNet, VGG-16 or SqueezeNet 1.1, or one with channel weights of its
+    own. Nothing is downloaded; their SHA-256 stands in the report."""
     no_images: bool = False
     """Write no pixel to the disk: no picture files, a page without pictures, and no --checkpoint."""
     config: Path | None = None

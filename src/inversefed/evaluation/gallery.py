@@ -1,6 +1,6 @@
 """The pictures of a report's page: truth, reconstruction, difference and controls, and what every restart found."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +76,7 @@ def _restart(report: Report, index: int, candidate: Candidate) -> Row:
 
 def _rows(report: Report) -> Iterator[Row]:
     found, truth, labels = report.images.detach().cpu(), report.truth, report.labels.tolist()
-    others: dict[str, Images] = controls.guesses(truth) if truth else {}
+    others: Mapping[str, Images] = (report.controls or controls.guesses(truth)) if truth else {}
     table = next((table for table in report.tables if table.metric == PSNR), None)
     for index in range(min(report.count, MOST_PICTURES)):
         scores = _scores(table, index)
@@ -102,7 +102,14 @@ def _control(name: str, image: Tensor, scores: dict[str, str]) -> Figure:
     return Figure(_TITLES.get(name, name.replace("_", " ").capitalize()), scores.get(name, ""), data_uri(image))
 
 
-_TITLES = {"constant": "Best single color", "gray": "Plain gray"}
+_TITLES = {
+    "constant": "Best single color",
+    "gray": "Plain gray",
+    "mean": "Mean of other pictures",
+    "null": "Attack on a random update",
+    "other": "Attack on another update",
+    "prior": "Attack without an update",
+}
 
 
 def _scores(table: Table | None, index: int) -> dict[str, str]:

@@ -6,7 +6,8 @@ picture's; an average would hide one.
 
     leakage = max_i [ PSNR(x^_i, x*_i) - max over controls of PSNR(control_i, x*_i) ] - max(0, best null run)
 
-A null run, where the verdict has some, is scored in the same way, its best picture over the best control.
+A null run, where the verdict has some, is scored in the same way, its best picture over the best control. Where the
+report scores null runs among its controls, picture by picture, they are not counted twice.
 Where there is no truth, nothing can be measured so, and the report's own verdict stands in for it.
 """
 
@@ -69,7 +70,7 @@ def leakage(report: Mapping[str, Any]) -> Leakage:
         raise InputError(f"the verdict's entry leaked must be true or false, got {leaked!r}")
     exact = "exact" in _codes(report) or figures.get("exact") is True
     decibels, picture, control = worst or (None, None, None)
-    null = _best_null(figures)
+    null = 0.0 if "null" in _table(report, "baselines") else _best_null(figures)
     if decibels is not None and null > 0:
         decibels, control = decibels - null, "null runs"
     return Leakage(decibels, picture, control, exact, leaked, _evidence(report, unmeasured))
@@ -126,8 +127,8 @@ def _worst(report: Mapping[str, Any]) -> tuple[tuple[float, int, str] | None, in
 
 def _best_null(figures: Mapping[str, Any]) -> float:
     """Decibels over the best control that the best null run reached; 0 where there is none, or none was better."""
-    found = figures.get("best_null")
-    return max(0.0, float(found)) if type(found) in (int, float) and "PSNR" in str(figures.get("unit")) else 0.0
+    found, unit = figures.get("best_null"), str(figures.get("unit"))
+    return max(0.0, float(found)) if isinstance(found, int | float) and "PSNR" in unit else 0.0
 
 
 def _evidence(report: Mapping[str, Any], unmeasured: int) -> str:

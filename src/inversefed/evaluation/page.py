@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from inversefed.evaluation import gallery
 from inversefed.evaluation.curve import loss_curve
+from inversefed.evaluation.metrics import FACTS
 from inversefed.evaluation.plain import plain
 from inversefed.evaluation.plainly import answer, meaning, measures, outcome
 from inversefed.evaluation.report import Report
@@ -61,6 +62,7 @@ def page(report: Report, images: bool = True) -> str:
         curve=loss_curve([c.history for c in report.reconstruction.candidates], gallery.chosen(report)),
         evidence=_facts(report.verdict.figures) if report.verdict else {},
         config=json.dumps(plain(report.config), indent=2, ensure_ascii=False),
+        facts=FACTS,
         scope=report.verdict.scope if report.verdict else SCOPE,
     )
 

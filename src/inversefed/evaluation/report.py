@@ -26,6 +26,8 @@ __all__ = ["Report"]
 SCHEMA = 1
 """Which version of `schema/report.schema.json` a report keeps to."""
 
+_WITHOUT_WEIGHTS = {"learned_perceptual_image_patch_similarity": "no weights"}
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -43,7 +45,9 @@ class Report:
         seconds: wall time of the attack.
         config: the resolved configuration that runs this again.
         environment: versions and machine, by name; `"inversefed"` is the version of the library.
-        verdict: what it comes to, `None` where nobody judged.
+        verdict: what it comes to; `None` where nobody judged.
+        not_computed: metrics that could have been asked for, and why they are not among the scores.
+        controls: the pictures behind the baselines, by the control's name, in the order of the truth.
 
     >>> import torch
     >>> from inversefed.evaluation.score import score
@@ -66,6 +70,8 @@ class Report:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     verdict: Verdict | None = None
+    controls: Mapping[str, Images] = field(default_factory=dict, repr=False)
+    not_computed: Mapping[str, str] = field(default_factory=lambda: dict(_WITHOUT_WEIGHTS), repr=False)
 
     @property
     def status(self) -> Status:
@@ -126,6 +132,7 @@ class Report:
             "seconds": self.seconds,
             "scores": self.scores,
             "baselines": self.baselines,
+            "not_computed": self.not_computed,
             "labels": {"recovered": self.labels, "true": truth and truth.labels},
             "permutation": self.permutation,
             "loss": self.reconstruction.loss,

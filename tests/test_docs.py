@@ -34,7 +34,7 @@ def commands() -> list:
     found = {}
     for page in PAGES:
         for line in "\n".join(blocks(page, "shell")).splitlines():
-            call = re.search(r"(?:^|\s)(?:\S*/)?inversefed ((?:audit|inspect|train|list)\b.*)", line)
+            call = re.search(r"(?:^|\s)(?:\S*/)?inversefed ((?:audit|gate|inspect|purge|train|list)\b.*)", line)
             if call:
                 found.setdefault(call[1], page.relative_to(ROOT))
     return [pytest.param(line, id=f"{page}: {line}") for line, page in found.items()]

@@ -41,6 +41,14 @@ def test_a_known_leak_is_above_and_two_iterations_are_below(
     assert main(["gate", str(none), "--quiet", "--max-leakage", "3"]) == 0
 
 
+def test_a_foreign_name_cannot_command_the_terminal(none: Path, capsys: pytest.CaptureFixture) -> None:
+    content = json.loads((none / "report.json").read_text())
+    content["baselines"] = {"\x1b[2Jgray\u202e": content["baselines"]["gray"]}
+    (none / "report.json").write_text(json.dumps(content))
+    assert main(["gate", str(none), "--max-leakage", "3"]) == 0
+    assert "?[2Jgray?" in (said := capsys.readouterr().out) and not set(said) & {"\x1b", "\u202e"}
+
+
 def test_json_is_all_that_standard_output_holds(leak: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["gate", str(leak), "--json", "--max-leakage", "3"]) == 3
     found = json.loads(capsys.readouterr().out)
@@ -60,7 +68,7 @@ def test_without_a_report_it_audits(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "cannot read the report nowhere"),
+        (["nowhere"], "cannot read a report from nowhere"),
         (["no.json"], "no report of inversefed"),
         (["none", "--seed", "3"], "leave out --seed"),
         (["--max-leakage", "nan"], "number of decibels"),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from inversefed.evaluation.verdict import Verdict
-from inversefed.types import Finding
+from inversefed.types import Finding, Status
 from tests.evaluation.chromium import CHROMIUM, Browser
 from tests.evaluation.conftest import make_report
 
@@ -46,9 +46,12 @@ def hostile(text: str) -> str:
     return make_report(
         2,
         text=text,
+        status=Status.STOPPED,
         verdict=Verdict(True, text, text, {text: text, "list": [text]}),
         findings=tuple(Finding(text, level, text, {text: [text]}) for level in ("info", "warning", "error")),
         scenario={text: text, "defenses": [text], "threat_model": {text: text, "labels": "unknown"}},
+        frontier=[{"point": text, "plain": 9.0, "adaptive": 9.5, "control": 8.0, "leakage": 1.5, "accuracy": 0.5}],
+        not_computed={text: text},
         config={text: [text, {text: text}]},
         environment={"inversefed": text, text: text},
     ).to_html()

@@ -17,9 +17,9 @@ ALLOWED = {
     "html", "head", "meta", "title", "style", "body", "main", "header", "p", "h1", "h2", "section", "div", "article",
     "figure", "figcaption", "img", "span", "table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "small",
     "details", "summary", "em", "strong", "ul", "li", "dl", "dt", "dd", "pre", "svg", "desc", "line",
-    "text", "polyline", "ol", "code", "footer",
+    "text", "polyline", "ol", "code", "footer", "circle",
 }  # fmt: skip
-VOID = {"meta", "img", "line", "polyline"}
+VOID = {"meta", "img", "line", "polyline", "circle"}
 
 
 class Page(HTMLParser):

@@ -31,7 +31,9 @@ def test_a_report_from_before_the_mark_is_known_by_its_entries(report, tmp_path)
         (b"[" * 200_000, "not JSON"),
         (b"[]", "no report of inversefed"),
         (b'{"scores": {}}', "no report of inversefed"),
-        (b'{"loss": ' + b"9" * 100_000 + b"}", "not JSON"),
+        (b'{"loss": ' + b"9" * 100_000 + b"}", "not a number"),
+        (b'{"loss": ' + b"9" * 400 + b"}", "not a number"),
+        (b'{"loss": -1e999}', "-1e999 is not a number"),
     ],
 )
 def test_what_is_no_report_is_refused(tmp_path, content, message):

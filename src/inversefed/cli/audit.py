@@ -14,6 +14,7 @@ from inversefed.errors import ConfigError
 from inversefed.evaluation.lpips import judged, read_perceptual
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.save import check_folder, check_writable
+from inversefed.evaluation.sweep import read_sweep
 from inversefed.pipeline import audit
 from inversefed.types import Status, Step
 
@@ -43,8 +44,9 @@ def carry_out(options: Audit) -> Report:
     folder = options.output or _new_folder(options, setting)
     check_folder(folder, options.overwrite)
     check_writable(folder)
+    frontier = read_sweep(options.frontier) if options.frontier else ()
     perceptual = read_perceptual(options.lpips_weights) if options.lpips_weights else None
-    report = _run(options, setting, pieces)
+    report = replace(_run(options, setting, pieces), frontier=frontier)
     if perceptual is not None:
         report = judged(report, perceptual)
     report.save(folder, options.overwrite, images=not options.no_images)
@@ -57,6 +59,7 @@ def _resolve(options: Audit) -> Audit:
     return replace(
         options,
         images=tuple(path.absolute() for path in options.images),
+        frontier=None if options.frontier is None else options.frontier.expanduser().absolute(),
         lpips_weights=tuple(path.expanduser().absolute() for path in options.lpips_weights),
         data_path=options.data_path.expanduser().absolute(),
         client=repr(registry.build("client", options.client)),

@@ -77,7 +77,8 @@ def _measured(found: Leakage) -> str:
     verdict = "" if found.leaked is None else f"verdict: {'leaked' if found.leaked else 'not recovered'}"
     margin = ""
     if found.decibels is not None:
-        than = "no control" if found.control == "none" else f"the best control ({found.control})"
+        name = "".join(each if each.isprintable() else "?" for each in str(found.control))  # from a foreign file
+        than = "no control" if found.control == "none" else f"the best control ({name})"
         margin = f"picture {found.picture} is {found.decibels:.1f} dB above {than}"
     return ", ".join(part for part in (margin, exact, verdict) if part) or "nothing was measured"
 

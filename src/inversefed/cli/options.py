@@ -103,6 +103,8 @@ class Audit(Setting):
     lpips_weights: tuple[Path, ...] = ()
     """Files of a network for LPIPS: torchvision's AlexNet, VGG-16 or SqueezeNet 1.1, or one with channel weights of its
     own. Nothing is downloaded; their SHA-256 stands in the report."""
+    frontier: Path | None = None
+    """A defend.json of `inversefed defend`, or its folder, to show in the report."""
     no_images: bool = False
     """Write no pixel to the disk: no picture files, a page without pictures, and no --checkpoint."""
     config: Path | None = None
@@ -279,7 +281,7 @@ def read_config(path: Path, network: str | None = None) -> Audit:
 
 def to_config(options: Audit) -> dict[str, Any]:
     """The options as values that JSON can hold, less those that only say where and how results appear."""
-    silent = {"output", "overwrite", "checkpoint", "resume", "config", "json", "quiet", "verbose"}
+    silent = {"output", "overwrite", "checkpoint", "resume", "frontier", "config", "json", "quiet", "verbose"}
     values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in silent}
     return {name: _plain(value) for name, value in values.items()}
 

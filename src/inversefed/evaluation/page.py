@@ -23,6 +23,7 @@ from inversefed.evaluation.metrics import FACTS
 from inversefed.evaluation.plain import plain
 from inversefed.evaluation.plainly import answer, meaning, measures, outcome
 from inversefed.evaluation.report import Report
+from inversefed.evaluation.sweep import COLUMNS, sweep_drawing, sweep_table
 from inversefed.evaluation.words import SCOPE, pairing, status_note
 
 __all__ = ["page"]
@@ -63,6 +64,9 @@ def page(report: Report, images: bool = True) -> str:
         evidence=_facts(report.verdict.figures) if report.verdict else {},
         config=json.dumps(plain(report.config), indent=2, ensure_ascii=False),
         facts=FACTS,
+        sweep=sweep_table(report.frontier),
+        sweep_columns=COLUMNS,
+        sweep_drawing=sweep_drawing(report.frontier),
         scope=report.verdict.scope if report.verdict else SCOPE,
     )
 

@@ -47,6 +47,7 @@ class Report:
         environment: versions and machine, by name; `"inversefed"` is the version of the library.
         verdict: what it comes to; `None` where nobody judged.
         not_computed: metrics that could have been asked for, and why they are not among the scores.
+        frontier: points of a sweep over defenses, as `sweep.read_sweep` reads them.
         controls: the pictures behind the baselines, by the control's name, in the order of the truth.
 
     >>> import torch
@@ -72,6 +73,8 @@ class Report:
     verdict: Verdict | None = None
     controls: Mapping[str, Images] = field(default_factory=dict, repr=False)
     not_computed: Mapping[str, str] = field(default_factory=lambda: dict(_WITHOUT_WEIGHTS), repr=False)
+
+    frontier: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     @property
     def status(self) -> Status:
@@ -142,7 +145,8 @@ class Report:
             "config": self.config,
             "environment": self.environment,
         }
-        return {name: plain(value) for name, value in whole.items()}
+        swept = {"frontier": self.frontier} if self.frontier else {}
+        return {name: plain(value) for name, value in (whole | swept).items()}
 
     def to_json(self) -> str:
         """The dictionary of `to_dict` as JSON text."""

@@ -50,7 +50,7 @@ def hostile(text: str) -> str:
         verdict=Verdict(True, text, text, {text: text, "list": [text]}),
         findings=tuple(Finding(text, level, text, {text: [text]}) for level in ("info", "warning", "error")),
         scenario={text: text, "defenses": [text], "threat_model": {text: text, "labels": "unknown"}},
-        frontier=[{"point": text, "plain": 9.0, "adaptive": 9.5, "control": 8.0, "leakage": 1.5, "accuracy": 0.5}],
+        frontier=({"point": text, "plain": 9.0, "adaptive": 9.5, "control": 8.0, "leakage": 1.5, "accuracy": 0.5},),
         not_computed={text: text},
         config={text: [text, {text: text}]},
         environment={"inversefed": text, text: text},

@@ -180,6 +180,17 @@ def test_a_defense_that_did_not_stop_it_is_named_and_one_that_did_is_to_be_attac
     assert "Attack with knowledge of the defense" in report(1, noise=3.0, scenario=scenario).to_html()
 
 
+def test_no_command_is_offered_that_the_report_cannot_run(report):
+    noise, batch = "--defenses &#34;Clip(1.0)&#34;", "--num-images 16"
+    text = report(1).to_html()
+    assert noise in text and batch in text
+    own = report(1, config={"images": ["a.png"]}).to_html()
+    assert noise in own and batch not in own
+    for config in ({"update": "update.safetensors"}, {"after": "after.npz"}, {}):
+        text = report(1, config=config).to_html()
+        assert noise not in text and batch not in text and "Noise, before the update is sent" in text
+
+
 def test_every_restart_is_shown_with_its_cost_the_best_match_first(report):
     images = torch.rand(2, 3, 16, 16)
     costs = [0.5, float("nan"), *(0.4 + i / 100 for i in range(20)), 0.1]

@@ -136,7 +136,7 @@ def _noise(report: Report) -> Measure:
         "Noise, before the update is sent",
         "Limit the size of the update, then add random numbers to it. The more, the less can be recovered, and the "
         "more slowly the model learns; with differential privacy the protection can be stated as a number.",
-        f'{_AGAIN} --defenses "Clip(1.0)" "GaussianNoise(0.01)" --output with-noise',
+        _simulated(report, '--defenses "Clip(1.0)" "GaussianNoise(0.01)" --output with-noise'),
     )
 
 
@@ -147,11 +147,17 @@ def _mixing(report: Report) -> tuple[Measure, ...]:
     )
     if report.count > 8:
         return (aggregate,)
-    command = "" if report.config.get("images") or not report.config else f"{_AGAIN} --num-images 16 --output together"
+    command = "" if report.config.get("images") else _simulated(report, "--num-images 16 --output together")
     text = (
         f"This update was made from {_pictures(report, 'one picture', '{} pictures')}. Larger batches mix more of them."
     )
     return (Measure("More pictures in one update", text, command), aggregate)
+
+
+def _simulated(report: Report, options: str) -> str:
+    """The command that makes another update; nothing where the update came from a file and is what it is."""
+    given = report.config.get("update") or report.config.get("after")
+    return f"{_AGAIN} {options}" if report.config and not given else ""
 
 
 def _surer(report: Report) -> tuple[Measure, ...]:

@@ -180,6 +180,24 @@ def test_a_defense_that_did_not_stop_it_is_named_and_one_that_did_is_to_be_attac
     assert "Attack with knowledge of the defense" in report(1, noise=3.0, scenario=scenario).to_html()
 
 
+def test_controls_that_run_the_attack_are_shown_and_explained(report):
+    bare = report(1)
+    pictures = {"gray": torch.zeros(1, 3, 16, 16), "null": torch.ones(1, 3, 16, 16)}
+    baselines = {"gray": bare.baselines["gray"], "null": bare.baselines["constant"]}
+    text = report(1, controls=pictures, baselines=baselines).to_html()
+    assert "Attack on a random update, Picture 0" in text and "Best single color" not in text
+    assert "<em>null</em> is the best of what it finds in updates of random numbers." in text
+    assert "<em>prior</em>" not in text
+
+
+def test_labels_that_were_hidden_and_found_are_said(report):
+    hidden = {"scenario": {"threat_model": {"labels": "unknown"}}}
+    assert "It also named the right class." in report(1, **hidden).to_html()
+    assert "It named the right class of 3 of 3." in report(3, **hidden).to_html()
+    assert "But it named the right class." in report(1, noise=3.0, **hidden).to_html()
+    assert "right class" not in report(1, scenario={"threat_model": {"labels": "known"}}).to_html()
+
+
 def test_no_command_is_offered_that_the_report_cannot_run(report):
     noise, batch = "--defenses &#34;Clip(1.0)&#34;", "--num-images 16"
     text = report(1).to_html()

@@ -79,7 +79,8 @@ def _measured(found: Leakage) -> str:
     if found.decibels is not None:
         name = "".join(each if each.isprintable() else "?" for each in str(found.control))  # from a foreign file
         than = "no control" if found.control == "none" else f"the best control ({name})"
-        margin = f"picture {found.picture} is {found.decibels:.1f} dB above {than}"
+        side = "above" if found.decibels > 0 else "below"
+        margin = f"picture {found.picture} is {abs(found.decibels):.1f} dB {side} {than}"
     return ", ".join(part for part in (margin, exact, verdict) if part) or "nothing was measured"
 
 

@@ -33,6 +33,14 @@ _LEVELS = ("error", "warning", "info")
 _UNSEEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
 
 
+_CONTROLS = {
+    "mean": "the mean of other pictures",
+    "prior": "what the attack finds without any update",
+    "other": "what it finds in another example's update",
+    "null": "the best of what it finds in updates of random numbers",
+}
+
+
 def page(report: Report, images: bool = True) -> str:
     """Write the report as one self-contained page.
 
@@ -64,6 +72,7 @@ def page(report: Report, images: bool = True) -> str:
         evidence=_facts(report.verdict.figures) if report.verdict else {},
         config=json.dumps(plain(report.config), indent=2, ensure_ascii=False),
         facts=FACTS,
+        explained={name: text for name, text in _CONTROLS.items() if name in report.baselines},
         sweep=sweep_table(report.frontier),
         sweep_columns=COLUMNS,
         sweep_drawing=sweep_drawing(report.frontier),

@@ -196,6 +196,10 @@ def _labels(report: Report) -> str:
     if not isinstance(threat, Mapping) or threat.get("labels") != "unknown" or found is None or not len(found):
         return ""
     right = int(found.sum())
+    if right and outcome(report) in ("none", "unknown"):
+        return (
+            " But it named the right class." if len(found) == 1 else f" But it named {right} of {len(found)} classes."
+        )
     if len(found) == 1:
         return " It also named the right class." if right else ""
     return f" It named the right class of {right} of {len(found)}." if right else ""

@@ -279,8 +279,12 @@ def test_a_recipe_tells_its_paper_its_needs_and_its_cost(name: str) -> None:
 
 def test_every_metric_is_one_number_an_image_and_best_at_the_truth(world: tuple[Observation, Batch]) -> None:
     observation, batch = world
-    right = score(batch, batch, observation.network.features)
-    wrong = score(Batch(1 - batch.images, batch.labels.flip(0)), batch, observation.network.features)
+
+    def perceptual(images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (images - target).abs().mean(dim=(1, 2, 3))
+
+    right = score(batch, batch, observation.network.features, perceptual)
+    wrong = score(Batch(1 - batch.images, batch.labels.flip(0)), batch, observation.network.features, perceptual)
     assert list(right) == list(metrics.__all__) == sorted(metrics.__all__)
     for name, values in right.items():
         assert values.shape == (2,)

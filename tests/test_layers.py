@@ -14,7 +14,7 @@ MAY = {
     "attacks": GROUND | {"fl"},
     "evaluation": GROUND,
     "zoo": GROUND,
-    "frontier": GROUND | {"fl", "attacks", "evaluation", "pipeline"},
+    "frontier": GROUND | {"fl", "attacks", "evaluation", "trials", "pipeline"},
     "cli": GROUND | {"fl", "attacks", "evaluation", "zoo", "pipeline", "frontier"},
     "trials": GROUND | {"fl", "attacks", "evaluation"},
     "pipeline": GROUND | {"fl", "attacks", "evaluation", "trials"},

@@ -21,10 +21,15 @@ def features(images: torch.Tensor) -> torch.Tensor:
     return images.flatten(1) * torch.linspace(-1, 2, images[0].numel(), dtype=images.dtype)
 
 
+def perceptual(images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (images - target).abs().mean(dim=(1, 2, 3))
+
+
 def call(name: str, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     function = getattr(metrics, name)
-    needs_features = "features" in inspect.signature(function).parameters
-    return function(images, target, features) if needs_features else function(images, target)
+    extra = {"features": features, "perceptual": perceptual}
+    wanted = inspect.signature(function).parameters
+    return function(images, target, **{name: value for name, value in extra.items() if name in wanted})
 
 
 def pair(count=4, channels=3, height=32, width=32, dtype=torch.float32):
@@ -45,7 +50,7 @@ def test_registry_is_sorted_and_every_metric_has_its_fact():
 
 @pytest.mark.parametrize("name", metrics.__all__)
 def test_parameters_are_among_those_that_score_can_give(name):
-    known = {"images", "target", "labels", "target_labels", "features"}
+    known = {"images", "target", "labels", "target_labels", "features", "perceptual"}
     assert inspect.signature(getattr(metrics, name)).parameters.keys() <= known
 
 
@@ -180,7 +185,7 @@ def test_label_accuracy():
 def test_score_calls_the_whole_registry_in_its_order():
     found, target = pair()
     truth = Batch(target, torch.arange(4))
-    judged = score(Batch(found, torch.tensor([0, 1, 0, 3])), truth, features)
+    judged = score(Batch(found, torch.tensor([0, 1, 0, 3])), truth, features, perceptual)
     assert list(judged) == metrics.__all__
     assert judged["label_accuracy"].tolist() == [1.0, 1.0, 0.0, 1.0]
     torch.testing.assert_close(judged["structural_similarity"], metrics.structural_similarity(found, target))

@@ -34,6 +34,26 @@ def test_writes_every_file_for_the_owner_only(report, tmp_path):
     assert names(tmp_path / "runs") == {"one"}
 
 
+@pytest.mark.parametrize("mask", [0, 0o777])
+def test_a_folder_that_was_open_is_closed_but_not_around_foreign_files(report, tmp_path, mask):
+    for name in ("empty", "earlier", "foreign", "sticky"):
+        (tmp_path / name).mkdir()
+    report(1).save(tmp_path / "earlier")
+    (tmp_path / "foreign" / "notes.txt").write_text("mine")
+    modes = {"empty": 0o755, "earlier": 0o755, "foreign": 0o755, "sticky": 0o1777}
+    for name, mode in modes.items():
+        (tmp_path / name).chmod(mode)
+    before = os.umask(mask)
+    try:
+        for name in modes:
+            report(1).save(tmp_path / name, overwrite=True)
+    finally:
+        os.umask(before)
+    found = {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in modes}
+    assert found == modes | {"empty": 0o700, "earlier": 0o700}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.glob("*/report.*")} == {0o600}
+
+
 def test_files_hold_what_the_report_says(report, tmp_path):
     found = report(2)
     folder = found.save(str(tmp_path / "one"))

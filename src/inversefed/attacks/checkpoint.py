@@ -7,6 +7,7 @@ The file holds pictures on their way to the private ones. It is readable by its 
 import hashlib
 import os
 import pickle
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from inversefed.errors import InputError
 
-__all__ = ["fingerprint", "read", "write"]
+__all__ = ["fingerprint", "is_checkpoint", "read", "write"]
 
 _FORMAT = 1
+_BEGINNING = re.compile(rb"PK\x03\x04.{26}[^/]{1,255}/data\.pkl.*?format.{1,16}fingerprint", re.DOTALL)
+"""An archive of torch's, stored as it is, whose first entry is the pickled dictionary that `write` saves."""
 
 
 def fingerprint(settings: str, tensors: Iterable[Tensor]) -> str:
@@ -32,6 +35,21 @@ def fingerprint(settings: str, tensors: Iterable[Tensor]) -> str:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file looks like the state of a search, also one whose writing was cut short; nothing in it is loaded.
+
+    >>> is_checkpoint(Path(__file__))
+    False
+    """
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return _BEGINNING.match(file.read(4096)) is not None
+    except OSError:
+        return False
 
 
 def write(path: Path, state: dict[str, Any], mark: str) -> None:

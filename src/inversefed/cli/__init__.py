@@ -7,11 +7,24 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from inversefed.cli.options import Audit, Convert, Defend, Inspect, List, Train, parse
+from inversefed.cli.options import Audit, Command, Convert, Defend, Gate, Inspect, List, Purge, Train, parse
 from inversefed.errors import InversefedError
 
 __all__ = ["main"]
+
+_RUNS: dict[type[Command], tuple[str, str]] = {
+    Audit: ("audit", "run_audit"),
+    Convert: ("convert", "run_convert"),
+    Defend: ("defend", "run_defend"),
+    Gate: ("gate", "run_gate"),
+    Inspect: ("inspection", "run_inspect"),
+    List: ("listing", "run_list"),
+    Purge: ("purge", "run_purge"),
+    Train: ("train", "run_train"),
+}
+"""Where each command is carried out."""
 
 SUCCESS, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -23,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as typed after `inversefed`; `None` for those of the process.
 
     Returns:
-        0 for success, 1 for a failure, 2 for wrong usage or input, 130 after Ctrl-C.
+        0 for success, 1 for a failure, 2 for wrong usage or input, 3 above a gate's limit, 130 after Ctrl-C.
     """
     verbose = False
     # Read by OpenMP when torch is imported: threads that spin while they wait bring a busy machine to a standstill.
@@ -44,32 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"failed: {type(error).__name__}: {error}{hint}", FAILED, verbose)
 
 
-def _run(options: Audit | Convert | Defend | Inspect | Train | List) -> int:
-    match options:
-        case Audit():
-            from inversefed.cli.audit import run_audit
-
-            return run_audit(options)
-        case Inspect():
-            from inversefed.cli.inspection import run_inspect
-
-            return run_inspect(options)
-        case Defend():
-            from inversefed.cli.defend import run_defend
-
-            return run_defend(options)
-        case Convert():
-            from inversefed.cli.convert import run_convert
-
-            return run_convert(options)
-        case Train():
-            from inversefed.cli.train import run_train
-
-            return run_train(options)
-        case List():
-            from inversefed.cli.listing import run_list
-
-            return run_list(options)
+def _run(options: Command) -> int:
+    module, function = _RUNS[type(options)]
+    return int(getattr(import_module(f"inversefed.cli.{module}"), function)(options))
 
 
 def _say(message: str, status: int, verbose: bool) -> int:

@@ -13,12 +13,14 @@ from inversefed.cli.received import is_received, receive
 from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
 from inversefed.cli.standins import stand_ins
 from inversefed.errors import ConfigError
+from inversefed.evaluation.lpips import judged, read_perceptual
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.save import check_folder, check_writable
+from inversefed.evaluation.sweep import read_sweep
 from inversefed.pipeline import audit, audit_observation
 from inversefed.types import Status, Step
 
-__all__ = ["run_audit"]
+__all__ = ["carry_out", "run_audit"]
 
 
 def run_audit(options: Audit) -> int:
@@ -27,15 +29,31 @@ def run_audit(options: Audit) -> int:
     Returns:
         0; 1 if every restart was lost to NaN; 130 if Ctrl-C ended the attack, the best so far written.
     """
+    report = carry_out(options)
+    return {Status.INTERRUPTED: 130, Status.NON_FINITE: 1}.get(report.status, 0)
+
+
+def carry_out(options: Audit) -> Report:
+    """The audit itself: run, written and shown.
+
+    Raises:
+        ConfigError: a checkpoint, which holds pixels, where none may be written.
+    """
+    if options.no_images and options.checkpoint is not None:
+        raise ConfigError("a checkpoint holds the pictures of its search: leave out --checkpoint, or --no-images")
     pieces = _resolve(options)
     setting = read_setting(options)
     folder = options.output or _new_folder(options, setting)
     check_folder(folder, options.overwrite)
     check_writable(folder)
-    report = _run(options, setting, pieces)
-    report.save(folder, options.overwrite)
+    frontier = read_sweep(options.frontier) if options.frontier else ()
+    perceptual = read_perceptual(options.lpips_weights) if options.lpips_weights else None
+    report = replace(_run(options, setting, pieces), frontier=frontier)
+    if perceptual is not None:
+        report = judged(report, perceptual)
+    report.save(folder, options.overwrite, images=not options.no_images)
     _show(report, folder, options)
-    return {Status.INTERRUPTED: 130, Status.NON_FINITE: 1}.get(report.status, 0)
+    return report
 
 
 def _resolve(options: Audit) -> Audit:
@@ -43,6 +61,8 @@ def _resolve(options: Audit) -> Audit:
     return replace(
         options,
         images=tuple(path.absolute() for path in options.images),
+        frontier=None if options.frontier is None else options.frontier.expanduser().absolute(),
+        lpips_weights=tuple(path.expanduser().absolute() for path in options.lpips_weights),
         data_path=options.data_path.expanduser().absolute(),
         update=_absolute(options.update),
         after=_absolute(options.after),

@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from inversefed.errors import ConfigError, InputError, unknown_name
 
-__all__ = ["Audit", "Convert", "Defend", "Inspect", "List", "Setting", "Train", "parse"]
+__all__ = ["Audit", "Command", "Convert", "Defend", "Gate", "Inspect", "List", "Purge", "Setting", "Train", "parse"]
 
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
 
@@ -128,6 +128,13 @@ class Audit(Setting):
     """Folder for report.html, report.json and the pictures; by default a new one under runs/."""
     overwrite: bool = False
     """Replace an earlier report in --output."""
+    lpips_weights: tuple[Path, ...] = ()
+    """Files of a network for LPIPS: torchvision's AlexNet, VGG-16 or SqueezeNet 1.1, or one with channel weights of its
+    own. Nothing is downloaded; their SHA-256 stands in the report."""
+    frontier: Path | None = None
+    """A defend.json of `inversefed defend`, or its folder, to show in the report."""
+    no_images: bool = False
+    """Write no pixel to the disk: no picture files, a page without pictures, and no --checkpoint."""
     config: Path | None = None
     """A report.json (or the config inside it) to run again; options given beside it win."""
     json: bool = False
@@ -136,6 +143,23 @@ class Audit(Setting):
     """Print nothing but errors."""
     verbose: Annotated[bool, arg(aliases=["-v"])] = False
     """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
+class Gate(Audit):
+    """Hold a report to a limit, or audit first: exit status 3 where more leaked, 0 where it did not.
+
+    Leakage is how many decibels (PSNR) the worst picture's reconstruction is above the best control: a picture that
+    needs no update, or what the same attack makes of an update that holds nothing. REPORT is a report.json or the
+    folder that an audit wrote, and comes first; without it, the audit that the other options describe is run.
+    An exact recovery, verified by the update itself, is above every limit.
+    """
+
+    report: Annotated[Positional[Path | None], arg(metavar="REPORT")] = None
+    """The report to judge."""
+    max_leakage: float | None = None
+    """Decibels over the best control that may leak. Without it the report's verdict decides; a report that has none is
+    held to 3 dB, which is half the best control's squared error."""
 
 
 @dataclass(frozen=True)
@@ -267,6 +291,29 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Purge:
+    """Remove what audits wrote: reports, pictures, and checkpoints of searches. Nothing else is ever removed.
+
+    A run is known by its report.json, a checkpoint by what is in it; both are looked for in the folders named, and
+    below them, never through links. First comes the list of what goes, then a question. Files are removed, not
+    overwritten: what snapshots and backups hold stays there.
+    """
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUNS")] = ()
+    """Folders of runs, single runs, or checkpoint files; by default the folder runs/."""
+    older_than: str | None = None
+    """Only what was written longer ago than this, such as 12h or 30d."""
+    yes: Annotated[bool, arg(aliases=["-y"])] = False
+    """Do not ask."""
+    dry_run: bool = False
+    """List what would go, and remove nothing."""
+    quiet: Annotated[bool, arg(aliases=["-q"])] = False
+    """Print nothing but errors; needs --yes."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
 class List:
     """List what can be chosen by name."""
 
@@ -274,7 +321,10 @@ class List:
     """The kind of piece."""
 
 
-def parse(arguments: Sequence[str]) -> Audit | Convert | Defend | Inspect | Train | List:
+Command: TypeAlias = Audit | Convert | Defend | Gate | Inspect | Purge | Train | List
+
+
+def parse(arguments: Sequence[str]) -> Command:
     """Read the command line; `--help`, `--version` and wrong usage end the process here.
 
     Raises:
@@ -287,9 +337,11 @@ def parse(arguments: Sequence[str]) -> Audit | Convert | Defend | Inspect | Trai
     base = _rerun(arguments)
     commands = (
         Annotated[Audit, subcommand("audit", default=base)]
+        | Annotated[Gate, subcommand("gate", default=Gate(**vars(base)))]
         | Annotated[Inspect, subcommand("inspect")]
         | Annotated[Defend, subcommand("defend")]
         | Annotated[Convert, subcommand("convert")]
+        | Annotated[Purge, subcommand("purge")]
         | Annotated[Train, subcommand("train")]
         | Annotated[List, subcommand("list")]
     )
@@ -299,7 +351,7 @@ def parse(arguments: Sequence[str]) -> Audit | Convert | Defend | Inspect | Trai
         prog="inversefed",
         description="Find out what a client's update gives away in federated learning.",
     )
-    assert isinstance(options, Audit | Convert | Defend | Inspect | Train | List)
+    assert isinstance(options, Command)
     return options
 
 
@@ -342,9 +394,14 @@ def read_config(path: Path, network: str | None = None) -> Audit:
 
 def to_config(options: Audit) -> dict[str, Any]:
     """The options as values that JSON can hold, less those that only say where and how results appear."""
-    silent = {"output", "overwrite", "checkpoint", "resume", "config", "json", "quiet", "verbose"}
+    silent = {"output", "overwrite", "checkpoint", "resume", "frontier", "config", "json", "quiet", "verbose"}
     values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in silent}
     return {name: _plain(value) for name, value in values.items()}
+
+
+def audit_options(options: Audit) -> Audit:
+    """The part of a command's options that is an audit's."""
+    return Audit(**{each.name: getattr(options, each.name) for each in fields(Audit)})
 
 
 def _plain(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 `__all__` is the registry, and a parameter's name says what a metric is given: `images`, `target`
 (pixel space, reconstruction first), `labels`, `target_labels`, `features` (a callable, images to
-`[n, d]`). A reconstruction is judged as the picture it would be shown as, so pixels are clamped to
-[0, 1] first. A new metric is a function, its name in `__all__`, and its line in `FACTS`.
+`[n, d]`), `perceptual` (a callable, two pictures to one distance). A reconstruction is judged as the
+picture it would be shown as, so pixels are clamped to [0, 1] first. A new metric is a function, its
+name in `__all__`, and its line in `FACTS`.
 
     MSE = mean (x - x*)^2        PSNR = -10 log10 MSE        SSIM: luminance x contrast x structure
 
@@ -22,6 +23,7 @@ from inversefed.types import Images, Labels, Scores
 __all__ = [
     "feature_mean_squared_error",
     "label_accuracy",
+    "learned_perceptual_image_patch_similarity",
     "mean_squared_error",
     "peak_signal_noise_ratio",
     "structural_similarity",
@@ -53,6 +55,15 @@ FACTS: Mapping[str, Fact] = {
         "Mean squared difference of what the network says of both pictures. 0 is equal.",
     ),
     "label_accuracy": Fact("Label", "", True, ".2f", "1 if the label is the true one, else 0; its mean is the share."),
+    "learned_perceptual_image_patch_similarity": Fact(
+        "Learned perceptual distance",
+        "",
+        False,
+        ".3f",
+        "LPIPS, or what the setting names instead: how different the pictures look to a trained network, fitted to "
+        "what people see. 0 is the same picture, about 0.5 and more an unrelated one. It is made for pictures of 64 "
+        "pixels and more.",
+    ),
     "mean_squared_error": Fact(
         "Mean squared error", "", False, ".3g", "Mean squared difference of pixels in [0, 1]. 0 is the same picture."
     ),
@@ -113,6 +124,27 @@ def label_accuracy(labels: Labels, target_labels: Labels) -> Scores:
     if labels.shape != target_labels.shape:
         raise InputError(f"label_accuracy expects as many labels as truths, got {len(labels)} and {len(target_labels)}")
     return (labels == target_labels.to(labels.device)).float()
+
+
+def learned_perceptual_image_patch_similarity(
+    images: Images, target: Images, perceptual: Callable[[Tensor, Tensor], Tensor]
+) -> Scores:
+    """How different two pictures look by the features of a trained network (LPIPS), 0 for the same picture.
+
+    Args:
+        images: reconstructions in pixel space; clamped to [0, 1].
+        target: the truths, of the same shape.
+        perceptual: takes both to one distance an image; `lpips.read_perceptual` makes one from a file of weights.
+
+    Raises:
+        InputError: the shapes differ, or pictures that the network does not take.
+
+    >>> difference = lambda images, target: (images - target).abs().mean(dim=(1, 2, 3))
+    >>> learned_perceptual_image_patch_similarity(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), difference)
+    tensor([1.])
+    """
+    with torch.no_grad():
+        return perceptual(*_pixels(images, target))
 
 
 def mean_squared_error(images: Images, target: Images) -> Scores:

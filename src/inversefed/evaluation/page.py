@@ -1,71 +1,116 @@
 """The report as one page of HTML: pictures inside it, no script, no network, nothing foreign that runs.
 
 Every value goes through Jinja's escaping, and a content security policy allows pictures from within
-the page and the one style sheet whose hash it names. Pictures are shown enlarged, without smoothing.
+the page and the one style sheet whose hash it names. Characters that are not seen, or that turn the direction of what
+follows, are written out. Pictures are shown enlarged, without smoothing.
 """
 
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from torch import Tensor
 
-from inversefed.evaluation import controls
+from inversefed.evaluation import gallery
 from inversefed.evaluation.curve import loss_curve
-from inversefed.evaluation.pictures import data_uri, difference
+from inversefed.evaluation.metrics import FACTS
 from inversefed.evaluation.plain import plain
+from inversefed.evaluation.plainly import answer, meaning, measures, outcome
 from inversefed.evaluation.report import Report
-from inversefed.evaluation.tables import Table
-from inversefed.evaluation.words import PSNR, SCOPE, pairing, status_note
-from inversefed.types import Batch
+from inversefed.evaluation.sweep import COLUMNS, sweep_drawing, sweep_table
+from inversefed.evaluation.words import SCOPE, pairing, status_note
 
 __all__ = ["page"]
 
-MOST_PICTURES = 16
-"""How many pictures the gallery shows; the folder holds them all."""
-
 _FOLDER = files("inversefed.evaluation") / "templates"
 _LEVELS = ("error", "warning", "info")
+_UNSEEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One picture of the gallery, what it is, and what it scores."""
+_CONTROLS = {
+    "mean": "the mean of other pictures",
+    "prior": "what the attack finds without any update",
+    "other": "what it finds in another example's update",
+    "null": "the best of what it finds in updates of random numbers",
+}
 
-    caption: str
-    score: str
-    source: str
 
-
-def page(report: Report) -> str:
+def page(report: Report, images: bool = True) -> str:
     """Write the report as one self-contained page.
 
     Args:
         report: what is written.
+        images: whether pictures are shown; without them the page holds no pixel.
     """
     style = _source("report.css")
-    chosen = [candidate.loss == report.reconstruction.loss for candidate in report.reconstruction.candidates]
+    subject, figures = answer(report)
+    measures_title, steps = measures(report)
     return _template().render(
         report=report,
         style=Markup(style),  # our own file; the policy names its hash
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii"),
+        outcome=outcome(report),
+        subject=subject,
+        figures=figures,
+        meaning=meaning(report),
+        measures_title=measures_title,
+        measures=steps,
         note=status_note(report.status),
         pairing=pairing(report.count),
-        gallery=list(_gallery(report)),
-        hidden=max(0, report.count - MOST_PICTURES),
+        gallery=gallery.pictures(report) if images else [],
+        restarts=gallery.restarts(report) if images else [],
+        without_images=not images,
+        hidden=max(0, report.count - gallery.MOST_PICTURES) if images else 0,
         findings=sorted(report.findings, key=lambda finding: _LEVELS.index(finding.level)),
-        curve=loss_curve(
-            [c.history for c in report.reconstruction.candidates], chosen.index(True) if any(chosen) else None
-        ),
+        curve=loss_curve([c.history for c in report.reconstruction.candidates], gallery.chosen(report)),
+        evidence=_facts(report.verdict.figures) if report.verdict else {},
         config=json.dumps(plain(report.config), indent=2, ensure_ascii=False),
-        scope=SCOPE,
+        facts=FACTS,
+        explained={name: text for name, text in _CONTROLS.items() if name in report.baselines},
+        sweep=sweep_table(report.frontier),
+        sweep_columns=COLUMNS,
+        sweep_drawing=sweep_drawing(report.frontier),
+        scope=report.verdict.scope if report.verdict else SCOPE,
     )
+
+
+def visible(value: object) -> object:
+    """Write characters that are not seen, or that turn the direction of what follows, as JSON escapes them.
+
+    >>> visible("abc\u202ecod.exe"), visible("two\\nlines")
+    ('abc\\\\u202ecod.exe', 'two\\nlines')
+    """
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    unseen = {each for each in value if unicodedata.category(each) in _UNSEEN and each != "\n"}
+    return value.translate({ord(each): json.dumps(each)[1:-1] for each in unseen})
+
+
+def _facts(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Figures as words and text; longer lists are left to `report.json`."""
+    named = {name.replace("_", " "): plain(value) for name, value in figures.items()}
+    return {name: _figure(value) for name, value in named.items() if not isinstance(value, dict) and _short(value)}
+
+
+def _short(value: Any) -> bool:
+    return not isinstance(value, list) or (0 < len(value) <= 8 and not any(isinstance(each, list) for each in value))
+
+
+def _figure(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}"
+        case list():
+            return ", ".join(map(_figure, value))
+    return "n/a" if value is None else str(value)
 
 
 def _source(name: str) -> str:
@@ -77,49 +122,9 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
         autoescape=True,
+        finalize=visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2")
-
-
-def _gallery(report: Report) -> Iterator[tuple[str, list[Figure]]]:
-    """A title and the figures of each picture that is shown."""
-    found, truth, labels = report.images.detach().cpu(), report.truth, report.labels.tolist()
-    others = controls.guesses(truth) if truth else {}
-    table = next((table for table in report.tables if table.metric == PSNR), None)
-    for index in range(min(report.count, MOST_PICTURES)):
-        scores = _scores(table, index)
-        label = f"label {labels[index]}"
-        recovered = Figure("Recovered", scores.get("recovered", ""), data_uri(found[index]))
-        if truth is None:
-            yield f"Picture {index}, {label}", [recovered]
-            continue
-        target = truth.images[index]
-        beside = [_control(name, images[index], scores) for name, images in others.items()]
-        yield (
-            f"Picture {index}, {label}{_true_label(truth, index)}",
-            [
-                Figure("Target", "", data_uri(target)),
-                recovered,
-                Figure("Difference", "black is none", data_uri(difference(found[index], target))),
-                *beside,
-            ],
-        )
-
-
-def _true_label(truth: Batch, index: int) -> str:
-    label = int(truth.labels[index])
-    return f", true label {label}" if label >= 0 else ""
-
-
-def _control(name: str, image: Tensor, scores: dict[str, str]) -> Figure:
-    return Figure(name.capitalize(), scores.get(name, ""), data_uri(image))
-
-
-def _scores(table: Table | None, index: int) -> dict[str, str]:
-    """What the picture and the controls score in decibels, as text, by column."""
-    if table is None:
-        return {}
-    return {name: f"{cell} dB" for name, cell in zip(table.columns, table.cells(table.rows[index]), strict=True)}

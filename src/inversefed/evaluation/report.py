@@ -15,12 +15,18 @@ from typing import Any
 
 from inversefed.evaluation.align import Permutation
 from inversefed.evaluation.plain import plain
+from inversefed.evaluation.reading import FORMAT
 from inversefed.evaluation.tables import Table, tables
 from inversefed.evaluation.verdict import Verdict
 from inversefed.evaluation.words import headline
 from inversefed.types import Batch, Finding, Images, Labels, Reconstruction, Scores, Status
 
 __all__ = ["Report"]
+
+SCHEMA = 1
+"""Which version of `schema/report.schema.json` a report keeps to."""
+
+_WITHOUT_WEIGHTS = {"learned_perceptual_image_patch_similarity": "no weights"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +46,8 @@ class Report:
         config: the resolved configuration that runs this again.
         environment: versions and machine, by name; `"inversefed"` is the version of the library.
         verdict: what it comes to; `None` where nobody judged.
+        not_computed: metrics that could have been asked for, and why they are not among the scores.
+        frontier: points of a sweep over defenses, as `sweep.read_sweep` reads them.
         controls: the pictures behind the baselines, by the control's name, in the order of the truth.
 
     >>> import torch
@@ -64,6 +72,9 @@ class Report:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     verdict: Verdict | None = None
     controls: Mapping[str, Images] = field(default_factory=dict, repr=False)
+    not_computed: Mapping[str, str] = field(default_factory=lambda: dict(_WITHOUT_WEIGHTS), repr=False)
+
+    frontier: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     @property
     def status(self) -> Status:
@@ -114,6 +125,8 @@ class Report:
         """The report as dictionaries, lists, strings and finite numbers; pictures are left out."""
         truth, candidates = self.truth, self.reconstruction.candidates
         whole = {
+            "format": FORMAT,
+            "schema": SCHEMA,
             "version": self.environment.get("inversefed"),
             "headline": self.headline,
             "verdict": self.verdict and vars(self.verdict),
@@ -122,6 +135,7 @@ class Report:
             "seconds": self.seconds,
             "scores": self.scores,
             "baselines": self.baselines,
+            "not_computed": self.not_computed,
             "labels": {"recovered": self.labels, "true": truth and truth.labels},
             "permutation": self.permutation,
             "loss": self.reconstruction.loss,
@@ -131,7 +145,8 @@ class Report:
             "config": self.config,
             "environment": self.environment,
         }
-        return {name: plain(value) for name, value in whole.items()}
+        swept = {"frontier": self.frontier} if self.frontier else {}
+        return {name: plain(value) for name, value in (whole | swept).items()}
 
     def to_json(self) -> str:
         """The dictionary of `to_dict` as JSON text."""
@@ -143,18 +158,24 @@ class Report:
 
         return markdown(self)
 
-    def to_html(self) -> str:
-        """The report as one page that needs no network and runs no script."""
+    def to_html(self, images: bool = True) -> str:
+        """The report as one page that needs no network and runs no script.
+
+        Args:
+            images: whether the page shows pictures; without them no pixel is in it.
+        """
         from inversefed.evaluation.page import page
 
-        return page(self)
+        return page(self, images)
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+    def save(self, folder: str | Path, overwrite: bool = False, images: bool = True) -> Path:
         """Write `report.json`, `report.html`, `report.md` and a PNG for every target and reconstruction.
 
         Args:
             folder: where the files go; made, for its owner only, if it is not there.
             overwrite: whether files of an earlier report may be replaced; others are never touched.
+            images: whether pictures are written; `False` leaves no pixel on disk, and removes those of an earlier
+                report that is replaced.
 
         Returns:
             The folder's path.
@@ -166,9 +187,9 @@ class Report:
         from inversefed.evaluation.save import check_folder, write_files
 
         check_folder(folder, overwrite)
-        named = {"target": self.truth.images if self.truth else (), "reconstruction": self.images}
+        named = {"target": self.truth.images if self.truth else (), "reconstruction": self.images} if images else {}
         pictures = {f"{name}_{index:02d}.png": png(image) for name, i in named.items() for index, image in enumerate(i)}
-        texts = {"report.json": self.to_json(), "report.html": self.to_html(), "report.md": self.to_markdown()}
+        texts = {"report.json": self.to_json(), "report.html": self.to_html(images), "report.md": self.to_markdown()}
         # A file name that is not Unicode holds characters without an encoding; JSON reads the escapes back.
         encoded = {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
         return write_files(folder, pictures | encoded, overwrite)

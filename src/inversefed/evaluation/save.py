@@ -2,19 +2,37 @@
 
 Recovered pictures are personal data: the folder is made with mode 0700 and every file with 0600. The
 files are written to a hidden folder on the same file system and moved in when all of them are there.
-Files that are not ours are never touched.
+Files that are not ours are never touched, nor is the mode of a folder that holds some.
 """
 
+import logging
 import re
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from inversefed.errors import InputError
 
-__all__ = ["check_folder", "check_writable", "write_files"]
+__all__ = ["PICTURE", "STAGING", "TEXTS", "check_folder", "check_writable", "is_ours", "write_files"]
 
-_PICTURE = re.compile(r"(target|reconstruction)_\d{2,}\.png")
+PICTURE = re.compile(r"(target|reconstruction)_\d{2,}\.png")
+"""What a picture's file is called."""
+
+TEXTS = ("report.html", "report.json", "report.md")
+"""What is written of every report."""
+
+STAGING = ".report."
+"""How the hidden folder begins in which the files wait until all of them are there."""
+
+
+def is_ours(name: str) -> bool:
+    """Whether a report's files have such a name.
+
+    >>> is_ours("target_00.png"), is_ours("report.md"), is_ours("notes.md")
+    (True, True, False)
+    """
+    return name in TEXTS or PICTURE.fullmatch(name) is not None
 
 
 def check_folder(folder: str | Path, overwrite: bool = False) -> Path:
@@ -81,9 +99,10 @@ def write_files(folder: str | Path, files: Mapping[str, bytes], overwrite: bool 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Inside a folder that is there already, because it may be a mount point.
-        with tempfile.TemporaryDirectory(prefix=".report.", dir=path if path.exists() else path.parent) as staging:
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=path if path.exists() else path.parent) as staging:
             _write(Path(staging), files)
             path.mkdir(mode=0o700, exist_ok=True)
+            _make_private(path)
             for name in files:
                 (Path(staging) / name).replace(path / name)
         _remove_stale(path, files)
@@ -95,12 +114,24 @@ def write_files(folder: str | Path, files: Mapping[str, bytes], overwrite: bool 
 def _write(staging: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         (staging / name).touch(mode=0o600)
+        (staging / name).chmod(0o600)  # a umask may have taken the owner's own right
         (staging / name).write_bytes(content)
+
+
+def _make_private(folder: Path) -> None:
+    """Close the folder to others, but not one with foreign files in it, nor one that is everybody's, such as /tmp."""
+    foreign = any(not is_ours(entry.name) and not entry.name.startswith(STAGING) for entry in folder.iterdir())
+    if foreign or folder.stat().st_mode & stat.S_ISVTX:
+        return
+    try:
+        folder.chmod(0o700)
+    except PermissionError:
+        logging.getLogger(__name__).warning("the folder %s is another user's, and stays as open as it is", folder)
 
 
 def _remove_stale(folder: Path, files: Mapping[str, bytes]) -> None:
     for entry in folder.iterdir():
-        if _PICTURE.fullmatch(entry.name) and entry.name not in files and not entry.is_dir():
+        if PICTURE.fullmatch(entry.name) and entry.name not in files and not entry.is_dir():
             entry.unlink()
 
 

@@ -16,7 +16,12 @@ from inversefed.types import Batch, Images, Scores
 __all__ = ["score"]
 
 
-def score(found: Batch | Images, truth: Batch, features: Callable[[Tensor], Tensor] | None = None) -> dict[str, Scores]:
+def score(
+    found: Batch | Images,
+    truth: Batch,
+    features: Callable[[Tensor], Tensor] | None = None,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> dict[str, Scores]:
     """Judge pictures by every metric of the registry, in its order.
 
     Args:
@@ -24,6 +29,7 @@ def score(found: Batch | Images, truth: Batch, features: Callable[[Tensor], Tens
             what needs labels.
         truth: the private examples; labels below 0 are not known, and leave out what needs labels.
         features: takes images to `[n, d]`; `None` leaves out what needs it.
+        perceptual: takes two batches of images to one distance each; `None` leaves out what needs it.
 
     Returns:
         One number per image, by the metric's name.
@@ -43,6 +49,7 @@ def score(found: Batch | Images, truth: Batch, features: Callable[[Tensor], Tens
         "labels": labels,
         "target_labels": truth.labels,
         "features": features,
+        "perceptual": perceptual,
     }
     if bool((truth.labels < 0).any()):  # the owner gave pictures without their labels
         given |= {"labels": None, "target_labels": None}

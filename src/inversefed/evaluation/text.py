@@ -1,4 +1,4 @@
-"""The report as plain text for a terminal, and as Markdown for a page of notes.
+"""The report as plain text for a terminal, and as Markdown for a pull request or a page of notes.
 
 Names and messages may come from foreign files, so control characters never reach the terminal, and
 nothing in them is read as Markdown or HTML.
@@ -8,9 +8,11 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from inversefed.evaluation.metrics import FACTS
+from inversefed.evaluation.plainly import Measure, answer, measures
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.tables import Table
-from inversefed.evaluation.words import SCOPE, pairing, status_note
+from inversefed.evaluation.words import PSNR, SCOPE, pairing, status_note
 
 __all__ = ["markdown", "summary"]
 
@@ -71,30 +73,59 @@ def _wrap(text: str) -> list[str]:
 
 
 def markdown(report: Report) -> str:
-    """Write the report in Markdown: headline, scores, findings, setting, scope.
+    """Write the report in Markdown, short enough for a pull request: what came back, the verdict, the means, the rest.
 
     Args:
         report: what is written.
     """
+    verdict, title = report.verdict, measures(report)[0]
     blocks = [
-        f"# {_escape(report.headline)}",
+        f"# {_escape(answer(report)[0])}",
         *([f"**{report.status.value.capitalize()}.** {note}"] if (note := status_note(report.status)) else []),
-        *([_escape(report.verdict.sentence), _escape(report.verdict.scope)] if report.verdict is not None else []),
+        _escape(report.headline),
+        *([f"**Verdict.** {_escape(verdict.sentence)}"] if verdict else []),
+        _escape(verdict.scope if verdict else SCOPE),
+        *([_markdown_table(report.tables)] if report.tables else []),
         *([note] if (note := pairing(report.count)) and report.tables else []),
-        *(block for table in report.tables for block in (f"## {table.heading}", _markdown_table(table))),
+        *(f"{_title(name)}: not computed ({_escape(why)})." for name, why in report.not_computed.items()),
+        f"## {title}",
+        "\n".join(_markdown_measure(each) for each in measures(report)[1]),
         "## Findings",
         "\n".join(f"- **{finding.level}** {_escape(finding.message)}" for finding in report.findings) or "None.",
         "## Setting",
-        "\n".join(f"- {_escape(name)}: {_code(value)}" for name, value in report.setting),
-        SCOPE,
+        "\n".join(f"- {_escape(name)}: {_code(_start(value))}" for name, value in report.setting),
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
-    rows = table.rows if len(table.rows) == 1 else (*table.rows, table.mean)
-    lines = [("image", *table.columns), ("---:",) * (1 + len(table.columns)), *((r[0], *table.cells(r)) for r in rows)]
-    return "\n".join(_markdown_row(line) for line in lines) + f"\n\n{table.best.capitalize()}. {table.fact.meaning}"
+def _markdown_measure(measure: Measure) -> str:
+    command = f" {_code(measure.command)}" if measure.command else ""
+    return f"- **{measure.title}.** {_escape(measure.text)}{command}"
+
+
+def _markdown_table(tables: Sequence[Table]) -> str:
+    """The mean of every metric, a row each, and of several pictures the best and the worst."""
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    lines = [(f"mean of {len(tables[0].rows)}" if len(tables[0].rows) > 1 else "score", *columns)]
+    lines.append(("---", *("---:" for _ in columns)))
+    for table in tables:
+        cells = dict(zip(table.columns, table.cells(table.mean), strict=True))
+        lines.append((f"{table.heading}, {table.best}", *(cells.get(column, "") for column in columns)))
+    return "\n".join(_markdown_row([_escape(cell) for cell in line]) for line in lines) + _spread(tables)
+
+
+def _spread(tables: Sequence[Table]) -> str:
+    """Which of several pictures came back best and worst."""
+    table = next((table for table in tables if table.metric == PSNR), None)
+    if table is None or len(table.rows) < 2:
+        return ""
+    rows = sorted(table.rows, key=lambda row: row[1][0])
+    worst, best = ((row[0], f"{table.cells(row)[0]} {table.fact.unit}") for row in (rows[0], rows[-1]))
+    return f"\n\nMost of picture {best[0]} came back ({best[1]}), least of picture {worst[0]} ({worst[1]})."
+
+
+def _title(name: str) -> str:
+    return FACTS[name].title if name in FACTS else _escape(name)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -25,7 +25,8 @@ from inversefed.fl.network import Loss, freeze
 from inversefed.fl.privacy import dp_client, privacy_of
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.frontier.utility import Data, accuracy_of
-from inversefed.pipeline import observed, paired
+from inversefed.pipeline import observed
+from inversefed.trials.case import paired
 from inversefed.types import Batch, Budget, Reconstruction, Status
 
 __all__ = ["Point", "measure"]

@@ -1,0 +1,81 @@
+"""`inversefed purge`: list what audits left, ask, and remove it."""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+from inversefed.attacks.checkpoint import is_checkpoint
+from inversefed.cli.options import Purge
+from inversefed.errors import ConfigError
+from inversefed.evaluation.purge import Leftover, find, remove
+
+__all__ = ["run_purge"]
+
+_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def run_purge(options: Purge) -> int:
+    """Remove runs and checkpoints.
+
+    Returns:
+        0, also where there was nothing to remove or the answer was no.
+
+    Raises:
+        ConfigError: nobody to ask, and no `--yes`.
+        InputError: a path that no audit wrote, or something that cannot be removed.
+    """
+    before = time.time() - _age(options.older_than)
+    folders = options.runs or tuple(path for path in (Path("runs"),) if path.exists())
+    found = [leftover for leftover in find(folders, is_checkpoint) if leftover.written <= before]
+    if not options.quiet:
+        _list(found)
+    if not found or options.dry_run or not _confirmed(options, len(found)):
+        return _say(options, "nothing was removed")
+    for leftover in found:
+        remove(leftover)
+    kept = [leftover.folder for leftover in found if leftover.whole and leftover.folder.exists()]
+    for folder in [] if options.quiet else kept:
+        print(f"{_shown(folder)} stays, with files in it that no audit wrote")
+    return _say(options, f"{len(found)} removed")
+
+
+def _age(text: str | None) -> float:
+    """Seconds of an age such as 12h or 30d.
+
+    >>> _age("2d")
+    172800.0
+    """
+    if text is None:
+        return 0.0
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([mhdw])\s*", text.lower())
+    if match is None:
+        raise ConfigError(f"--older-than is an age such as 90m, 12h, 30d or 4w, not {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _list(found: list[Leftover]) -> None:
+    for leftover in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(leftover.written))
+        count = len(leftover.names)
+        what = f"{count} file{'s'[: count != 1]}" if leftover.whole else "checkpoint"
+        print(f"{when}  {what:>10}  {_shown(leftover.path)}")
+
+
+def _shown(path: Path) -> str:
+    """A path without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in str(path))
+
+
+def _confirmed(options: Purge, count: int) -> bool:
+    if options.yes:
+        return True
+    if options.quiet or not sys.stdin.isatty():
+        raise ConfigError("nobody to ask: give --yes to remove what is listed, or --dry-run to see it")
+    return input(f"Remove {'it' if count == 1 else f'these {count}'} for good? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _say(options: Purge, message: str) -> int:
+    if not options.quiet:
+        print(message)
+    return 0

@@ -173,6 +173,7 @@ def measured(
                     seed=number,
                     max_iterations=iterations,
                     time_budget=options.time_budget,
+                    nulls=0,
                 )
             )
         except InversefedError as error:

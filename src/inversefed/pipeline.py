@@ -216,6 +216,7 @@ def audit_observation(
         config=dict(config or {}),
         environment=environment.describe(),
         verdict=case.verdict(runs, repr(attack), seconds, described),
+        agreement=case.agreement(runs),
         controls=pictures,
     )
 

@@ -42,6 +42,7 @@ def audited(module: nn.Module, images: torch.Tensor, dtype: torch.dtype = torch.
         mean=constants.cifar10_mean,
         std=constants.cifar10_std,
         attack=recipes.april(),
+        nulls=0,
     )
 
 

@@ -59,6 +59,7 @@ def audited(module: nn.Module, image: torch.Tensor, **options: object) -> invers
         mean=constants.cifar10_mean,
         std=constants.cifar10_std,
         attack=recipes.peel(),
+        nulls=0,
         **options,
     )
 

@@ -95,7 +95,7 @@ def test_pictures_behind_a_wide_head_come_back_one_by_one(photos, labels, activa
     """To float precision where nothing is cut off; a ReLU in the only layer hides half of what there is."""
     module, images = wide(activation), crops(photos, 3)
     attack = recipes.separated()
-    report = inversefed.audit(module, images, torch.tensor(labels), mean=0.5, std=0.25, attack=attack)
+    report = inversefed.audit(module, images, torch.tensor(labels), mean=0.5, std=0.25, attack=attack, nulls=0)
     assert float(report.scores["peak_signal_noise_ratio"].min()) > decibels
     assert sorted(report.reconstruction.labels.tolist()) == sorted(labels)
     exact = [finding.code for finding in report.reconstruction.findings].count("exact")
@@ -111,8 +111,9 @@ def test_pictures_of_a_narrow_head_or_behind_pooling_are_refused(photos) -> None
 def test_the_search_for_several_is_helped_by_their_features(photos) -> None:
     """Two examples of one class are one to the gradient's eye, but for what went into the head."""
     module, images, labels = networks.build("AllConv", seed=0).eval(), crops(photos, 2), torch.tensor([3, 3])
+    search = recipes.spectral(60)
     with_features, without = (
-        inversefed.audit(module, images, labels, mean=0.5, std=0.25, attack=replace(recipes.spectral(60), features=w))
+        inversefed.audit(module, images, labels, mean=0.5, std=0.25, attack=replace(search, features=w), nulls=0)
         for w in (0.3, 0.0)
     )
     score = [float(report.scores["peak_signal_noise_ratio"].mean()) for report in (with_features, without)]

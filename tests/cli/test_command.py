@@ -16,7 +16,7 @@ from inversefed.cli import main
 from inversefed.zoo import networks
 from inversefed.zoo.checkpoints import save_checkpoint
 
-QUICK = ["--max-iterations", "3", "--quiet"]
+QUICK = ["--max-iterations", "3", "--nulls", "1", "--quiet"]
 
 FACTORY = """
 import torch

@@ -105,23 +105,26 @@ def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
     received = receive(options, setting) if is_received(options) else None
     channels, height, width = setting.images.shape[1:]
     with progress("attack", options.quiet) as tell:
+        same: dict[str, Any] = {
+            "attack": registry.build("attack", resolved.attack),
+            "seed": options.seed,
+            "time_budget": read_seconds(options.time_budget),
+            "max_iterations": options.max_iterations,
+            "on_step": lambda step: _tell(tell, step),
+            "checkpoint": options.checkpoint,
+            "resume": options.resume,
+            "nulls": options.nulls,
+            "others": stand_ins(options, (channels, height, width)),
+            "on_control": lambda done, total: tell(done, total, "runs for the controls"),
+            "config": to_config(resolved),
+        }
         if received is not None:
             return audit_observation(
                 received.observation,
                 truth=received.truth,
                 findings=received.findings,
                 threat=received.threat,
-                attack=registry.build("attack", resolved.attack),
-                seed=options.seed,
-                time_budget=read_seconds(options.time_budget),
-                max_iterations=options.max_iterations,
-                on_step=lambda step: _tell(tell, step),
-                checkpoint=options.checkpoint,
-                resume=options.resume,
-                nulls=options.nulls,
-                others=stand_ins(options, (channels, height, width)),
-                on_control=lambda done, total: tell(done, total, "runs for the controls"),
-                config=to_config(resolved),
+                **same,
             )
         return audit(
             setting.module,
@@ -132,18 +135,8 @@ def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
             client=registry.build("client", resolved.client),
             defenses=[registry.build("defense", defense) for defense in resolved.defenses],
             threat=granted(options),
-            attack=registry.build("attack", resolved.attack),
             loss=registry.build("loss", resolved.loss),
-            seed=options.seed,
-            time_budget=read_seconds(options.time_budget),
-            max_iterations=options.max_iterations,
-            on_step=lambda step: _tell(tell, step),
-            checkpoint=options.checkpoint,
-            resume=options.resume,
-            nulls=options.nulls,
-            others=stand_ins(options, (channels, height, width)),
-            on_control=lambda done, total: tell(done, total, "runs for the controls"),
-            config=to_config(resolved),
+            **same,
         )
 
 

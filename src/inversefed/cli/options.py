@@ -19,9 +19,31 @@ __all__ = ["Audit", "Command", "Convert", "Defend", "Gate", "Inspect", "List", "
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What is said of an update in a file, wherever one is read; `fl.metadata` has the same names."""
+
+    kind: Literal["gradient", "weight_delta", "new_weights"] | None = None
+    """What the update's file holds. This and the next seven win over what the file says of itself."""
+    learning_rate: float | None = None
+    """Of the client's local steps."""
+    local_steps: int | None = None
+    """How many steps the client took."""
+    num_examples: int | None = None
+    """How many examples the client has."""
+    batch_size: int | None = None
+    """How many of them a local step sees."""
+    momentum: float | None = None
+    """Of the client's optimizer."""
+    loss_reduction: Literal["mean", "sum"] | None = None
+    """Whether the loss of a batch is the mean or the sum over its examples."""
+    bn_mode: Literal["train", "eval"] | None = None
+    """Whether BatchNorm normalized by the batch (train) or by its running statistics (eval)."""
+
+
 @dataclass(frozen=True)
-class Setting:
-    """What is looked at: whose pictures, which network, which client. Every command that makes an update takes it."""
+class Scene:
+    """Whose pictures, which network, which client; or an update of such a client, in a file."""
 
     images: tuple[Path, ...] = ()
     """Picture files to audit with; each is cropped to its center and resized to the network's input."""
@@ -71,22 +93,6 @@ class Setting:
     nothing in it is run."""
     after: Path | None = None
     """The same for the weights after training, where --weights are those from before."""
-    kind: Literal["gradient", "weight_delta", "new_weights"] | None = None
-    """What --update holds. This and the next seven win over what the file says of itself."""
-    learning_rate: float | None = None
-    """Of the client's local steps."""
-    local_steps: int | None = None
-    """How many steps the client took."""
-    num_examples: int | None = None
-    """How many examples the client has."""
-    batch_size: int | None = None
-    """How many of them a local step sees."""
-    momentum: float | None = None
-    """Of the client's optimizer."""
-    loss_reduction: Literal["mean", "sum"] | None = None
-    """Whether the loss of a batch is the mean or the sum over its examples."""
-    bn_mode: Literal["train", "eval"] | None = None
-    """Whether BatchNorm normalized by the batch (train) or by its running statistics (eval)."""
     truth: tuple[Path, ...] = ()
     """The pictures behind --update, where their owner has them, for the scores; the attack never sees them."""
     seed: int = 0
@@ -95,6 +101,11 @@ class Setting:
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
     threads: int | None = None
     """CPU threads; by default one for networks under 100,000 weights, else one a core."""
+
+
+@dataclass(frozen=True)
+class Setting(Stated, Scene):
+    """What is looked at. Every command that makes or reads an update takes it."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +193,8 @@ class Inspect(Setting):
     """Log more, and show where an error came from."""
 
 
-@dataclass(frozen=True)
-class Convert:
+@dataclass(frozen=True, kw_only=True)
+class Convert(Stated):
     """Write an update, or weights, in another format: .safetensors, .npz or .pt. What the file says of itself is kept.
 
     The file is read as data; nothing in it is run. The options below are written into the new file, and win over the
@@ -194,22 +205,6 @@ class Convert:
     """The file to read."""
     target: Positional[Path]
     """The file to write; its ending names the format."""
-    kind: Literal["gradient", "weight_delta", "new_weights"] | None = None
-    """What the file holds."""
-    learning_rate: float | None = None
-    """Of the client's local steps."""
-    local_steps: int | None = None
-    """How many steps the client took."""
-    num_examples: int | None = None
-    """How many examples the client has."""
-    batch_size: int | None = None
-    """How many of them a local step sees."""
-    momentum: float | None = None
-    """Of the client's optimizer."""
-    loss_reduction: Literal["mean", "sum"] | None = None
-    """Whether the loss of a batch is the mean or the sum over its examples."""
-    bn_mode: Literal["train", "eval"] | None = None
-    """Whether BatchNorm normalized by the batch (train) or by its running statistics (eval)."""
     overwrite: bool = False
     """Replace an existing file."""
     quiet: Annotated[bool, arg(aliases=["-q"])] = False

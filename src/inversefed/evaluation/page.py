@@ -24,7 +24,7 @@ from inversefed.evaluation.plain import plain
 from inversefed.evaluation.plainly import answer, meaning, measures, outcome
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.sweep import COLUMNS, sweep_drawing, sweep_table
-from inversefed.evaluation.words import SCOPE, pairing, status_note
+from inversefed.evaluation.words import SCOPE, believed, pairing, status_note
 
 __all__ = ["page"]
 
@@ -63,6 +63,7 @@ def page(report: Report, images: bool = True) -> str:
         measures=steps,
         note=status_note(report.status),
         pairing=pairing(report.count),
+        believed=believed(report.agreed),
         gallery=gallery.pictures(report) if images else [],
         restarts=gallery.restarts(report) if images else [],
         without_images=not images,

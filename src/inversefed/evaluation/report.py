@@ -49,6 +49,8 @@ class Report:
         not_computed: metrics that could have been asked for, and why they are not among the scores.
         frontier: points of a sweep over defenses, as `sweep.read_sweep` reads them.
         controls: the pictures behind the baselines, by the control's name, in the order of the truth.
+        agreement: by how many decibels other starts agree on each picture, in the attack's own order, as `agreement`
+            measures it; `None` where there was no other start.
 
     >>> import torch
     >>> from inversefed.evaluation.score import score
@@ -73,8 +75,8 @@ class Report:
     verdict: Verdict | None = None
     controls: Mapping[str, Images] = field(default_factory=dict, repr=False)
     not_computed: Mapping[str, str] = field(default_factory=lambda: dict(_WITHOUT_WEIGHTS), repr=False)
-
     frontier: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    agreement: Scores | None = field(default=None, repr=False)
 
     @property
     def status(self) -> Status:
@@ -97,6 +99,13 @@ class Report:
         """The recovered labels, in the order of the truth."""
         labels = self.reconstruction.labels
         return labels if self.permutation is None else labels[self.permutation.to(labels.device)]
+
+    @property
+    def agreed(self) -> Scores | None:
+        """The agreement of other starts, in the order of the truth."""
+        if self.agreement is None or self.permutation is None:
+            return self.agreement
+        return self.agreement[self.permutation.to(self.agreement.device)]
 
     @property
     def headline(self) -> str:
@@ -138,6 +147,7 @@ class Report:
             "not_computed": self.not_computed,
             "labels": {"recovered": self.labels, "true": truth and truth.labels},
             "permutation": self.permutation,
+            "agreement": self.agreed,
             "loss": self.reconstruction.loss,
             "candidates": [{"loss": c.loss, "status": c.status, "iterations": c.iterations} for c in candidates],
             "findings": [vars(finding) for finding in self.findings],

@@ -12,7 +12,7 @@ from inversefed.evaluation.metrics import FACTS
 from inversefed.evaluation.plainly import Measure, answer, measures
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.tables import Table
-from inversefed.evaluation.words import PSNR, SCOPE, pairing, status_note
+from inversefed.evaluation.words import PSNR, SCOPE, believed, pairing, status_note
 
 __all__ = ["markdown", "summary"]
 
@@ -37,6 +37,7 @@ def summary(report: Report) -> str:
     if report.verdict is not None:
         head += [*_wrap(f"verdict {report.verdict.sentence}"), *_wrap(f"scope   {report.verdict.scope}")]
     scores = [line for table in report.tables for line in ["", *_plain_table(table)]]
+    scores += ["", *_wrap(told)] if (told := believed(report.agreed)) else []
     found = [line for finding in report.findings for line in _wrap(f"{finding.level}: {finding.message}")]
     return "\n".join([*head, *scores, *([""] if found else []), *found])
 
@@ -87,6 +88,7 @@ def markdown(report: Report) -> str:
         _escape(verdict.scope if verdict else SCOPE),
         *([_markdown_table(report.tables)] if report.tables else []),
         *([note] if (note := pairing(report.count)) and report.tables else []),
+        *([told] if (told := believed(report.agreed)) else []),
         *(f"{_title(name)}: not computed ({_escape(why)})." for name, why in report.not_computed.items()),
         f"## {title}",
         "\n".join(_markdown_measure(each) for each in measures(report)[1]),

@@ -12,7 +12,7 @@ import torch
 
 from inversefed.types import Scores, Status
 
-__all__ = ["SCOPE", "headline", "pairing", "recovery", "status_note"]
+__all__ = ["SCOPE", "believed", "headline", "pairing", "recovery", "status_note"]
 
 Recovery = Literal["came back", "came back in part", "did not come back"]
 
@@ -20,6 +20,9 @@ PARTLY_DB, CLEARLY_DB = 1.0, 3.0
 """Descriptive thresholds: 3 dB is half the squared error of the better control, 1 dB is a fifth less."""
 
 PSNR = "peak_signal_noise_ratio"
+
+_MOST_NAMED = 8
+"""Pictures that a sentence names."""
 
 SCOPE = (
     "These results are those of one attack, with one budget, under one threat model. "
@@ -79,6 +82,31 @@ def headline(scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, 
     best = torch.stack([*controls.values(), torch.zeros_like(scores[PSNR])]).amax(dim=0)
     kinds = Counter(recovery(*pair) for pair in zip(scores[PSNR].tolist(), best.tolist(), strict=True))
     return f"{_count(kinds, count)}: {_decibels(scores[PSNR], controls)}."
+
+
+def believed(agreed: Scores | None) -> str:
+    """Say which of several pictures other starts come to as well; nothing for one, or where there was no other start.
+
+    Args:
+        agreed: decibels by which they agree better than with one color, `[n]`.
+
+    >>> believed(torch.tensor([14.7, 0.2]))
+    'Other starts of the attack come to the same picture 0 (14.7 dB), and to another picture 1 (0.2 dB).'
+    """
+    if agreed is None or len(agreed) < 2:
+        return ""
+    named = [(index, value, f"{index} ({value:.1f} dB)") for index, value in enumerate(agreed.tolist())]
+    same = [text for _, value, text in named if value >= CLEARLY_DB]
+    rest = [text for _, value, text in named if not value >= CLEARLY_DB]
+    told = [f"to the same {_numbered(same)}"] if same else []
+    told += [f"to {'another' if len(rest) == 1 else 'other'} {_numbered(rest)}"] if rest else []
+    return f"Other starts of the attack come {', and '.join(told)}."
+
+
+def _numbered(names: list[str]) -> str:
+    if len(names) > _MOST_NAMED:
+        return f"pictures {', '.join(names[:_MOST_NAMED])} and {len(names) - _MOST_NAMED} more"
+    return f"pictures {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else f"picture {names[0]}"
 
 
 def pairing(count: int) -> str:

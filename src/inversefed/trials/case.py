@@ -11,7 +11,7 @@ pictures do, and no null run may come out exact as well.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from inversefed.attacks.exact.verify import EXACT
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.evaluation import align, controls
+from inversefed.evaluation.agreement import agreement
 from inversefed.evaluation.identification import nearest
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.evaluation.scope import scope
@@ -33,7 +34,7 @@ from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.trials.runs import NULLS, Trials, own_repeat, plan, run
-from inversefed.types import Batch, Budget, Finding, Images, Reconstruction, Scores
+from inversefed.types import Batch, Budget, Finding, Images, Reconstruction, Scores, Status
 
 __all__ = ["Case", "paired"]
 
@@ -105,16 +106,17 @@ class Case:
         count = self._usual(attack) if nulls is None else nulls
         if not count:
             return Trials()
-        runs = 1 if self.truth is not None else 2
+        scored = self.truth is not None
+        runs = 1 if scored else 2
         planned = plan(
             attack, self.observation, self.reconstruction, count,
             seed=seed, budget=budget, took=took, left=left, runs=runs,
         )  # fmt: skip
         proven = self.reproduces and nulls is None
+        again = scored and self.observation.num_examples > 1 and not self.reproduces and not self._finalists()
         repeat = None if proven else own_repeat(attack, budget, self.reconstruction, planned)
-        scored = self.truth is not None
         other = another(self.observation, self.others) if scored else None
-        return run(planned, self.observation, other, repeat, watch, prior=scored)
+        return run(replace(planned, again=again), self.observation, other, repeat, watch, prior=scored)
 
     def _usual(self, attack: Attack) -> int:
         """How many null runs a verdict needs: none beside a proof, where one of a search is made to be shown.
@@ -140,6 +142,17 @@ class Case:
             if shown:
                 found[name] = max(shown, key=lambda images: greatest(self._margins(images)))
         return found
+
+    def agreement(self, done: Trials) -> Scores | None:
+        """How far other starts agree with each picture, in the attack's own order; `None` where there was no other."""
+        others = self._finalists() or [each.images for each in (*done.again, *done.repeat[1:])]
+        return agreement(self.reconstruction.images, others) if others else None
+
+    def _finalists(self) -> list[Images]:
+        """What other restarts came to that went to the end."""
+        lost = (Status.PRUNED, Status.NON_FINITE)
+        ended = [each.images for each in self.reconstruction.candidates if each.status not in lost]
+        return [images for images in ended if not torch.equal(images, self.reconstruction.images)]
 
     def verdict(self, done: Trials, attack: str, seconds: float, scenario: Mapping[str, Any]) -> Verdict | None:
         """Judge.
@@ -273,14 +286,8 @@ def _ordered(found: Reconstruction, order: align.Permutation | None) -> Batch:
 
 def _agreement(runs: tuple[Reconstruction, ...]) -> Scores:
     """By how many decibels two runs agree better than with one color, and explain the update, whichever is less."""
-    first, second = (each.images.detach().cpu() for each in runs)
-    first = first[align.align(first, second)]
-    flat = [
-        peak_signal_noise_ratio(controls.constant(Batch(each, torch.zeros(len(each)).long())), each)
-        for each in (first.clamp(0, 1), second.clamp(0, 1))
-    ]
-    agreed = margins(peak_signal_noise_ratio(first, second), dict(zip("ab", flat, strict=True)))
-    return agreed.clamp(max=_explained(runs))
+    first, second = (each.images for each in runs)
+    return agreement(first, [second]).clamp(max=_explained(runs))
 
 
 def _repeats(done: Trials) -> str:

@@ -62,6 +62,7 @@ class Plan:
         seed: of null updates and starts.
         runs: how many runs a repeat takes: two that are compared where there is no truth.
         seconds: for all of it; `None` for no limit.
+        again: whether the real update is attacked from another start too, to see which pictures come back the same.
     """
 
     attack: Attack
@@ -70,6 +71,7 @@ class Plan:
     seed: int
     runs: int = 1
     seconds: float | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,7 @@ class Trials:
         nulls: of each null run, in order; empty where the attack refused the null update.
         prior: what the prior alone gives, from each start.
         other: what another example's update gives.
+        again: what the real update gives from another start.
         planned: how many null runs were asked for.
         iterations: of each run, where the attack counts them.
         seconds: wall time.
@@ -92,6 +95,7 @@ class Trials:
     nulls: tuple[tuple[Reconstruction, ...], ...] = field(default=(), repr=False)
     prior: tuple[Reconstruction, ...] = field(default=(), repr=False)
     other: tuple[Reconstruction, ...] = field(default=(), repr=False)
+    again: tuple[Reconstruction, ...] = field(default=(), repr=False)
     planned: int = 0
     iterations: int | None = None
     seconds: float = 0.0
@@ -218,17 +222,27 @@ def _steps(
         yield lambda done: replace(done, other=_attempt(once, other, deadline))
     if repeat:
         yield lambda done: replace(done, repeat=_attempt(planned, observation, deadline))
+    if planned.again and isinstance(planned.attack, GradientInversion):
+        yield lambda done: replace(done, again=_attempt(once, observation, deadline, first=1))
     yield from [null] * planned.nulls
 
 
-def _attempt(planned: Plan, observation: Observation, deadline: float) -> tuple[Reconstruction, ...]:
+def _attempt(
+    planned: Plan, observation: Observation, deadline: float, first: int = 0
+) -> tuple[Reconstruction, ...]:
     """Run the attack, from as many starts as a repeat takes; nothing where it refuses the update.
+
+    Args:
+        planned: the attack.
+        observation: what it attacks.
+        deadline: by the monotonic clock.
+        first: number of the first start; the same number is the same start.
 
     Raises:
         _Cut: something ended it before its time.
     """
     found = []
-    for number in range(planned.runs):
+    for number in range(first, first + planned.runs):
         left = deadline - time.monotonic()
         if left <= 0:
             raise _Cut

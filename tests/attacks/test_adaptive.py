@@ -14,7 +14,9 @@ from inversefed.attacks.simulations import Augmented, Clipped, Leaving, Noised, 
 from inversefed.evaluation import controls, metrics
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.dpsgd import DPSGD
-from inversefed.pipeline import observed, paired
+from inversefed.pipeline import observed
+from inversefed.trials.case import paired
+from inversefed.trials.runs import searched
 
 SIDE = 8
 SEARCH = replace(recipes.curvature(), max_iterations=25)
@@ -113,6 +115,21 @@ def test_without_a_known_defense_it_is_the_attack_itself(module: nn.Module, pict
     assert not Adaptive(short).told(observation)
     own, adaptive = (attack(observation, torch.Generator().manual_seed(1)) for attack in (short, Adaptive(short)))
     assert torch.equal(own.images, adaptive.images)
+
+
+def test_the_default_attack_adapts_itself_to_known_defenses(module: nn.Module, pictures: Tensor) -> None:
+    observation, truth = seen(module, pictures[:1], (defenses.Clip(0.5),))
+    budget = Budget(max_iterations=60)
+    told, untold = (
+        recipes.best()(each, torch.Generator().manual_seed(1), budget)
+        for each in (observation, replace(observation, defenses=()))
+    )
+    adapted = {finding.code: finding.message for finding in told.findings}
+    assert "Clip(max_norm=0.5)" in adapted["attack-adapted"]
+    assert "attack-adapted" not in {finding.code for finding in untold.findings}
+    scores = [float(metrics.peak_signal_noise_ratio(found.images, truth.images)) for found in (told, untold)]
+    assert scores[0] > scores[1] + 10, scores
+    assert searched(recipes.best(), observation) == Adaptive(recipes.best()).search(observation)
 
 
 def test_the_pieces_follow_from_the_defenses_in_order(module: nn.Module, pictures: Tensor) -> None:

@@ -65,8 +65,7 @@ class Adaptive:
     def search(self, observation: Observation) -> GradientInversion:
         """The attack's search, each known defense in it."""
         search = self.attack.search(observation)[0] if isinstance(self.attack, Choose) else self.attack
-        known = observation.defenses if self.defenses is None else self.defenses
-        for defense in known:
+        for defense in self._known(observation):
             search = adapted(search, defense, observation)
         if noise_layers(observation.network.module):
             search = replace(search, simulation=Noised(inner=search.simulation))
@@ -86,10 +85,11 @@ class Adaptive:
         if not self.beside or not told:
             return self.informed(observation, generator, budget)
         half = None if budget.seconds is None else budget.seconds / 2
+        untold = replace(observation, defenses=())
         found = self.informed(observation, generator, replace(budget, seconds=half))
         left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
         try:
-            other = self.attack(observation, generator, replace(budget, seconds=left, checkpoint=None, resume=None))
+            other = self.attack(untold, generator, replace(budget, seconds=left, checkpoint=None, resume=None))
         except InversefedError:
             return found  # what cannot be attacked without knowledge of its defense was attacked with it
         return self.better(observation, found, other)
@@ -102,12 +102,16 @@ class Adaptive:
     def informed(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """The adapted search alone; the attack as it is where nothing is known that changes it."""
         if not self.told(observation):
-            return self.attack(observation, generator, budget)
+            return self.attack(replace(observation, defenses=()), generator, budget)
         search = self.search(observation)
         found = search(observation, generator, budget)
-        message = "The attack knew the client's defenses."
+        known = ", ".join(map(repr, self._known(observation))) or "noise in the network itself"
+        message = f"The search was adapted to what is known of the client's defenses: {known}."
         finding = Finding("attack-adapted", "info", message, {"attack": repr(search)})
         return replace(found, findings=(finding, *found.findings))
+
+    def _known(self, observation: Observation) -> tuple[Defense, ...]:
+        return observation.defenses if self.defenses is None else self.defenses
 
     def better(self, observation: Observation, found: Reconstruction, other: Reconstruction) -> Reconstruction:
         """Which of two results explains the update better under the known defenses; no truth is asked.

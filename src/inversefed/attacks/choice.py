@@ -1,5 +1,6 @@
 """Choose an attack by what the server sees: exact methods where they apply, else the search that fits the network.
 
+    known defenses: the search that has them in its model, beside what follows
     exact methods in turn, each verified; else
     smooth network, one example: curvature      kinks, or several examples: first-order search
 
@@ -104,12 +105,23 @@ class Choose:
             return (self.pooled, *self.exact), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
         return (search,), f"{why}; no exact method applies"
 
+    def informed(self) -> Attack:
+        """This choice beside a search that has the known defenses in its model."""
+        from inversefed.attacks.adaptive import Adaptive  # which chooses by this class
+
+        return Adaptive(self)
+
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """Attack until a result is exact, the plan is carried out, or the budget ends it.
 
         Raises:
             InversefedError: as the search that was chosen raises.
         """
+        if observation.defenses:
+            return self.informed()(observation, generator, budget)
+        return self._carried_out(observation, generator, budget)
+
+    def _carried_out(self, observation: Observation, generator: Generator, budget: Budget) -> Reconstruction:
         began = time.monotonic()
         plan, why = self.plan(observation)
         reasons: list[str] = []

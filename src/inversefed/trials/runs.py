@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from torch import Generator
 
 from inversefed.attacks import Attack
+from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.blind import blind
 from inversefed.attacks.choice import Choose
 from inversefed.attacks.inversion import GradientInversion
@@ -135,7 +136,7 @@ def plan(
         left: seconds that are left of the audit's budget; `None` for no limit.
         runs: runs a repeat.
     """
-    repeated = attack.search(observation)[0] if isinstance(attack, Choose) else attack
+    repeated = searched(attack, observation)
     if isinstance(repeated, GradientInversion):
         repeated = replace(repeated, restarts=1)
     steps = sum(candidate.iterations for candidate in found.candidates)
@@ -144,6 +145,15 @@ def plan(
         affordable = 0.8 * left * steps / took / (runs * (nulls + 1) + _STARTS + 1)
         iterations = max(1, min(iterations, int(affordable)))
     return Plan(repeated, iterations, nulls, seed, runs, left)
+
+
+def searched(attack: Attack, observation: Observation) -> Attack:
+    """The search of an attack that chooses or adapts one; any other attack as it is."""
+    if isinstance(attack, Choose) and observation.defenses:
+        attack = attack.informed()
+    if isinstance(attack, Adaptive):
+        return attack.search(observation)
+    return attack.search(observation)[0] if isinstance(attack, Choose) else attack
 
 
 def _iterations(attack: Attack, most: int | None, steps: int, nulls: int, runs: int) -> int | None:
@@ -227,9 +237,7 @@ def _steps(
     yield from [null] * planned.nulls
 
 
-def _attempt(
-    planned: Plan, observation: Observation, deadline: float, first: int = 0
-) -> tuple[Reconstruction, ...]:
+def _attempt(planned: Plan, observation: Observation, deadline: float, first: int = 0) -> tuple[Reconstruction, ...]:
     """Run the attack, from as many starts as a repeat takes; nothing where it refuses the update.
 
     Args:

@@ -152,8 +152,9 @@ def test_every_option_in_the_page_exists_and_every_option_is_in_the_page(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    with pytest.raises(SystemExit):
-        main(["audit", "--help"])
+    for command in ("audit", "inspect"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
     known = options_of(capsys.readouterr().out)
     page = COMMAND_LINE.read_text(encoding="utf-8")
     named = options_of(page) - {"--help", "--version", "--tyro-print-completion"}

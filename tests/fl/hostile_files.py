@@ -352,6 +352,7 @@ PT = {
     "names_nested_without_end": lambda: b"\x80\x02}K\x01\x85" + b"q\x00h\x00\x86" * 200 + b"K\x01s.",
     "itself": lambda: b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s.",
     "models_in_models": lambda: b"\x80\x02" + b"}X\x05\x00\x00\x00model" * 50_000 + b"}" + b"s" * 50_000 + b".",
+    "escape_that_is_none": lambda: b"\x80\x02ccollections\nOrdered\\dict\n)R.",
     "new_object": lambda: b"\x80\x02cbuiltins\nobject\n)\x81.",
     "extension": lambda: b"\x80\x02\x82\x01.",
     "text_that_is_none": lambda: b"\x80\x02X\x02\x00\x00\x00\xff\xff.",

@@ -8,6 +8,7 @@ The format is described in Python's `pickletools`, whose `genops` takes the byte
 """
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -180,21 +181,29 @@ def described(source: Source, data: bytes) -> Any:
         UnsafeFileError: an instruction, a function or a number of instructions that no state dict needs.
         InputError: the pickle is damaged.
     """
-    machine, count = _Machine(source), 0
     try:
-        for code, value, _ in pickletools.genops(data):
-            count += 1
-            if count > MAX_OPCODES:
-                raise source.unsafe(f"its pickle has more than {MAX_OPCODES} instructions")
-            if code.name == "STOP":
-                return machine.pop()
-            if code.name not in _ACTS:
-                raise source.unsafe(f"its pickle has the instruction {code.name}, which no state dict needs")
-            _ACTS[code.name](machine, value)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "error", DeprecationWarning
+            )  # an escape that is none, in the argument of an instruction
+            return _run(source, data)
     except InputError:
         raise
     except (IndexError, KeyError) as error:
         raise source.damaged("its pickle takes what is not there") from error
-    except ValueError as error:
+    except (ValueError, DeprecationWarning) as error:
         raise source.damaged("its pickle is damaged") from error
+
+
+def _run(source: Source, data: bytes) -> Any:
+    machine, count = _Machine(source), 0
+    for code, value, _ in pickletools.genops(data):
+        count += 1
+        if count > MAX_OPCODES:
+            raise source.unsafe(f"its pickle has more than {MAX_OPCODES} instructions")
+        if code.name == "STOP":
+            return machine.pop()
+        if code.name not in _ACTS:
+            raise source.unsafe(f"its pickle has the instruction {code.name}, which no state dict needs")
+        _ACTS[code.name](machine, value)
     raise source.damaged("its pickle has no end")

@@ -37,6 +37,7 @@ def convolutions(seed: int = 0) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 4)).eval()
 
 
+@pytest.mark.timeout(900)
 def test_false_alarms_on_null_updates_are_at_most_five_percent_over_100_seeds() -> None:
     """Two counts: the verdict's, which has the controls to pass too, and that of the null runs alone.
 

@@ -196,9 +196,8 @@ def described(source: Source, data: bytes) -> Any:
 
 
 def _run(source: Source, data: bytes) -> Any:
-    machine, count = _Machine(source), 0
-    for code, value, _ in pickletools.genops(data):
-        count += 1
+    machine = _Machine(source)
+    for count, (code, value, _) in enumerate(pickletools.genops(data), start=1):
         if count > MAX_OPCODES:
             raise source.unsafe(f"its pickle has more than {MAX_OPCODES} instructions")
         if code.name == "STOP":

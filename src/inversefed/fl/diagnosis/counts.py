@@ -5,6 +5,12 @@
 The mean feature e_c of class c does not depend on sign or scale, so p^c is known before either is. With one example all
 e_c are its features, p^c = p, and everything is exact. With more, q are shares of the batch, q_c n is near an integer,
 and the equations hold as well as the features of a class are alike. Mean features per class: iLRG, Ma et al. (2023).
+
+Where probabilities hardly differ between examples, as on an untrained network, counts are whole numbers to the eye:
+
+    n_c = n (p_c - dL/db_c),    p = softmax(W h + b),    h = sum_c db_c dW_c / sum_c db_c^2
+
+h is the mean feature by least squares. How far it can be trusted says the jackknife over the classes (Quenouille 1956).
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +25,9 @@ from torch import Tensor
 from inversefed.fl.diagnosis.subject import Subject
 
 __all__ = ["Counts", "counts"]
+
+_SHARP = 0.1
+"""Standard error of a count, in examples, up to which it is told from its half."""
 
 
 class Alone(NamedTuple):
@@ -45,6 +54,8 @@ class Counts:
         spread: how much the p^c differ; 0 for one example.
         drift: how much they change from the first local step to the last; the equations hold where that is little.
         draws: examples that were drawn in all steps, where that is known.
+        mean: `p` at the mean feature, `[k]`.
+        error: standard error of its entries.
     """
 
     bias: Tensor = field(repr=False)
@@ -52,6 +63,8 @@ class Counts:
     spread: float
     drift: float
     draws: int | None
+    mean: Tensor = field(repr=False)
+    error: float
 
     def misfit(self, sign: int = 1) -> float:
         """What of the bias gradient no label counts explain, relative, for the sign as stated or the other."""
@@ -98,6 +111,21 @@ class Counts:
         whole = wanted.round().clamp(min=0)
         return float((wanted - whole).norm() / (self.draws * self.bias).norm())
 
+    @property
+    def blur(self) -> float:
+        """Standard error of a count, in examples; infinite where it is not known how many there are."""
+        return float("inf") if self.draws is None else self.draws * self.error
+
+    def from_whole(self, sign: int = 1) -> float:
+        """Mean squared distance of the counts from whole numbers; by chance 1/12, and 0 where counts are not sharp.
+
+        A count below zero is as far from whole numbers as it is from zero.
+        """
+        if self.draws is None or self.blur > _SHARP:
+            return 0.0
+        wanted = self.draws * (self.mean - sign * self.bias)
+        return float((wanted - wanted.round().clamp(min=0)).square().mean())
+
 
 def counts(subject: Subject) -> Counts | None:
     """Read the head's equations; `None` without a linear head with bias, or where its gradient is too small to read."""
@@ -115,6 +143,7 @@ def counts(subject: Subject) -> Counts | None:
     probabilities = _probabilities(subject, features, 0.5)
     mean = share @ probabilities
     probabilities[~strong] = mean
+    center, error = _center(subject, weight, bias)
     change = _probabilities(subject, features, 1.0) - _probabilities(subject, features, 0.0)
     return Counts(
         bias,
@@ -122,6 +151,8 @@ def counts(subject: Subject) -> Counts | None:
         spread=float(share @ (probabilities - mean).abs().sum(dim=1)),
         drift=0.0 if subject.single else float(share @ change.abs().sum(dim=1)),
         draws=_draws(subject),
+        mean=center,
+        error=error,
     )
 
 
@@ -130,6 +161,16 @@ def _probabilities(subject: Subject, features: Tensor, way: float) -> Tensor:
     part = 0.0 if subject.single else way
     weight, bias = (subject.weights[n] - part * subject.raw[n] for n in (str(subject.head), str(subject.head_bias)))
     return (features @ weight.T + bias).softmax(dim=1)
+
+
+def _center(subject: Subject, weight: Tensor, bias: Tensor) -> tuple[Tensor, float]:
+    """Probabilities at the mean feature `[k]`, and their standard error: what leaving out one class changes."""
+    products, squares = bias[:, None] * weight, bias.square()
+    without = (products.sum(dim=0) - products) / (squares.sum() - squares).clamp_min(1e-300)[:, None]
+    found = _probabilities(subject, (products.sum(dim=0) / squares.sum())[None], 0.5)[0]
+    left = _probabilities(subject, without, 0.5)
+    variance = (left - left.mean(dim=0)).square().sum(dim=0) * (len(bias) - 1) / len(bias)
+    return found, float(variance.mean().sqrt())
 
 
 def _draws(subject: Subject) -> int | None:

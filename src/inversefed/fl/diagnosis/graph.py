@@ -17,7 +17,8 @@ from inversefed.fl.network import Network
 
 __all__ = ["Edge", "edges"]
 
-_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+_GROUPED = (nn.GroupNorm, nn.LayerNorm)
+_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, *_GROUPED)
 _MODULES = (
     *(nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
     *(nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d),
@@ -102,14 +103,26 @@ def _is_question(node: fx.Node) -> bool:
 
 def _fits(front: nn.Module, behind: nn.Module) -> bool:
     """Whether the channels of one are told apart in the other."""
-    channels = front.num_features if isinstance(front, nn.BatchNorm1d | nn.BatchNorm2d) else _outputs(front)
+    channels = _outputs(front)
     if isinstance(behind, nn.Conv2d):
         return bool(behind.groups == 1 and behind.in_channels == channels)
     if isinstance(behind, nn.Linear):
-        maps = isinstance(front, nn.Conv2d | nn.BatchNorm2d)
+        maps = isinstance(front, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm)
         return bool(behind.in_features == channels or (maps and behind.in_features % channels == 0))
     return isinstance(behind, nn.BatchNorm1d | nn.BatchNorm2d) and behind.num_features == channels
 
 
 def _outputs(layer: nn.Module) -> int:
-    return layer.out_channels if isinstance(layer, nn.Conv2d) else int(getattr(layer, "out_features", 0))
+    """How many channels a layer has weights for; 0 where they are not told apart."""
+    match layer:
+        case nn.Conv2d():
+            return layer.out_channels
+        case nn.Linear():
+            return layer.out_features
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            return layer.num_features
+        case nn.GroupNorm():
+            return layer.num_channels
+        case nn.LayerNorm():
+            return layer.normalized_shape[0] if len(layer.normalized_shape) == 1 else 0
+    return 0

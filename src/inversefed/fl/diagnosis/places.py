@@ -19,7 +19,7 @@ __all__ = ["check_places", "noised", "without_decay"]
 
 _BROKEN = 0.02
 """Violation above which a relation of one step is broken; products in TF32 leave 1e-3 of it."""
-_BROKEN_LONG = 0.35
+_BROKEN_LONG = 0.5
 """The same for several steps, where what they leave is only known to its order."""
 _MOST_PAIRS = 2000
 

@@ -146,7 +146,7 @@ def _sign(subject: Subject, read: Counts, altered: bool) -> tuple[Finding, ...]:
         if flat and second < 0.4 * first:
             return (_wrong_sign(subject, "warning", {"least_scale": first, "least_scale_flipped": second}),)
         return ()
-    if stated > 0.12 + 0.25 * min(read.spread, 1.0) and other < 0.35 * stated:
+    if stated > 0.12 + 0.25 * min(read.spread, 1.0) + 2 * read.drift and other < 0.35 * stated:
         return (_wrong_sign(subject, "warning", evidence),)
     ours, theirs = (_from_whole(subject, read, sign) for sign in (1, -1))
     if ours > _NOT_WHOLE and theirs < _WHOLE and not altered:

@@ -44,6 +44,7 @@ from inversefed.fl import optimizers as local
 
 SHAPE = (3, 8, 8)
 ARGUMENTS = {
+    "Adaptive": (recipes.geiping(),),
     "Clip": (1.0,),
     "DPSGD": (0.0, 1e3),
     "GaussianNoise": (0.1,),

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from inversefed.attacks import recipes
-from inversefed.attacks.choice import Choose
+from inversefed.attacks import Attack
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.likelihoods import GaussianLikelihood, LaplaceLikelihood, PrunedError
 from inversefed.attacks.objectives import RelativeSquaredError
@@ -45,8 +44,10 @@ class Adaptive:
     Needs: the defenses, granted by the threat model (`defenses="known"`) or given.
     Cost: the attack, and one more search.
 
+    `recipes.best()` adapts itself; this is for other searches, as in `Adaptive(geiping())`.
+
     Args:
-        attack: what is run where no defense is known, and whose search is adapted.
+        attack: what is run where no defense is known, and whose search is adapted: a search, or a choice of one.
         defenses: those to believe in instead of the observation's; `None` for those.
         beside: also run the attack as it is.
 
@@ -54,17 +55,17 @@ class Adaptive:
         ConfigError: an attack without a search.
     """
 
-    attack: Choose | GradientInversion = recipes.best()
+    attack: Attack
     defenses: tuple[Defense, ...] | None = None
     beside: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attack, Choose | GradientInversion):
+        if not hasattr(self.attack, "searching"):
             raise ConfigError(f"Adaptive adapts a search, such as recipes.best() or geiping(); got {self.attack!r}")
 
     def search(self, observation: Observation) -> GradientInversion:
         """The attack's search, each known defense in it."""
-        search = self.attack.search(observation)[0] if isinstance(self.attack, Choose) else self.attack
+        search = self._plain(observation)
         for defense in self._known(observation):
             search = adapted(search, defense, observation)
         if noise_layers(observation.network.module):
@@ -73,7 +74,8 @@ class Adaptive:
 
     def searching(self, **changes: Any) -> "Adaptive":
         """The same attack, its search with other restarts, precision or compilation."""
-        return replace(self, attack=self.attack.searching(**changes))
+        attack: Any = self.attack
+        return replace(self, attack=attack.searching(**changes))
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """Attack twice, and choose by what the update says under the known defenses.
@@ -96,8 +98,12 @@ class Adaptive:
 
     def told(self, observation: Observation) -> bool:
         """Whether anything is known that changes the search."""
-        plain = self.attack.search(observation)[0] if isinstance(self.attack, Choose) else self.attack
-        return self.search(observation) != plain
+        return self.search(observation) != self._plain(observation)
+
+    def _plain(self, observation: Observation) -> GradientInversion:
+        """The attack's search as it is."""
+        chosen: Any = self.attack
+        return chosen if isinstance(chosen, GradientInversion) else chosen.search(observation)[0]
 
     def informed(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """The adapted search alone; the attack as it is where nothing is known that changes it."""

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Generator, Tensor
 
 from inversefed.attacks import Attack
+from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.attacks.simulations import OptimizedMasks, Simulation
@@ -105,10 +106,8 @@ class Choose:
             return (self.pooled, *self.exact), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
         return (search,), f"{why}; no exact method applies"
 
-    def informed(self) -> Attack:
+    def informed(self) -> Adaptive:
         """This choice beside a search that has the known defenses in its model."""
-        from inversefed.attacks.adaptive import Adaptive  # which chooses by this class
-
         return Adaptive(self)
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:

@@ -75,7 +75,7 @@ class Scene:
     unknown_client: bool = False
     """Hide the client's settings (learning rate, steps, batch size) from the attack; see --attack surrogate."""
     known_defenses: bool = False
-    """Tell the attack which defenses the client runs; see --attack adaptive."""
+    """Tell the attack which defenses the client runs: the default attack adapts itself to them."""
     known_order: bool = False
     """Tell the attack in which order a client that shuffles took its examples."""
     client: str = "FedSGD"

@@ -143,7 +143,7 @@ def counts(subject: Subject) -> Counts | None:
     probabilities = _probabilities(subject, features, 0.5)
     mean = share @ probabilities
     probabilities[~strong] = mean
-    center, error = _center(subject, weight, bias)
+    center, deviation = _center(subject, weight, bias)
     change = _probabilities(subject, features, 1.0) - _probabilities(subject, features, 0.0)
     return Counts(
         bias,
@@ -152,7 +152,7 @@ def counts(subject: Subject) -> Counts | None:
         drift=0.0 if subject.single else float(share @ change.abs().sum(dim=1)),
         draws=_draws(subject),
         mean=center,
-        error=error,
+        error=deviation,
     )
 
 

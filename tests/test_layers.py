@@ -37,7 +37,7 @@ ATTACK_PIECES_MAY = {
     "head_order": {"head_equations"},
     "simulations": {"separate"},
     "blind": {"inversion", "pruning"},
-    "choice": {"adaptive", "inversion", "problem", "simulations"},
+    "choice": {"adaptive", "inversion", "problem", "separate", "simulations"},
     "inversion": None,
     "adaptive": None,
     "recipes": None,

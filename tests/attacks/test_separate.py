@@ -1,5 +1,6 @@
 """What went into the head, example by example, and pictures from it."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -118,3 +119,18 @@ def test_the_search_for_several_is_helped_by_their_features(photos) -> None:
     )
     score = [float(report.scores["peak_signal_noise_ratio"].mean()) for report in (with_features, without)]
     assert score[0] > score[1] + 10
+
+
+def test_an_observation_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = freeze(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 2, 2))
+    images = torch.rand((3, 3, 2, 2), generator=torch.Generator().manual_seed(0))
+    update = FedSGD()(network, images, torch.tensor([2, 0, 2]))
+    noise = {name: torch.rand_like(part) for name, part in update.items()}
+    good, noisy = Observation(network, FedSGD(), update, 3), Observation(network, FedSGD(), noise, 3)
+    first = separate(good)
+    with pytest.raises(ThreatModelError) as refused:
+        separate(noisy)
+    monkeypatch.setattr("inversefed.attacks.separate.read_head", lambda _: pytest.fail("solved again"))
+    assert separate(good) is first
+    with pytest.raises(ThreatModelError, match=re.escape(str(refused.value))):
+        separate(noisy)

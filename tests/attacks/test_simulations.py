@@ -19,6 +19,7 @@ from inversefed.attacks.simulations import (
 from inversefed.errors import ConfigError, ThreatModelError
 from inversefed.evaluation.align import align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
+from inversefed.fl.optimizers import LocalSGD
 from inversefed.zoo import pictures
 
 SHAPE = (3, 8, 8)
@@ -171,3 +172,28 @@ def test_counts_without_a_scale_where_the_client_is_unknown() -> None:
 def test_settings_that_make_no_sense_are_refused(bad: object, unchecked: None) -> None:
     with pytest.raises(ConfigError):
         bad()
+
+
+def test_labels_that_are_only_counted_leave_the_order_as_open_as_shuffling_does() -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Flatten()
+    private = freeze(nn.Sequential(*layers, nn.Linear(2048, 10)).eval(), (3, 16, 16), mean=0.5, std=0.25)
+    images = torch.stack([pictures.photo(name, (3, 16, 16)) for name in pictures.photo_names()[:4]])
+    batch = Batch(images, torch.tensor([3, 0, 2, 0]))
+    momentum = FedAvg(local_steps=4, lr=0.01, batch_size=1, optimizer=LocalSGD(momentum=0.9))
+    update = momentum(private, batch.images, batch.labels)
+    observation = observe(private, momentum, update, batch, ThreatModel())
+    assert (
+        reached(recipes.relaxed_order(60), observation, images) > reached(recipes.spectral(60), observation, images) + 3
+    )
+
+    granted = observe(private, momentum, update, batch, KNOWN)
+    assert RelaxedOrder().start(granted, torch.Generator()) == {}
+    chosen = recipes.best()
+    search, why = chosen.search(observation)
+    assert search == chosen.shuffled and "which local step saw which label" in why
+    assert chosen.search(granted)[0] == chosen.kinked
+    for settled in (replace(momentum, optimizer=LocalSGD(momentum=0.1)), replace(momentum, batch_size=4)):
+        update = settled(private, batch.images, batch.labels)
+        one = replace(observation, client=settled, update=update)
+        assert chosen.search(one)[0] == chosen.kinked, "the order hardly matters"

@@ -15,22 +15,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks import Attack
 from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
+from inversefed.attacks.separate import separate
 from inversefed.attacks.simulations import OptimizedMasks, Simulation
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.kinks import averages, hides_contrast, kinks, pools
+from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Finding, Reconstruction, Status, Step
 
 __all__ = ["Choose"]
+
+_PLACED = 16
+"""Most examples whose places are searched: each step of the simulated client sees all of them."""
+_MATTERS = 0.75
+"""What the order must change of an update's norm, as momentum makes it do: below, more is lost by searching the order
+than by a wrong one."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Choose:
         averaged: the search for one example through those among them that average over places before their head.
         pooled: the search for a first picture under max pooling, where an exact method follows.
         unknown: the search where the client's settings are unknown.
-        shuffled: the search where the client shuffles, in an order that is not known.
+        shuffled: the search where the client shuffles, or where it is not known which of its steps saw which label.
         training: the search where the first layers are a convolution and BatchNorm in train mode.
         masks: how the other searches simulate a client whose dropout is on.
     """
@@ -77,6 +86,8 @@ class Choose:
             return self.shuffled, "the client shuffles in an order that is not known, so the order is searched too"
         if hides_contrast(network):
             return self.training, "BatchNorm in train mode takes contrast and brightness out of the update"
+        if _unplaced(observation):
+            return self.shuffled, "which local step saw which label is not known, so the order is searched too"
         search, why = self._usual(observation)
         if masked := dropout_layers(network.module):
             return replace(search, simulation=self.masks), f"{why}; the masks of {', '.join(masked)} are searched too"
@@ -146,6 +157,34 @@ class Choose:
         if failed is not None and best.found is None:
             raise failed
         return best.explained(reasons)
+
+
+def _unplaced(observation: Observation) -> bool:
+    """Whether it matters which local step saw which label, and neither the server nor the head's gradient tells."""
+    client, network, count = trainer(observation.client), observation.network, observation.num_examples
+    if observation.labels is not None or not isinstance(client, FedAvg) or len(client.one_pass(count)) < 2:
+        return False
+    plain = isinstance(network.loss, CrossEntropy) and not network.loss.label_smoothing
+    if not plain or dropout_layers(network.module) or count > _PLACED:
+        return False
+    try:
+        separate(observation)
+    except (ThreatModelError, UnsupportedNetworkError):
+        return _order_matters(observation)
+    return False
+
+
+def _order_matters(observation: Observation) -> bool:
+    """Whether the client would send something else for stand-in examples in reversed order."""
+    client, network = observation.client, observation.network
+    images = torch.rand(observation.batch_shape, generator=Generator().manual_seed(0)).to(network.device, network.dtype)
+    labels = torch.arange(observation.num_examples, device=network.device) % network.num_classes
+    sent, reverse = (
+        replace(observation, update=client(network, *examples)).gradient
+        for examples in ((images, labels), (images.flip(0), labels.flip(0)))
+    )
+    apart = sum(float((sent[name] - reverse[name]).square().sum()) for name in sent)
+    return apart > _MATTERS**2 * sum(float(part.square().sum()) for part in sent.values())
 
 
 @dataclass(eq=False)

@@ -6,10 +6,11 @@ their probabilities differ. The residual says whether a solution is one: for wro
 near those of the label rule are tried as well, and of several local steps the order of the examples. Own derivation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import islice, permutations, product
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -60,8 +61,12 @@ class Separated:
     residual: float
 
 
+_KNOWN: MutableMapping[Observation, Separated | str] = WeakKeyDictionary()
+"""What was found for each observation that still lives, or why nothing was: a choice asks, and then its search."""
+
+
 def separate(observation: Observation) -> Separated:
-    """Solve for what went into the head.
+    """Solve for what went into the head; of an observation that was asked for before, what was found then.
 
     Args:
         observation: of one gradient of several examples, or of local steps of plain SGD that see each example once.
@@ -80,6 +85,18 @@ def separate(observation: Observation) -> Separated:
     >>> found.labels.tolist(), bool(error < 1e-3)
     ([0, 2, 2], True)
     """
+    if observation not in _KNOWN:
+        try:
+            _KNOWN[observation] = _separated(observation)
+        except ThreatModelError as error:
+            _KNOWN[observation] = str(error)
+    known = _KNOWN[observation]
+    if isinstance(known, str):
+        raise ThreatModelError(known)
+    return known
+
+
+def _separated(observation: Observation) -> Separated:
     head = read_head(observation)
     _check(observation, head)
     equations, eps = _equations(observation, head), _rounding(observation)

@@ -1,4 +1,4 @@
-"""Clients that shuffle: pictures of each epoch apart, or the order searched."""
+"""Steps that see examples in an order that is not known: pictures of each epoch apart, or the order searched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -98,14 +98,17 @@ class RelaxedOrder(Simulation):
     and every step sees the whole batch, which is the mean over all orders; at the true order all are 0 or 1. Sinkhorn's
     iteration keeps the sums. A step costs as much as one on all examples. Own derivation; Sinkhorn (1967) for the sums.
 
+    The order is unknown where the client shuffles, and where labels are not granted: what a rule finds are counts, and
+    which step saw which label is as open as if the client had shuffled.
+
     Args:
         rate: how far a unit step of the search moves the logarithm of a share.
         noise: standard deviation of the logarithms at the start; equal shares in all steps would move alike.
         rounds: of Sinkhorn's iteration.
 
     Raises:
-        ThreatModelError: when called for a client whose settings are unknown, or that shuffles and has another loss
-            than plain cross entropy.
+        ThreatModelError: when called for a client whose settings are unknown, or where the order is not known and
+            the loss is another than plain cross entropy.
     """
 
     rate: float = 0.3
@@ -121,7 +124,7 @@ class RelaxedOrder(Simulation):
 
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """`order`, logarithms of the shares, `[passes, steps a pass, n]`."""
-        client, network = _shuffling(observation), observation.network
+        client, network = _unplaced(observation), observation.network
         if client is None:
             return {}
         loss = network.loss
@@ -136,7 +139,7 @@ class RelaxedOrder(Simulation):
         self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
     ) -> Compared:
         """The update of a client that takes every example in every step, by its share."""
-        client, network, count = _shuffling(observation), observation.network, observation.num_examples
+        client, network, count = _unplaced(observation), observation.network, observation.num_examples
         if client is None:
             return KnownClient()(observation, variables, images, labels)
         order = variables["order"] if "order" in variables else self.start(observation, Generator())["order"]
@@ -170,6 +173,14 @@ def _shuffling(observation: Observation) -> FedAvg | None:
             "use simulation=Surrogate()"
         )
     return client if isinstance(client, FedAvg) and client.shuffle else None
+
+
+def _unplaced(observation: Observation) -> FedAvg | None:
+    """The client as one that shuffles, where it is not known which step saw which label; else `None`."""
+    client = trainer(observation.client)
+    if observation.labels is None and isinstance(client, FedAvg):
+        return replace(client, shuffle=True, order=())
+    return _shuffling(observation)
 
 
 def _filters(count: int, like: Tensor) -> Tensor:

@@ -92,6 +92,16 @@ def test_an_early_end_is_said_plainly_in_every_form(report, status):
     assert status.value in found.summary()
 
 
+def test_no_hostile_text_becomes_a_link_a_mention_or_a_strike_in_a_pull_request(report):
+    text = report(1, text=" https://evil.example/x ftp://a.b WWW.evil.example me@evil.example @octocat #1 ~~x~~ !2")
+    prose = re.sub(r"`[^`]*`", "", text.to_markdown())  # in code there are neither links nor mentions
+    assert "evil" in prose
+    assert not re.search(r"://|www\.|@\w|#\d(?!\d*;)|!\d|(?<!\\)~", prose, flags=re.IGNORECASE)
+    MarkdownIt = pytest.importorskip("markdown_it").MarkdownIt  # what is read is the same
+    page = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").render(text.to_markdown())
+    assert "@\u200boctocat #\u200b1 ~~\u200bx~~ !\u200b2" in page and "<a " not in page and "<s>" not in page
+
+
 def test_hostile_text_is_inert_in_markdown_and_on_the_terminal(report, hostile):
     found = report(1, text=hostile)
     assert "\x1b" not in found.summary()

@@ -1,7 +1,7 @@
 """The report as plain text for a terminal, and as Markdown for a pull request or a page of notes.
 
 Names and messages may come from foreign files, so control characters never reach the terminal, and
-nothing in them is read as Markdown or HTML.
+nothing in them is read as Markdown or HTML, or becomes a link or a mention.
 """
 
 import re
@@ -24,6 +24,9 @@ WIDE, SHORT, FEW = 52, 16, 4
 
 MOST_OF_AN_ATTACK = 240
 """Characters of the attack that a terminal is shown; a choice of attacks names them all, and `report.json` has them."""
+
+_NO_WIDTH = "&#8203;"
+"""A space of no width."""
 
 
 def summary(report: Report) -> str:
@@ -140,8 +143,16 @@ def _line(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text on one line in which no character has a meaning to Markdown or HTML."""
-    return re.sub(r"([\\`*_<>\[\]|&])", r"\\\1", _line(text))
+    """Text on one line in which no character has a meaning to Markdown or HTML, and nothing becomes a link or a mention.
+
+    Mentions (`@name`, `#1`) are read from the page that Markdown became, where a backslash is gone; so a space of no
+    width parts them, as it does addresses.
+
+    >>> print(_escape("*see* www.a.b, https://a.b, @you"))
+    \\*see\\* www&#8203;.a.b, https:&#8203;//a.b, \\@&#8203;you
+    """
+    escaped = re.sub(r"([\\`*_<>\[\]|&~#@])", r"\\\1", _line(text))
+    return re.sub(r"(?<=[@#~!])(?=\w)|(?<=:)(?=//)|(?i:(?<=www))(?=\.)", _NO_WIDTH, escaped)
 
 
 def _code(text: str) -> str:

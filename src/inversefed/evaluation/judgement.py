@@ -1,6 +1,6 @@
 """A verdict over several targets, from the reports of their audits.
 
-    theta = mean over targets of the mean over its seeds,   with a bootstrap interval over targets
+    theta = mean over targets of the mean over its seeds,   with Student's interval over targets
 
 Targets are the unit: two seeds on one picture say less than one seed on two pictures. What is judged is the margin of
 each repeat over its null runs, which is 0 on average for updates that say nothing; the margin of the full attack over
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from inversefed.errors import InputError
 from inversefed.evaluation.identification import nearest
-from inversefed.evaluation.intervals import Interval, mean_interval
+from inversefed.evaluation.intervals import FEWEST, Interval, mean_interval
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.verdict import Verdict
 
@@ -29,14 +29,13 @@ _LEVEL = 0.025
 """Of the count of calls, one-sided: as much as lies above a 95 % interval."""
 
 
-def judge(reports: Sequence[Report], candidates: Tensor | None = None, seed: int = 0) -> Verdict:
+def judge(reports: Sequence[Report], candidates: Tensor | None = None) -> Verdict:
     """Judge several audits together.
 
     Args:
         reports: one a target and seed, each with a truth and a verdict on it.
         candidates: pictures of the same data set, `[N, c, h, w]`, among which the true one has to be the nearest;
             truths among them are left out.
-        seed: of the bootstrap.
 
     Raises:
         InputError: no report, or one without a truth or a verdict.
@@ -46,7 +45,7 @@ def judge(reports: Sequence[Report], candidates: Tensor | None = None, seed: int
 
     def over(measure: Callable[[Report], float], share: bool = False) -> Interval:
         values = [fmean(measure(report) for report in each) for each in targets]
-        return mean_interval(values, share=share, seed=seed)
+        return mean_interval(values, share=share)
 
     margins = {"margin_over_null": over(_over_null), "margin_over_controls": over(_over_controls)}
     called, exact = over(_leaked, share=True), over(_exact, share=True)
@@ -161,6 +160,8 @@ def _sentence(leaked: bool, count: int, margins: Mapping[str, Interval], called:
     over_null, over_controls = (margins[name] for name in ("margin_over_null", "margin_over_controls"))
     shares = f"{called.mean:.0%} of {count} targets called, {exact.mean:.0%} exact"
     measured = f"{_between(over_null)} over random updates, {_between(over_controls)} over the best control, {shares}"
+    if count < FEWEST:
+        measured += f"; too few targets for intervals, which take {FEWEST} at least"
     return f"{'Leaked' if leaked else 'Not recovered by these attacks within this budget'}: {measured}."
 
 

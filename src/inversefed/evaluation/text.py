@@ -143,7 +143,7 @@ def _line(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text on one line in which no character has a meaning to Markdown or HTML, and nothing becomes a link or a mention.
+    """Text on one line in which no character has a meaning to Markdown or HTML, without links and mentions.
 
     Mentions (`@name`, `#1`) are read from the page that Markdown became, where a backslash is gone; so a space of no
     width parts them, as it does addresses.

@@ -2,6 +2,8 @@
 
 import math
 import sys
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,12 +13,14 @@ from scipy.special import log_ndtr
 from torch import nn
 
 import inversefed
-from inversefed import DPSGD, Accounting, FedSGD, SumOfClients, recipes
+from inversefed import DPSGD, Accounting, FedSGD, SumOfClients, defenses, recipes
 from inversefed.cli import registry
 from inversefed.errors import ConfigError
+from inversefed.evaluation.frontier import Row
 from inversefed.fl import privacy
 from inversefed.fl.privacy import dp_client, epsilon_spent, privacy_of
 from inversefed.fl.sharing import Shares
+from inversefed.frontier.points import Point, measure
 
 
 def exact(sigma: float, delta: float) -> float:
@@ -67,11 +71,77 @@ def test_without_noise_epsilon_is_infinite() -> None:
 
 
 def test_one_release_has_no_credit_for_sampling_and_all_rounds_have_it() -> None:
-    one, every = privacy_of(DPSGD(1.0, 1.0, accounting=Accounting(rounds=100, sample_rate=0.01)), 8)
+    asked = Accounting(rounds=100, sample_rate=0.01)
+    one, every = privacy_of(DPSGD(1.0, 1.0, expected_batch_size=8, accounting=asked), 8)
     assert (one.steps, one.sample_rate, every.steps, every.sample_rate) == (1, 1.0, 100, 0.01)
     assert every.epsilon < one.epsilon  # a server that does not know who took part learns less
     again = privacy_of(DPSGD(1.0, 5.0, expected_batch_size=3), 8)
     assert again.per_release.epsilon == one.epsilon == again.cumulative.epsilon
+
+
+def test_sampling_is_credited_only_where_the_divisor_is_fixed() -> None:
+    asked = Accounting(rounds=100, sample_rate=0.01, accountant="rdp")
+    one, every = privacy_of(DPSGD(1.0, 1.0, accounting=asked), 8)
+    assert every.sample_rate == 1.0 and "expected_batch_size" in every.note and not one.note
+    assert every.epsilon > one.epsilon and one.neighbors == every.neighbors == "zeroed"
+    for fixed in ({"expected_batch_size": 8}, {"loss_reduction": "sum"}):
+        one, every = privacy_of(DPSGD(1.0, 1.0, **fixed, accounting=asked), 8)
+        assert every.sample_rate == 0.01 and not every.note and one.neighbors == every.neighbors == "added or removed"
+
+
+def audited(client: DPSGD, *chain: object) -> inversefed.Report:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Sigmoid(), nn.Linear(8, 4))
+    return inversefed.audit(
+        module, torch.rand(2, 3, 4, 4), torch.tensor([1, 2]), client=client, defenses=chain, attack=recipes.dlg(),
+        max_iterations=1, nulls=0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Blurred:
+    """A data defense of somebody who did not say what it does."""
+
+    acts_on: ClassVar[str] = "data"
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> tuple:
+        return images.mean(dim=0, keepdim=True).expand_as(images).contiguous(), labels
+
+
+@pytest.mark.parametrize(
+    ("defense", "why"),
+    [
+        (defenses.Mixup(1.0), "Mixup(alpha=1.0) mixes examples"),
+        (defenses.Soteria(0.5), "Soteria(share=0.5) looks at the private examples after the noise"),
+        (Blurred(), "Blurred() is not known to keep examples apart"),
+    ],
+)
+def test_no_epsilon_is_stated_beside_a_defense_that_breaks_it(defense: object, why: str) -> None:
+    report = audited(DPSGD(1.0, 1.0), defense)
+    (finding,) = [each for each in report.findings if each.code == "differential-privacy"]
+    assert finding.level == "warning" and why in finding.message and "delta" not in finding.message
+    assert "privacy" not in report.scenario
+    row = measure_point(Point("p", DPSGD(1.0, 1.0), (defense,), num_images=2))
+    assert row.epsilon is None and f"no epsilon: {why}" in row.note
+
+
+def test_epsilon_is_stated_beside_defenses_that_leave_it() -> None:
+    chain = (defenses.ATS(("flip",)), defenses.TopK(0.5), defenses.GaussianNoise(0.1))
+    report = audited(DPSGD(1.0, 1.0, expected_batch_size=2), *chain)
+    (finding,) = [each for each in report.findings if each.code == "differential-privacy"]
+    assert finding.level == "info" and report.scenario["privacy"]["per_release"]["neighbors"] == "added or removed"
+    assert "one example added or removed; what divides the sum is fixed" in finding.message
+    report = audited(DPSGD(1.0, 1.0), *chain)
+    (finding,) = [each for each in report.findings if each.code == "differential-privacy"]
+    assert "their number public, of which one adds nothing to the sum." in finding.message
+    assert measure_point(Point("p", DPSGD(1.0, 1.0), chain)).epsilon == pytest.approx(4.387, abs=0.01)
+
+
+def measure_point(point: Point) -> Row:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Sigmoid(), nn.Linear(8, 4))
+    images, labels = torch.rand(2, 3, 4, 4), torch.tensor([1, 2])
+    return measure(module, images, labels, point, attack=recipes.geiping(max_iterations=1))
 
 
 def test_local_steps_are_added_up_as_often_as_one_example_is_in_them() -> None:
@@ -91,7 +161,7 @@ def test_the_report_prints_epsilon_the_accountant_and_the_steps() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     images, labels = torch.rand(2, 3, 4, 4), torch.tensor([1, 2])
-    client = DPSGD(1.0, 0.5, accounting=Accounting(rounds=7, sample_rate=0.1))
+    client = DPSGD(1.0, 0.5, expected_batch_size=2, accounting=Accounting(rounds=7, sample_rate=0.1))
     report = inversefed.audit(module, images, labels, client=client, attack=recipes.dlg(), max_iterations=1)
     promised = report.scenario["privacy"]
     assert promised["per_release"]["epsilon"] == pytest.approx(4.387, abs=0.01)

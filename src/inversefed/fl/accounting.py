@@ -20,7 +20,7 @@ class Accounting:
         target_delta: the delta at which epsilon is stated; well below one over the number of examples.
         rounds: how many updates such as this one the training releases in all.
         sample_rate: with which probability an example of the client's data was drawn into the batch of a round; 1 where
-            the batch is all of its data.
+            the batch is all of its data. It lowers epsilon only where the client has a fixed `expected_batch_size`.
         accountant: `"prv"` (numerical, tight) or `"rdp"` (Renyi, an upper bound).
 
     Raises:

@@ -3,14 +3,21 @@
     P[M(D) in S] <= e^epsilon P[M(D') in S] + delta     for data D and D' that differ by one example
 
 One release is counted without any credit for sampling, since a server knows who took part. The cumulative figure is for
-all rounds and takes that credit where each step is a Poisson sample of its own. RDP: Mironov (2017, arXiv:1702.07476);
-PRV: Gopi et al. (2021, arXiv:2106.02848), whose grid grows with epsilon until it fails or fills the memory: above a
-stated size, or where it fails, RDP's looser bound stands in, and the figure says so.
+all rounds and takes that credit where each step is a Poisson sample of its own, and what divides its sum is fixed: a
+sum divided by the size of the sample would tell who was in it. Then D and D' differ by one example added or removed.
+Where the sum is divided by the number of examples, that number counts as public, and in D' one example adds nothing to
+the sum instead (zero-out; Kairouz et al. 2021, arXiv:2103.00039). Where one is replaced by another, the noise counts
+half.
+
+All this takes that an example changes one clipped gradient alone, and that nothing looks at it again. A defense that
+mixes examples breaks the first, one that looks at them after the noise the second: then there is no epsilon. RDP:
+Mironov (2017, arXiv:1702.07476); PRV: Gopi et al. (2021, arXiv:2106.02848), whose grid grows with epsilon until it
+fails or fills the memory: above a stated size, or where it fails, RDP's looser bound stands in, and the figure says so.
 """
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -18,10 +25,11 @@ from typing import Any, Literal, NamedTuple
 from inversefed.errors import ConfigError
 from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client
+from inversefed.fl.defenses.protocols import Defense, data_defenses, update_defenses
 from inversefed.fl.dpsgd import DPSGD
 from inversefed.fl.sharing import Shares
 
-__all__ = ["Privacy", "PrivacySpent", "dp_client", "epsilon_spent", "privacy_of"]
+__all__ = ["Privacy", "PrivacySpent", "broken_by", "dp_client", "epsilon_spent", "privacy_of"]
 
 _MOST_POINTS = 2**21
 """Of the PRV accountant's grid: about 100 MB and seconds."""
@@ -42,6 +50,8 @@ class PrivacySpent:
         steps: how many steps are added up.
         sample_rate: the probability with which an example is in a step.
         note: why it is not the accountant that was asked for, or what is not credited.
+        neighbors: what it hides: whether an example is there, or whether it adds anything, with the number of examples
+            public.
     """
 
     epsilon: float
@@ -51,6 +61,7 @@ class PrivacySpent:
     steps: int
     sample_rate: float
     note: str = ""
+    neighbors: Literal["added or removed", "zeroed"] = "added or removed"
 
     def __str__(self) -> str:
         about = f"{self.steps} step{'s' * (self.steps > 1)}, sample rate {self.sample_rate:.3g}"
@@ -88,16 +99,46 @@ def privacy_of(client: DPSGD, num_examples: int) -> Privacy:
     Raises:
         ConfigError: Opacus is not installed.
     """
-    asked = client.accounting
+    asked, fixed = client.accounting, bool(client.expected_batch_size) or client.loss_reduction == "sum"
     often = client.local_steps if client.poisson_sampling else _often(client, num_examples)
     whole = client.poisson_sampling or client.batch_size in (0, num_examples)
     one_draw = client.local_steps == 1 and whole
-    rate = client.sampled(num_examples) * (asked.sample_rate if one_draw else 1.0)
-    uncredited = asked.sample_rate < 1 and not one_draw
-    note = "the rounds' sample rate is not credited: the local steps share one draw" if uncredited else ""
+    rate = client.sampled(num_examples) * (asked.sample_rate if one_draw and fixed else 1.0)
+    note = _uncredited(one_draw, fixed) if asked.sample_rate < 1 else ""
     one = epsilon_spent(client.noise_multiplier, often, 1.0, asked.target_delta, asked.accountant)
     every = epsilon_spent(client.noise_multiplier, often * asked.rounds, rate, asked.target_delta, asked.accountant)
-    return Privacy(one, _noted(every, note))
+    hidden: Literal["added or removed", "zeroed"] = "added or removed" if fixed and whole else "zeroed"
+    return Privacy(replace(one, neighbors=hidden), replace(_noted(every, note), neighbors=hidden))
+
+
+def broken_by(defenses: Sequence[Defense]) -> str:
+    """Why what DP-SGD promises does not hold beside these defenses; empty where it does.
+
+    Args:
+        defenses: those that the client runs; the network's draw for each example by itself.
+
+    >>> from inversefed import defenses
+    >>> broken_by((defenses.TopK(0.1),)), broken_by((defenses.Mixup(1.0),))
+    ('', 'Mixup(alpha=1.0) mixes examples, so that one of them changes more than one clipped gradient')
+    """
+    found = []
+    for each in data_defenses(defenses):
+        mixes = getattr(each, "mixes_examples", None)
+        if mixes is not False:
+            does = "mixes examples" if mixes else "is not known to keep examples apart"
+            found.append(f"{each!r} {does}, so that one of them changes more than one clipped gradient")
+    for other in update_defenses(defenses):
+        if getattr(other, "reads_examples", False):
+            found.append(f"{other!r} looks at the private examples after the noise")
+    return "; ".join(found)
+
+
+def _uncredited(one_draw: bool, fixed: bool) -> str:
+    if not one_draw:
+        return "the rounds' sample rate is not credited: the local steps share one draw"
+    if not fixed:
+        return "the rounds' sample rate is not credited: that takes a fixed divisor, expected_batch_size"
+    return ""
 
 
 @cache

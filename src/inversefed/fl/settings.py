@@ -13,7 +13,7 @@ from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.defenses import Defense, acts_on
 from inversefed.fl.dpsgd import DPSGD
 from inversefed.fl.network import Network
-from inversefed.fl.privacy import dp_client, privacy_of
+from inversefed.fl.privacy import broken_by, dp_client, privacy_of
 from inversefed.fl.sharing import sent_names, trainer
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.types import Batch, Finding
@@ -26,7 +26,10 @@ def describe_setting(
 ) -> Mapping[str, Any]:
     """Say what was audited, in values that JSON can hold."""
     facts = _facts(network, client, threat, truth.images.shape[0], seed)
-    return facts | {"defenses": [repr(defense) for defense in defenses], **_promised(client, truth.images.shape[0])}
+    return facts | {
+        "defenses": [repr(defense) for defense in defenses],
+        **_promised(client, truth.images.shape[0], defenses),
+    }
 
 
 def describe_observation(observation: Observation, threat: ThreatModel, seed: int) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def setting_findings(
         message = f"The attack is not told of the defenses ({named}): one that knows them may recover more."
         evidence = {repr(defense): _first_sentence(defense) for defense in defenses}
         found.append(Finding("defense-unknown-to-attack", "warning", message, evidence))
-    found += _client_defense_findings(client, len(truth.images))
+    found += _client_defense_findings(client, len(truth.images), defenses)
     repeated = len(truth.labels) - len(set(truth.labels.tolist()))
     if repeated:
         message = f"{repeated} of the {len(truth.labels)} examples share a label with another one."
@@ -100,7 +103,7 @@ def setting_findings(
     return tuple(found)
 
 
-def _client_defense_findings(client: Client, num_examples: int) -> list[Finding]:
+def _client_defense_findings(client: Client, num_examples: int, defenses: Sequence[Defense]) -> list[Finding]:
     """What a client does by itself so that less leaks, and what that promises."""
     found, private = [], dp_client(client)
     if isinstance(trainer(client), SumOfClients):
@@ -110,7 +113,7 @@ def _client_defense_findings(client: Client, num_examples: int) -> list[Finding]
         )
         found.append(Finding("secure-aggregation", "info", message))
     if private is not None:
-        found.append(_privacy_finding(private, num_examples))
+        found.append(_privacy_finding(private, num_examples, broken_by(defenses)))
         if private.poisson_sampling:
             message = (
                 "Which examples each local step drew is the client's own: the attack simulates the mean of the draws, "
@@ -120,13 +123,22 @@ def _client_defense_findings(client: Client, num_examples: int) -> list[Finding]
     return found
 
 
-def _privacy_finding(client: DPSGD, num_examples: int) -> Finding:
+_NEIGHBORS = {
+    "added or removed": "For data that differ by one example added or removed; what divides the sum is fixed.",
+    "zeroed": "For data of equally many examples, their number public, of which one adds nothing to the sum.",
+}
+
+
+def _privacy_finding(client: DPSGD, num_examples: int, broken: str) -> Finding:
     """Epsilon of one release and of all of them; a warning where it promises nothing."""
     if not client.noise_multiplier:
         message = (
             "DP-SGD without noise (noise_multiplier=0) is clipping of each example alone: epsilon is infinite, and "
             "nothing is promised."
         )
+        return Finding("differential-privacy", "warning", message)
+    if broken:
+        message = f"No epsilon is stated for DP-SGD with these defenses: {broken}."
         return Finding("differential-privacy", "warning", message)
     try:
         one, every = privacy_of(client, num_examples)
@@ -136,16 +148,16 @@ def _privacy_finding(client: DPSGD, num_examples: int) -> Finding:
     message = (
         f"DP-SGD with noise of {client.noise_multiplier:g} times the clipping norm {client.max_grad_norm:g}. This "
         f"release: {one}, without credit for sampling, since the server knows who took part. All "
-        f"{client.accounting.rounds} rounds: {every}. For data that differ by one example added or removed.{notes} The "
+        f"{client.accounting.rounds} rounds: {every}. {_NEIGHBORS[one.neighbors]}{notes} The "
         "attack simulates the client without its noise."
     )
     return Finding("differential-privacy", "info", message, {"per_release": asdict(one), "cumulative": asdict(every)})
 
 
-def _promised(client: Client, num_examples: int) -> Mapping[str, Any]:
-    """The part of a scenario that says what DP-SGD promises; empty for other clients, or where Opacus is missing."""
+def _promised(client: Client, num_examples: int, defenses: Sequence[Defense]) -> Mapping[str, Any]:
+    """The part of a scenario that says what DP-SGD promises; empty for other clients, or where there is no epsilon."""
     private = dp_client(client)
-    if private is None:
+    if private is None or broken_by(defenses):
         return {}
     try:
         one, every = privacy_of(private, num_examples)

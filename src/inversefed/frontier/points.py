@@ -22,7 +22,7 @@ from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.network import Loss, freeze
-from inversefed.fl.privacy import dp_client, privacy_of
+from inversefed.fl.privacy import broken_by, dp_client, privacy_of
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.frontier.utility import Data, accuracy_of
 from inversefed.pipeline import observed
@@ -202,6 +202,8 @@ def _privacy(point: Point) -> tuple[float | None, float | None, str]:
     client = dp_client(point.client)
     if client is None or not client.noise_multiplier:
         return None, None, ""
+    if broken := broken_by(point.defenses):
+        return None, None, f"no epsilon: {broken}"
     sizes = point.client.parts(point.num_images) if isinstance(point.client, SumOfClients) else (point.num_images,)
     try:
         spent = privacy_of(client, max(sizes)).per_release

@@ -93,6 +93,7 @@ class ATS:
 
     policy: tuple[str, ...] = ("translate_x", "contrast", "rotate")
     acts_on: ClassVar[Literal["data"]] = "data"
+    mixes_examples: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, tuple) or not self.policy:

@@ -38,6 +38,7 @@ class Mixup:
     acts_on: ClassVar[Literal["data"]] = "data"
     mixes_labels: ClassVar[bool] = True
     """It is given probabilities `[n, k]`, for class indices have no mixtures."""
+    mixes_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:

@@ -41,7 +41,11 @@ class Context:
 
 @runtime_checkable
 class DataDefense(Protocol):
-    """Changes the private examples before the client computes with them."""
+    """Changes the private examples before the client computes with them.
+
+    One that changes each example by itself says so, `mixes_examples: ClassVar[bool] = False`; of any other, epsilon is
+    not known.
+    """
 
     acts_on: ClassVar[Literal["data"]]
 
@@ -65,7 +69,11 @@ class NetworkDefense(Protocol):
 
 @runtime_checkable
 class UpdateDefense(Protocol):
-    """Changes an update before it leaves the client."""
+    """Changes an update before it leaves the client.
+
+    One that looks at the private batch for that says so, `reads_examples: ClassVar[bool] = True`: it undoes what noise
+    in the update promised.
+    """
 
     def __call__(self, update: Params, context: Context, generator: Generator) -> Params:
         """The update that is sent instead."""

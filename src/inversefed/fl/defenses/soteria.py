@@ -8,6 +8,7 @@ is touched; everything before it is sent as it is.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -36,6 +37,7 @@ class Soteria:
     """
 
     share: float = 0.5
+    reads_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

@@ -44,6 +44,14 @@ def test_what_is_no_sweep_is_refused(tmp_path, rows):
         read_sweep(written(tmp_path, rows))
 
 
+def test_a_number_that_is_none_is_not_available(tmp_path):
+    lost = {"point": "a", "plain": None, "adaptive": 12.0, "control": 10.0, "accuracy": None}
+    failed = {"point": "b", "plain": None, "adaptive": None, "control": None, "accuracy": None}
+    found = read_sweep(written(tmp_path, [lost, failed]))
+    assert [cells[1:6] for cells in sweep_table(found)] == [("n/a", "12.0", "10.0", "2.0", "n/a"), ("n/a",) * 5]
+    assert sweep_drawing(found) == "" and "NaN" not in json.dumps(found, allow_nan=False)
+
+
 def test_the_drawing_has_a_mark_for_each_trained_point_with_less_leakage_to_the_left(tmp_path):
     page = Page("<p>" + sweep_drawing(read_sweep(written(tmp_path, POINTS))) + "</p>")
     left, right = (float(mark["cx"]) for mark in reversed(page.all("circle")))

@@ -46,10 +46,6 @@ def read_sweep(path: str | Path) -> tuple[dict[str, Any], ...]:
     return tuple(_point(row, file) for row in rows)
 
 
-def _is_point(row: object) -> bool:
-    return isinstance(row, dict) and row.keys() >= _NEEDED
-
-
 def _point(row: Mapping[str, Any], file: Path) -> dict[str, Any]:
     numbers = {name: row.get(name) for name in _NUMBERS}
     wrong = [name for name, value in numbers.items() if value is not None and type(value) not in (int, float)]

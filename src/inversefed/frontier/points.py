@@ -17,7 +17,7 @@ from inversefed.attacks.choice import Choose
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.errors import ConfigError, InputError, InversefedError
 from inversefed.evaluation import controls, metrics
-from inversefed.evaluation.frontier import Row
+from inversefed.evaluation.frontier import Row, finite
 from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses.protocols import Defense
@@ -115,10 +115,12 @@ def measure(
             seed=seed + target,
         )
         scores.append(_leakage(observation, truth, threat, attack, seed + target, budget))
-    means = {key: sum(each[key] for each in scores) / len(scores) for key in scores[0]}
+    means = {key: finite(sum(each[key] for each in scores) / len(scores)) for key in scores[0]}
+    lost = [name for name, value in means.items() if value is None]
     accuracy, note = _utility(module, images, point, mean, std, loss, data, rounds, seed, on_round)
     epsilon, delta, missing = _privacy(point)
-    note = "; ".join(each for each in (note, missing) if each)
+    diverged = f"no number came of the {' and the '.join(lost)} attack" if lost else ""
+    note = "; ".join(each for each in (diverged, note, missing) if each)
     return Row(
         point.name, **means, accuracy=accuracy, epsilon=epsilon, delta=delta, targets=targets, note=note,
         seconds=time.perf_counter() - began,

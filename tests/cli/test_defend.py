@@ -60,6 +60,28 @@ def test_a_frontier_is_written_and_gone_on_from(tmp_path: Path, capsys: pytest.C
     assert "other options" in capsys.readouterr().err and written("out")["rows"] == second
 
 
+def test_a_point_that_cannot_run_is_a_row_that_says_why_and_the_others_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "mixed.py").write_text(
+        "from torch import nn\n\ndef make():\n"
+        "    return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3072, 4)).train()\n"
+    )
+    command = ["defend", "--network", "mixed:make", "--no-utility", "--output", "out", "--max-iterations", "2"]
+    command += ["--attack", "geiping", "--train-mode"]
+    assert main([*command, "--points", "DPSGD(1.0, 1.0)", "TopK(0.1)"]) == 1
+    text = capsys.readouterr()
+    assert "DPSGD(1.0, 1.0): not measured: DP-SGD clips" in text.out and "1 of 3 points not measured" in text.err
+    rows = written("out")["rows"]
+    assert [row["point"] for row in rows] == ["none", "DPSGD(1.0, 1.0)", "TopK(0.1)"]
+    assert rows[1]["plain"] is rows[1]["leakage"] is rows[1]["control"] is None and rows[2]["control"] > 0
+    table = (tmp_path / "out/defend.md").read_text()
+    assert table.count("n/a") == 4 and "- DPSGD(1.0, 1.0): not measured" in table
+    assert "DPSGD" not in (tmp_path / "out/frontier.svg").read_text().split("Not drawn")[0]
+    assert main([*command, "--quiet", "--points", "TopK(0.1)"]) == 0  # it is not asked for any more
+    assert main([*command, "--quiet", "--points", "DPSGD(1.0, 1.0)"]) == 1  # and is tried again
+
+
 def test_without_anything_to_compare_it_says_so(capsys: pytest.CaptureFixture) -> None:
     assert main(["defend", *QUICK]) == 2
     assert "--sweep" in capsys.readouterr().err

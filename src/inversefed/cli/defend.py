@@ -11,12 +11,12 @@ import torch
 
 from inversefed.attacks.choice import Choose
 from inversefed.attacks.inversion import GradientInversion
-from inversefed.cli import registry
+from inversefed.cli import FAILED, INTERRUPTED, SUCCESS, registry
 from inversefed.cli.options import Defend
 from inversefed.cli.progress import Tell, progress
 from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
-from inversefed.errors import ConfigError, InputError
-from inversefed.evaluation.frontier import Row, drawing, read_rows, table, to_dict
+from inversefed.errors import ConfigError, InputError, InversefedError
+from inversefed.evaluation.frontier import Row, drawing, notes, read_rows, table, to_dict
 from inversefed.evaluation.save import check_writable, write_files
 from inversefed.frontier import Data, Point, measure
 from inversefed.types import Budget, Step
@@ -50,14 +50,17 @@ SWEEP = (
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist has its files."""
 _TESTED = 1000
+_NOTHING = '<svg xmlns="http://www.w3.org/2000/svg"><title>No point could be measured</title></svg>'
 _SILENT = {"output", "overwrite", "json", "quiet", "verbose", "points", "sweep", "defenses", "client", "num_images"}
 
 
 def run_defend(options: Defend) -> int:
     """Measure each point that the output does not hold yet; write after each.
 
+    A point that cannot be measured is a row that says why, and is tried again the next time.
+
     Returns:
-        0; 130 if Ctrl-C ended it, what was measured written.
+        0; 1 if a point could not be measured; 130 if Ctrl-C ended it, what was measured written.
     """
     points = [read_point(text) for text in _texts(options)]
     attack = registry.build("attack", options.attack)
@@ -69,7 +72,7 @@ def run_defend(options: Defend) -> int:
     check_writable(folder)
     done = {} if options.overwrite else _measured(folder / "defend.json", _described(options))
     data = _data(options, setting) if options.utility else "--no-utility was given"
-    status = 0
+    status = SUCCESS
     try:
         for number, point in enumerate(points):
             if point.name not in done:
@@ -78,9 +81,13 @@ def run_defend(options: Defend) -> int:
                 _write(folder, options, list(done.values()))
     except KeyboardInterrupt:
         print("inversefed: interrupted; the points so far were kept, the same command goes on", file=sys.stderr)
-        status = 130
-    _show(list(done.values()), folder, options)
-    return status
+        status = INTERRUPTED
+    rows = list(done.values())
+    _show(rows, folder, options)
+    failed = [row.point for row in rows if not row.measured]
+    if failed:
+        print(f"inversefed: {len(failed)} of {len(rows)} points not measured: {', '.join(failed)}", file=sys.stderr)
+    return status or (FAILED if failed else SUCCESS)
 
 
 def read_point(text: str) -> Point:
@@ -119,6 +126,14 @@ def _texts(options: Defend) -> list[str]:
 
 
 def _row(options: Defend, setting: Setting, point: Point, attack: Any, data: Data | str, tell: Tell) -> Row:
+    """Measure a point; where it cannot be done, a row that says why."""
+    try:
+        return _measure(options, setting, point, attack, data, tell)
+    except InversefedError as error:
+        return Row(point.name, None, None, None, targets=options.targets, note=f"not measured: {error}")
+
+
+def _measure(options: Defend, setting: Setting, point: Point, attack: Any, data: Data | str, tell: Tell) -> Row:
     def watch(step: Step) -> None:
         tell(step.iteration, step.iterations, f"attack  loss {step.loss:.4g}")
 
@@ -178,7 +193,7 @@ def _described(options: Defend) -> dict[str, Any]:
 
 
 def _measured(file: Path, setting: dict[str, Any]) -> dict[str, Row]:
-    """The rows of an earlier run of the same setting."""
+    """The rows of an earlier run of the same setting, without those that it could not measure."""
     if not file.exists():
         return {}
     try:
@@ -187,15 +202,15 @@ def _measured(file: Path, setting: dict[str, Any]) -> dict[str, Row]:
         raise InputError(f"cannot go on from {file}: {error}; name another --output, or give --overwrite") from error
     if not isinstance(content, dict) or content.get("setting") != setting:
         raise InputError(f"{file} was made with other options; name another --output, or give --overwrite")
-    return {row.point: row for row in read_rows(content.get("rows"))}
+    return {row.point: row for row in read_rows(content.get("rows")) if row.measured}
 
 
 def _write(folder: Path, options: Defend, rows: Sequence[Row]) -> None:
     values = {"setting": _described(options), "rows": [to_dict(row) for row in rows]}
     files = {
         "defend.json": json.dumps(values, indent=2, allow_nan=False) + "\n",
-        "defend.md": table(rows) + "\n",
-        "frontier.svg": drawing(rows) + "\n",
+        "defend.md": "\n\n".join([table(rows), *(f"- {note}" for note in notes(rows))]) + "\n",
+        "frontier.svg": (drawing(rows) or _NOTHING) + "\n",
     }
     write_files(folder, {name: text.encode() for name, text in files.items()}, overwrite=True)
 
@@ -205,7 +220,7 @@ def _show(rows: Sequence[Row], folder: Path, options: Defend) -> None:
         print(json.dumps({"rows": [to_dict(row) for row in rows]}, indent=2, allow_nan=False))
     elif not options.quiet:
         print(table(rows))
-        for note in dict.fromkeys(row.note for row in rows if row.note):
+        for note in notes(rows):
             print(note)
     if not options.quiet:
         print(f"frontier: {folder / 'frontier.svg'}", file=sys.stderr if options.json else sys.stdout)

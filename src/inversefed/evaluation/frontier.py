@@ -97,7 +97,7 @@ def _read(name: str, value: object) -> Any:
         TypeError: a value of another kind.
     """
     expected = {"targets": int, "seconds": int | float, "point": str, "note": str}.get(name, int | float | None)
-    if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
+    if not isinstance(value, expected) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}")
     return finite(value) if name in _NUMBERS else value  # type: ignore[arg-type]
 

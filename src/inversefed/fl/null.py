@@ -106,11 +106,19 @@ def _signed(part: Tensor) -> bool:
     are mirrored at 0 are even or odd multiples of half their distance.
     """
     sizes = part[part != 0].abs()
-    if sizes.unique().numel() > _DISTINCT * sizes.numel():
+    if _distinct(sizes).numel() > _DISTINCT * sizes.numel():
         return True
-    levels = (part.abs().double() / sizes.max() / _ROUNDING).round().unique() if sizes.numel() else part.unique()
+    if not sizes.numel():
+        return True
+    levels = _distinct((part.abs().double() / sizes.max() / _ROUNDING).round())
     if levels.numel() < 2:
         return True
     places = levels / (levels.diff().min() / 2)
     whole = places.round()
     return bool(((places - whole).abs() < _OFF).all() and (whole % 2 == whole[0] % 2).all())
+
+
+def _distinct(values: Tensor) -> Tensor:
+    """Each value once, in order."""
+    ordered = values.flatten().sort().values
+    return ordered[torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), ordered.diff() != 0])]

@@ -1,0 +1,29 @@
+"""One point of the frontier, measured."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from inversefed import recipes
+from inversefed.attacks.inversion import GradientInversion
+from inversefed.evaluation.frontier import table
+from inversefed.frontier.points import Point, measure
+from inversefed.types import Reconstruction
+
+
+def test_an_attack_that_comes_to_no_number_leaves_none_and_a_note(
+    tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = GradientInversion.__call__
+
+    def lost(attack: GradientInversion, *given: object) -> Reconstruction:
+        found = search(attack, *given)
+        return replace(found, images=found.images * float("nan"))
+
+    monkeypatch.setattr(GradientInversion, "__call__", lost)
+    images, labels = torch.rand(2, 3, 8, 8), torch.tensor([1, 2])
+    row = measure(tiny, images, labels, Point("both", num_images=2), attack=recipes.geiping(max_iterations=1))
+    assert row.plain is row.adaptive is row.leakage is None and row.control > 0 and row.measured
+    assert "no number came of the plain and the adaptive attack" in row.note and table([row]).count("n/a") == 3

@@ -62,6 +62,14 @@ def test_soteria_touches_only_the_columns_that_determine_the_picture_most(tiny: 
     assert ranks[gone].max() <= ranks[~gone].min()
 
 
+def test_soteria_of_a_head_that_sees_the_picture_itself() -> None:
+    network = freeze(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (3, 2, 2))
+    batch = Batch(torch.rand(1, 3, 2, 2), torch.tensor([1]))
+    update = FedSGD()(network, batch.images, batch.labels)
+    sent = defenses.Soteria(0.25)(update, Context(network, batch), torch.Generator())
+    assert int((sent["1.weight"] == 0).all(dim=0).sum()) == 3 and torch.equal(sent["1.bias"], update["1.bias"])
+
+
 def test_soteria_s_measure_is_the_norm_of_the_representation_s_gradient_over_its_size(tiny: nn.Module) -> None:
     network = freeze(tiny, (3, 8, 8))
     body, image = network.without_head(), IMAGES[:1]

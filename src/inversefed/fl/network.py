@@ -81,12 +81,12 @@ class Network:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(iter(self.params.values())).device
+        return next(iter(self.params.values()), self.mean).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The weights' number format, in which everything is computed."""
-        return next(iter(self.params.values())).dtype
+        return next(iter(self.params.values()), self.mean).dtype
 
     def apply(self, params: Params, images: Images) -> Logits:
         """Run the network on pictures with the given weights.

@@ -275,3 +275,32 @@ def test_a_projection_keeps_the_rank() -> None:
     torch.manual_seed(0)
     matrix = torch.randn(300, 6) @ torch.randn(6, 500)
     assert numerical_rank(matrix, 1e-3, 14) == numerical_rank(matrix, 1e-3) == 6
+
+
+class NoSinglePicture(nn.Module):
+    """A network whose forward pass, in its own mode, is only for batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(48, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training and len(images) < 3:
+            raise RuntimeError("a batch is expected")
+        return self.head(images.flatten(1))
+
+
+def test_batchnorm_in_train_mode_with_one_place_a_channel_is_counted() -> None:
+    pooled = (nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
+    module = nn.Sequential(*pooled, nn.Flatten(), nn.Linear(8, 5)).train()
+    found = identify(seen(module, pictures(4)))
+    linear = next(method for method in found.methods if method.name == "linear")
+    assert not linear.applies and "4" in linear.reason
+    mixed = seen(nn.Sequential(nn.Flatten(), nn.Linear(48, 9), nn.BatchNorm1d(9), nn.Linear(9, 5)).train(), pictures(3))
+    assert identify(mixed).examples == 3
+
+
+def test_a_method_that_the_network_cannot_run_does_not_apply() -> None:
+    found = identify(seen(NoSinglePicture().train(), pictures(4)))
+    reasons = [method.reason for method in found.methods if "a batch is expected" in method.reason]
+    assert reasons and not any(method.applies for method in found.methods)

@@ -106,3 +106,18 @@ def test_an_update_that_is_made_here_is_counted_as_before(capsys: pytest.Capture
     assert main(["inspect", "--network", "LeNetZhu", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["findings"] == [] and told["identifiability"]["verdict"] == "determined"
+
+
+def test_what_was_found_is_said_even_where_the_network_cannot_be_counted(
+    elsewhere: dict, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(observation: object) -> None:
+        raise ValueError("my forward is broken")
+
+    monkeypatch.setattr("inversefed.cli.inspection.identify", fails)
+    save(elsewhere, kind="gradient", num_examples="1")
+    status, told = inspected(capsys, "--update", "update.safetensors")
+    assert status == 0 and told["findings"] and told["identifiability"] is None
+    assert main([*BASE, "--update", "update.safetensors"]) == 0
+    out = capsys.readouterr().out
+    assert "Self-test passed" in out and "Not counted" in out and "my forward is broken" in out

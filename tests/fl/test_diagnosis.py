@@ -453,6 +453,22 @@ def test_the_owners_example_shows_what_is_wrong(name: str) -> None:
     assert checked(other, told).level == "error"
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_batchnorm_in_train_mode_with_one_place_a_channel_does_not_make_it_raise(count: int) -> None:
+    torch.manual_seed(0)
+    first = nn.BatchNorm2d(8)
+    first.running_mean += 0.3  # as of a trained network, so that its normalization is looked at
+    pooled = (nn.Conv2d(3, 8, 3, 1, 1), first, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
+    for layers in (
+        (*pooled, nn.Flatten(), nn.Linear(8, CLASSES)),
+        (nn.Flatten(), nn.Linear(192, 9), nn.BatchNorm1d(9)),
+    ):
+        network = freeze(nn.Sequential(*layers).train(), SHAPE, mean=0.5, std=0.25)
+        update = FedSGD()(network, *batch(network, 4))
+        found = diagnose(network, update, Metadata(kind="gradient", num_examples=count))
+        assert count == 1 or not any(finding.level == "error" for finding in found)
+
+
 def test_stand_ins_are_pictures_and_the_same_for_the_same_seed() -> None:
     network = build("smooth")
     pictures = stand_ins(network, 64)

@@ -167,6 +167,8 @@ def _asked(name: str, check: Callable[[], str]) -> Method:
         return Method(name, True, check())
     except (ThreatModelError, UnsupportedNetworkError) as error:
         return Method(name, False, str(error))
+    except Exception as error:  # foreign code of the network: whatever it raises means the same
+        return Method(name, False, f"the network does not run as this method asks: {str(error)[:200]}")
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from inversefed.evaluation.plain import plain
 from inversefed.fl.diagnosis import check_example, diagnose
 from inversefed.fl.network import Network
 from inversefed.fl.sharing import sent_names
+from inversefed.fl.threat import Observation
 from inversefed.fl.updates import Update, as_observation
 from inversefed.pipeline import observed
 from inversefed.types import Finding
@@ -47,12 +48,14 @@ def run_inspect(options: Inspect) -> int:
         findings, found = _brought(options)
     else:
         findings, found = (), _made(options)
+    counted = found if isinstance(found, Identifiability) else None
     if options.json:
         content: dict[str, Any] = {"findings": [plain(asdict(each)) for each in findings]}
-        content["identifiability"] = None if found is None else found.to_dict()
+        content["identifiability"] = None if counted is None else counted.to_dict()
         print(json.dumps(content, indent=2, allow_nan=False))
     else:
-        print("\n".join([*_said(findings, is_received(options)), *(_lines(found) if found is not None else ())]))
+        told = _lines(counted) if counted is not None else _wrap(f"Not counted: {found}" if found else "")
+        print("\n".join([*_said(findings, is_received(options)), *told]))
     return 2 if any(finding.level == "error" for finding in findings) else 0
 
 
@@ -76,8 +79,8 @@ def _made(options: Inspect) -> Identifiability:
     return identify(observation)
 
 
-def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | None]:
-    """Diagnose an update from outside, and count it if it can be used."""
+def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | str]:
+    """Diagnose an update from outside, and count it if it can be used; else why it was not counted."""
     setting = read_setting(options)
     try:
         network, update = read_received(options, setting, strict=False)
@@ -85,20 +88,29 @@ def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | N
     except ConfigError:
         raise
     except InputError as error:
-        return (Finding("names", "error", f"The update cannot be read: {error}"),), None
+        return (Finding("names", "error", f"The update cannot be read: {error}"),), ""
     client = believed_client(options)
     sent = None if client is None else sent_names(client, network)
     findings = diagnose(network, update.tensors, update.metadata, sent)
     if options.example and not any(finding.code in ("names", "shapes") for finding in findings if _is_error(finding)):
         findings = (*_example(options, network, update), *findings)
     if any(_is_error(finding) for finding in findings):
-        return findings, None
+        return findings, ""
     try:
-        return findings, identify(as_observation(network, update, client=client))
+        observation = as_observation(network, update, client=client)
     except InputError as error:
-        return (Finding("names", "error", f"The update cannot be used: {error}"), *findings), None
-    except InversefedError:  # the client's settings are not known, or the network cannot be counted
-        return findings, None
+        return (Finding("names", "error", f"The update cannot be used: {error}"), *findings), ""
+    return findings, _counted(observation)
+
+
+def _counted(observation: Observation) -> Identifiability | str:
+    """What an update can give away, or why that was not counted: what was found out before must not be lost by it."""
+    try:
+        return identify(observation)
+    except InversefedError as error:  # such as a client whose settings are not known
+        return str(error)
+    except Exception as error:  # foreign code of the network: whatever it raises means the same
+        return f"the network cannot be followed layer by layer ({type(error).__name__}: {str(error)[:200]})"
 
 
 def _example(options: Inspect, network: Network, update: Update) -> tuple[Finding, ...]:

@@ -109,7 +109,8 @@ def _solved(observation: Observation) -> tuple[str, Tensor]:
 
 def layer_on_the_picture(network: Network) -> str | None:
     """The first linear layer whose input is the normalized picture, flattened."""
-    probe = torch.rand((1, *network.image_shape), generator=Generator().manual_seed(0))
+    # Two pictures: BatchNorm in train mode refuses one, where a layer has but one place for each channel.
+    probe = torch.rand((2, *network.image_shape), generator=Generator().manual_seed(0))
     probe = probe.to(network.device, network.dtype)
     expected = network.normalize(probe).flatten()
     for name, inputs in network.linear_inputs(probe).items():

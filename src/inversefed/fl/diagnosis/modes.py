@@ -77,7 +77,9 @@ def _message(seen: Mode) -> str:
 
 def _figures(subject: Subject, related: Sequence[Relation]) -> tuple[float, float] | None:
     """What is left of the relations of either mode, over what is there: medians over the layers."""
-    pairs = [_pair(subject, relation) for relation in related if relation.normalized]
+    # A BatchNorm in front has one weight a channel: its sum cannot cancel, so it does not tell the modes apart.
+    told = [relation for relation in related if relation.normalized and relation.front.parts[0][1].ndim > 1]
+    pairs = [_pair(subject, relation) for relation in told]
     if not pairs:
         return None
     both = torch.tensor(pairs, dtype=torch.float64).median(dim=0).values

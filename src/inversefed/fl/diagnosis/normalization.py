@@ -103,8 +103,9 @@ def _mean_input(network: Network, name: str, layer: _Norm) -> Tensor | None:
     plain = _as_is(network)
     channels, height, width = network.image_shape
     flat = torch.eye(channels, dtype=network.dtype, device=network.device)[:, :, None, None]
-    pictures = [torch.zeros(1, channels, height, width, dtype=network.dtype, device=network.device)]
-    pictures += [each.expand(1, channels, height, width) for each in torch.split(flat, 1)]
+    # Each of them twice: further on, BatchNorm in train mode may refuse a single one.
+    pictures = [torch.zeros(2, channels, height, width, dtype=network.dtype, device=network.device)]
+    pictures += [each.expand(2, channels, height, width) for each in torch.split(flat, 1)]
     with torch.no_grad():
         answers = [moments(plain, picture)[name].mean.to("cpu", torch.float64) for picture in pictures]
     matrix = torch.stack([answer - answers[0] for answer in answers[1:]], dim=1)
@@ -146,7 +147,7 @@ def _by_first_layer(subject: Subject) -> tuple[Finding, ...]:
 
 def _sees_pictures(network: Network, layer: str) -> bool:
     """Whether a linear layer is fed with the flattened picture itself."""
-    pictures = stand_ins(network, 1)
+    pictures = stand_ins(network, 2)  # BatchNorm in train mode may refuse one
     flat = network.normalize(pictures).flatten(start_dim=1)
     seen = network.linear_inputs(pictures).get(layer)
     return seen is not None and seen.shape == flat.shape and bool(torch.equal(seen, flat))

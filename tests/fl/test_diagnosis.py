@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inversefed.errors import InputError, UpdateMismatchError
+from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients import FedAvg, FedSGD
 from inversefed.fl.defenses import Clip, Context, GaussianNoise, LaplaceNoise, TopK
 from inversefed.fl.diagnosis import CODES, check_example, diagnose, require_usable, self_test
@@ -325,6 +326,25 @@ def test_running_buffers_that_moved_tell_of_train_mode() -> None:
     assert "batchnorm-train-mode" in alarms(diagnose(network, {**update, **moved}, told))
 
 
+@pytest.mark.parametrize("kind", ["weight_delta", "new_weights"])
+def test_buffers_of_a_whole_state_dict_tell_of_train_mode_only_if_they_moved(kind: str) -> None:
+    still, train = build("normalized"), build("normalized", mode="train")
+    before = dict(still.module.named_buffers())
+    for network, expected in ((still, set()), (train, {"batchnorm-train-mode"})):
+        update, told = delta(network, 4)
+        after = sent_buffers(FedAvg(local_steps=2, lr=1e-3), network, *batch(network, 4))
+        if kind == "weight_delta":
+            whole = {**update, **{name: after[name] - before[name] for name in before}}
+        else:
+            whole = {**{name: network.params[name].detach() + part for name, part in update.items()}, **after}
+        assert alarms(diagnose(still, whole, replace(told, kind=kind))).keys() == expected
+    update, told = gradient(still, 4)
+    zeros = {name: torch.zeros_like(buffer) for name, buffer in before.items()}
+    assert not alarms(diagnose(still, {**update, **zeros}, told)), "a gradient, filled up to a whole state dict"
+    update, told = delta(still, 4)
+    assert not alarms(diagnose(still, {**update, **before}, told)), "a delta beside the buffers that were sent out"
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize(
     ("defense", "code"),
@@ -459,10 +479,8 @@ def test_batchnorm_in_train_mode_with_one_place_a_channel_does_not_make_it_raise
     first = nn.BatchNorm2d(8)
     first.running_mean += 0.3  # as of a trained network, so that its normalization is looked at
     pooled = (nn.Conv2d(3, 8, 3, 1, 1), first, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
-    for layers in (
-        (*pooled, nn.Flatten(), nn.Linear(8, CLASSES)),
-        (nn.Flatten(), nn.Linear(192, 9), nn.BatchNorm1d(9)),
-    ):
+    flat = (nn.Flatten(), nn.Linear(192, 9), nn.BatchNorm1d(9))
+    for layers in ((*pooled, nn.Flatten(), nn.Linear(8, CLASSES)), flat):
         network = freeze(nn.Sequential(*layers).train(), SHAPE, mean=0.5, std=0.25)
         update = FedSGD()(network, *batch(network, 4))
         found = diagnose(network, update, Metadata(kind="gradient", num_examples=count))

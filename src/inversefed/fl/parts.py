@@ -14,7 +14,7 @@ from inversefed.fl.metadata import Kind
 from inversefed.fl.network import Network
 from inversefed.types import Params
 
-__all__ = ["parted"]
+__all__ = ["buffers_after", "parted"]
 
 
 def parted(network: Network, tensors: Params, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -46,7 +46,8 @@ def parted(network: Network, tensors: Params, kind: Kind) -> tuple[dict[str, Ten
         else:
             params[name] = tensor.to(network.device, network.dtype)
     order = [*(name for name in network.params if name in params), *(n for n in params if n not in network.params)]
-    return {name: params[name] for name in order}, _after(running, buffers, kind)
+    _check_buffers(running, buffers)
+    return {name: params[name] for name in order}, buffers_after(running, buffers, kind) if buffers else None
 
 
 def _first_names(module: nn.Module) -> dict[str, str]:
@@ -67,17 +68,25 @@ def _check_frozen(name: str, own: Tensor, given: Tensor, kind: Kind) -> None:
         )
 
 
-def _after(own: Mapping[str, Tensor], given: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor] | None:
-    """The client's buffers after its update; those that no file holds are the network's own."""
-    if not given:
-        return None
-    _check_buffers(own, given)
+def buffers_after(own: Mapping[str, Tensor], given: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
+    """The client's buffers after its update.
+
+    Args:
+        own: those that were sent out, by name.
+        given: those of the file: in a weight delta what was added to them, else the new ones themselves.
+        kind: of the update.
+
+    Returns:
+        In the format of `own`. Buffers are the network's own where the file has none, where it has the same, and where
+        a gradient's file has zeros, as one does that was filled up to a whole state dict.
+    """
     found = {}
     for name, buffer in own.items():
-        new = given.get(name)
-        change = None if new is None else new.to(buffer.device, torch.float64)
-        moved = buffer if change is None else buffer + change if kind == "weight_delta" else change
-        found[name] = moved.to(buffer.dtype) if moved is not None else buffer
+        new = buffer if name not in given else given[name].to(buffer.device, torch.float64)
+        if torch.equal(new.to(buffer.dtype), buffer) or (kind == "gradient" and not bool(new.any())):
+            found[name] = buffer
+        else:
+            found[name] = (buffer + new if kind == "weight_delta" else new).to(buffer.dtype)
     return found
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from inversefed.fl.diagnosis.balance import Relation
 from inversefed.fl.diagnosis.subject import Subject, rms
+from inversefed.fl.parts import buffers_after
 from inversefed.types import Finding
 
 __all__ = ["Mode", "believed_mode", "check_mode", "seen_mode"]
@@ -104,13 +105,13 @@ def _evidence(subject: Subject, related: Sequence[Relation]) -> dict[str, object
 
 def _moved(subject: Subject) -> list[str]:
     """Running buffers that are not those that were sent out."""
-    own = dict(subject.network.module.named_buffers())
+    own = {name: buffer.detach().to("cpu", torch.float64) for name, buffer in subject.network.module.named_buffers()}
+    after = buffers_after(own, subject.buffers, subject.kind)
     names = [name for name in subject.buffers if name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
-    return [name for name in names if _differ(subject.buffers[name], own[name])]
+    return [name for name in names if _differ(after[name], own[name])]
 
 
 def _differ(ours: Tensor, theirs: Tensor) -> bool:
-    ours, theirs = ours.detach().to("cpu", torch.float64), theirs.detach().to("cpu", torch.float64)
     return bool(((ours - theirs).abs() > 0.02 * theirs.abs() + 1e-4).any())
 
 

@@ -58,6 +58,14 @@ def grouped() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(160, CLASSES))
 
 
+@pytest.fixture(autouse=True)
+def every_check_is_made(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture):
+    """A check that raises is passed over with a line in the log; only a network that raises may bring that about."""
+    yield
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("inversefed.fl.diagnosis")]
+    assert "foreign" in request.node.name or not said, said
+
+
 BUILDERS = {each.__name__: each for each in (smooth, rectified, normalized, perceptron, grouped)}
 
 
@@ -296,6 +304,19 @@ def test_no_tensor_makes_the_diagnosis_raise(part: object, unchecked: None) -> N
     assert diagnose(network, {}, told)[0].code == "names"
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64])
+def test_whole_numbers_in_place_of_parameters_are_an_error(dtype: torch.dtype) -> None:
+    network = build("normalized")
+    update, told = gradient(network, 1)
+    whole = {name: (part / part.abs().max() * 100).round().to(dtype) for name, part in update.items()}
+    (found,) = diagnose(network, whole, told)
+    assert (found.code, found.level) == ("quantized", "error") and "floats first" in found.message
+    with pytest.raises(UpdateMismatchError, match="floating-point"):
+        require_usable((found,))
+    buffers = dict(network.module.named_buffers())
+    assert not alarms(diagnose(network, {**update, **buffers}, told)), "a counter is made of whole numbers"
+
+
 def test_no_scale_and_no_statement_makes_the_diagnosis_raise() -> None:
     network = build("perceptron")
     update, told = gradient(network, 1)
@@ -485,6 +506,61 @@ def test_batchnorm_in_train_mode_with_one_place_a_channel_does_not_make_it_raise
         update = FedSGD()(network, *batch(network, 4))
         found = diagnose(network, update, Metadata(kind="gradient", num_examples=count))
         assert count == 1 or not any(finding.level == "error" for finding in found)
+
+
+def pooled(mode: str = "eval") -> Network:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten())
+    return freeze(nn.Sequential(*layers, nn.Linear(8, CLASSES)).train(mode == "train"), SHAPE, mean=0.5, std=0.25)
+
+
+def test_an_example_that_does_not_match_is_compared_where_train_mode_refuses_it() -> None:
+    network = pooled()
+    update, told = gradient(network, 1)
+    (found,) = check_example(network, update, told, *batch(network, 1, seed=5))
+    assert found.level == "error" and found.code == "normalization"
+    refusing = pooled("train")
+    (found,) = check_example(refusing, update, told, *batch(network, 1))
+    assert (found.code, found.level) == ("batchnorm-train-mode", "error") and "--num-examples" in found.message
+    for unsure in (told, Metadata(kind="gradient")):
+        first = diagnose(refusing, update, unsure)[0]
+        assert (first.code, first.level) == ("batchnorm-train-mode", "error")
+
+
+def test_white_pixels_in_front_of_a_linear_layer_are_not_taken_for_clipping() -> None:
+    torch.manual_seed(0)
+    network = freeze(nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES)), SHAPE)
+    images, labels = batch(network, 1)
+    images[0, :, :2] = 1.0
+    update, told = FedSGD()(network, images, labels), Metadata(kind="gradient", num_examples=1)
+    assert not alarms(diagnose(network, update, told))
+    bound = 0.5 * max(float(part.abs().max()) for part in update.values())
+    assert "clipped" in alarms(diagnose(network, {n: part.clamp(-bound, bound) for n, part in update.items()}, told))
+
+
+class OnlySometimes(nn.Module):
+    """A network whose forward pass, in its own mode, raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.head = nn.Flatten(), nn.Linear(192, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            raise KeyError("masks")
+        return self.head(self.flat(images))
+
+
+def test_a_foreign_network_that_raises_stops_no_other_check(caplog: pytest.LogCaptureFixture) -> None:
+    module = OnlySometimes().eval()
+    update, told = gradient(freeze(module, SHAPE), 1)
+    network = freeze(module.train(), SHAPE)
+    found = diagnose(network, negated(update), told)
+    assert alarms(found)["sign"] == "error" and "was not checked" in caplog.text
+    found = diagnose(network, update, told)
+    assert alarms(found) == {"scale": "error"} and "masks" in found[0].message
+    (found,) = check_example(network, update, told, *batch(network, 1))
+    assert found.level == "error" and "cannot run" in found.message
 
 
 def test_stand_ins_are_pictures_and_the_same_for_the_same_seed() -> None:

@@ -8,7 +8,9 @@ matter. So a wrong sign, a wrong learning rate, tensors in each other's place, a
 the numbers themselves, without one private picture. What no number shows is left unsaid.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -30,6 +32,8 @@ CODES = (
     *("clipped", "noised", "pruned", "quantized", "frozen"),
 )
 """What a finding may be about."""
+_Found = TypeVar("_Found")
+_LOG = logging.getLogger(__name__)
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 
 
@@ -67,7 +71,7 @@ def diagnose(
     buffers = {name: tensors[name] for name, _ in network.module.named_buffers() if name in tensors}
     found = _examined(Subject(network, own, buffers, metadata))
     if all(finding.level != "error" for finding in found):
-        found += self_test(network, metadata)
+        found += _asked(self_test, network, metadata)
     return tuple(sorted(found, key=lambda finding: _ORDER[finding.level]))
 
 
@@ -88,23 +92,32 @@ def require_usable(findings: Sequence[Finding]) -> None:
 
 def _examined(subject: Subject) -> tuple[Finding, ...]:
     """All checks in their order: what was done to the numbers first, since relations hold only for numbers as made."""
-    found = [*sparsity.frozen(subject), *scale.kind_contradicted(subject)]
+    found = [*_asked(sparsity.frozen, subject), *_asked(scale.kind_contradicted, subject)]
     if any(finding.level == "error" for finding in found):
         return tuple(found)
     made: tuple[Callable[[Subject], tuple[Finding, ...]], ...] = (sparsity.pruned, levels.quantized, levels.rounded)
     for check in made:
-        found += check(subject)
+        found += _asked(check, subject)
     altered = any(finding.level == "warning" for finding in found)
-    related = relations(subject)
-    found += modes.check_mode(subject, related)
+    related = _asked(relations, subject)
+    found += _asked(modes.check_mode, subject, related)
     if modes.seen_mode(subject, related) != "eval":
         related = tuple(each for each in related if not each.normalized)
     if not altered:
-        found += places.noised(subject, head.head_noise(subject), related)
+        found += _asked(places.noised, subject, head.head_noise(subject), related)
     altered = altered or any(finding.code == "noised" for finding in found)
     if not altered:
-        found += places.check_places(subject, related) or rows.check_rows(subject)
-    found += scale.signs_and_scale(subject, altered)
-    found += clipping.clipped(subject)
-    found += normalized_otherwise(subject)
+        found += _asked(places.check_places, subject, related) or _asked(rows.check_rows, subject)
+    found += _asked(scale.signs_and_scale, subject, altered)
+    found += _asked(clipping.clipped, subject)
+    found += _asked(normalized_otherwise, subject)
     return tuple(found)
+
+
+def _asked(check: Callable[..., tuple[_Found, ...]], *arguments: object) -> tuple[_Found, ...]:
+    """What a check says; nothing, but a line in the log, where the network's own code stops it."""
+    try:
+        return check(*arguments)
+    except Exception as error:  # foreign code of the network: what the other checks say must not be lost by it
+        _LOG.warning("%s was not checked: %s: %s", check.__name__, type(error).__name__, str(error)[:200])
+        return ()

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from inversefed.fl.diagnosis.subject import Subject
 from inversefed.types import Finding
@@ -65,8 +66,20 @@ def _clamped(subject: Subject) -> tuple[Finding, ...]:
     count = int((flat >= bound * (1 - 1e-6)).sum())
     if count < 4 or count > flat.count_nonzero() / 4:
         return ()
+    if all(_of_a_picture(part, bound * (1 - 1e-6)) for part in subject.values.values()):
+        return ()
     what = f"{count} entries have the greatest magnitude, {bound:.6g}, exactly"
     return (_finding(what, {"bound": bound, "entries": count}),)
+
+
+def _of_a_picture(part: Tensor, bound: float) -> bool:
+    """Whether what reaches a bound are white pixels: a first linear layer's rows are pictures, equal in all of them."""
+    if part.ndim < 2:
+        return int((part.abs() >= bound).sum()) < 2
+    rows = part.flatten(start_dim=1)
+    reached = (rows.abs() >= bound).any(dim=0)
+    equal = rows[:, reached]
+    return not bool(reached.any()) or bool((equal.amax(dim=1) - equal.amin(dim=1) <= 1e-6 * bound).all())
 
 
 def _finding(what: str, evidence: Mapping[str, object]) -> Finding:

@@ -29,6 +29,8 @@ _Constants: TypeAlias = float | tuple[float, ...]
 
 _MOST_EXAMPLES, _MOST_STEPS = 4, 4
 """What is simulated at most: the way is the same for more."""
+_ONE_VALUE = "more than 1 value per channel"
+"""What torch says where BatchNorm has one number to normalize."""
 _SAME = 0.999
 _ALIKE = 0.98
 _USUAL: Mapping[str, tuple[_Constants, _Constants]] = {
@@ -48,7 +50,7 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
     Returns:
         A `scale` finding: an info if it is reproduced, an error if not; nothing where no client can be simulated.
     """
-    count = min(metadata.num_examples or metadata.batch_size or 2, _MOST_EXAMPLES)
+    count = min(metadata.num_examples or metadata.batch_size or 1, _MOST_EXAMPLES)
     small = replace(
         metadata,
         num_examples=count,
@@ -71,8 +73,7 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
     except ThreatModelError:
         return ()
     except Exception as error:  # foreign code of the network: whatever it raises means the same
-        message = f"Self-test failed: the believed client cannot run on stand-in pictures ({str(error)[:200]})."
-        return (Finding("scale", "error", message + " Check --network, --image-shape and --loss."),)
+        return (_cannot_run("Self-test failed: the believed client cannot run on stand-in pictures", error),)
     same, _ = _compare(_change(seen, again), _change(seen, seen.update))
     direction, ratio = _compare(seen.gradient, gradient)
     evidence = {"self_test": {"cosine": same, "direction": direction, "scale": ratio}}
@@ -110,6 +111,8 @@ def check_example(
         cosine, ratio = _match(theirs, images, labels)
     except InversefedError as error:
         return (Finding("names", "error", f"The example cannot be compared with the update: {error}"),)
+    except Exception as error:  # foreign code of the network: whatever it raises means the same
+        return (_cannot_run("The believed client cannot run on the example", error),)
     evidence = {"cosine": cosine, "scale": ratio}
     if cosine > _SAME and abs(math.log(ratio)) < 0.02:
         message = (
@@ -135,11 +138,7 @@ def _cause(
 ) -> Finding:
     """What would make the example match."""
     start = f"The believed client does not make this update of the example (cosine {evidence['cosine']:.3f})"
-    best = max(
-        ((_match(as_observation(other, Update(tensors, stated)), images, labels)[0], code, cure)
-         for code, cure, other, stated in _others(network, told)),
-        key=lambda found: abs(found[0]),
-    )  # fmt: skip
+    best = max(_tried(network, tensors, told, images, labels), key=lambda found: abs(found[0]))
     if abs(best[0]) > _ALIKE and 1 - abs(best[0]) < 0.3 * (1 - evidence["cosine"]):
         verb = "it does" if abs(best[0]) > _SAME else "it nearly does"
         message = f"{start}, but {verb} with {best[2]} (cosine {best[0]:.4f})."
@@ -149,6 +148,29 @@ def _cause(
         "--example-label, the preparation of the picture, and augmentation or dropout at the client."
     )
     return Finding("normalization", "error", message, evidence)
+
+
+def _tried(
+    network: Network, tensors: Params, told: Metadata, images: Images, labels: Labels
+) -> Iterator[tuple[float, str, str]]:
+    """The cosine that other settings give, with finding code and options; 0 where the client cannot run with them."""
+    for code, cure, other, stated in _others(network, told):
+        try:
+            yield _match(as_observation(other, Update(tensors, stated)), images, labels)[0], code, cure
+        except Exception:  # foreign code of the network, such as BatchNorm that refuses one example in train mode
+            yield 0.0, code, cure
+
+
+def _cannot_run(start: str, error: Exception) -> Finding:
+    """What to change where the client raises instead of making an update."""
+    if _ONE_VALUE in str(error):
+        message = (
+            f"{start}: BatchNorm in train mode cannot normalize one value a channel, which is what a single example "
+            "leaves it in this network. Give --num-examples (and --batch-size) of the client, or --bn-mode eval."
+        )
+        return Finding("batchnorm-train-mode", "error", message)
+    message = f"{start} ({str(error)[:200]}). Check --network, --image-shape, --loss and --bn-mode."
+    return Finding("scale", "error", message)
 
 
 def _others(network: Network, told: Metadata) -> Iterator[tuple[str, str, Network, Metadata]]:

@@ -16,7 +16,7 @@ from inversefed.cli.received import believed_client, is_received, read_received,
 from inversefed.cli.setting import granted, read_setting
 from inversefed.errors import ConfigError, InputError, InversefedError
 from inversefed.evaluation.plain import plain
-from inversefed.fl.diagnosis import check_example, diagnose
+from inversefed.fl.diagnosis import MISFITS, check_example, diagnose
 from inversefed.fl.network import Network
 from inversefed.fl.sharing import sent_names
 from inversefed.fl.threat import Observation
@@ -92,7 +92,7 @@ def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | s
     client = believed_client(options)
     sent = None if client is None else sent_names(client, network)
     findings = diagnose(network, update.tensors, update.metadata, sent)
-    if options.example and not any(finding.code in ("names", "shapes") for finding in findings if _is_error(finding)):
+    if options.example and not any(finding.code in MISFITS for finding in findings if _is_error(finding)):
         findings = (*_example(options, network, update), *findings)
     if any(_is_error(finding) for finding in findings):
         return findings, ""

@@ -25,13 +25,15 @@ from inversefed.fl.metadata import Metadata
 from inversefed.fl.network import Network
 from inversefed.types import Finding
 
-__all__ = ["CODES", "check_example", "diagnose", "require_usable", "self_test"]
+__all__ = ["CODES", "MISFITS", "check_example", "diagnose", "require_usable", "self_test"]
 
 CODES = (
     *("sign", "scale", "names", "shapes", "non-finite", "batchnorm-train-mode", "normalization"),
     *("clipped", "noised", "pruned", "quantized", "frozen"),
 )
 """What a finding may be about."""
+MISFITS = ("names", "shapes", "quantized", "non-finite")
+"""What errors are about that leave nothing to compare an update by."""
 _Found = TypeVar("_Found")
 _LOG = logging.getLogger(__name__)
 _ORDER = {"error": 0, "warning": 1, "info": 2}
@@ -79,14 +81,14 @@ def require_usable(findings: Sequence[Finding]) -> None:
     """Refuse an update that has an error among its findings.
 
     Raises:
-        UpdateMismatchError: its names or shapes do not fit the network.
+        UpdateMismatchError: its names, shapes or numbers do not fit the network.
         InputError: any other error.
     """
     errors = [finding for finding in findings if finding.level == "error"]
     if not errors:
         return
     more = f" ({len(errors) - 1} more errors: see `inversefed inspect`)" if len(errors) > 1 else ""
-    kind = UpdateMismatchError if errors[0].code in ("names", "shapes") else InputError
+    kind = UpdateMismatchError if errors[0].code in ("names", "shapes", "quantized") else InputError
     raise kind(errors[0].message + more)
 
 

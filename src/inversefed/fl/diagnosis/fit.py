@@ -31,7 +31,7 @@ def fits(network: Network, tensors: Mapping[str, Tensor], expected: Sequence[str
         expected: the names that have to be there; `None` for all that the network trains.
 
     Returns:
-        Errors `names`, `shapes` and `non-finite`; none if the update can be read.
+        Errors `names`, `shapes`, `quantized` and `non-finite`; none if the update can be read.
 
     >>> from inversefed.fl.network import freeze
     >>> network = freeze(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)), (3, 2, 2))
@@ -50,6 +50,9 @@ def fits(network: Network, tensors: Mapping[str, Tensor], expected: Sequence[str
     wrong = [name for name, part in shared.items() if name in unreadable or part.shape != known[name].shape]
     if wrong:
         found.append(_shapes(wrong, tensors, known))
+    whole = [name for name, part in shared.items() if _is_whole(part, known[name]) and name not in wrong]
+    if whole:
+        found.append(_integers(whole, tensors))
     # Only what has the right shape: a view may claim any number of entries.
     bad = [name for name, part in shared.items() if name not in wrong and not bool((part.abs() < _MOST).all())]
     if bad:
@@ -66,6 +69,20 @@ def _is_dense(part: object) -> bool:
         and not part.is_quantized
         and part.dtype in _READABLE
     )
+
+
+def _is_whole(part: Tensor, own: Tensor) -> bool:
+    """Whether these are whole numbers in place of a parameter."""
+    return isinstance(part, Tensor) and own.is_floating_point() and not part.is_floating_point()
+
+
+def _integers(whole: list[str], tensors: Mapping[str, Tensor]) -> Finding:
+    kinds = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in whole}))
+    message = (
+        f"{_listed(whole)} of whole numbers ({kinds}), and a parameter is made of floating-point numbers: their scale "
+        "is not in the file. Turn them into floats first, times the scale that the client quantized with."
+    )
+    return Finding("quantized", "error", message, {"tensors": whole[:10]})
 
 
 def _names(missing: list[str], extra: list[str], params: Params, tensors: Mapping[str, Tensor]) -> Finding:

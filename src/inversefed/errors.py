@@ -3,6 +3,7 @@
     InversefedError
     ├── ConfigError              an unknown name, option or value
     ├── InputError               pictures, labels or files that cannot be used
+    │   ├── MetadataError        what an update says of itself cannot be
     │   ├── UpdateMismatchError  an update that does not fit the network
     │   └── UnsafeFileError      a file that was refused before it was read
     ├── ThreatModelError         the attack needs what the observation hides
@@ -20,6 +21,7 @@ __all__ = [
     "ConfigError",
     "InputError",
     "InversefedError",
+    "MetadataError",
     "ThreatModelError",
     "UnsafeFileError",
     "UnsupportedNetworkError",
@@ -39,6 +41,19 @@ class ConfigError(InversefedError, ValueError):
 
 class InputError(InversefedError, ValueError):
     """Pictures, labels or files that cannot be used."""
+
+
+class MetadataError(InputError):
+    """What an update's file says of itself that cannot be, such as a learning rate below 0.
+
+    Args:
+        message: what was expected, what came, and what to do.
+        entry: the name of what cannot be, such as `"learning_rate"`.
+    """
+
+    def __init__(self, message: str, entry: str = "") -> None:
+        super().__init__(message)
+        self.entry = entry
 
 
 class UpdateMismatchError(InputError):

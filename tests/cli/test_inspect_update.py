@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from inversefed.cli import main
+from inversefed.fl.metadata import read_metadata
+from inversefed.fl.updates import read_update
 from inversefed.zoo import networks, pictures
 
 SETTING = [
@@ -106,6 +108,70 @@ def test_an_update_that_is_made_here_is_counted_as_before(capsys: pytest.Capture
     assert main(["inspect", "--network", "LeNetZhu", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["findings"] == [] and told["identifiability"]["verdict"] == "determined"
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "better", "code", "says"),
+    [
+        ("num_examples", "0", "1", "scale", "a whole number from 1"),
+        ("num_examples", "1.5", "1", "scale", "a whole number from 1"),
+        ("num_examples", "1000000", "1", "scale", "repeat the number as --num-examples"),
+        ("learning_rate", "nan", "0.1", "scale", "give --learning-rate"),
+        ("kind", "deltas", "gradient", "scale", "gradient, weight_delta, new_weights"),
+        ("bn_mode", "on", "eval", "batchnorm-train-mode", "give --bn-mode"),
+    ],
+)
+def test_an_option_mends_what_the_file_says_wrongly_of_itself(
+    elsewhere: dict, entry: str, value: str, better: str, code: str, says: str, capsys: pytest.CaptureFixture
+) -> None:
+    wrong = {"kind": "gradient", "num_examples": "1", entry: value}
+    save(elsewhere, **wrong)
+    option = [f"--{entry.replace('_', '-')}", better]
+    status, told = inspected(capsys, "--update", "update.safetensors")
+    first = told["findings"][0]
+    assert status == 2 and (first["code"], first["level"]) == (code, "error") and says in first["message"]
+    status, told = inspected(capsys, "--update", "update.safetensors", *option)
+    assert status == 0 and {finding["level"] for finding in told["findings"]} == {"info"}
+    assert main(["convert", "update.safetensors", "mended.safetensors", "--quiet", *option]) == 0
+    assert read_update("mended.safetensors").metadata == read_metadata(wrong | {entry: better})
+
+
+def test_as_many_examples_as_its_user_says_are_looked_for(elsewhere: dict, capsys: pytest.CaptureFixture) -> None:
+    save(elsewhere, kind="gradient")
+    status, told = inspected(capsys, "--update", "update.safetensors", "--num-examples", "6000")
+    assert told["identifiability"]["examples"] == 6000 and status == 0
+    assert told["identifiability"]["verdict"] == "underdetermined"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--std", "0"], "normalization", "std must be positive"),
+        (["--std", "1", "1"], "normalization", "one a channel"),
+        (["--image-shape", "3", "0", "32"], "shapes", "--image-shape"),
+        (["--image-shape", "3", "16", "16"], "shapes", "built for 32x32 pictures"),
+        (["--weights", "none.safetensors"], "names", "none.safetensors"),
+        (["--network", "factories:fails"], "shapes", "factories:fails raised KeyError"),
+        (["--network", "factories:needs"], "shapes", "called without arguments"),
+        (["--network", "broken:make"], "names", "cannot import"),
+        (["--learning-rate", "-1"], "scale", "learning_rate must be"),
+        (["--after", "after.safetensors"], "names", "give one of them"),
+        (["--client", "FedAvg()"], "scale", "--kind or --client"),
+    ],
+)
+def test_options_that_cannot_be_are_a_finding_in_json_and_an_error_in_words(
+    elsewhere: dict, options: list[str], code: str, says: str, capsys: pytest.CaptureFixture
+) -> None:
+    save(elsewhere, kind="gradient", num_examples="1")
+    Path("factories.py").write_text("def fails():\n    raise KeyError('width')\ndef needs(width):\n    return width\n")
+    Path("broken.py").write_text("raise RuntimeError('not here')\n")
+    status, told = inspected(capsys, "--update", "update.safetensors", *options)
+    first = told["findings"][0]
+    assert status == 2 and (first["code"], first["level"]) == (code, "error") and says in first["message"]
+    assert "cannot be read" not in first["message"]
+    assert main([*BASE, "--update", "update.safetensors", *options]) == 2
+    said = capsys.readouterr()
+    assert says in " ".join((said.out + said.err).split())
 
 
 def test_what_was_found_is_said_even_where_the_network_cannot_be_counted(

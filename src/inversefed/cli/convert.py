@@ -1,6 +1,6 @@
 """`inversefed convert`: an update from one format to another, with what it says of itself."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from inversefed.cli.options import Convert
 from inversefed.errors import InputError
@@ -14,9 +14,8 @@ def run_convert(options: Convert) -> int:
     source, target = options.source.expanduser(), options.target.expanduser()
     if target.exists() and not options.overwrite:
         raise InputError(f"{target} exists; name another file, or give --overwrite")
-    update = read_update(source)
-    told = Metadata(**{each.name: getattr(options, each.name) for each in fields(Metadata)})
-    update = replace(update, metadata=update.metadata.overridden(told))
+    stated = Metadata(**{each.name: getattr(options, each.name) for each in fields(Metadata)})
+    update = read_update(source, stated=stated)
     write_update(target, update)
     if not options.quiet:
         known = ", ".join(f"{name}={value}" for name, value in update.metadata.given().items())

@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +13,9 @@ from inversefed.attacks.equations import LayerEquations
 from inversefed.attacks.identify import Identifiability, identify
 from inversefed.cli import registry
 from inversefed.cli.options import Inspect
-from inversefed.cli.received import believed_client, is_received, read_received, with_count
-from inversefed.cli.setting import granted, read_setting
-from inversefed.errors import ConfigError, InputError, InversefedError
+from inversefed.cli.received import believed_client, insisted, is_received, read_network, read_received, stated
+from inversefed.cli.setting import check_shape, granted, read_setting
+from inversefed.errors import ConfigError, InputError, InversefedError, MetadataError, UnsupportedNetworkError
 from inversefed.evaluation.plain import plain
 from inversefed.fl.diagnosis import MISFITS, check_example, diagnose
 from inversefed.fl.network import Network
@@ -44,10 +45,14 @@ def run_inspect(options: Inspect) -> int:
     Returns:
         0; 2 if an update that was brought cannot be used.
     """
-    if is_received(options):
-        findings, found = _brought(options)
-    else:
-        findings, found = (), _made(options)
+    try:
+        with _about("scale"):
+            stated(options)
+        findings, found = _brought(options) if is_received(options) else ((), _made(options))
+    except InversefedError as error:
+        if not options.json or not _names_update(options):
+            raise
+        findings, found = (_as_finding(error),), ""
     counted = found if isinstance(found, Identifiability) else None
     if options.json:
         content: dict[str, Any] = {"findings": [plain(asdict(each)) for each in findings]}
@@ -55,7 +60,7 @@ def run_inspect(options: Inspect) -> int:
         print(json.dumps(content, indent=2, allow_nan=False))
     else:
         told = _lines(counted) if counted is not None else _wrap(f"Not counted: {found}" if found else "")
-        print("\n".join([*_said(findings, is_received(options)), *told]))
+        print("\n".join([*_said(findings, _names_update(options)), *told]))
     return 2 if any(finding.level == "error" for finding in findings) else 0
 
 
@@ -81,15 +86,16 @@ def _made(options: Inspect) -> Identifiability:
 
 def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | str]:
     """Diagnose an update from outside, and count it if it can be used; else why it was not counted."""
+    with _about("shapes"):
+        check_shape(options)
     setting = read_setting(options)
-    try:
-        network, update = read_received(options, setting, strict=False)
-        update = with_count(update, setting)
-    except ConfigError:
-        raise
-    except InputError as error:
-        return (Finding("names", "error", f"The update cannot be read: {error}"),), ""
+    with _about("normalization"):
+        network = read_network(options, setting)
     client = believed_client(options)
+    try:
+        update = read_received(options, setting, strict=False)
+    except InputError as error:
+        return (_as_finding(error, "The update cannot be read: "),), ""
     sent = None if client is None else sent_names(client, network)
     findings = diagnose(network, update.tensors, update.metadata, sent)
     if options.example and not any(finding.code in MISFITS for finding in findings if _is_error(finding)):
@@ -97,9 +103,13 @@ def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | s
     if any(_is_error(finding) for finding in findings):
         return findings, ""
     try:
-        observation = as_observation(network, update, client=client)
+        observation = as_observation(network, update, num_examples=insisted(options, setting), client=client)
     except InputError as error:
-        return (Finding("names", "error", f"The update cannot be used: {error}"), *findings), ""
+        return (_as_finding(error, "The update cannot be used: "), *findings), ""
+    except ConfigError as error:  # a client that does not send what the file holds
+        return (_as_finding(error, "The update cannot be used: ", "scale"), *findings), ""
+    except InversefedError as error:  # such as a client whose settings are not known
+        return findings, str(error)
     return findings, _counted(observation)
 
 
@@ -111,6 +121,43 @@ def _counted(observation: Observation) -> Identifiability | str:
         return str(error)
     except Exception as error:  # foreign code of the network: whatever it raises means the same
         return f"the network cannot be followed layer by layer ({type(error).__name__}: {str(error)[:200]})"
+
+
+def _names_update(options: Inspect) -> bool:
+    return options.update is not None or options.after is not None
+
+
+class _About(InversefedError):
+    """An error of the options, with the code of the finding that it becomes."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextmanager
+def _about(code: str) -> Iterator[None]:
+    """Say what options are about that cannot be."""
+    try:
+        yield
+    except MetadataError:
+        raise
+    except (ConfigError, InputError) as error:
+        raise _About(str(error), code) from error
+
+
+def _as_finding(error: InversefedError, start: str = "", code: str = "names") -> Finding:
+    """An error as a finding, under the code of what it is about; `code` where it does not tell."""
+    match error:
+        case MetadataError(entry="bn_mode"):
+            code = "batchnorm-train-mode"
+        case MetadataError():
+            code = "scale"
+        case UnsupportedNetworkError():
+            code = "shapes"
+        case _About():
+            code = error.code
+    return Finding(code, "error", f"{start}{error}")
 
 
 def _example(options: Inspect, network: Network, update: Update) -> tuple[Finding, ...]:

@@ -17,7 +17,16 @@ from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.fl.updates import Metadata, Update, as_observation, assumptions, expected_tensors, read_update
 from inversefed.types import Batch, Finding
 
-__all__ = ["Received", "believed_client", "is_received", "read_received", "receive", "with_count"]
+__all__ = [
+    "Received",
+    "believed_client",
+    "insisted",
+    "is_received",
+    "read_network",
+    "read_received",
+    "receive",
+    "stated",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +45,7 @@ def is_received(options: given.Setting) -> bool:
     Raises:
         ConfigError: options that need an update without one, or that contradict each other.
     """
-    told = [name for name in ("truth", *_metadata(options).given()) if getattr(options, name)]
+    told = [name for name in ("truth", *stated(options).given()) if getattr(options, name)]
     if options.update is None and options.after is None:
         if told:
             raise ConfigError(f"--{told[0].replace('_', '-')} tells of an update made elsewhere; name it by --update")
@@ -50,8 +59,19 @@ def is_received(options: given.Setting) -> bool:
     return True
 
 
-def read_received(options: given.Setting, setting: Setting, strict: bool = True) -> tuple[Network, Update]:
-    """The network as it was sent out, and the update, its metadata overridden by the options.
+def read_network(options: given.Setting, setting: Setting) -> Network:
+    """The network as it was sent out.
+
+    Raises:
+        UnsupportedNetworkError: it does not run on pictures of that shape.
+        InputError: the normalization does not fit it.
+    """
+    loss = registry.build("loss", options.loss)
+    return freeze(setting.module, setting.images.shape[1:], mean=setting.mean, std=setting.std, loss=loss)
+
+
+def read_received(options: given.Setting, setting: Setting, strict: bool = True) -> Update:
+    """The update, its metadata overridden by the options, as one of as many examples as there are pictures behind it.
 
     Args:
         options: as given.
@@ -61,12 +81,10 @@ def read_received(options: given.Setting, setting: Setting, strict: bool = True)
     Raises:
         InputError: a file that cannot be used; `UnsafeFileError` and `UpdateMismatchError` among them.
     """
-    loss = registry.build("loss", options.loss)
-    shape = tuple(setting.images.shape[1:])
-    network = freeze(setting.module, shape, mean=setting.mean, std=setting.std, loss=loss)
-    update = read_update(Path(options.update or str(options.after)), expected_tensors(setting.module), strict=strict)
-    told = update.metadata.overridden(_metadata(options))
-    return network, replace(update, metadata=replace(told, kind="new_weights") if options.after else told)
+    told = stated(options)
+    told = replace(told, kind="new_weights") if options.after else told
+    path = Path(options.update or str(options.after))
+    return _with_count(read_update(path, expected_tensors(setting.module), strict=strict, stated=told), setting)
 
 
 def receive(options: given.Setting, setting: Setting) -> Received:
@@ -76,8 +94,7 @@ def receive(options: given.Setting, setting: Setting) -> Received:
         InputError: a file that cannot be used, or pictures and labels that do not fit it.
         ConfigError: options that contradict each other or the file.
     """
-    network, update = read_received(options, setting)
-    update = with_count(update, setting)
+    network, update = read_network(options, setting), read_received(options, setting)
     client = believed_client(options)
     sent = None if client is None else sent_names(client, network)
     diagnosis = diagnose(network, update.tensors, update.metadata, sent)
@@ -85,23 +102,32 @@ def receive(options: given.Setting, setting: Setting) -> Received:
     labels = setting.labels.to(network.device) if options.known_labels else None
     if labels is not None and (options.labels is None or not len(labels)):
         raise ConfigError("--known-labels hands the labels of an update to the attack: give them by --labels")
-    insisted = options.num_examples or len(setting.images) or None
-    observation = as_observation(network, update, num_examples=insisted, client=client, labels=labels)
+    count = insisted(options, setting)
+    observation = as_observation(network, update, num_examples=count, client=client, labels=labels)
     if options.unknown_client:
         observation = replace(observation, client=unknown(observation.client))
     findings = (*diagnosis, *assumptions(update.metadata))
     return Received(observation, _threat(options, observation), _truth(setting, observation), findings)
 
 
-def with_count(update: Update, setting: Setting) -> Update:
+def insisted(options: given.Setting, setting: Setting) -> int | None:
+    """How many examples the user says there are, whatever that takes; `None` for what the file says."""
+    return options.num_examples or len(setting.images) or None
+
+
+def _with_count(update: Update, setting: Setting) -> Update:
     """The same update, one of as many examples as there are pictures behind it, where nobody says how many."""
     if update.metadata.num_examples is not None or not len(setting.images):
         return update
     return replace(update, metadata=replace(update.metadata, num_examples=len(setting.images)))
 
 
-def _metadata(options: given.Setting) -> Metadata:
-    """What the options say of the update."""
+def stated(options: given.Setting) -> Metadata:
+    """What the options say of the update.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
     return Metadata(**{each.name: getattr(options, each.name) for each in fields(Metadata)})
 
 

@@ -102,7 +102,7 @@ def import_object(path: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # foreign code: whatever it raises means the same
         raise ConfigError(
             f"cannot import {name!r} from {module!r}: {error}; write pkg.mod:name, importable from where you stand"
         ) from error

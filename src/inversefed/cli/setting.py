@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from inversefed.cli import options as given
 from inversefed.cli.registry import import_object
-from inversefed.errors import ConfigError, InputError, UnsupportedNetworkError, unknown_name
+from inversefed.errors import ConfigError, InputError, InversefedError, UnsupportedNetworkError, unknown_name
 from inversefed.fl.files import read_tensors
 from inversefed.fl.threat import ThreatModel
 from inversefed.fl.updates import expected_tensors
@@ -18,7 +18,7 @@ from inversefed.zoo.datasets import Dataset
 from inversefed.zoo.networks.seeding import seeded
 from inversefed.zoo.pictures import read_picture
 
-__all__ = ["Setting", "granted", "pick_device", "read_seconds", "read_setting"]
+__all__ = ["Setting", "check_shape", "granted", "pick_device", "read_seconds", "read_setting"]
 
 Shape = tuple[int, int, int]
 _SMALL = 100_000
@@ -46,6 +46,7 @@ def read_setting(options: given.Setting) -> Setting:
     """
     if any(count is not None and count < 1 for count in (options.threads, options.num_classes)):
         raise ConfigError("--threads and --num-classes must be at least 1")
+    check_shape(options)
     shape = options.image_shape or _named_shape(options)
     images, labels, dataset = _pictures(options, shape)
     num_classes = _num_classes(options, dataset) if options.num_classes is None else options.num_classes
@@ -56,6 +57,17 @@ def read_setting(options: given.Setting) -> Setting:
     brought = options.update or options.after
     source = re.sub(r"[^\w.-]", "_", brought.stem)[:60] if brought else dataset.name if dataset else "pictures"
     return Setting(module, images, labels, mean, std, source)
+
+
+def check_shape(options: given.Setting) -> None:
+    """Refuse a shape that no picture has.
+
+    Raises:
+        ConfigError: a side below 1.
+    """
+    if options.image_shape is not None and min(options.image_shape) < 1:
+        sides = " ".join(map(str, options.image_shape))
+        raise ConfigError(f"--image-shape is channels, height and width, all at least 1; got {sides}")
 
 
 def granted(options: given.Setting) -> ThreatModel:
@@ -125,8 +137,15 @@ def _network(options: given.Setting, shape: Shape, num_classes: int) -> nn.Modul
         if options.num_classes is not None:
             raise ConfigError("--num-classes is for networks by name; a factory decides for itself")
         factory = import_object(options.network)
-        with seeded(options.seed):
-            module = factory()
+        try:
+            with seeded(options.seed):
+                module = factory()
+        except InversefedError:
+            raise
+        except Exception as error:  # foreign code: whatever it raises means the same
+            raise UnsupportedNetworkError(
+                f"{options.network} raised {type(error).__name__}: {error}; it is called without arguments"
+            ) from error
         if not isinstance(module, nn.Module):
             raise UnsupportedNetworkError(f"{options.network} gave {type(module).__name__}, not a torch.nn.Module")
     else:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from inversefed.errors import ConfigError, InputError, shown
+from inversefed.errors import ConfigError, MetadataError, shown
 
 __all__ = ["BatchNormMode", "Kind", "Metadata", "Reduction", "read_metadata"]
 
@@ -75,22 +75,27 @@ class Metadata:
         return replace(self, **changes)
 
 
-def read_metadata(notes: Mapping[str, object]) -> Metadata:
+def read_metadata(notes: Mapping[str, object], stated: Metadata = Metadata()) -> Metadata:
     """Metadata out of what a file says beside its tensors; names that are not known are passed over.
 
+    Args:
+        notes: by name.
+        stated: what is known better: it wins, and what the file says in its place is not even looked at.
+
     Raises:
-        InputError: a value that cannot be.
+        MetadataError: a value that cannot be.
 
     >>> read_metadata({"learning_rate": "0.1", "local_steps": "4", "round": "17"}).given()
     {'learning_rate': 0.1, 'local_steps': 4}
     """
     known = {each.name for each in fields(Metadata)}
+    known -= stated.given().keys()
     read: dict[str, Any] = {name: _read(name, value) for name, value in notes.items() if name in known}
     for name, value in read.items():
         expected = "" if value is None else _refusal(name, value)
         if expected:
             raise _unusable(name, expected, value)
-    return Metadata(**read)
+    return Metadata(**read).overridden(stated)
 
 
 def _read(name: str, value: object) -> str | int | float | None:
@@ -106,14 +111,13 @@ def _read(name: str, value: object) -> str | int | float | None:
             raise ValueError
         return kind(text)
     except (TypeError, ValueError, OverflowError) as error:
-        raise _unusable(name, "a number", value) from error
+        raise _unusable(name, _whole_number(name) if name in _COUNTS else "a number", value) from error
 
 
-def _unusable(name: str, expected: str, value: object) -> InputError:
+def _unusable(name: str, expected: str, value: object) -> MetadataError:
     option = f"--{name.replace('_', '-')}"
-    return InputError(
-        f"the file says of itself that {name} is {shown(str(value))}, but it is {expected}; give {option}"
-    )
+    message = f"the file says of itself that {name} is {shown(str(value))}, but it is {expected}; give {option}"
+    return MetadataError(message, name)
 
 
 def _whole(value: str | int | float) -> int:
@@ -123,13 +127,17 @@ def _whole(value: str | int | float) -> int:
     return int(number)
 
 
+def _whole_number(name: str) -> str:
+    return f"a whole number from 1 to {_COUNTS[name]:,}"
+
+
 def _refusal(name: str, value: object) -> str:
     """What is expected instead; nothing where the value will do."""
     if name in _WORDS:
         return "" if value in _WORDS[name] else "one of " + ", ".join(_WORDS[name])
     if name in _COUNTS:
         fine = type(value) is int and 1 <= value <= _COUNTS[name]
-        return "" if fine else f"a whole number from 1 to {_COUNTS[name]}"
+        return "" if fine else _whole_number(name)
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if name == "momentum":
         return "" if 0 <= number < 1 else "a number from 0 to below 1"

@@ -17,7 +17,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from inversefed.errors import ConfigError, InputError
+from inversefed.errors import ConfigError, MetadataError
 from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.files import read_tensors, write_tensors
 from inversefed.fl.metadata import Kind, Metadata, read_metadata
@@ -61,7 +61,11 @@ def expected_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def read_update(
-    path: str | os.PathLike[str], expected: Mapping[str, Tensor] | None = None, *, strict: bool = True
+    path: str | os.PathLike[str],
+    expected: Mapping[str, Tensor] | None = None,
+    *,
+    strict: bool = True,
+    stated: Metadata = Metadata(),
 ) -> Update:
     """Read an update from `.safetensors`, `.npz`, `.pt` or `.pth`, without trust.
 
@@ -71,9 +75,10 @@ def read_update(
             anything of it is materialised, their order names tensors that have none. `None`: nothing is compared.
         strict: refuse names and shapes that are not the network's. Without it such a file is read, to be looked at, as
             long as it is not more than twice as large. Tensors that are missing are a matter of `as_observation`.
+        stated: what its user knows better than the file; it wins over what stands there, even if that cannot be.
 
     Raises:
-        InputError: no such file, a damaged one, or metadata that cannot be.
+        InputError: no such file, or a damaged one; `MetadataError`: metadata that cannot be.
         UnsafeFileError: a file that could run code, or that asks for more memory or time than it should.
         UpdateMismatchError: with the first three names or shapes that are not the network's.
 
@@ -85,7 +90,7 @@ def read_update(
     """
     names = frozenset(each.name for each in fields(Metadata))
     content = read_tensors(path, expected, notes=names - set(expected or ()), strict=strict)
-    return Update(content.tensors, read_metadata(content.notes))
+    return Update(content.tensors, read_metadata(content.notes, stated))
 
 
 def write_update(path: str | os.PathLike[str], update: Update) -> None:
@@ -129,9 +134,10 @@ def as_observation(
     kind = _kind(told, after, client)
     count = num_examples or told.num_examples or told.batch_size or 1
     if num_examples is None and count * math.prod(network.image_shape) > _MOST_PIXELS:
-        raise InputError(
+        raise MetadataError(
             f"by its metadata the update is one of {count} examples, which may not fit into memory; repeat the number "
-            "as --num-examples to look for them all"
+            "as --num-examples to look for them all",
+            "num_examples",
         )
     network = _in_mode(network, told.bn_mode)
     params, buffers = parted(network, update.tensors, kind)
@@ -194,7 +200,8 @@ def _believed(told: Metadata, kind: Kind, count: int, summed: bool) -> Client:
         return UnknownClient(sends)
     size = 0 if told.batch_size is None or told.batch_size == count else told.batch_size
     if size > count:
-        raise InputError(f"the update has {count} examples and a batch size of {size}; change --batch-size")
+        message = f"the update has {count} examples and a batch size of {size}; change --batch-size or --num-examples"
+        raise MetadataError(message, "batch_size")
     # The gradient of a sum is so many times that of the mean, and so is the step.
     lr = told.learning_rate * ((size or count) if summed else 1)
     optimizer = LocalSGD(momentum=told.momentum or 0.0)

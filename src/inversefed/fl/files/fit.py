@@ -86,7 +86,8 @@ def _check(source: Source, entries: Sequence[Entry], expected: Mapping[str, Tens
         if entry.shape != tuple(tensor.shape)
     ]
     wrong += [
-        f"{shown(entry.name)} is {_plain(entry.dtype)}, and a parameter is made of floating-point numbers: turn it into such"
+        f"{shown(entry.name)} is {_plain(entry.dtype)}, and a parameter is made of floating-point numbers: "
+        "turn it into floats"
         for entry, tensor in known
         if tensor.is_floating_point() and not entry.dtype.is_floating_point
     ]

@@ -304,6 +304,16 @@ def test_no_tensor_makes_the_diagnosis_raise(part: object, unchecked: None) -> N
     assert diagnose(network, {}, told)[0].code == "names"
 
 
+def test_one_prefix_before_all_names_is_named_as_such() -> None:
+    network = build("perceptron")
+    update, told = gradient(network, 1)
+    (found,) = diagnose(network, {f"model.{name}": part for name, part in update.items()} | {"x": torch.ones(1)}, told)
+    assert found.code == "names" and "under 'model.': take that off" in found.message
+    outer = freeze(nn.Sequential(network.module), SHAPE)
+    (found,) = diagnose(outer, update, told)
+    assert found.code == "names" and "under '0.': put that before" in found.message
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64])
 def test_whole_numbers_in_place_of_parameters_are_an_error(dtype: torch.dtype) -> None:
     network = build("normalized")

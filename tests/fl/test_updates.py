@@ -331,3 +331,18 @@ def test_formats_agree_with_each_other(tmp_path, batch):
         write_update(tmp_path / f"{index}{other}", read_update(tmp_path / f"{index}{one}"))
         read = read_update(tmp_path / f"{index}{other}", expected_tensors(module))
         assert read.metadata == TOLD and all(torch.equal(read.tensors[n], update.tensors[n]) for n in update.tensors)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.encoder.", "module.model."])
+def test_a_prefix_of_all_names_is_taken_off_where_they_are_the_networks_without_it(tmp_path, batch, prefix):
+    module = network_with_norm()
+    whole = dict(module.state_dict())
+    torch.save(
+        {"state_dict": {prefix + name: part for name, part in whole.items()}, "epoch": 3}, tmp_path / "last.ckpt"
+    )
+    read = read_update(tmp_path / "last.ckpt", expected_tensors(module))
+    assert set(read.tensors) == set(whole)
+    more = {f"{prefix}{name}": part for name, part in whole.items()} | {"metric.total": torch.zeros(1)}
+    torch.save({"state_dict": more}, tmp_path / "more.ckpt")
+    with pytest.raises(UpdateMismatchError, match="not in the network"):
+        read_update(tmp_path / "more.ckpt", expected_tensors(module))

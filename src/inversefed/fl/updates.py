@@ -67,7 +67,7 @@ def read_update(
     strict: bool = True,
     stated: Metadata = Metadata(),
 ) -> Update:
-    """Read an update from `.safetensors`, `.npz`, `.pt` or `.pth`, without trust.
+    """Read an update from `.safetensors`, `.npz`, `.pt`, `.pth` or `.ckpt`, without trust.
 
     Args:
         path: the file.

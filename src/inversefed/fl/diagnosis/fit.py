@@ -89,8 +89,8 @@ def _names(missing: list[str], extra: list[str], params: Params, tensors: Mappin
     said = [f"{_listed(missing)} missing from the update"] if missing else []
     said += [f"{_listed(extra)} not known to the network"] if extra else []
     renamed = {name: near for name in missing if (near := _nearest(name, extra, params[name], tensors)) is not None}
-    hint = ""
-    if renamed:
+    hint = _under_a_prefix(renamed)
+    if renamed and not hint:
         pairs = ", ".join(f"{ours!r} may be {theirs!r} of the file" for ours, theirs in list(renamed.items())[:_SHOWN])
         hint = f" {pairs}: rename the tensors."
     message = (
@@ -98,6 +98,21 @@ def _names(missing: list[str], extra: list[str], params: Params, tensors: Mappin
         "client trained, and that the update holds every parameter that it trains, by its name in the state dict."
     )
     return Finding("names", "error", message, {"missing": missing[:10], "extra": extra[:10], "renamed": renamed})
+
+
+def _under_a_prefix(renamed: Mapping[str, str]) -> str:
+    """The advice where one prefix before all names is the difference; else nothing."""
+    if len(renamed) < 2:
+        return ""
+    theirs = {other.removesuffix(name) if other.endswith(f".{name}") else "" for name, other in renamed.items()}
+    ours = {name.removesuffix(other) if name.endswith(f".{other}") else "" for name, other in renamed.items()}
+    if len(theirs) == 1 and (prefix := theirs.pop()):
+        return f" The file has them under {prefix!r}: take that off the names, and leave out what is not the network's."
+    if len(ours) == 1 and (prefix := ours.pop()):
+        return (
+            f" The network has them under {prefix!r}: put that before the names, or let --network build what is in it."
+        )
+    return ""
 
 
 def _nearest(name: str, extra: list[str], weight: Tensor, tensors: Mapping[str, Tensor]) -> str | None:

@@ -126,7 +126,8 @@ def _not_one(read: Counts) -> Finding:
     if read.spread < 0.01:
         message = (
             "The head's gradient contradicts its weights: no label of one example explains it. The update was made at "
-            "other weights: give those that the client was sent as --weights, and check --loss."
+            "other weights: give those that the client was sent as --weights, and check --loss. Or several examples "
+            "made it: check --num-examples."
         )
         return Finding("names", "warning", message, evidence)
     message = (

@@ -18,6 +18,8 @@ _SPARE = 65_536
 """Numbers that a file may hold beyond twice those of the network, so that a wrong file can still be looked at."""
 _PREFIXES = ("module.", "_orig_mod.", "_module.")
 """What DataParallel, torch.compile and Opacus put before every name."""
+_MOST_PARTS = 8
+"""How many parts of a name may be a prefix of another kind."""
 
 
 def fitted(source: Source, layout: Layout, expected: Mapping[str, Tensor], strict: bool) -> Layout:
@@ -59,11 +61,27 @@ def _placed(source: Source, layout: Layout, expected: Mapping[str, Tensor], stri
             f"{source.path} has {len(entries)} tensors without names, and their shapes are not those of the network's "
             f"{len(expected)} tensors in order, nor of those that it trains; save them by name"
         )
-    for prefix in _PREFIXES:
-        wrapped = all(entry.name.startswith(prefix) for entry in entries)
-        if wrapped and not any(name.startswith(prefix) for name in expected):
-            return [replace(entry, name=entry.name.removeprefix(prefix)) for entry in entries]
-    return entries
+    prefix = _prefix([entry.name for entry in entries], expected)
+    return [replace(entry, name=entry.name.removeprefix(prefix)) for entry in entries] if prefix else entries
+
+
+def _prefix(names: Sequence[str], expected: Mapping[str, Tensor]) -> str:
+    """What stands before every name: whatever leaves the network's names, or what a known wrapper puts there.
+
+    The former is how a network is called inside another module, such as `model.` in checkpoints of Lightning.
+    """
+    if not names or all(name in expected for name in names):
+        return ""
+    parts = names[0].split(".")
+    tried = [".".join(parts[:end]) + "." for end in range(1, min(len(parts), _MOST_PARTS))]
+    found = [each for each in tried if all(_under(each, name) in expected for name in names)]
+    known = [each for each in _PREFIXES if all(name.startswith(each) for name in names)]
+    return next(iter((*found, *(each for each in known if not any(name.startswith(each) for name in expected)), "")))
+
+
+def _under(prefix: str, name: str) -> str:
+    """A name without its prefix; nothing where it has another one."""
+    return name[len(prefix) :] if name.startswith(prefix) else ""
 
 
 def _by_position(entries: Sequence[Entry], expected: Mapping[str, Tensor]) -> list[str] | None:

@@ -48,7 +48,7 @@ def read_tensors(
     notes: frozenset[str] = frozenset(),
     strict: bool = True,
 ) -> Content:
-    """Read a `.safetensors`, `.npz`, `.pt` or `.pth` file.
+    """Read a `.safetensors`, `.npz`, `.pt`, `.pth` or `.ckpt` file.
 
     Args:
         path: the file.
@@ -73,8 +73,8 @@ def _check_kind(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix in _CODE:
         raise UnsafeFileError(f"{path} is {_CODE[suffix]}, which is not read; save safetensors, npz or a state dict")
-    if suffix not in (".safetensors", ".npz", ".pt", ".pth"):
-        raise InputError(f"tensors come as .safetensors, .npz, .pt or .pth; {path.name} is none of them")
+    if suffix not in (".safetensors", ".npz", ".pt", ".pth", ".ckpt"):
+        raise InputError(f"tensors come as .safetensors, .npz, .pt, .pth or .ckpt; {path.name} is none of them")
 
 
 def _layout(source: Source, notes: frozenset[str]) -> Layout:

@@ -17,7 +17,7 @@ from inversefed.fl.diagnosis.stand_ins import stand_ins
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.metadata import Metadata
 from inversefed.fl.network import Network, freeze
-from inversefed.fl.optimizers import LocalSGD
+from inversefed.fl.optimizers import LocalAdam, LocalSGD
 from inversefed.types import Batch, Finding, Params
 
 SHAPE, CLASSES = (3, 8, 8), 6
@@ -546,6 +546,16 @@ def test_white_pixels_in_front_of_a_linear_layer_are_not_taken_for_clipping() ->
     assert not alarms(diagnose(network, update, told))
     bound = 0.5 * max(float(part.abs().max()) for part in update.values())
     assert "clipped" in alarms(diagnose(network, {n: part.clamp(-bound, bound) for n, part in update.items()}, told))
+
+
+def test_scales_that_all_began_at_one_are_not_taken_for_clipping() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 12, 3, 1, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten(), nn.Linear(768, CLASSES))
+    network = freeze(nn.Sequential(*layers), SHAPE, mean=0.5, std=0.25)
+    client = FedAvg(local_steps=1, lr=1e-3, optimizer=LocalAdam(), sends="weights")
+    told = Metadata(kind="new_weights", learning_rate=1e-3, local_steps=1, num_examples=4)
+    found = diagnose(network, client(network, *batch(network, 4)), told)
+    assert not any("greatest magnitude" in finding.message for finding in found)
 
 
 class OnlySometimes(nn.Module):

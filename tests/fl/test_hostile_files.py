@@ -17,7 +17,7 @@ from tests.fl import hostile_files
 from tests.fl.hostile_files import CORPUS
 
 ROOT = Path(__file__).parents[2]
-REFUSALS = {"InputError", "UnsafeFileError", "UpdateMismatchError"}
+REFUSALS = {"InputError", "MetadataError", "UnsafeFileError", "UpdateMismatchError"}
 MOST_SECONDS, MOST_BYTES = 2.0, 100e6
 NOT_TENSORS = [
     "system.pt",

@@ -14,17 +14,35 @@ def test_finds_the_order_of_shuffled_noisy_pictures(generator):
     assert torch.equal(shuffle[align(found, targets)], torch.arange(12))
 
 
-def test_total_cost_is_the_least_of_all_permutations(generator):
+def test_total_of_the_decibels_is_the_greatest_of_all_permutations(generator):
     found, targets = torch.rand(2, 5, 1, 3, 3, generator=generator)
     cost = (found[:, None] - targets[None]).square().mean(dim=(2, 3, 4))
-    every = [sum(cost[p[i], i] for i in range(5)) for p in itertools.permutations(range(5))]
+    decibels = -10 * cost.log10()
+    every = [sum(decibels[p[i], i] for i in range(5)) for p in itertools.permutations(range(5))]
     chosen = align(found, targets)
-    assert sum(cost[chosen[i], i] for i in range(5)) == pytest.approx(min(every))
+    assert sum(decibels[chosen[i], i] for i in range(5)) == pytest.approx(max(every))
+
+
+def test_a_copy_goes_to_its_truth_though_the_squared_error_would_take_it_away(generator):
+    """Noise of little contrast is far from a picture of much contrast, and the copy of one of little is not."""
+    targets = torch.tensor([[0.4, 0.6], [0.0, 1.0]]).view(2, 1, 1, 2)
+    found = torch.stack([targets[0], torch.tensor([0.6, 0.4]).view(1, 1, 2)])
+    cost = (found[:, None] - targets[None]).square().mean(dim=(2, 3, 4))
+    assert cost[0, 0] + cost[1, 1] > cost[1, 0] + cost[0, 1]
+    assert align(found, targets).tolist() == [0, 1]
+
+
+def test_copies_within_labels_are_not_worth_a_wrong_label():
+    targets = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    paired = align(
+        targets.flip(0), targets, reconstruction_labels=torch.tensor([3, 7]), target_labels=torch.tensor([3, 7])
+    )
+    assert paired.tolist() == [0, 1]
 
 
 def test_greedy_pairing_would_fail_here():
     targets = torch.tensor([0.5, 0.6]).view(2, 1, 1, 1)
-    found = torch.tensor([0.58, 0.9]).view(2, 1, 1, 1)  # the first is nearest to both
+    found = torch.tensor([0.58, 0.63]).view(2, 1, 1, 1)  # the first is nearest to both
     assert align(found, targets).tolist() == [0, 1]
 
 

@@ -88,7 +88,7 @@ def test_headline_without_a_truth_or_without_a_number():
 
 
 def test_notes():
-    assert pairing(1) == "" and "squared error" in pairing(2)
+    assert pairing(1) == "" and "PSNR" in pairing(2)
     assert {status for status in Status if not status_note(status)} == {Status.FINISHED, Status.CONVERGED}
 
 

@@ -1,17 +1,19 @@
 """Pair the pictures that an attack recovered with the truths they stand for.
 
 An update is a sum over examples, so an attack on a batch returns its pictures in no particular order.
-The pairing is the assignment of least total cost, on one stated cost, the mean squared error of
-pixels clamped to [0, 1]:
+The pairing is the assignment of the greatest total peak signal-noise ratio, of pixels clamped to [0, 1]:
 
-    p* = argmin over permutations p of  sum_i mse(reconstruction[p_i], target[i])
+    p* = argmax over permutations p of  sum_i PSNR(reconstruction[p_i], target[i])
+       = argmin over permutations p of  sum_i log(mse(reconstruction[p_i], target[i]) + 1e-20)
 
-The same error is behind the peak signal-noise ratio, so scores of a batch are those of the pairing
-that suits them best; a report of several pictures says so.
+where 1e-20 is the cap of 200 dB. The sum of the errors themselves would be another matter: a copy saves it little, so
+that a picture of noise with less contrast than another can draw the copy away from its own truth. Scores of a batch
+are those of the pairing that suits them best; a report of several pictures says so.
 
 H. W. Kuhn, "The Hungarian method for the assignment problem", 1955.
 """
 
+import math
 from typing import TypeAlias
 
 import torch
@@ -25,6 +27,9 @@ __all__ = ["Permutation", "align"]
 Permutation: TypeAlias = Labels  # integers, one an image, as labels are
 """Entry `i` is the index of the reconstruction paired with target `i`."""
 
+_LEAST = 1e-20
+"""The squared error below which pictures count as equal: 200 dB, as `metrics` caps it."""
+
 
 def align(
     reconstruction_images: Images,
@@ -37,7 +42,7 @@ def align(
 
     Args:
         reconstruction_images: recovered pictures; values outside [0, 1] are clamped, and a picture with
-            NaN is as far from every target as a picture can be.
+            NaN is as far from every target as a picture can be, 0 dB.
         target_images: the truths, as many, of the same shape.
         reconstruction_labels: hand these in, with `target_labels`, where the attack was told the labels:
             as many pairs as possible then have equal labels, and the cost decides among such pairings.
@@ -56,7 +61,7 @@ def align(
     from scipy.optimize import linear_sum_assignment
 
     _check(reconstruction_images, target_images)
-    cost = _squared_errors(reconstruction_images, target_images)
+    cost = (_squared_errors(reconstruction_images, target_images) + _LEAST).log()
     cost = cost + _label_mismatch(reconstruction_labels, target_labels, like=cost)
     reconstructions, targets = linear_sum_assignment(cost.numpy())
     permutation = torch.empty(len(targets), dtype=torch.long)
@@ -80,10 +85,10 @@ def _squared_errors(reconstruction: Tensor, target: Tensor) -> Tensor:
 
 
 def _label_mismatch(reconstruction: Tensor | None, target: Tensor | None, like: Tensor) -> Tensor:
-    """A cost that no saving in pixels can outweigh: `n + 1`, where `n` pixel costs are at most `n`."""
+    """A cost that no saving in pixels can outweigh: `n` pixel costs differ by less than `n |log 1e-20|`."""
     if reconstruction is None and target is None:
         return torch.zeros_like(like)
     if reconstruction is None or target is None or not len(reconstruction) == len(target) == len(like):
         raise InputError("align expects labels of both sides, one an image, or of neither")
     differ = reconstruction.detach().cpu()[:, None] != target.detach().cpu()[None, :]
-    return differ * (len(like) + 1.0)
+    return differ * (1.0 - len(like) * math.log(_LEAST))

@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inversefed.evaluation import controls
-from inversefed.evaluation.align import align
+from inversefed.evaluation.align import Permutation, align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.evaluation.pictures import data_uri, difference
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.tables import Table
 from inversefed.evaluation.words import PSNR
-from inversefed.types import Candidate, Images
+from inversefed.types import Batch, Candidate, Images
 
 __all__ = ["MOST_PICTURES", "MOST_RESTARTS", "Figure", "chosen", "pictures", "restarts"]
 
@@ -52,7 +53,8 @@ def pictures(report: Report) -> list[Row]:
 def restarts(report: Report) -> list[Row]:
     """A title and the pictures of each restart, the best match first; nothing where there was only one.
 
-    Each restart's pictures are paired with the truths anew, as those of the chosen one were.
+    Each restart's pictures are paired with the truths anew, as those of the chosen one were: within labels that the
+    attack was told.
     """
     found = report.reconstruction.candidates
     if len(found) < 2:
@@ -65,13 +67,20 @@ def _restart(report: Report, index: int, candidate: Candidate) -> Row:
     images = candidate.images.detach().cpu()
     scores: list[str] = [""] * len(images)
     if report.truth is not None and images.shape == report.truth.images.shape:
-        images = images[align(images, report.truth.images)]
+        images = images[_order(images, candidate, report.truth, report.scenario)]
         decibels = peak_signal_noise_ratio(images, report.truth.images.detach().cpu()).tolist()
         scores = [f"{value:.2f} dB" for value in decibels]
     mark = ", chosen" if index == chosen(report) else ""
     shown = list(zip(images, scores, strict=True))[:_MOST_OF_A_RESTART]
     title = f"Restart {index}{mark}: cost {candidate.loss:.3g}, {candidate.status.value}"
     return title, [Figure(f"Restart {index}", score, data_uri(image)) for image, score in shown]
+
+
+def _order(images: Images, candidate: Candidate, truth: Batch, scenario: Mapping[str, Any]) -> Permutation:
+    threat = scenario.get("threat_model")
+    if not isinstance(threat, Mapping) or threat.get("labels") != "known":
+        return align(images, truth.images)
+    return align(images, truth.images, reconstruction_labels=candidate.labels, target_labels=truth.labels)
 
 
 def _rows(report: Report) -> Iterator[Row]:

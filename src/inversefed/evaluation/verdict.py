@@ -12,8 +12,8 @@ Clifford 1989). The full attack must then be above the controls and all null run
 chance. The greatest of a batch is a fair score because that of the null runs is the greatest too; a picture that is
 above all of it is called by itself with the same bound for the whole batch (Westfall and Young 1993).
 
-PSNR is the score because pictures are paired with truths by the squared error, and no other metric is best under that
-pairing; it is one number an image, and grows with nothing but that error.
+PSNR is the score because pictures are paired with truths so that its sum is greatest, and no other metric is best
+under that pairing; it is one number an image, and grows with nothing but a smaller squared error.
 
 Where there is no truth, two runs from different starts stand for each other:
 

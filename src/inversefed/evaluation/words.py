@@ -115,7 +115,7 @@ def pairing(count: int) -> str:
         return ""
     return (
         "An update is a sum over its pictures and keeps no order. Each truth was paired with a reconstruction so that "
-        "the total squared error is least, so the scores below are those of the pairing that suits them best."
+        "their total PSNR is greatest, so the scores below are those of the pairing that suits them best."
     )
 
 

@@ -203,6 +203,15 @@ def test_a_report_of_a_batch_pairs_the_controls_with_the_truth(others: Batch) ->
     assert isinstance(report, Report)
 
 
+def test_a_truth_among_the_others_is_no_control(tiny: nn.Module) -> None:
+    others = Batch(photos()[:4], torch.arange(4))
+    report = inversefed.audit(
+        tiny, photos()[:1], torch.tensor([1]), mean=0.5, std=0.25, attack=recipes.peel(), nulls=1, others=others
+    )
+    assert report.verdict.leaked and report.verdict.figures["candidates"] == 4
+    assert torch.equal(report.controls["mean"], photos()[1:4].mean(dim=0, keepdim=True))
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
@@ -210,6 +219,7 @@ def test_a_report_of_a_batch_pairs_the_controls_with_the_truth(others: Batch) ->
         ({"nulls": True}, ConfigError, "number of null runs"),
         ({"truth": Batch(torch.rand(2, *SHAPE), torch.tensor([0, 1]))}, InputError, "all pictures behind the update"),
         ({"others": Batch(torch.rand(1, 3, 4, 4), torch.tensor([0]))}, InputError, "others"),
+        ({"others": Batch(photos()[:1], torch.tensor([0]))}, InputError, "none is left"),
     ],
 )
 def test_bad_input_is_one_clear_error(tiny: nn.Module, given: dict, error: type, message: str) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from inversefed.attacks import Attack, recipes
 from inversefed.errors import ConfigError, InputError, InversefedError, UnsupportedNetworkError
 from inversefed.evaluation import environment
+from inversefed.evaluation.identification import unlike
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.score import score
 from inversefed.fl.arithmetic import float32_products
@@ -163,7 +164,7 @@ def audit_observation(
         resume: as for `audit`.
         nulls: how many null runs; `None` for 19, or at most 1 beside an exact result; 0 for none.
         others: public pictures of the same kind, with labels: for the mean picture, for another example's update, and
-            to tell how often the true picture is the nearest of several. None of them may be a truth.
+            to tell how often the true picture is the nearest of several. Those that are a truth are left out.
         on_control: told of the control runs (done, of how many); a true answer ends them.
         findings: what is known of the setting, for the report.
         scenario: what was audited, for the report, beside what the observation tells.
@@ -185,7 +186,7 @@ def audit_observation(
     check_taken_up(resume)
     check_nulls(nulls)
     check_truth(observation, truth)
-    check_others(observation, others)
+    others = checked_others(observation, others, truth)
     kept, taken_up = (None if path is None else Path(path) for path in (checkpoint, resume))
     stopper = Stopper(on_step)
     watching = None if on_step is None else stopper
@@ -292,15 +293,21 @@ def defended(
     return update
 
 
-def check_others(observation: Observation, others: Batch | None) -> None:
-    """Refuse other pictures that the network does not take, before the attack runs.
+def checked_others(observation: Observation, others: Batch | None, truth: Batch | None) -> Batch | None:
+    """Other pictures without those that are private ones: a control that knows the truth would hide any leak.
 
     Raises:
-        InputError: none, or another shape.
+        InputError: none, another shape, or none but truths.
     """
-    if others is not None and check_images(others.images) != tuple(observation.network.image_shape):
+    if others is None:
+        return None
+    if check_images(others.images) != tuple(observation.network.image_shape):
         expected, found = tuple(observation.network.image_shape), tuple(others.images.shape)
         raise InputError(f"others must be pictures of the network's shape {expected}; got {found}")
+    if truth is None:
+        return others
+    public = unlike(others.images, truth.images)
+    return Batch(others.images[public], others.labels[public.to(others.labels.device)])
 
 
 @dataclass(eq=False)

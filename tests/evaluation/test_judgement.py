@@ -76,6 +76,15 @@ def test_identification_and_labels_stand_beside_chance() -> None:
     assert sharp["labels"]["majority"] == pytest.approx(1 / 3)
 
 
+def test_candidates_that_are_truths_are_not_counted_and_none_but_truths_are_refused() -> None:
+    reports = [audited(target, quality=0.9) for target in range(3)]
+    truths = torch.cat([report.truth.images for report in reports])
+    found = judge(reports, candidates=truths).figures["identified"]
+    assert found["candidates"] == 3 and found["by_chance"] == pytest.approx(1 / 3) and found["mean"] == 1.0
+    with pytest.raises(InputError, match="none is left"):
+        judge(reports[:1], candidates=truths[:1])
+
+
 @pytest.mark.parametrize(
     "reports", [[], [Report("a", Reconstruction(torch.zeros(1, 1, 2, 2), torch.tensor([0]), 0.0, Status.FINISHED))]]
 )

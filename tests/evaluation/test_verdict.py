@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from inversefed.evaluation.identification import nearest
+from inversefed.errors import InputError
+from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.scope import scope
 from inversefed.evaluation.verdict import Evidence, decide, greatest, margins
 from inversefed.types import Candidate, Finding, Reconstruction, Status
@@ -79,6 +80,17 @@ def test_nearest_of_several() -> None:
     found = torch.tensor([0.25, 0.9]).view(2, 1, 1, 1)
     assert nearest(found, true, others).tolist() == [True, False]
     assert nearest(torch.full_like(found, float("nan")), true, others).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("count", [2, 60])
+def test_a_truth_among_the_candidates_is_left_out_however_many_there_are(count: int) -> None:
+    """`cdist` of more than 25 rows multiplies matrices, which leaves equal pictures a distance above 0."""
+    data = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    near = (data[:1] + 0.01).clamp(0, 1)
+    assert unlike(data, data[:1]).tolist() == [False] + [True] * (count - 1)
+    assert nearest(near, data[:1], data).tolist() == [True]
+    with pytest.raises(InputError, match="none is left"):
+        nearest(near, data[:1], data[:1].expand(count, -1, -1, -1))
 
 
 def test_scope_names_what_was_tried_given_and_kept() -> None:

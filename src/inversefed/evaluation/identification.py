@@ -12,7 +12,36 @@ from torch import Tensor
 from inversefed.errors import InputError
 from inversefed.types import Images
 
-__all__ = ["nearest"]
+__all__ = ["nearest", "unlike"]
+
+
+def unlike(others: Tensor, target: Images) -> Tensor:
+    """Which pictures are none of the truths, pixel by pixel: the candidates that a truth is told from.
+
+    Args:
+        others: `[m, c, h, w]`, pictures of the same kind.
+        target: the truths.
+
+    Returns:
+        One truth value a picture.
+
+    Raises:
+        InputError: shapes differ, or none is: there must be at least one other picture to be told from.
+
+    >>> unlike(torch.tensor([0.2, 0.5]).view(2, 1, 1, 1), torch.tensor([0.5]).view(1, 1, 1, 1))
+    tensor([ True, False])
+    """
+    if others.shape[1:] != target.shape[1:]:
+        raise InputError(f"candidates must be of the truths' shape {tuple(target.shape[1:])}; got {tuple(others.shape)}")
+    left = torch.ones(len(others), dtype=torch.bool, device=others.device)
+    for true in target.to(others.device):
+        left &= (others != true).flatten(1).any(dim=1)
+    if not bool(left.any()):
+        raise InputError(
+            f"at least one other picture is needed that is no truth; of {len(others)} candidates none is left. "
+            "Give pictures of the same kind that are not among the private ones"
+        )
+    return left
 
 
 def nearest(images: Images, target: Images, others: Tensor) -> Tensor:
@@ -21,23 +50,24 @@ def nearest(images: Images, target: Images, others: Tensor) -> Tensor:
     Args:
         images: reconstructions in the order of the truth; clamped to [0, 1].
         target: the truths.
-        others: `[m, c, h, w]`, candidates that are not in the batch; those equal to a truth are left out.
+        others: `[m, c, h, w]`, candidates that are not in the batch; those equal to a truth are left out (`unlike`).
 
     Returns:
         One truth value an image; false where the reconstruction is not finite.
 
     Raises:
-        InputError: shapes differ, or there is no other picture.
+        InputError: shapes differ, or no other picture is left.
 
     >>> true = torch.tensor([0.2, 0.8]).view(2, 1, 1, 1)
     >>> nearest(torch.tensor([0.3, 0.1]).view(2, 1, 1, 1), true, torch.full((1, 1, 1, 1), 0.5))
     tensor([ True, False])
     """
-    if images.shape != target.shape or others.shape[1:] != target.shape[1:] or not len(others):
-        shapes = ", ".join(str(tuple(each.shape)) for each in (images, target, others))
-        raise InputError(f"reconstructions, truths and at least one other must have one shape of picture; got {shapes}")
-    found, true, rest = (each.detach().cpu().double().flatten(1) for each in (images, target, others))
-    rest = rest[(torch.cdist(rest, true) > 0).all(dim=1)]
+    if images.shape != target.shape:
+        raise InputError(
+            f"reconstructions and truths must have one shape; got {tuple(images.shape)} and {tuple(target.shape)}"
+        )
+    rest = others[unlike(others, target)]
+    found, true, rest = (each.detach().cpu().double().flatten(1) for each in (images, target, rest))
     found = found.clamp(0, 1)
     to_truth = (found - true).square().sum(dim=1)
     to_others = torch.cdist(found, rest, compute_mode="donot_use_mm_for_euclid_dist").square()

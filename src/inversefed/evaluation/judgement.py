@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InputError
-from inversefed.evaluation.identification import nearest
+from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.intervals import FEWEST, Interval, mean_interval
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.verdict import Verdict
@@ -38,10 +38,11 @@ def judge(reports: Sequence[Report], candidates: Tensor | None = None) -> Verdic
             truths among them are left out.
 
     Raises:
-        InputError: no report, or one without a truth or a verdict.
+        InputError: no report, or one without a truth or a verdict, or whose truths leave no candidate.
     """
     _check(reports)
     targets = _by_target(reports)
+    among = None if candidates is None else _candidates(reports, candidates)
 
     def over(measure: Callable[[Report], float], share: bool = False) -> Interval:
         values = [fmean(measure(report) for report in each) for each in targets]
@@ -59,7 +60,7 @@ def judge(reports: Sequence[Report], candidates: Tensor | None = None) -> Verdic
         **{name: each.plain() for name, each in margins.items()},
         "called": called.plain() | {"by_chance": fmean(map(_chance, reports)), "p_value": p_value},
         "exact": exact.plain(),
-        "identified": _identified(over, candidates),
+        "identified": None if candidates is None or among is None else _identified(over, candidates, among),
         "labels": _labels(over, reports),
     }
     return Verdict(leaked, _sentence(leaked, len(targets), margins, called, exact), _scope(reports), figures)
@@ -130,17 +131,21 @@ def _calls(targets: Sequence[Sequence[Report]]) -> float:
     return float(stats.binom.sf(sum(map(_leaked, first)) - 1, len(first), rate)) if rate else 1.0
 
 
-def _identified(over: Callable[..., Interval], candidates: Tensor | None) -> dict[str, Any] | None:
-    """How often the true picture is the nearest of all candidates."""
-    if candidates is None:
-        return None
+def _candidates(reports: Sequence[Report], candidates: Tensor) -> list[int]:
+    """Among how many each report's truth is looked for: itself, and the candidates that are none of its truths."""
+    truths = [report.truth.images for report in reports if report.truth is not None]
+    return [1 + int(unlike(candidates, images).sum()) for images in truths]
+
+
+def _identified(over: Callable[..., Interval], candidates: Tensor, among: Sequence[int]) -> dict[str, Any]:
+    """How often the true picture is the nearest of all candidates; their number is the least of all reports'."""
 
     def hits(report: Report) -> float:
         assert report.truth is not None
         return float(nearest(report.images, report.truth.images, candidates).double().mean())
 
-    count = len(candidates) + 1
-    return over(hits, share=True).plain() | {"candidates": count, "by_chance": 1 / count}
+    chance = fmean(1 / count for count in among)
+    return over(hits, share=True).plain() | {"candidates": min(among), "by_chance": chance}
 
 
 def _labels(over: Callable[..., Interval], reports: Sequence[Report]) -> dict[str, Any] | None:

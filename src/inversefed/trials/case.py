@@ -25,7 +25,7 @@ from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.evaluation import align, controls
 from inversefed.evaluation.agreement import agreement
-from inversefed.evaluation.identification import nearest
+from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.evaluation.scope import scope
 from inversefed.evaluation.verdict import Evidence, Verdict, decide, greatest, margins
@@ -247,7 +247,7 @@ class Case:
         if self.truth is None or self.others is None:
             return {}
         hits = nearest(self.found.images, self.truth.images, self.others.images)
-        count = len(self.others.images) + 1
+        count = 1 + int(unlike(self.others.images, self.truth.images).sum())
         return {"identified": float(hits.double().mean()), "candidates": count, "identified_by_chance": 1 / count}
 
 

@@ -123,7 +123,7 @@ def test_the_equations_of_a_convolution_are_those_of_autograd(stride: int, paddi
     rows = gradient_matrix(layer, (2, 9, 7), delta[0]) @ inputs[0].flatten(1).T
     torch.testing.assert_close(rows.reshape(6, 3, 3, 2).permute(0, 3, 1, 2), expected)
     slope = torch.ones_like(outputs[0])
-    found = solve_convolution(layer, (2, 9, 7), expected, delta[0], outputs[0].detach(), slope, 1e-15)
+    found = solve_convolution(layer, (2, 9, 7), expected, delta[0], outputs[0].detach(), slope, 1e-15).values
     torch.testing.assert_close(layer(found[None]), outputs, rtol=1e-8, atol=1e-10)
 
 
@@ -137,7 +137,7 @@ def test_the_factor_of_all_channels_and_that_of_one_lead_to_the_same_input(monke
     slope = torch.rand(4, 10, 10).double()
     for together in (4096, 0):
         monkeypatch.setattr(convolution, "_TOGETHER", together)
-        found = solve_convolution(layer, (3, 10, 10), gradient, delta, output, slope, 1e-13)
+        found = solve_convolution(layer, (3, 10, 10), gradient, delta, output, slope, 1e-13).values
         torch.testing.assert_close(found, inputs, rtol=1e-8, atol=1e-8)
 
 

@@ -9,7 +9,8 @@ are linear in `a`. Where the first kind alone has full rank, QR solves it channe
 a saturated activation tells little of its input, and its slope says so. That system is solved by LSMR (Fong and
 Saunders 2011), preconditioned with the Cholesky factor of its normal equations in single precision: ten iterations
 then do where a factor for each channel alone, which is left for many unknowns, takes a thousand. R-GAP (Zhu and
-Blaschko 2021, arXiv:2010.07733) solves the same equations unweighted.
+Blaschko 2021, arXiv:2010.07733) solves the same equations unweighted. Whether they settle the input is asked of the
+equations themselves: what a known input would give is solved for in the same way, and must be that input again.
 """
 
 import math
@@ -27,7 +28,7 @@ from torch.nn.grad import conv2d_input
 
 from inversefed.errors import UnsupportedNetworkError
 
-__all__ = ["require_plain", "solve_convolution", "transposed"]
+__all__ = ["Solved", "require_plain", "solve_convolution", "transposed"]
 
 _MOST_PIXELS = 4096
 _WELL_CONDITIONED = 1e-3
@@ -39,6 +40,19 @@ _RIDGE = 1e-6
 """Added to the factor's diagonal, relative to its mean: about the rounding of single precision."""
 
 
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """What went into a convolution.
+
+    Args:
+        values: the input, `[c, h, w]`.
+        unseen: the share of a random input, by its square, that the equations do not give back; 0 where they settle it.
+    """
+
+    values: Tensor = field(repr=False)
+    unseen: float
+
+
 def solve_convolution(
     layer: nn.Conv2d,
     shape: tuple[int, int, int],
@@ -48,7 +62,7 @@ def solve_convolution(
     slope: Tensor,
     tolerance: float,
     go_on: Callable[[], None] = lambda: None,
-) -> Tensor:
+) -> Solved:
     """Solve for what went into a convolution, in double precision.
 
     Args:
@@ -69,23 +83,30 @@ def solve_convolution(
     rows = weight_gradient.permute(0, 2, 3, 1).reshape(-1, shape[0])
     direct = _by_gradient_alone(matrix, rows)
     if direct is not None:
-        return direct.T.reshape(shape)
+        return Solved(direct.T.reshape(shape), 0.0)
     system = _System.of(layer, shape, matrix, slope)
     forward = (output - (0 if layer.bias is None else layer.bias.detach()[:, None, None])) * slope
     target = torch.cat([(rows * system.row_scale).flatten(), (forward * system.forward_scale).flatten()])
+    probe = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    solution, again = (_solved(system, known, tolerance, go_on) for known in (target, system.rows(probe.flatten(1))))
+    return Solved(solution, float((again - probe).square().mean().nan_to_num(nan=1.0)))
+
+
+def _solved(system: "_System", target: Tensor, tolerance: float, go_on: Callable[[], None]) -> Tensor:
+    """The least-squares solution, `[c, h, w]`."""
 
     def apply(x: Any) -> Any:
         go_on()
         return system.apply(torch.from_numpy(x)).numpy()
 
     operator = LinearOperator(
-        (target.numel(), math.prod(shape)),
+        (target.numel(), math.prod(system.shape)),
         matvec=apply,
         rmatvec=lambda y: system.adjoint(torch.from_numpy(y)).numpy(),
         dtype=np.float64,
     )
     solution = lsmr(operator, target.numpy(), atol=tolerance, btol=tolerance, conlim=0, maxiter=3000)[0]
-    return system.precondition(torch.from_numpy(solution)).reshape(shape)
+    return system.precondition(torch.from_numpy(solution)).reshape(system.shape)
 
 
 def _by_gradient_alone(matrix: Tensor, rows: Tensor) -> Tensor | None:
@@ -151,7 +172,10 @@ class _System:
         return solution.T.reshape(self.shape[0], -1)
 
     def apply(self, x: Tensor) -> Tensor:
-        a = self.precondition(x)
+        return self.rows(self.precondition(x))
+
+    def rows(self, a: Tensor) -> Tensor:
+        """What an input, `[c, pixels]`, makes of both kinds of equations."""
         forward = F.conv2d(
             a.reshape(1, *self.shape), self.layer.weight.detach(), None, self.layer.stride, self.layer.padding
         )

@@ -17,6 +17,7 @@ exact only if the forward operator, run once, reproduces the update.
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -84,6 +85,8 @@ class Front:
         weight: how much each is to be believed: the slopes of the activations above it.
         rounded: whether they were solved for, so that a zero is no longer exactly a zero.
         image: a normalized image that roughly fits, where one was needed on the way.
+        unseen: the share of a random input that the equations of the worst layer so far leave open; 1 where none were
+            solved for it.
     """
 
     depth: int
@@ -92,6 +95,7 @@ class Front:
     weight: Tensor = field(repr=False)
     rounded: bool = False
     image: Tensor | None = field(default=None, repr=False)
+    unseen: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -118,15 +122,19 @@ class Peel:
         )  # fmt: skip
         setting = _setting(observation, watch)
         depth, found, interrupted = len(setting.layers), torch.zeros(network.image_shape).double(), False
+        left_open = None
         try:
             front = descend(setting)
             depth, found = front.depth, _image(setting, front, self.evaluations)
+            left_open = front.unseen if depth == 0 else None
         except KeyboardInterrupt:
             interrupted = True
         except (torch.linalg.LinAlgError, ArithmeticError) as error:  # type: ignore[attr-defined]
             raise UnsupportedNetworkError(f"the equations of a layer tell nothing of its input ({error})") from error
         status = Status.INTERRUPTED if interrupted else Status.STOPPED if watch.stopped else Status.FINISHED
-        return _verified(observation, (found, *watch.kept), depth, len(setting.layers), watch, status)
+        evidence: dict[str, Any] = {"layers": len(setting.layers), "layers_inverted": depth}
+        evidence |= {} if left_open is None else {"unseen": left_open}
+        return _verified(observation, (found, *watch.kept), evidence, watch, status)
 
     def check(self, observation: Observation, layers: tuple[Layer, ...] | None = None) -> str:
         """Say how far it should come, without solving anything.
@@ -230,7 +238,7 @@ def _below_block(setting: Setting, front: Front, block: Block) -> Front | None:
     found = unpool(layers, block, front.values, front.delta, gradient, image, watch)
     if not found.settled:
         return None
-    return Front(block.start, found.values, found.delta, torch.ones_like(found.values), True, found.image)
+    return Front(block.start, found.values, found.delta, torch.ones_like(found.values), True, found.image, 1.0)
 
 
 def _image(setting: Setting, front: Front, evaluations: int) -> Tensor:
@@ -292,7 +300,7 @@ def _below(setting: Setting, front: Front) -> Front:
 
 def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Conv2d, shape: tuple[int, ...]) -> Front:
     channels, height, width = shape
-    values = solve_convolution(
+    solved = solve_convolution(
         module,
         (channels, height, width),
         setting.gradient[f"{name}.weight"],
@@ -303,7 +311,8 @@ def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Con
         go_on=setting.watch.go_on,
     )
     delta = transposed(module, module.weight, shape, front.delta[None])
-    return Front(front.depth - 1, values, delta, torch.ones_like(values), True)
+    unseen = max(front.unseen, solved.unseen)
+    return Front(front.depth - 1, solved.values, delta, torch.ones_like(solved.values), True, unseen=unseen)
 
 
 def _inverse(module: nn.Module, outputs: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -326,7 +335,7 @@ def _double(gradient: Params) -> Params:
 
 
 def _verified(
-    observation: Observation, found: tuple[Tensor, ...], depth: int, count: int, watch: Watch, status: Status
+    observation: Observation, found: tuple[Tensor, ...], evidence: dict[str, Any], watch: Watch, status: Status
 ) -> Reconstruction:
     """Run the client on what was found: only an update that comes out the same makes it exact."""
     labels, network = granted_or_recovered(observation), observation.network
@@ -338,8 +347,11 @@ def _verified(
         if loss < EXACT:
             break
     loss, images = min(tried, key=lambda pair: pair[0])
+    depth, count = evidence["layers_inverted"], evidence["layers"]
     how = "down to the image" if depth == 0 else f"down to layer {depth} of {count}, and inverted the features there"
-    finding = exactness(loss, f"the network was peeled {how}", {"layers": count, "layers_inverted": depth})
+    if loss != tried[0][0]:  # not what was solved for, so that nothing is known of other pictures
+        evidence = {name: value for name, value in evidence.items() if name != "unseen"}
+    finding = exactness(loss, f"the network was peeled {how}", evidence)
     if loss < EXACT and status is Status.STOPPED:  # nothing is left to do
         status = Status.FINISHED
     candidate = Candidate(images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history)

@@ -10,6 +10,7 @@ from torch import Generator, nn
 import inversefed
 from inversefed import ThreatModel, defenses, recipes
 from inversefed.errors import ConfigError, InputError
+from inversefed.evaluation.plainly import answer, meaning
 from inversefed.evaluation.report import Report
 from inversefed.fl.null import null_observation
 from inversefed.pipeline import audit_observation, observed
@@ -112,6 +113,89 @@ def test_a_picture_that_makes_the_same_update_and_is_not_the_truth_is_no_exact_l
     observation, _ = observed(module, truth, torch.tensor([1]))
     unknown = audit_observation(observation, attack=flat)
     assert unknown.verdict is None or not unknown.verdict.figures["exact"]
+
+
+SMALL = {"mean": 0.5, "std": 0.25}
+OPEN = {
+    "average": lambda: nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(48, 10)),
+    "stride": lambda: nn.Sequential(nn.Conv2d(3, 32, 3, 2), nn.LeakyReLU(), nn.Flatten(), nn.Linear(288, 4)),
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_one_of_many_pictures_that_make_the_update_is_not_called_exact(name: str) -> None:
+    """Behind an average, and where a stride leaves out the last row, the client's own picture is one of many."""
+    torch.manual_seed(0)
+    module = OPEN[name]().eval()
+    attack = recipes.best() if name == "average" else recipes.peel()
+    observation, truth = observed(module, photos()[:1], torch.tensor([1]), **SMALL)
+    known = audit_observation(observation, truth=truth, attack=attack, max_iterations=40, nulls=1)
+    assert known.scores["peak_signal_noise_ratio"][0] < 40
+    assert not known.verdict.figures["exact"] and known.verdict.figures["nulls"] == 1
+    unknown = audit_observation(observation, attack=attack, max_iterations=40, nulls=1)
+    for report in (known, unknown):
+        said = " ".join([report.verdict.sentence if report.verdict else "", *answer(report), meaning(report)])
+        assert "exactly" not in said and "read out" not in said
+        assert "same-update" in {finding.code for finding in report.findings}
+    assert unknown.verdict is None or not unknown.verdict.figures["decided"] or unknown.verdict.leaked
+
+
+def test_a_null_run_decides_where_a_result_makes_the_update_and_is_not_the_truth() -> None:
+    torch.manual_seed(0)
+    report = inversefed.audit(OPEN["average"]().eval(), photos()[:1], torch.tensor([1]), **SMALL, max_iterations=40)
+    assert report.verdict.figures["nulls"] == 19 and report.verdict.figures["p_value"] is not None
+
+
+@pytest.mark.parametrize("name", ["linear", "LeNetZhu"])
+def test_without_a_truth_a_picture_that_the_update_settles_is_called(name: str) -> None:
+    torch.manual_seed(0)
+    side = 32 if name == "LeNetZhu" else 8
+    module = networks.build(name, 10, seed=0) if side == 32 else nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    observation, truth = observed(module.eval(), photos(side)[:1], torch.tensor([1]), **SMALL)
+    report = audit_observation(observation, attack=recipes.peel())
+    figures = report.verdict.figures
+    assert report.verdict.leaked and figures["exact"] and figures["pictures_leaked"] == [0] and figures["unseen"] < 1e-6
+    assert "no other picture near it" in report.verdict.sentence
+    assert (report.images - truth.images).square().mean() < 1e-4
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_exactness_is_judged_picture_by_picture(known: bool) -> None:
+    """A bright picture switches all units off, so that any bright one makes the same update beside the dark one."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 40), nn.ReLU(), nn.Linear(40, 4)).eval()
+    with torch.no_grad():
+        module[1].weight.copy_(-torch.rand(40, 192))
+        module[1].bias.copy_(-module[1].weight.sum(dim=1) * 0.6)
+    images = torch.cat([0.5 * photos()[:1], 0.8 + 0.2 * photos()[1:2]])
+    observation, truth = observed(module, images, torch.tensor([1, 2]))
+    found = torch.cat([images[:1], 0.8 + 0.2 * photos()[2:3]])[[1, 0]]
+
+    def half(observation: object, generator: Generator, budget: object) -> Reconstruction:
+        return Reconstruction(found, torch.tensor([2, 1]), 0.0, Status.FINISHED)
+
+    report = audit_observation(observation, truth=truth if known else None, attack=half, nulls=0)
+    figures, place = report.verdict.figures, 0 if known else 1
+    assert report.verdict.leaked and not figures["exact"]
+    assert figures["pictures_exact"] == figures["pictures_leaked"] == [place]
+    assert "1 of 2 pictures was" in report.verdict.sentence or "1 of 2 of them" in report.verdict.sentence
+    assert "All 2" not in answer(report)[0] and "2 pictures were" not in answer(report)[0]
+
+
+def test_without_a_truth_the_repeat_stands_in_the_order_of_the_result() -> None:
+    """The runs of a repeat come in an order of their own, and only one of two pictures is agreed on."""
+    runs = iter(range(100))
+    same, random = photos()[:1], Generator().manual_seed(3)
+
+    def search(observation: object, generator: Generator, budget: object) -> Reconstruction:
+        other = torch.rand(1, *SHAPE, generator=random)
+        images = torch.cat([other, same] if next(runs) == 0 else [same, other])
+        return Reconstruction(images, torch.tensor([1, 2]), 0.0, Status.FINISHED)
+
+    observation, _ = observed(convolutions(), photos()[:2], torch.tensor([1, 2]), **SMALL)
+    case = audit_observation(observation, attack=search, nulls=1).verdict
+    repeat = case.figures["margins_of_repeat"]
+    assert repeat[1] > repeat[0]
 
 
 def test_somebody_else_s_update_is_not_called_though_it_is_solved_exactly(tiny: nn.Module) -> None:

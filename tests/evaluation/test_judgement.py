@@ -19,7 +19,7 @@ def audited(target: int, margin: float = -5.0, null: float = -5.0, exact: bool =
     found = quality * truth.images + (1 - quality) * 0.5
     spread = torch.randn(19, 1, generator=random, dtype=torch.float64).clamp(-2, 2) * 0.1
     score_of = torch.tensor([margin], dtype=torch.float64)
-    evidence = Evidence(exact, score_of, score_of, list(null + spread), 19)
+    evidence = Evidence(torch.tensor([exact]), score_of, score_of, list(null + spread), 19)
     return Report(
         "attack()",
         Reconstruction(found, truth.labels, 0.1, Status.FINISHED),

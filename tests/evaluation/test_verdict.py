@@ -14,14 +14,17 @@ def scores(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def evidence(recovered=(8.0,), repeat=(7.0,), nulls=(-3.0,) * 19, exact=False, planned=19) -> Evidence:
-    count = len(recovered or repeat)
+def evidence(
+    recovered=(8.0,), repeat=(7.0,), nulls=(-3.0,) * 19, exact=False, planned=19, reproduces=False
+) -> Evidence:
+    count = len(recovered or repeat or exact)
     return Evidence(
-        exact,
+        torch.full((count,), exact) if isinstance(exact, bool) else torch.tensor(exact),
         None if recovered is None else scores(*recovered),
         None if repeat is None else scores(*repeat),
         [scores(*[each] * count) for each in nulls],
         planned,
+        reproduces,
     )
 
 
@@ -39,6 +42,9 @@ def evidence(recovered=(8.0,), repeat=(7.0,), nulls=(-3.0,) * 19, exact=False, p
         ({"nulls": (float("-inf"),) * 19}, True),  # the attack refused all of them
         ({"recovered": (-9.0, 8.0), "repeat": (-9.0, 7.0)}, True),
         ({"exact": True, "nulls": (), "repeat": None}, True),
+        ({"recovered": (0.05,)}, False),  # by rounding alone
+        ({"exact": (True, False), "recovered": (90.0, -9.0), "repeat": (-9.0, -9.0)}, True),
+        ({"recovered": (8.0, -9.0), "repeat": (-9.0, 7.0)}, False),  # not one and the same picture
         ({"recovered": None}, True),
         ({"recovered": None, "repeat": (2.9,)}, False),  # hardly more than a color is agreed on
     ],
@@ -46,7 +52,7 @@ def evidence(recovered=(8.0,), repeat=(7.0,), nulls=(-3.0,) * 19, exact=False, p
 def test_leaked(given: dict, leaked: bool) -> None:
     found = decide(evidence(**given), "One attack.")
     assert found is not None and found.leaked is leaked
-    assert found.sentence.startswith("Not recovered by these attacks within this budget") is not leaked
+    assert found.sentence.startswith(("Not recovered by these attacks within this budget", "Not decided")) is not leaked
     assert "private" not in found.sentence and "safe" not in found.sentence
 
 
@@ -66,6 +72,38 @@ def test_pictures_of_a_batch_are_called_by_themselves_against_the_greatest_of_al
     found = decide(evidence(recovered=(9.0, 1.0, 4.0), repeat=(9.0, 0.0, 3.0), nulls=(2.0,) * 19), "")
     assert found.figures["pictures_leaked"] == [0, 2]
     assert found.sentence.startswith("Leaked: 2 of 3 pictures: the best picture is 9.0 dB above the best control")
+
+
+def test_exact_pictures_are_named_one_by_one_without_any_null_run() -> None:
+    found = decide(evidence(exact=(False, True, False), recovered=(3.0, 90.0, -9.0), repeat=None, nulls=()), "")
+    assert found.figures["pictures_exact"] == found.figures["pictures_leaked"] == [1] and not found.figures["exact"]
+    assert found.sentence.startswith("Leaked: 1 of 3 pictures was recovered exactly")
+    found = decide(evidence(exact=(True, True), recovered=(80.0, 90.0), repeat=None, nulls=()), "")
+    assert found.figures["exact"] and found.sentence.startswith("Leaked: all 2 pictures were recovered exactly")
+    found = decide(evidence(exact=(True, False, False), recovered=(80.0, 9.0, -9.0), repeat=(0.0, 7.0, 7.0)), "")
+    assert found.figures["pictures_leaked"] == [0, 1] and "1 more is above all controls" in found.sentence
+
+
+def test_a_picture_is_named_only_if_its_own_repeat_is_above_the_null_runs() -> None:
+    found = decide(evidence(recovered=(20.0, 1.5), repeat=(9.0, -4.0), nulls=(1.0,) * 19), "")
+    assert found.figures["pictures_leaked"] == [0]
+    assert found.sentence.startswith("Leaked: 1 of 2 pictures: the best picture is 20.0 dB above")
+    found = decide(evidence(recovered=None, repeat=(9.0, 2.0, 4.0), nulls=(3.5,) * 19), "")
+    assert found.figures["pictures_leaked"] == [0, 2] and "settles 2 of 3 pictures" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"recovered": (10.0,), "repeat": (-2.0,), "nulls": (-1.0,) * 19}, "more iterations"),
+        ({"recovered": None, "repeat": (-2.0,), "nulls": (-1.0,) * 19, "reproduces": True}, "without the truth"),
+    ],
+)
+def test_what_the_null_runs_cannot_tell_is_not_decided_and_never_not_recovered(given: dict, said: str) -> None:
+    found = decide(evidence(**given), "")
+    assert not found.leaked and not found.figures["decided"]
+    assert found.sentence.startswith("Not decided") and said in found.sentence
+    assert "Not recovered" not in found.sentence
 
 
 def test_score_and_margins() -> None:

@@ -73,7 +73,7 @@ def leakage(report: Mapping[str, Any]) -> Leakage:
     null = 0.0 if "null" in _table(report, "baselines") else _best_null(figures)
     if decibels is not None and null > 0:
         decibels, control = decibels - null, "null runs"
-    return Leakage(decibels, picture, control, exact, leaked, _evidence(report, unmeasured))
+    return Leakage(decibels, picture, control, exact, leaked, _evidence(report, unmeasured, figures))
 
 
 def outcome(found: Leakage, limit: float | None = None) -> Outcome:
@@ -131,8 +131,10 @@ def _best_null(figures: Mapping[str, Any]) -> float:
     return max(0.0, float(found)) if isinstance(found, int | float) and "PSNR" in unit else 0.0
 
 
-def _evidence(report: Mapping[str, Any], unmeasured: int) -> str:
+def _evidence(report: Mapping[str, Any], unmeasured: int, figures: Mapping[str, Any]) -> str:
     status = str(report.get("status"))
+    if figures.get("decided") is False:
+        return "its verdict could not decide whether a picture was recovered"
     if status in _CUT_SHORT:
         return f"the attack ended {status}, so what it did not recover shows nothing"
     return f"{unmeasured} of its pictures have no finite score" if unmeasured else ""

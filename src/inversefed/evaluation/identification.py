@@ -32,7 +32,9 @@ def unlike(others: Tensor, target: Images) -> Tensor:
     tensor([ True, False])
     """
     if others.shape[1:] != target.shape[1:]:
-        raise InputError(f"candidates must be of the truths' shape {tuple(target.shape[1:])}; got {tuple(others.shape)}")
+        raise InputError(
+            f"candidates must be of the truths' shape {tuple(target.shape[1:])}; got {tuple(others.shape)}"
+        )
     left = torch.ones(len(others), dtype=torch.bool, device=others.device)
     for true in target.to(others.device):
         left &= (others != true).flatten(1).any(dim=1)

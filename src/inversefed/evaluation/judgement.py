@@ -114,7 +114,8 @@ def _leaked(report: Report) -> float:
 
 
 def _exact(report: Report) -> float:
-    return float(_figures(report)["exact"])
+    """Whether a picture of it was recovered exactly."""
+    return float(bool(_figures(report)["pictures_exact"]))
 
 
 def _chance(report: Report) -> float:

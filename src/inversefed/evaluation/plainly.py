@@ -11,11 +11,12 @@ from typing import Literal
 import torch
 
 from inversefed.evaluation.report import Report
+from inversefed.evaluation.verdict import EXACT_DB, Verdict
 from inversefed.evaluation.words import PSNR, recovery
 
 __all__ = ["Measure", "Outcome", "answer", "meaning", "measures", "outcome"]
 
-Outcome = Literal["exact", "leaked", "part", "none", "unknown"]
+Outcome = Literal["exact", "leaked", "part", "open", "none", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,22 @@ def outcome(report: Report) -> Outcome:
     Args:
         report: what is told.
     """
-    figures = report.verdict.figures if report.verdict else {}
-    exact = figures.get("exact", any(finding.code == "exact" for finding in report.findings)) is True
     if report.verdict is not None:
-        recovered: Outcome = "exact" if exact else "leaked"
-        return recovered if report.verdict.leaked else "none"
+        return _judged(report.verdict)
+    same = any(finding.code in ("exact", "same-update") for finding in report.findings)
     if PSNR not in report.scores:
-        return "exact" if exact else "unknown"
+        return "open" if same else "unknown"
     kinds = _recoveries(report)
     if "came back" in kinds:
-        return "exact" if exact and len(set(kinds)) == 1 else "leaked"
+        exact = same and set(kinds) == {"came back"} and bool((report.scores[PSNR] >= EXACT_DB).all())
+        return "exact" if exact else "leaked"
     return "part" if "came back in part" in kinds else "none"
+
+
+def _judged(verdict: Verdict) -> Outcome:
+    if verdict.leaked:
+        return "exact" if verdict.figures.get("exact") is True else "leaked"
+    return "none" if verdict.figures.get("decided", True) else "open"
 
 
 def answer(report: Report) -> tuple[str, str]:
@@ -63,19 +69,40 @@ def answer(report: Report) -> tuple[str, str]:
     """
     subject, _, figures = report.headline.partition(": ")
     told = outcome(report)
-    if told == "exact":
+    if report.truth is None:
+        subject = _alone(report, told) or subject
+    elif told == "exact":
         subject = (
             f"{_pictures(report, 'The private picture was', 'All {} private pictures were')} read out of the update"
         )
+    elif told == "open":
+        subject = "It is not decided whether a private picture was recovered"
     elif report.verdict is not None:
-        kinds = [] if PSNR not in report.scores else _recoveries(report)
         if told == "none":
             subject = "No private picture was recovered by these attacks"
-        elif report.truth is None:
-            subject = "The update settles what the attack found"
-        elif "came back" not in kinds:
+        elif "came back" not in _recoveries(report):
             subject = "Something of the private data came back from the update"
     return subject.rstrip(".") + ".", figures[:1].upper() + figures[1:]
+
+
+def _alone(report: Report, told: Outcome) -> str:
+    """The first sentence where there is no truth to compare with; nothing where there is nothing to say."""
+    figures = report.verdict.figures if report.verdict else {}
+    leaked, some = len(figures.get("pictures_leaked", ())), report.count > 1
+    match told:
+        case "exact":
+            who = _pictures(report, "A picture was", "{} pictures were")
+            return f"{who} read out of the update, and nothing near {_pictures(report, 'it', 'them')} fits it"
+        case "leaked":
+            what = f"{leaked} of {report.count} pictures" if some and leaked else "a picture"
+            whose = "it is the private one" if leaked <= 1 else "they are the private ones"
+            return f"The update settles {what}; whether {whose} cannot be told here"
+        case "open":
+            found = _pictures(report, "a picture", "{} pictures")
+            return f"The update comes out the same from {found} that the attack found, but perhaps from others too"
+        case "none":
+            return "Nothing shows that these attacks recovered a picture"
+    return ""
 
 
 def meaning(report: Report) -> str:
@@ -86,18 +113,12 @@ def meaning(report: Report) -> str:
     """
     who = _pictures(report, "a private picture", "{} private pictures")
     what = _pictures(report, "the picture", "the pictures")
-    told: Mapping[Outcome, str] = {
-        "exact": f"It solved for {what} as one solves equations, and checked the result against the update: whoever "
-        f"receives such an update has {what}.",
-        "leaked": f"It looked for {what} that would give the same update. Whoever receives such an update can do that.",
-        "part": f"What it found is closer to {what} than a guess without any update, but it is no copy.",
-        "none": "What it found proves nothing: without the update one gets as close. Another attack might get closer.",
-        "unknown": "There is no private picture here to compare with, so look at what it found with care.",
-    }
+    told = _ALONE if report.truth is None else _COMPARED
+    result = told.get(outcome(report), _ALONE["unknown"]).format(what=what)
     return (
         f"A device learned from {who} and sent only an update, the numbers by which a shared model changes. An attack "
         f"was given that update and the model, but {_pictures(report, 'not the picture', 'none of the pictures')}. "
-        f"{told[outcome(report)]}{_labels(report)}"
+        f"{result}{_labels(report)}"
     )
 
 
@@ -110,10 +131,34 @@ def measures(report: Report) -> tuple[str, tuple[Measure, ...]]:
     Returns:
         A title, and the measures, the most effective first.
     """
-    if outcome(report) in ("none", "unknown"):
+    if outcome(report) in ("none", "open", "unknown"):
         return "What would make this surer", _surer(report)
     return "What would stop it", (_noise(report), *_mixing(report), _SWEEP)
 
+
+_ALONE: Mapping[Outcome, str] = {
+    "exact": "What it found gives the very same update, and any change to it that one can see gives another: whoever "
+    "receives such an update can find it too. There is no private picture here to compare with.",
+    "leaked": "It looked for what would give the same update, and came to the same from different starts. Whoever "
+    "receives such an update can do that. There is no private picture here to compare with.",
+    "open": "What it found gives the very same update, but something else may do so too, and there is no private "
+    "picture here to compare with.",
+    "none": "Started elsewhere, it finds something else, or it finds as much in an update of random numbers. There is "
+    "no private picture here to compare with, and another attack might find more.",
+    "unknown": "There is no private picture here to compare with, so look at what it found with care.",
+}
+"""What a result means where there is no truth."""
+
+_COMPARED: Mapping[Outcome, str] = {
+    "exact": "It recovered {what}, and checked the result against the update: whoever receives such an update can have "
+    "{what}.",
+    "leaked": "It looked for {what} that would give the same update. Whoever receives such an update can do that.",
+    "part": "What it found is closer to {what} than a guess without any update, but it is no copy.",
+    "open": "What it found is closer to {what} than a guess without any update, but the runs that would tell this from "
+    "chance were too short.",
+    "none": "What it found proves nothing: without the update one gets as close. Another attack might get closer.",
+}
+"""What it means beside the truth, `{what}`."""
 
 _AGAIN = "inversefed audit --config report.json"
 
@@ -196,7 +241,7 @@ def _labels(report: Report) -> str:
     if not isinstance(threat, Mapping) or threat.get("labels") != "unknown" or found is None or not len(found):
         return ""
     right = int(found.sum())
-    if right and outcome(report) in ("none", "unknown"):
+    if right and outcome(report) in ("none", "open", "unknown"):
         return (
             " But it named the right class." if len(found) == 1 else f" But it named {right} of {len(found)} classes."
         )

@@ -39,6 +39,13 @@ AGREEMENT_DB = 3.0
 """By how much two runs must agree better than with one color: half the squared error, the descriptive threshold of
 `words`."""
 
+LEAST_DB = 0.1
+"""By how much the full attack must be above the best control: less is shown as 0.0 dB, and is a matter of rounding."""
+
+EXACT_DB = 40.0
+"""PSNR from which a picture is called exact, where the client makes the same update of it: an error of 1 % of the
+range, which nobody sees. What merely makes the same update may have 20 dB, behind an average over pixels."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -62,18 +69,20 @@ class Evidence:
     """What a verdict on one target rests on; all scores are margins in decibels, one an image.
 
     Args:
-        exact: whether the client, run on the result, makes the same update again, and nothing speaks against it.
+        exact: which pictures were recovered exactly, `[n]`; the client makes the same update of the result again.
         recovered: the full attack's margins over the best control; `None` without a truth.
         repeat: those of its repeat on the same terms as the null runs; `None` where there was none.
         nulls: those of each null run; minus infinity where the attack refused the null update.
         planned: how many null runs were asked for.
+        reproduces: whether the client makes the same update of the result again, exact or not.
     """
 
-    exact: bool
+    exact: Tensor
     recovered: Scores | None
     repeat: Scores | None = None
     nulls: Sequence[Scores] = ()
     planned: int = 0
+    reproduces: bool = False
 
     @property
     def complete(self) -> bool:
@@ -86,13 +95,27 @@ class Evidence:
         return max(map(greatest, self.nulls), default=float("-inf"))
 
     @property
-    def above(self) -> bool:
-        """Whether the repeat is above every null run, and the full attack above them and the controls."""
-        if not self.complete or self.repeat is None or not greatest(self.repeat) > self.bar:
-            return False
-        if self.recovered is None:
-            return greatest(self.repeat) > AGREEMENT_DB
-        return greatest(self.recovered) > max(0.0, self.bar)
+    def above(self) -> list[int]:
+        """Pictures whose repeat is above every null run, and the full attack above them and the controls."""
+        if not self.complete or self.repeat is None:
+            return []
+        return _places((self.repeat > self.bar) & self._enough(self.repeat))
+
+    @property
+    def leaked(self) -> list[int]:
+        """Pictures that were recovered, exactly or beyond chance."""
+        return sorted({*_places(self.exact), *self.above})
+
+    @property
+    def decided(self) -> bool:
+        """False where something was found, and what would tell whether it is the picture does not tell.
+
+        With a truth, the full attack is above all there is to compare with, but its repeat, a shorter one, is not;
+        without one, the result makes the same update again, but others may do so too.
+        """
+        if self.leaked:
+            return True
+        return not (self.reproduces if self.recovered is None else bool((self.recovered > self._least).any()))
 
     @property
     def p_value(self) -> float | None:
@@ -101,6 +124,19 @@ class Evidence:
             return None
         score = greatest(self.repeat)
         return (1 + sum(greatest(null) >= score for null in self.nulls)) / (len(self.nulls) + 1)
+
+    def _enough(self, repeat: Scores) -> Tensor:
+        """Which pictures the full attack recovered well enough, chance aside."""
+        return repeat > AGREEMENT_DB if self.recovered is None else self.recovered.to(repeat.device) > self._least
+
+    @property
+    def _least(self) -> float:
+        """What the full attack has to surpass."""
+        return max(LEAST_DB, self.bar)
+
+
+def _places(chosen: Tensor) -> list[int]:
+    return [index for index, each in enumerate(chosen.tolist()) if each]
 
 
 def greatest(margins: Scores) -> float:
@@ -135,22 +171,24 @@ def decide(evidence: Evidence, scope: str, figures: Mapping[str, Any] | None = N
         `None` where there is nothing to judge by: no exact result, and not all of the null runs.
 
     >>> null = torch.tensor([-2.0])
-    >>> found = decide(Evidence(False, torch.tensor([9.0]), torch.tensor([7.0]), [null] * 19, 19), "One attack.")
+    >>> no = torch.tensor([False])
+    >>> found = decide(Evidence(no, torch.tensor([9.0]), torch.tensor([7.0]), [null] * 19, 19), "One attack.")
     >>> found.leaked, found.figures["p_value"], found.figures["best_null"]
     (True, 0.05, -2.0)
     """
-    if not (evidence.exact or evidence.complete):
+    if not (evidence.leaked or evidence.complete):
         return None
-    leaked = evidence.exact or evidence.above
-    return Verdict(leaked, _sentence(evidence), scope, {**_figures(evidence), **(figures or {})})
+    return Verdict(bool(evidence.leaked), _sentence(evidence), scope, {**_figures(evidence), **(figures or {})})
 
 
 def _figures(evidence: Evidence) -> dict[str, Any]:
     repeat, recovered, bar = evidence.repeat, evidence.recovered, evidence.bar
     shown = repeat if recovered is None else recovered
     return {
-        "exact": evidence.exact,
-        "above_all_nulls": evidence.above,
+        "exact": bool(evidence.exact.all()),
+        "pictures_exact": _places(evidence.exact),
+        "above_all_nulls": bool(evidence.above),
+        "decided": evidence.decided,
         "nulls": len(evidence.nulls),
         "nulls_planned": evidence.planned,
         "false_alarms_at_most": 1 / (len(evidence.nulls) + 1) if evidence.complete else None,
@@ -163,7 +201,7 @@ def _figures(evidence: Evidence) -> dict[str, Any]:
         "margins": shown,
         "margins_of_repeat": repeat,
         "margins_of_nulls": list(evidence.nulls),
-        "pictures_leaked": _leaked(evidence),
+        "pictures_leaked": evidence.leaked,
     }
 
 
@@ -173,54 +211,80 @@ _UNITS = {
 }
 
 
-def _leaked(evidence: Evidence) -> list[int]:
-    """Which pictures leaked, each by itself."""
-    shown = evidence.repeat if evidence.recovered is None else evidence.recovered
-    if shown is None or not (evidence.exact or evidence.above):
-        return []
-    bar = float("-inf") if evidence.exact else max(0.0, evidence.bar)
-    return [index for index, margin in enumerate(shown.tolist()) if margin > bar]
-
-
 def _sentence(evidence: Evidence) -> str:
-    if evidence.exact:
-        return _exactly(evidence)
+    if bool(evidence.exact.any()):
+        return _exactly(evidence) if evidence.recovered is not None else _settled(evidence)
     return _agreement(evidence) if evidence.recovered is None else _comparison(evidence, evidence.recovered)
 
 
 def _exactly(evidence: Evidence) -> str:
-    if evidence.recovered is None:
-        return (
-            "Leaked: pictures were found on which the client makes the very update again, "
-            "and an update of random numbers has none."
+    count, exact, leaked = len(evidence.exact), len(_places(evidence.exact)), len(evidence.leaked)
+    what = "the picture was" if count == 1 else f"{'all' if exact == count else f'{exact} of'} {count} pictures were"
+    if 1 == exact < count:
+        what = f"1 of {count} pictures was"
+    more = leaked - exact
+    also = f" {more} more {'is' if more == 1 else 'are'} above all controls and random updates." if more else ""
+    return f"Leaked: {what} recovered exactly, and the client makes the very update of the result again.{also}"
+
+
+def _settled(evidence: Evidence) -> str:
+    count, exact = len(evidence.exact), len(_places(evidence.exact))
+    if count == 1:
+        what = "a picture was found of which the client makes the very update again, and of no other picture near it"
+    else:
+        some = "all" if exact == count else f"{exact} of {count}"
+        what = (
+            f"{count} pictures were found of which the client makes the very update again, and {some} of them cannot "
+            "be changed without changing it"
         )
-    what = "the picture was" if len(evidence.recovered) == 1 else f"all {len(evidence.recovered)} pictures were"
-    return f"Leaked: {what} recovered exactly, and the client makes the very update of the result again."
+    return f"Leaked: {what}. There was no truth to compare with."
 
 
 def _comparison(evidence: Evidence, recovered: Scores) -> str:
-    count, score = len(recovered), greatest(recovered)
+    count, leaked = len(recovered), evidence.leaked
+    score = greatest(recovered[leaked]) if leaked else greatest(recovered)
     picture = "the picture" if count == 1 else "the best picture"
+    if not evidence.decided:
+        return _undecided(evidence, f"{picture} is {_decibels(score)} the best control")
     measured = f"{picture} is {_decibels(score)} the best control, and that of {_runs(evidence)}"
-    if not evidence.above:
+    if not leaked:
         return f"Not recovered by these attacks within this budget: {measured}."
-    which = "" if count == 1 else f"{len(_leaked(evidence))} of {count} pictures: "
+    which = "" if count == 1 else f"{len(leaked)} of {count} pictures: "
     return f"Leaked: {which}{measured}; {_chance(evidence)}."
 
 
+def _undecided(evidence: Evidence, measured: str) -> str:
+    """The full attack found something, and the null runs are too short to tell whether that is chance."""
+    repeat = greatest(evidence.repeat) if evidence.repeat is not None else float("nan")
+    return (
+        f"Not decided: {measured}, but that of a repeat as short as the null runs is {_decibels(repeat)} it, and of "
+        f"{_runs(evidence)}. Give the null runs more iterations: they have more where the attack has more, or more "
+        "restarts."
+    )
+
+
 def _agreement(evidence: Evidence) -> str:
-    agreed = greatest(evidence.repeat) if evidence.repeat is not None else float("nan")
+    repeat, leaked = evidence.repeat, evidence.leaked
+    agreed = float("nan") if repeat is None else greatest(repeat[leaked] if leaked else repeat)
     measured = (
         f"two runs from different starts agree on a picture, and explain the update, by {agreed:.1f} dB, and "
         f"{_runs(evidence, agree=True)}"
     )
-    if not evidence.above:
+    if not evidence.decided:
+        return (
+            "Not decided without the truth: the client makes the very update again of what was found, but nothing "
+            f"shows that it does so of nothing else, and {measured}."
+        )
+    if not leaked:
         return (
             f"Not recovered by these attacks within this budget, as far as one can tell without the truth: {measured}."
         )
+    count = len(evidence.exact)
+    what = "a picture" if count == 1 else f"{len(leaked)} of {count} pictures"
+    whose = "it is" if len(leaked) == 1 else "they are"
     return (
-        f"The update settles a picture: {measured}; {_chance(evidence)}. "
-        "Whether it is the client's cannot be told without the truth."
+        f"The update settles {what}: {measured}; {_chance(evidence)}. "
+        f"Whether {whose} the client's cannot be told without the truth."
     )
 
 

@@ -1,12 +1,15 @@
 """One audited update: what the attack found, what its control runs came to, and the verdict on both.
 
-An exact result is proven by the forward operator alone: the client, run on it, makes the same update,
+A result is exact where the client, run on it, makes the same update,
 
     |client(x^) - u|^2 / |u|^2 < 1e-8,
 
-with pixels in their range. Another picture might make the same update, though. Where there is a truth, the result has
-to be nearer to it than every control is; where there is none, the update must hold at least as many numbers as the
-pictures do, and no null run may come out exact as well.
+with pixels in their range, and where it is the picture that did. Other pictures may make the same update: behind an
+average over pixels there are many. Where there is a truth, a picture is exact if it is within 40 dB of it and nearer
+than any plain picture. Where there is none, nothing else may make the update: a random change of the picture has to be
+shown by it but for a share of 1e-4, also 40 dB (see `unseen`, or the equations of peeling, if it was that), the update
+must hold at least as many numbers as the pictures do, and no null run may come out the same. What is not exact is left
+to the null runs.
 """
 
 import math
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from inversefed.attacks import Attack
 from inversefed.attacks.choice import Choose
-from inversefed.attacks.exact.verify import EXACT
+from inversefed.attacks.exact.verify import EXACT, OPEN
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.evaluation import align, controls
@@ -28,12 +31,13 @@ from inversefed.evaluation.agreement import agreement
 from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.evaluation.scope import scope
-from inversefed.evaluation.verdict import Evidence, Verdict, decide, greatest, margins
+from inversefed.evaluation.verdict import EXACT_DB, Evidence, Verdict, decide, greatest, margins
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.trials.runs import NULLS, Trials, own_repeat, plan, run
+from inversefed.trials.unseen import unseen
 from inversefed.types import Batch, Budget, Finding, Images, Reconstruction, Scores, Status
 
 __all__ = ["Case", "paired"]
@@ -76,6 +80,28 @@ class Case:
         return relative_matching_cost(self.observation, self.reconstruction.images, self.reconstruction.labels)
 
     @cached_property
+    def exact(self) -> Tensor:
+        """Which pictures are exact, `[n]`, in the order of the truth."""
+        if not self.reproduces:
+            return torch.zeros(self.observation.num_examples, dtype=torch.bool)
+        if self.truth is not None:
+            images = self.found.images
+            return (self._decibels(images) >= EXACT_DB) & (self._margins(images) > 0)
+        numbers = sum(part.numel() for part in self.observation.update.values())
+        if numbers < self.reconstruction.images.numel():
+            return torch.zeros(self.observation.num_examples, dtype=torch.bool)
+        return self.unseen <= OPEN
+
+    @cached_property
+    def unseen(self) -> Scores:
+        """The share of a change of each picture that the update does not show, as the attack or the update tells it."""
+        told = [f.evidence["unseen"] for f in self.reconstruction.findings if "unseen" in f.evidence]
+        if told:
+            return torch.full((self.observation.num_examples,), max(map(float, told)), dtype=torch.float64)
+        found, random = self.reconstruction, torch.Generator().manual_seed(0)
+        return unseen(self.observation, found.images, found.labels, random)
+
+    @cached_property
     def reproduces(self) -> bool:
         """Whether the result makes the update again, and is made of pixels."""
         images = self.reconstruction.images
@@ -112,8 +138,9 @@ class Case:
             attack, self.observation, self.reconstruction, count,
             seed=seed, budget=budget, took=took, left=left, runs=runs,
         )  # fmt: skip
-        proven = self.reproduces and nulls is None
-        again = scored and self.observation.num_examples > 1 and not self.reproduces and not self._finalists()
+        exact = bool(self.exact.all())
+        proven = exact and nulls is None
+        again = scored and self.observation.num_examples > 1 and not exact and not self._finalists()
         repeat = None if proven else own_repeat(attack, budget, self.reconstruction, planned)
         other = another(self.observation, self.others) if scored else None
         return run(replace(planned, again=again), self.observation, other, repeat, watch, prior=scored)
@@ -121,11 +148,13 @@ class Case:
     def _usual(self, attack: Attack) -> int:
         """How many null runs a verdict needs: none beside a proof, where one of a search is made to be shown.
 
-        A closed form has no picture of a random update to show, and may take long to find that out.
+        A closed form has no picture of a random update to show, and may take long to find that out. Without a truth
+        null runs tell nothing of one that comes to the same from every start.
         """
-        if not self.reproduces:
-            return NULLS
-        return 1 if isinstance(attack, Choose | GradientInversion) else 0
+        search = isinstance(attack, Choose | GradientInversion)
+        if bool(self.exact.all()):
+            return 1 if search else 0
+        return 0 if self.reproduces and self.truth is None and not search else NULLS
 
     def pictures(self, done: Trials) -> dict[str, Images]:
         """The pictures of every control, paired with the truth; none without one."""
@@ -166,6 +195,7 @@ class Case:
         evidence = self.evidence(done)
         figures = {
             "relative_matching_cost": self.cost,
+            "unseen": self._most_unseen(),
             "null_iterations": done.iterations,
             "seconds_of_controls": done.seconds,
             **self._identified(),
@@ -182,19 +212,28 @@ class Case:
 
     def evidence(self, done: Trials) -> Evidence:
         """The scores of all runs, and whether the result is exact."""
-        score: Callable[[tuple[Reconstruction, ...]], Scores] = _agreement
-        recovered = None
-        if self.truth is not None:
-            score = self._over_controls(done)
-            recovered = score((self.reconstruction,))
         none = torch.full((self.observation.num_examples,), float("-inf"), dtype=torch.float64)
+        if self.truth is None:
+            return self._agreeing(done, none)
+        score = self._over_controls(done)
         return Evidence(
-            self._exact(recovered, done),
-            recovered,
+            self.exact,
+            score((self.reconstruction,)),
             score(done.repeat) if done.repeat else None,
             [score(each) if each else none for each in done.nulls],
             done.planned,
+            self.reproduces,
         )
+
+    def _agreeing(self, done: Trials, none: Scores) -> Evidence:
+        """What two runs from different starts agree on, in the result's own order; nothing of those that have none."""
+        alone = any(each.loss < EXACT for null in done.nulls for each in null)
+        exact = torch.zeros_like(self.exact) if alone else self.exact
+        nulls = [_agreement(each) if each else none for each in done.nulls]
+        if not done.repeat or all(torch.equal(done.repeat[0].images, each.images) for each in done.repeat[1:]):
+            return Evidence(exact, None, None, nulls, done.planned, self.reproduces)
+        order = align.align(done.repeat[0].images, self.reconstruction.images)
+        return Evidence(exact, None, _agreement(done.repeat)[order], nulls, done.planned, self.reproduces)
 
     def _over_controls(self, done: Trials) -> Callable[[tuple[Reconstruction, ...]], Scores]:
         """Scores a run by its margins over the best control; the null runs are no control here."""
@@ -210,23 +249,26 @@ class Case:
                 "them; fewer than planned cannot tell leakage from chance. Give more time, or ask for fewer."
             )
             found.append(Finding("null-runs-cut", "warning", message, {"nulls": len(done.nulls)}))
-        if self.reproduces and not self.evidence(done).exact:
-            message = (
-                "The result makes the same update again, but it is not the truth, or nothing shows that it must be: "
-                "other pictures make this update too."
-            )
-            found.append(Finding("same-update", "warning", message, {"relative_matching_cost": self.cost}))
+        exact = self.evidence(done).exact
+        if self.reproduces and not bool(exact.all()):
+            evidence = {"relative_matching_cost": self.cost, "pictures_exact": int(exact.sum())}
+            found.append(Finding("same-update", "warning", self._same_update(), evidence))
         return tuple(found)
 
-    def _exact(self, recovered: Scores | None, done: Trials) -> bool:
-        if not self.reproduces:
-            return False
-        if recovered is not None:
-            return greatest(recovered) > 0
-        numbers = sum(part.numel() for part in self.observation.update.values())
-        return numbers >= self.reconstruction.images.numel() and not any(
-            each.loss < EXACT for null in done.nulls for each in null
+    def _same_update(self) -> str:
+        if self.truth is not None:
+            return (
+                "The client makes the same update of the result again, but not all of it is the truth to "
+                f"{EXACT_DB:.0f} dB: other pictures make this update too."
+            )
+        return (
+            "The client makes the same update of the result again, but nothing shows that it is the only one: other "
+            "pictures may make this update too."
         )
+
+    def _most_unseen(self) -> float | None:
+        """The share that the update leaves open of the picture that it settles least; `None` where nobody looked."""
+        return float(self.unseen.max()) if "unseen" in vars(self) else None
 
     def _paired(self, found: Reconstruction) -> Tensor:
         assert self.truth is not None

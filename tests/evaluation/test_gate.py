@@ -98,3 +98,19 @@ def test_a_limit_is_a_number(limit):
 def test_entries_of_another_kind_are_refused(report, entries):
     with pytest.raises(InputError, match=r"report|verdict"):
         leakage(report(1).to_dict() | entries)
+
+
+def test_a_verdict_that_names_no_exact_picture_outweighs_the_attack_s_own_word(report):
+    """Of an update that many pictures make, the attack's result is exact to the update alone."""
+    findings = (Finding("exact", "info", "Exact to the update."),)
+    figures = {"exact": False, "pictures_exact": [], "decided": True}
+    leaked = Verdict(True, "It leaked.", "One attack.", figures)
+    assert not leakage(report(1, findings=findings, verdict=leaked).to_dict()).exact
+    some = Verdict(True, "It leaked.", "One attack.", figures | {"pictures_exact": [1]})
+    assert leakage(report(2, verdict=some).to_dict()).exact
+
+
+def test_a_verdict_that_did_not_decide_is_no_evidence(report):
+    figures = {"exact": False, "pictures_exact": [], "decided": False}
+    found = leakage(report(1, verdict=Verdict(False, "Not decided.", "One attack.", figures)).to_dict())
+    assert outcome(found) == "unknown" and "could not decide" in found.evidence

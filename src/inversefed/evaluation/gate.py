@@ -68,7 +68,9 @@ def leakage(report: Mapping[str, Any]) -> Leakage:
     leaked, figures = verdict.get("leaked"), _table(verdict, "figures")
     if leaked is not None and not isinstance(leaked, bool):
         raise InputError(f"the verdict's entry leaked must be true or false, got {leaked!r}")
-    exact = "exact" in _codes(report) or figures.get("exact") is True
+    # The verdict knows which pictures are exact; without one, the attack's own finding stands.
+    named, told = figures.get("pictures_exact"), "exact" in _codes(report) or figures.get("exact") is True
+    exact = told if named is None else bool(named)
     decibels, picture, control = worst or (None, None, None)
     null = 0.0 if "null" in _table(report, "baselines") else _best_null(figures)
     if decibels is not None and null > 0:

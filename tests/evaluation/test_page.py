@@ -154,6 +154,13 @@ def judged(leaked: bool, **figures) -> Verdict:
 EXACT = Finding("exact", "info", "Exact: it was solved.")
 
 
+def test_without_the_truth_the_first_advice_is_to_compare_with_it(report):
+    brought = report(1, **NO_TRUTH, config={"update": "update.npz"}).to_html()
+    assert brought.index("Compare with the private picture") < brought.index("Attack harder")
+    assert "--truth PICTURE.png" in brought and "--truth" not in report(1, **NO_TRUTH).to_html()
+    assert "Compare with the private picture" not in report(1, noise=3.0).to_html()
+
+
 @pytest.mark.parametrize(
     ("fields", "said", "title"),
     [

@@ -206,6 +206,12 @@ def _simulated(report: Report, options: str) -> str:
 
 
 def _surer(report: Report) -> tuple[Measure, ...]:
+    brought = report.config.get("update") or report.config.get("after")
+    compared = Measure(
+        "Compare with the private picture",
+        "Whoever has it can have the result scored against it, and against guesses; the attack never sees it.",
+        f"{_AGAIN} --truth PICTURE.png --output compared" if brought else "",
+    )
     harder = Measure(
         "Attack harder",
         "More starts and more time find what one short search misses.",
@@ -221,7 +227,8 @@ def _surer(report: Report) -> tuple[Measure, ...]:
         f"{', '.join(_defenses(report))} was in use. An attack that knows it may recover more.",
         "inversefed defend --sweep",
     )
-    return (harder, worse, *((knows,) if _defenses(report) else ()))
+    first = () if report.truth is not None else (compared,)
+    return (*first, harder, worse, *((knows,) if _defenses(report) else ()))
 
 
 def _defenses(report: Report) -> list[str]:

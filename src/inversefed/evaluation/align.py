@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InputError
-from inversefed.types import Images, Labels
+from inversefed.types import Batch, Images, Labels
 
-__all__ = ["Permutation", "align"]
+__all__ = ["Permutation", "align", "paired"]
 
 Permutation: TypeAlias = Labels  # integers, one an image, as labels are
 """Entry `i` is the index of the reconstruction paired with target `i`."""
@@ -67,6 +67,20 @@ def align(
     permutation = torch.empty(len(targets), dtype=torch.long)
     permutation[torch.from_numpy(targets)] = torch.from_numpy(reconstructions)
     return permutation
+
+
+def paired(images: Images, labels: Labels, truth: Batch, told: bool) -> Permutation:
+    """Which picture of a result belongs to which truth: by pixels, and within a label where labels were told.
+
+    Args:
+        images: recovered pictures.
+        labels: of each of them.
+        truth: the private examples.
+        told: whether the attack was told the labels.
+    """
+    if not told:
+        return align(images, truth.images)
+    return align(images, truth.images, reconstruction_labels=labels, target_labels=truth.labels)
 
 
 def _check(reconstruction: Tensor, target: Tensor) -> None:

@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from inversefed.evaluation import controls
-from inversefed.evaluation.align import Permutation, align
+from inversefed.evaluation.align import paired
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.evaluation.pictures import data_uri, difference
 from inversefed.evaluation.report import Report
 from inversefed.evaluation.tables import Table
 from inversefed.evaluation.words import PSNR
-from inversefed.types import Batch, Candidate, Images
+from inversefed.types import Candidate, Images
 
 __all__ = ["MOST_PICTURES", "MOST_RESTARTS", "Figure", "chosen", "pictures", "restarts"]
 
@@ -67,20 +66,15 @@ def _restart(report: Report, index: int, candidate: Candidate) -> Row:
     images = candidate.images.detach().cpu()
     scores: list[str] = [""] * len(images)
     if report.truth is not None and images.shape == report.truth.images.shape:
-        images = images[_order(images, candidate, report.truth, report.scenario)]
+        threat = report.scenario.get("threat_model")
+        told = isinstance(threat, Mapping) and threat.get("labels") == "known"
+        images = images[paired(images, candidate.labels, report.truth, told)]
         decibels = peak_signal_noise_ratio(images, report.truth.images.detach().cpu()).tolist()
         scores = [f"{value:.2f} dB" for value in decibels]
     mark = ", chosen" if index == chosen(report) else ""
     shown = list(zip(images, scores, strict=True))[:_MOST_OF_A_RESTART]
     title = f"Restart {index}{mark}: cost {candidate.loss:.3g}, {candidate.status.value}"
     return title, [Figure(f"Restart {index}", score, data_uri(image)) for image, score in shown]
-
-
-def _order(images: Images, candidate: Candidate, truth: Batch, scenario: Mapping[str, Any]) -> Permutation:
-    threat = scenario.get("threat_model")
-    if not isinstance(threat, Mapping) or threat.get("labels") != "known":
-        return align(images, truth.images)
-    return align(images, truth.images, reconstruction_labels=candidate.labels, target_labels=truth.labels)
 
 
 def _rows(report: Report) -> Iterator[Row]:

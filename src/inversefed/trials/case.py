@@ -295,14 +295,7 @@ class Case:
 
 def paired(reconstruction: Reconstruction, truth: Batch, threat: ThreatModel) -> align.Permutation:
     """Which reconstruction belongs to which truth: by pixels, and within a label where labels were granted."""
-    if threat.labels != "known":
-        return align.align(reconstruction.images, truth.images)
-    return align.align(
-        reconstruction.images,
-        truth.images,
-        reconstruction_labels=reconstruction.labels,
-        target_labels=truth.labels,
-    )
+    return align.paired(reconstruction.images, reconstruction.labels, truth, threat.labels == "known")
 
 
 def another(observation: Observation, others: Batch | None) -> Observation | None:

@@ -1,10 +1,9 @@
 """`inversefed convert`: an update from one format to another, with what it says of itself."""
 
-from dataclasses import fields
-
 from inversefed.cli.options import Convert
+from inversefed.cli.received import stated
 from inversefed.errors import InputError
-from inversefed.fl.updates import Metadata, read_update, write_update
+from inversefed.fl.updates import read_update, write_update
 
 __all__ = ["run_convert"]
 
@@ -14,8 +13,7 @@ def run_convert(options: Convert) -> int:
     source, target = options.source.expanduser(), options.target.expanduser()
     if target.exists() and not options.overwrite:
         raise InputError(f"{target} exists; name another file, or give --overwrite")
-    stated = Metadata(**{each.name: getattr(options, each.name) for each in fields(Metadata)})
-    update = read_update(source, stated=stated)
+    update = read_update(source, stated=stated(options))
     write_update(target, update)
     if not options.quiet:
         known = ", ".join(f"{name}={value}" for name, value in update.metadata.given().items())

@@ -13,7 +13,15 @@ from inversefed.attacks.equations import LayerEquations
 from inversefed.attacks.identify import Identifiability, identify
 from inversefed.cli import registry
 from inversefed.cli.options import Inspect
-from inversefed.cli.received import believed_client, insisted, is_received, read_network, read_received, stated
+from inversefed.cli.received import (
+    believed_client,
+    insisted,
+    is_received,
+    names_update,
+    read_network,
+    read_received,
+    stated,
+)
 from inversefed.cli.setting import check_shape, granted, read_setting
 from inversefed.errors import ConfigError, InputError, InversefedError, MetadataError, UnsupportedNetworkError
 from inversefed.evaluation.plain import plain
@@ -50,7 +58,7 @@ def run_inspect(options: Inspect) -> int:
             stated(options)
         findings, found = _brought(options) if is_received(options) else ((), _made(options))
     except InversefedError as error:
-        if not options.json or not _names_update(options):
+        if not options.json or not names_update(options):
             raise
         findings, found = (_as_finding(error),), ""
     counted = found if isinstance(found, Identifiability) else None
@@ -60,7 +68,7 @@ def run_inspect(options: Inspect) -> int:
         print(json.dumps(content, indent=2, allow_nan=False))
     else:
         told = _lines(counted) if counted is not None else _wrap(f"Not counted: {found}" if found else "")
-        print("\n".join([*_said(findings, _names_update(options)), *told]))
+        print("\n".join([*_said(findings, names_update(options)), *told]))
     return 2 if any(finding.level == "error" for finding in findings) else 0
 
 
@@ -121,10 +129,6 @@ def _counted(observation: Observation) -> Identifiability | str:
         return str(error)
     except Exception as error:  # foreign code of the network: whatever it raises means the same
         return f"the network cannot be followed layer by layer ({type(error).__name__}: {str(error)[:200]})"
-
-
-def _names_update(options: Inspect) -> bool:
-    return options.update is not None or options.after is not None
 
 
 class _About(InversefedError):

@@ -22,6 +22,7 @@ __all__ = [
     "believed_client",
     "insisted",
     "is_received",
+    "names_update",
     "read_network",
     "read_received",
     "receive",
@@ -39,6 +40,11 @@ class Received:
     findings: tuple[Finding, ...] = ()
 
 
+def names_update(options: given.Setting) -> bool:
+    """Whether the options name a file of an update, be they right otherwise or not."""
+    return options.update is not None or options.after is not None
+
+
 def is_received(options: given.Setting) -> bool:
     """Whether the options name an update that was made elsewhere.
 
@@ -46,7 +52,7 @@ def is_received(options: given.Setting) -> bool:
         ConfigError: options that need an update without one, or that contradict each other.
     """
     told = [name for name in ("truth", *stated(options).given()) if getattr(options, name)]
-    if options.update is None and options.after is None:
+    if not names_update(options):
         if told:
             raise ConfigError(f"--{told[0].replace('_', '-')} tells of an update made elsewhere; name it by --update")
         return False
@@ -122,7 +128,7 @@ def _with_count(update: Update, setting: Setting) -> Update:
     return replace(update, metadata=replace(update.metadata, num_examples=len(setting.images)))
 
 
-def stated(options: given.Setting) -> Metadata:
+def stated(options: given.Stated) -> Metadata:
     """What the options say of the update.
 
     Raises:

@@ -11,6 +11,7 @@ from inversefed import FedAvg, FedSGD, defenses
 from inversefed.cli import main
 from inversefed.cli.defend import SWEEP, read_point
 from inversefed.errors import ConfigError
+from inversefed.zoo import datasets
 
 QUICK = ["--max-iterations", "2", "--attack", "geiping", "--quiet"]
 
@@ -87,7 +88,9 @@ def test_without_anything_to_compare_it_says_so(capsys: pytest.CaptureFixture) -
     assert "--sweep" in capsys.readouterr().err
 
 
-def test_utility_is_measured_on_a_folder_of_pictures_by_class(tmp_path: Path) -> None:
+def test_utility_is_measured_on_a_folder_of_pictures_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, load = [], datasets.load  # what the system may hold comes after a folder that was named
+    monkeypatch.setattr(datasets, "load", lambda name, *rest, **more: asked.append(name) or load(name, *rest, **more))
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for label, level in enumerate((40, 200)):
@@ -98,5 +101,6 @@ def test_utility_is_measured_on_a_folder_of_pictures_by_class(tmp_path: Path) ->
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     command = ["defend", "--points", "Clip(1.0)", "--data-path", "data", "--output", "out", "--rounds", "20", *QUICK]
     assert main(command) == 0
+    assert asked == ["photos", "FashionMNIST", "folder", "folder"]  # data/ has no idx files, and then its own two parts
     rows = written("out")["rows"]
     assert all(row["accuracy"] == 1.0 and row["note"] == "" for row in rows), rows  # bright or dark: easy to learn

@@ -181,9 +181,9 @@ def _places(options: Defend) -> Iterator[tuple[str, Path]]:
         yield options.dataset, options.data_path
     else:
         yield "FashionMNIST", options.data_path
-        yield "FashionMNIST", _DEBIAN
         if (options.data_path.expanduser() / "train").is_dir():
             yield "folder", options.data_path
+        yield "FashionMNIST", _DEBIAN
 
 
 def _described(options: Defend) -> dict[str, Any]:

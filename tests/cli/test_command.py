@@ -277,7 +277,7 @@ def test_every_restart_lost_is_status_1_with_a_report(tmp_path: Path, capsys: py
     assert "NaN" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("attack", "decibels", "margin"), [("best", 112, 3), ("geiping", 23.07, 0.5)])
+@pytest.mark.parametrize(("attack", "decibels", "margin"), [("best", 112, 3), ("geiping", 22.7, 1.0)])
 def test_the_audit_of_the_readme_gives_the_figures_of_the_readme(
     tmp_path: Path, attack: str, decibels: float, margin: float
 ) -> None:
@@ -360,7 +360,14 @@ def test_shell_completion_is_printed() -> None:
 def test_ctrl_c_keeps_the_best_result_so_far(tmp_path: Path) -> None:
     command = [sys.executable, "-u", "-m", "inversefed", "audit", "--attack", "geiping", "--output", "out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores Ctrl-C
+    )
     assert process.stderr is not None
     process.stderr.readline()  # the first line of progress: the attack is under way
     process.send_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ from torch import nn
 
 import inversefed
 from inversefed import FedAvg, FedSGD, Status, recipes
-from inversefed.attacks.exact import convolution
+from inversefed.attacks.exact import joint
 from inversefed.attacks.exact.convolution import gradient_matrix, solve_convolution
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.types import Step
@@ -87,8 +87,9 @@ def test_what_does_not_reproduce_the_update_is_not_called_exact(photos: torch.Te
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("ResNet20", "branches"),
+        ("ResNet20", "directions of 64 places apart"),
         ("iRevNet", "branches|layer by layer|no layer"),
+        ("DenseNet40", "branches|no layer of its own|layer by layer"),
     ],
 )
 def test_networks_that_cannot_be_peeled_are_refused_with_the_reason(
@@ -100,43 +101,46 @@ def test_networks_that_cannot_be_peeled_are_refused_with_the_reason(
 
 def test_average_pooling_is_refused_with_the_reason(photos: torch.Tensor) -> None:
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Sigmoid(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2048, 10)]
-    with pytest.raises(UnsupportedNetworkError, match="peeling stops at AvgPool2d"):
+    with pytest.raises(UnsupportedNetworkError, match="peeling stops at Sigmoid"):
         decibels(nn.Sequential(*layers), photos[:1], torch.float32)
 
 
-def test_batches_and_train_mode_are_refused(photos: torch.Tensor) -> None:
-    with pytest.raises(ThreatModelError, match="one example"):
+def test_batches_that_mix_too_much_and_train_mode_are_refused(photos: torch.Tensor) -> None:
+    with pytest.raises(UnsupportedNetworkError, match="768 features for 3072 pixels"):
         inversefed.audit(networks.build("LeNetZhu", seed=0), photos, torch.tensor([1, 2]), attack=recipes.peel())
+    with pytest.raises(ThreatModelError, match="one gradient of all of them"):
+        steps = FedAvg(local_steps=2, lr=0.1)
+        inversefed.audit(all_convolutional(), photos, torch.tensor([1, 2]), attack=recipes.peel(), client=steps)
     with pytest.raises(UnsupportedNetworkError, match="train mode"):
         inversefed.audit(all_convolutional().train(), photos[:1], torch.tensor([1]), attack=recipes.peel())
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("padding", [0, 2])
-def test_the_equations_of_a_convolution_are_those_of_autograd(stride: int, padding: int) -> None:
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_equations_of_a_convolution_are_those_of_autograd(stride: int, padding: int, number: int) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(2, 6, 3, stride, padding).double()
-    inputs = torch.rand(1, 2, 9, 7, dtype=torch.float64)
+    inputs = torch.rand(number, 2, 9, 7, dtype=torch.float64)
     outputs = layer(inputs)
     delta = torch.randn_like(outputs)
     (expected,) = torch.autograd.grad((outputs * delta).sum(), layer.weight)
-    rows = gradient_matrix(layer, (2, 9, 7), delta[0]) @ inputs[0].flatten(1).T
+    rows = gradient_matrix(layer, (2, 9, 7), delta) @ inputs.transpose(0, 1).flatten(1).T
     torch.testing.assert_close(rows.reshape(6, 3, 3, 2).permute(0, 3, 1, 2), expected)
-    slope = torch.ones_like(outputs[0])
-    found = solve_convolution(layer, (2, 9, 7), expected, delta[0], outputs[0].detach(), slope, 1e-15).values
-    torch.testing.assert_close(layer(found[None]), outputs, rtol=1e-8, atol=1e-10)
+    slope = torch.ones_like(outputs)
+    found = solve_convolution(layer, (2, 9, 7), expected, delta, outputs.detach(), slope, 1e-15).values
+    torch.testing.assert_close(layer(found), outputs, rtol=1e-8, atol=1e-10)
 
 
 def test_the_factor_of_all_channels_and_that_of_one_lead_to_the_same_input(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    layer, inputs = nn.Conv2d(3, 4, 3, padding=1).double(), torch.randn(3, 10, 10).double()
-    output, delta = layer(inputs[None])[0].detach(), torch.randn(4, 10, 10).double()
-    gradient = (
-        (gradient_matrix(layer, (3, 10, 10), delta) @ inputs.flatten(1).T).reshape(4, 3, 3, 3).permute(0, 3, 1, 2)
-    )
-    slope = torch.rand(4, 10, 10).double()
+    layer, inputs = nn.Conv2d(3, 4, 3, padding=1).double(), torch.randn(2, 3, 10, 10).double()
+    output, delta = layer(inputs).detach(), torch.randn(2, 4, 10, 10).double()
+    rows = gradient_matrix(layer, (3, 10, 10), delta) @ inputs.transpose(0, 1).flatten(1).T
+    gradient = rows.reshape(4, 3, 3, 3).permute(0, 3, 1, 2)
+    slope = torch.rand(2, 4, 10, 10).double()
     for together in (4096, 0):
-        monkeypatch.setattr(convolution, "_TOGETHER", together)
+        monkeypatch.setattr(joint, "_TOGETHER", together)
         found = solve_convolution(layer, (3, 10, 10), gradient, delta, output, slope, 1e-13).values
         torch.testing.assert_close(found, inputs, rtol=1e-8, atol=1e-8)
 

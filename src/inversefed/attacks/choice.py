@@ -42,6 +42,10 @@ _MATTERS = 0.75
 than by a wrong one."""
 
 
+_SOLVED = 1e-5
+"""Relative matching cost below which what an exact method found is nearer than any search comes."""
+
+
 @dataclass(frozen=True)
 class Choose:
     """Try what is exact, then search.
@@ -137,7 +141,7 @@ class Choose:
         reasons: list[str] = []
         best, failed = _Best(observation), None
         for attack in plan:
-            if best.searched and isinstance(attack, GradientInversion):
+            if isinstance(attack, GradientInversion) and (best.searched or best.distance < _SOLVED):
                 break
             left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
             turn = best.watched(replace(budget, seconds=left), time.monotonic() - began)

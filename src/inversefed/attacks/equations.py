@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client, FedAvg, FedSGD
-from inversefed.fl.geometry import Geometry, geometry
+from inversefed.fl.geometry import Geometry, geometry, residues
 from inversefed.fl.optimizers import LocalSGD
 from inversefed.fl.sharing import trainer
 from inversefed.fl.threat import Observation
@@ -216,25 +216,6 @@ def _own(place: Geometry, examples: int, matrix: Tensor) -> int:
     module = place.module
     assert isinstance(module, nn.Conv2d)
     outputs, pixels = module.out_channels // module.groups, examples * place.runs
-    down, across = (_residues(module, place, axis) for axis in (0, 1))
+    down, across = (residues(module, place.inputs, place.outputs, axis) for axis in (0, 1))
     blocks = (min(outputs * t * u, pixels * p * q) for t, p in down for u, q in across)
     return place.inputs[0] * sum(blocks)
-
-
-def _residues(module: nn.Conv2d, place: Geometry, axis: int) -> list[tuple[int, int]]:
-    """Along one axis, for each residue of the position modulo the stride: how many taps meet how many pixels."""
-    stride, dilation, side = module.stride[axis], module.dilation[axis], place.inputs[1 + axis]
-    taps, outputs = [dilation * k for k in range(module.kernel_size[axis])], place.outputs[1 + axis]
-    padding = _padding(module, axis)
-    found = []
-    for residue in range(stride):
-        mine = [tap for tap in taps if tap % stride == residue]
-        met = {stride * p + tap - padding for tap in mine for p in range(outputs)}
-        found.append((len(mine), len([pixel for pixel in met if 0 <= pixel < side])))
-    return found
-
-
-def _padding(module: nn.Conv2d, axis: int) -> int:
-    if isinstance(module.padding, str):
-        return 0 if module.padding == "valid" else module.dilation[axis] * (module.kernel_size[axis] - 1) // 2
-    return int(module.padding[axis])

@@ -19,12 +19,14 @@ from torch import nn
 from inversefed.attacks.equations import TOLERANCE, LayerEquations, count, numerical_rank, passes
 from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.convolution import gradient_matrix
+from inversefed.attacks.exact.front import Front
 from inversefed.attacks.exact.linear import LinearInput
-from inversefed.attacks.exact.peel import Front, Peel, known_exactly
+from inversefed.attacks.exact.peel import Peel, known_exactly
+from inversefed.attacks.exact.reach import reach
 from inversefed.attacks.exact.sparse import SparseBatch
 from inversefed.attacks.hidden import hidden
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.chain import Layer
+from inversefed.fl.chain import Layer, flat
 from inversefed.fl.threat import Observation
 from inversefed.types import Finding
 
@@ -110,6 +112,9 @@ def identify(observation: Observation) -> Identifiability:
     layers = count(observation)
     read = _read(observation)
     way = None if isinstance(read, str) else _way(observation, layers, *read)
+    methods = _methods(observation, layers, read)
+    if way is not None and not isinstance(read, str) and any(each.name == "peel" and each.applies for each in methods):
+        way = replace(way, layers=_followed(way.layers, read[0], observation.network.image_shape))
     layers = layers if way is None else way.layers
     least, bound_by = _least_examples(observation, layers)
     numbers = sum(row.numbers for row in layers)
@@ -125,7 +130,7 @@ def identify(observation: Observation) -> Identifiability:
         bound_by,
         TOLERANCE * torch.finfo(observation.network.dtype).eps,
         layers,
-        _methods(observation, layers, read),
+        methods,
         hidden(observation, layers, None if way is None else way.front.values, numbers),
     )
 
@@ -154,10 +159,8 @@ def _methods(
         _asked("sparse", lambda: SparseBatch().check(observation)),
         _asked("april", lambda: AttentionInput().check(observation)),
     )
-    if isinstance(read, str):
-        return linear, Method("peel", False, read), *others
-    peel = _asked("peel", lambda: Peel().check(observation, read[0]))
-    if peel.applies and (_altered(layers) or passes(observation) != 1):
+    peel = _asked("peel", lambda: Peel().check(observation, None if isinstance(read, str) else read[0]))
+    if peel.applies and (_altered(layers) or passes(observation) != observation.num_examples):
         peel = replace(peel, reason=f"{peel.reason}; its equations hold only roughly here, and so will its result")
     return linear, peel, *others
 
@@ -235,6 +238,22 @@ def _accumulate(rows: dict[str, LayerEquations], chain: tuple[Layer, ...]) -> No
         forward, known = known, min(row.unknowns, row.own + known)
         certain = row.unknowns if settled else 0
         rows[layer.name] = replace(row, forward=forward, known=known, settled=settled)
+
+
+def _followed(
+    layers: tuple[LayerEquations, ...], chain: tuple[Layer, ...], image_shape: tuple[int, int, int]
+) -> tuple[LayerEquations, ...]:
+    """Settle, past averages and sums, the convolutions whose own equations do, as far as peeling should come."""
+    far = reach(chain, image_shape)
+    if far.alternates:
+        return layers
+    passed = {layer.name for layer in flat(chain)} - {layer.name for layer in flat(far.left)}
+    return tuple(
+        replace(row, settled=True, known=row.unknowns)
+        if row.kind == "Conv2d" and row.name in passed and row.own >= row.unknowns
+        else row
+        for row in layers
+    )
 
 
 def _verdict(

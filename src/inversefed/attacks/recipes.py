@@ -67,7 +67,7 @@ def best() -> Choose:
     """
     return Choose(
         exact=(linear(), april(), peel()),
-        batch=(sparse(), separated()),
+        batch=(sparse(), peel(), separated()),
         smooth=curvature(),
         several=smoothed(),
         kinked=spectral(),

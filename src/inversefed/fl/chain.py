@@ -1,14 +1,15 @@
 """A network as a chain of layers, for methods that go through it layer by layer.
 
 The module is traced once (torch.fx) and read as `layer_1, .., layer_n`, each fed by the one before it. Functions
-become the modules of the same name, so a method dispatches on types alone. A network with branches, or whose
-forward pass depends on its data, is no chain and is refused.
+become the modules of the same name, so a method dispatches on types alone. Two ways from one layer that are summed, as
+in a residual network (He et al. 2016, arXiv:1512.03385), are one layer, `Residual`, which holds both. A network with
+other branches, that uses weights twice, or whose forward pass depends on its data, is no chain and is refused.
 """
 
 import copy
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import Network
 
-__all__ = ["Layer", "chain"]
+__all__ = ["Layer", "Residual", "chain", "flat", "run"]
 
 _FUNCTIONS: Mapping[Any, type[nn.Module]] = {
     torch.sigmoid: nn.Sigmoid,
@@ -39,6 +40,8 @@ _POOLINGS: Mapping[Any, type[nn.Module]] = {
 }
 _POOLING_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 _RESHAPES = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_AVERAGES = (torch.mean, "mean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +59,30 @@ class Layer:
     shape: tuple[int, ...]
 
 
+class Residual(nn.Module):
+    """Two ways from one layer, whose ends are summed.
+
+    Args:
+        body: the longer way.
+        shortcut: the other one; empty where it is the input itself.
+    """
+
+    def __init__(self, body: tuple[Layer, ...], shortcut: tuple[Layer, ...]) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+        self.parts = nn.ModuleList(layer.module for layer in (*body, *shortcut))  # for `to`
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The sum."""
+        return run(self.body, inputs) + run(self.shortcut, inputs)
+
+
 def chain(network: Network) -> tuple[Layer, ...]:
     """Read a network as a chain, in the order of execution, in double precision.
 
     Raises:
-        UnsupportedNetworkError: it cannot be traced, branches, trains its BatchNorm, or uses an unknown function.
+        UnsupportedNetworkError: it cannot be traced, branches otherwise than into sums of two ways, uses weights twice,
+            trains its BatchNorm, or uses an unknown function.
 
     >>> from inversefed.fl.network import freeze
     >>> network = freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 2)), (3, 8, 8))
@@ -76,18 +98,64 @@ def chain(network: Network) -> tuple[Layer, ...]:
         ShapeProp(traced).propagate(torch.full((1, *network.image_shape), 0.5, dtype=torch.float64))
     except Exception as error:  # tracing runs foreign code: whatever it raises means the same
         raise UnsupportedNetworkError(f"the network cannot be read layer by layer: {error}") from error
-    nodes = [node for node in traced.graph.nodes if isinstance(node.meta.get("tensor_meta"), tuple)]
-    nodes = [node for node in nodes if hasattr(node.meta["tensor_meta"], "shape") and node.op != "output"]
-    layers = []
-    for before, node in pairwise(nodes):
-        if [source for source in node.all_input_nodes if source in nodes] != [before]:
-            raise UnsupportedNetworkError(f"the network is no chain of layers: it branches at {node.name}")
-        layers.append(Layer(str(node.target) if node.op == "call_module" else "", _module(traced, node), _shape(node)))
-    return tuple(layers)
+    ways: dict[fx.Node, tuple[Layer, ...]] = {}
+    last = None
+    for node in traced.graph.nodes:
+        if node.op != "output" and _is_tensor(node):
+            ways[node] = _way_to(traced, node, ways)
+            last = node
+    layers = ways[last] if last is not None else ()
+    weighted = [layer.name for layer in flat(layers) if any(True for _ in layer.module.parameters())]
+    if twice := sorted({name for name in weighted if weighted.count(name) > 1}):
+        raise UnsupportedNetworkError(f"the network is no chain of layers: it runs {twice[0]} twice")
+    return layers
+
+
+def flat(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """All layers, those within a `Residual` in its place: the body, then the shortcut."""
+    found: list[Layer] = []
+    for layer in layers:
+        inner = layer.module
+        found += (*flat(inner.body), *flat(inner.shortcut)) if isinstance(inner, Residual) else (layer,)
+    return tuple(found)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return hasattr(node.meta.get("tensor_meta"), "shape")
+
+
+def _way_to(traced: fx.GraphModule, node: fx.Node, ways: Mapping[fx.Node, tuple[Layer, ...]]) -> tuple[Layer, ...]:
+    """The layers from the image to a node, those to the nodes in front of it being known."""
+    if node.op == "placeholder":
+        return ()
+    sources = [source for source in node.all_input_nodes if source in ways]
+    if len(sources) == 1 and not (node.target in _SUMS and node.op != "call_module"):
+        name = str(node.target) if node.op == "call_module" else ""
+        return (*ways[sources[0]], *_layers(traced, node, name))
+    if len(sources) != 2 or node.target not in _SUMS or node.kwargs:
+        raise UnsupportedNetworkError(f"the network is no chain of layers: it branches at {node.name}")
+    body, shortcut = sorted((ways[source] for source in sources), key=len, reverse=True)
+    fork = next(
+        (i for i, pair in enumerate(zip(body, shortcut, strict=False)) if pair[0] is not pair[1]), len(shortcut)
+    )
+    return (*body[:fork], Layer("", Residual(body[fork:], shortcut[fork:]), _shape(node)))
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta["tensor_meta"].shape[1:])
+
+
+def _layers(traced: fx.GraphModule, node: fx.Node, name: str) -> tuple[Layer, ...]:
+    """A node as a layer; a mean over all places as two."""
+    shape, (source, *_) = _shape(node), [each for each in node.all_input_nodes if _is_tensor(each)]
+    if node.target not in _AVERAGES:
+        return (Layer(name, _module(traced, node), shape),)
+    before, given = _shape(source), {**dict(zip(("dim", "keepdim"), node.args[1:], strict=False)), **node.kwargs}
+    over = given.get("dim")
+    if not isinstance(over, list | tuple) or {axis % 4 for axis in over} != {2, 3} or len(before) != 3:
+        raise UnsupportedNetworkError(f"the network takes a mean over {over}, which has no layer of its own")
+    average = Layer(name, nn.AdaptiveAvgPool2d(1), (before[0], 1, 1))
+    return (average,) if len(shape) == 3 else (average, Layer("", nn.Flatten(), shape))
 
 
 def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
@@ -106,6 +174,8 @@ def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
 
 def _pooling(node: fx.Node) -> nn.Module | None:
     """The module of a pooling function, with the node's own arguments."""
+    if node.target is F.adaptive_avg_pool2d:
+        return nn.AdaptiveAvgPool2d(_shape(node)[1:])
     kind = _POOLINGS.get(node.target)
     # F.max_pool2d is one of two functions behind a switch, and traced as either of them.
     if kind is None and getattr(node.target, "__name__", "") == "boolean_dispatch":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inversefed.fl.network import Network
 
-__all__ = ["Geometry", "geometry"]
+__all__ = ["Geometry", "geometry", "padding_of", "residues"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,3 +65,42 @@ def geometry(network: Network) -> tuple[Geometry, ...]:
     return tuple(
         Geometry(name, network.module.get_submodule(name), *shapes[0], len(shapes)) for name, shapes in ran.items()
     )
+
+
+def residues(module: nn.Conv2d, inputs: tuple[int, ...], outputs: tuple[int, ...], axis: int) -> list[tuple[int, int]]:
+    """Along one axis, for each residue of a pixel modulo the stride: how many taps meet how many such pixels.
+
+    A strided convolution falls into parts, one for each residue, which see none of each other's pixels.
+
+    Args:
+        module: the convolution.
+        inputs: `(c, h, w)` of its input.
+        outputs: `(o, p, q)` of its output.
+        axis: 0 for the height, 1 for the width.
+
+    >>> residues(nn.Conv2d(1, 1, 3, stride=2, padding=1), (1, 8, 8), (1, 4, 4), 0)
+    [(1, 4), (2, 4)]
+    """
+    stride, dilation, side = module.stride[axis], module.dilation[axis], inputs[1 + axis]
+    taps = [dilation * k for k in range(module.kernel_size[axis])]
+    padding = padding_of(module)[axis]
+    found = []
+    for residue in range(stride):
+        mine = [tap for tap in taps if (tap - padding) % stride == residue]
+        met = {stride * p + tap - padding for tap in mine for p in range(outputs[1 + axis])}
+        found.append((len(mine), len([pixel for pixel in met if 0 <= pixel < side])))
+    return found
+
+
+def padding_of(module: nn.Conv2d) -> tuple[int, int]:
+    """How many zeros a convolution adds in front of each axis, also where it is told in words.
+
+    >>> padding_of(nn.Conv2d(1, 1, 5, padding="same"))
+    (2, 2)
+    """
+    if module.padding == "valid":
+        return 0, 0
+    if isinstance(module.padding, str):
+        down, across = (module.dilation[axis] * (module.kernel_size[axis] - 1) // 2 for axis in (0, 1))
+        return down, across
+    return int(module.padding[0]), int(module.padding[1])

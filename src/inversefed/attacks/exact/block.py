@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from inversefed.attacks.exact.convolution import require_plain
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.chain import Layer
+from inversefed.fl.geometry import padding_of
 from inversefed.types import Params
 
 __all__ = ["Block", "affine", "block_below"]
@@ -117,7 +118,7 @@ def block_below(layers: tuple[Layer, ...], depth: int, image_shape: tuple[int, i
     require_plain(conv, grid)
     pool = next((part for part in between if isinstance(part, nn.MaxPool2d)), None)
     places = _places(pool, (grid[1], grid[2]))
-    stride, padding = (conv.stride[0], conv.stride[1]), (int(conv.padding[0]), int(conv.padding[1]))
+    stride, padding = (conv.stride[0], conv.stride[1]), padding_of(conv)
     return Block(
         layers[start].name, start, weight, bias, scale, stride, padding,
         (shape[0], shape[1], shape[2]), (grid[0], grid[1], grid[2]), places,

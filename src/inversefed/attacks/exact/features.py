@@ -23,9 +23,13 @@ from inversefed.attacks.optimizers import NormalizedMomentum
 from inversefed.attacks.parametrizations import Spectral
 from inversefed.fl.chain import Layer, run
 
-__all__ = ["invert_features", "search_features", "shallow"]
+__all__ = ["invert_each", "invert_features", "search_features", "shallow"]
 
 _CHUNK = 10
+_STARTS, _GRAIN = 4, 0.1
+"""How many starts a local minimum leads to, and how much noise they are: where all is off nothing tells a way."""
+_PATIENCE, _FOUND = 20, 1e-6
+"""Rounds without gain that end the search in single precision, and the relative error from which an image is found."""
 _RATE, _NOISE, _SMOOTH = 1.5, 0.15, 1e-2
 _CALM, _ROUGH = 0.5, 0.7
 """The parts of the search after which noise and total variation are gone."""
@@ -39,6 +43,7 @@ def invert_features(
     evaluations: int,
     watch: Watch,
     patience: int | None = None,
+    shown: Callable[[Tensor], Tensor] = lambda images: images,
 ) -> Tensor:
     """Find the normalized images whose features are these.
 
@@ -50,6 +55,7 @@ def invert_features(
         evaluations: most evaluations.
         watch: shown the images from time to time.
         patience: rounds after which it ends if they gained less than a share of 1e-2; a local minimum, most likely.
+        shown: from the images that are being found to what the watch is shown.
     """
     features, scale = features.to(start.dtype), features.square().sum().to(start.dtype)
     x = start.detach().clone().requires_grad_()
@@ -64,15 +70,56 @@ def invert_features(
         (x.grad,) = torch.autograd.grad(loss, x)
         return loss.detach()
 
-    used = 0
+    used, losses = 0, list[float]()
     while used < evaluations and not watch.stop():
         loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
+        losses.append(loss)
         before, used = used, optimizer.state[x]["func_evals"]
-        if watch(loss, x.detach()) or used - before < _CHUNK:  # it ended by its own criterion
+        if watch(loss, shown(x.detach())) or used - before < _CHUNK:  # it ended by its own criterion
             break
-        if patience is not None and len(watch.history) > patience and loss > 0.99 * watch.history[-1 - patience]:
+        if patience is not None and len(losses) > patience and loss > 0.99 * losses[-1 - patience]:
             break
     return x.detach()
+
+
+def invert_each(
+    layers: tuple[Layer, ...], features: Tensor, image_shape: tuple[int, int, int], eps: float, evaluations: int,
+    watch: Watch,
+) -> Tensor:  # fmt: skip
+    """Find, one by one, the normalized images whose features are these, `[n, c, h, w]` in double precision.
+
+    Each is looked for in single precision where the features are no better, and finished in double; where that ends in
+    a local minimum, from another start, as long as all before were found so.
+
+    Args:
+        layers: the shallow layers, which keep examples apart.
+        features: what comes out of them, `[n, ..]`.
+        image_shape: `(c, h, w)`.
+        eps: rounding of the features.
+        evaluations: most evaluations of one image.
+        watch: shown the images from time to time.
+    """
+    found, noise = torch.zeros(len(features), *image_shape, dtype=torch.float64), Generator().manual_seed(0)
+    coarse = torch.float64 if eps < torch.finfo(torch.float32).eps else torch.float32
+    rough, fine, all_found = shallow(layers, coarse), shallow(layers, torch.float64), True
+    for number, own in enumerate(features.double()):
+
+        def shown(images: Tensor, number: int = number) -> Tensor:
+            return torch.cat([found[:number], images.double(), found[number + 1 :]])
+
+        best, least = found[number : number + 1], math.inf
+        for _ in range(_STARTS if all_found else 1):
+            start = _GRAIN * torch.randn((1, *image_shape), generator=noise, dtype=torch.float64)
+            image = invert_features(
+                rough, own[None], start.to(coarse), eps, evaluations, watch, _PATIENCE, shown
+            ).double()
+            misfit = float((fine(image) - own).square().sum() / own.square().sum())
+            best, least = (image, misfit) if misfit < least else (best, least)
+            if least < _FOUND or watch.stop():
+                break
+        all_found &= least < _FOUND
+        found[number] = invert_features(fine, own[None], best, eps, evaluations, watch, _PATIENCE, shown)[0]
+    return found
 
 
 def search_features(

@@ -1,42 +1,41 @@
-"""Peel a network from its head to its image: at every layer the input solves *linear* equations.
+"""Peel a network from its head to its images: at every layer the input solves *linear* equations.
 
-For one example and a chain of layers,
-
-    head:        a = gb^T gW / |gb|^2,  delta = W^T gb
-    activation:  z = act^{-1}(a),  delta <- delta * act'(z)
-    BatchNorm:   x = (z - t) / s,  delta <- s * delta             (eval mode)
-    convolution: solve for a (see `convolution`),  delta <- W^T delta
-
-A smooth activation is peeled down to the image. Under ReLU and LeakyReLU the side of the kink is known exactly at the
-head's input (a zero is a zero), but not below the first layer that was solved from rounded numbers; there peeling
-stops and the image is found from the features it reached (see `features`). Max pooling hides which pixel won: above a
-convolution the winners are found by alternation (see `pooling`), in the first layers together with the image (see
-`pooled`). Where its equations are too few, the image is searched from the features behind it. The result is called
-exact only if the forward operator, run once, reproduces the update.
+For one example, or several that `separate` tells apart at the head, and a chain of layers in which two ways may be
+summed, `descent` goes from layer to layer. A smooth activation is peeled down to the image. Under ReLU and LeakyReLU
+the side of the kink is known exactly at the head's input (a zero is a zero); further down the equations of the next
+convolution tell it, where they are many (see `sides`), and behind an average over places they alone (see `places`).
+Max pooling hides which pixel won: above a convolution the winners are found by alternation (see `pooling`), in the
+first layers together with the image (see `pooled`). Where peeling stops, each image is found from the features it
+reached (see `features`). The result is called exact only if the forward operator, run once, reproduces the update.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from inversefed.attacks.exact.block import Block, affine, block_below
-from inversefed.attacks.exact.convolution import solve_convolution, transposed
-from inversefed.attacks.exact.features import invert_features, search_features, shallow
+from inversefed.attacks.exact.block import block_below
+from inversefed.attacks.exact.descent import descend, step
+from inversefed.attacks.exact.features import invert_each, search_features
+from inversefed.attacks.exact.front import Front, Setting
 from inversefed.attacks.exact.pooled import image_from_pooled
-from inversefed.attacks.exact.pooling import unpool
-from inversefed.attacks.exact.reach import cannot_peel, ends_block, pools, reach
+from inversefed.attacks.exact.reach import pools, reach
 from inversefed.attacks.exact.verify import EXACT, exactness
-from inversefed.attacks.exact.watch import Stopped, Watch
+from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.labels import granted_or_recovered
 from inversefed.attacks.problem import relative_matching_cost
+from inversefed.attacks.separate import separate
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl import kinks
-from inversefed.fl.chain import Layer, chain
+from inversefed.fl.chain import Layer, Residual, chain, flat
+from inversefed.fl.clients import Client, FedAvg, FedSGD
+from inversefed.fl.optimizers import LocalSGD
+from inversefed.fl.sharing import trainer
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Params, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Labels, Params, Reconstruction, Status
 
 __all__ = ["Peel"]
 
@@ -46,61 +45,19 @@ _SEARCH = 600
 _SHALLOW = 120
 """The same behind one block, where it is a start."""
 
-_FIRST = 60
-"""Steps for a first image, which need not be good."""
+_HOLDS = 200
+"""Roundings up to which equations hold."""
+
+_SOLVED = (nn.Conv2d, nn.MaxPool2d, Residual)
+"""Layers whose input has to be solved for."""
 
 _ROUNDS = 900
 """About the most rounds that all of these and the alternations of two blocks come to."""
 
 
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """What peeling works on.
-
-    Args:
-        layers: the network as a chain.
-        gradient: of the loss of one example, double precision.
-        image_shape: `(c, h, w)`.
-        bounds: the least and the greatest value of the normalized image, broadcastable to it.
-        eps: rounding of the numbers that the gradient was computed in.
-        watch: asked after each round of what iterates.
-    """
-
-    layers: tuple[Layer, ...]
-    gradient: Params = field(repr=False)
-    image_shape: tuple[int, int, int]
-    bounds: tuple[Tensor, Tensor] = field(repr=False)
-    eps: float
-    watch: Watch = Watch()
-
-
-@dataclass(frozen=True, eq=False)
-class Front:
-    """How far the peeling is: what is known between two layers.
-
-    Args:
-        depth: how many layers are left.
-        values: the numbers that come out of them, `[c, h, w]` or `[features]`.
-        delta: the loss gradient with respect to them.
-        weight: how much each is to be believed: the slopes of the activations above it.
-        rounded: whether they were solved for, so that a zero is no longer exactly a zero.
-        image: a normalized image that roughly fits, where one was needed on the way.
-        unseen: the share of a random input that the equations of the worst layer so far leave open; 1 where none were
-            solved for it.
-    """
-
-    depth: int
-    values: Tensor = field(repr=False)
-    delta: Tensor = field(repr=False)
-    weight: Tensor = field(repr=False)
-    rounded: bool = False
-    image: Tensor | None = field(default=None, repr=False)
-    unseen: float = 0.0
-
-
 @dataclass(frozen=True)
 class Peel:
-    """Recover one picture exactly, layer by layer.
+    """Recover pictures exactly, layer by layer.
 
     Args:
         evaluations: most evaluations of the shallow layers where their features have to be inverted.
@@ -112,7 +69,7 @@ class Peel:
         """Peel; the generator is not used. A search that the budget stops leaves the best so far.
 
         Raises:
-            ThreatModelError: the update is not that of one example.
+            ThreatModelError: parts of the update are missing, or its examples cannot be told apart.
             UnsupportedNetworkError: the network is no chain, or a layer cannot be peeled.
         """
         network = observation.network
@@ -121,20 +78,24 @@ class Peel:
             rounds=_ROUNDS if kinks.pools(network) else self.evaluations // 10,
         )  # fmt: skip
         setting = _setting(observation, watch)
-        depth, found, interrupted = len(setting.layers), torch.zeros(network.image_shape).double(), False
-        left_open = None
+        depth, found, interrupted = len(setting.layers), torch.zeros(observation.batch_shape).double(), False
+        left_open, labels = None, None
         try:
-            front = descend(setting)
-            depth, found = front.depth, _image(setting, front, self.evaluations)
+            front, labels = head_of(setting, observation)
+            front = descend(setting, front)
+            if len(front.values) > 1 and front.left:
+                _require_features(front, math.prod(network.image_shape))
+            depth, found = len(flat(front.left)), _images(setting, front, self.evaluations)
             left_open = front.unseen if depth == 0 else None
         except KeyboardInterrupt:
             interrupted = True
         except (torch.linalg.LinAlgError, ArithmeticError) as error:  # type: ignore[attr-defined]
             raise UnsupportedNetworkError(f"the equations of a layer tell nothing of its input ({error})") from error
         status = Status.INTERRUPTED if interrupted else Status.STOPPED if watch.stopped else Status.FINISHED
-        evidence: dict[str, Any] = {"layers": len(setting.layers), "layers_inverted": depth}
+        evidence: dict[str, Any] = {"layers": len(flat(setting.layers)), "layers_inverted": depth}
         evidence |= {} if left_open is None else {"unseen": left_open}
-        return _verified(observation, (found, *watch.kept), evidence, watch, status)
+        labels = granted_or_recovered(observation) if labels is None else labels
+        return _verified(observation, labels, (found, *watch.kept), evidence, watch, status)
 
     def check(self, observation: Observation, layers: tuple[Layer, ...] | None = None) -> str:
         """Say how far it should come, without solving anything.
@@ -148,12 +109,18 @@ class Peel:
             UnsupportedNetworkError: likewise.
         """
         setting = _setting(observation, Watch(), layers)
-        _head(setting)
-        far, pixels = reach(setting.layers, setting.image_shape), math.prod(setting.image_shape)
+        if observation.num_examples == 1:
+            _unsolved(setting, head_of(setting, observation)[0], _SOLVED)
+        _head_layer(setting)
+        number, pixels = observation.num_examples, math.prod(setting.image_shape)
+        far = reach(setting.layers, setting.image_shape, number)
         alternation = "; the winners of max pooling are found by an alternation, which may not settle"
         how = f"peels {far.count - far.depth} of {far.count} layers{alternation if far.alternates else ''}"
+        how += "" if number == 1 else f" of {number} examples at once, if the head tells them apart"
         if far.depth == 0:
             return f"{how}, down to the image"
+        if number > 1 and far.values < pixels:
+            raise UnsupportedNetworkError(f"peeling ends at {far.values} features for {pixels} pixels, since {far.why}")
         return f"{how}; then it looks for the image's {pixels} values behind {far.values} features, since {far.why}"
 
 
@@ -167,24 +134,37 @@ def known_exactly(observation: Observation) -> tuple[tuple[Layer, ...], Front]:
         ThreatModelError: the update is not that of one example.
         UnsupportedNetworkError: the network is no chain, or its head is not linear with bias.
     """
+    if observation.num_examples != 1:
+        raise ThreatModelError(f"what is known without solving is that of one example, not {observation.num_examples}")
     setting = _setting(observation, Watch())
-    front = _head(setting)
-    try:
-        while front.depth > 0 and not isinstance(setting.layers[front.depth - 1].module, nn.Conv2d | nn.MaxPool2d):
-            front = _below(setting, front)
-    except UnsupportedNetworkError:  # it ends here
-        pass
+    front, _ = head_of(setting, observation)
+    with suppress(UnsupportedNetworkError):
+        front = _unsolved(setting, front, (*_SOLVED, nn.AvgPool2d, nn.AdaptiveAvgPool2d))
     return setting.layers, front
 
 
+def _unsolved(setting: Setting, front: Front, until: tuple[type[nn.Module], ...]) -> Front:
+    """Down to the first layer of these kinds.
+
+    Raises:
+        UnsupportedNetworkError: it cannot be reached.
+    """
+    while front.left and not isinstance(front.left[-1].module, until):
+        below = step(setting, front)
+        if below is None:
+            break
+        front = below
+    return front
+
+
 def _setting(observation: Observation, watch: Watch, layers: tuple[Layer, ...] | None = None) -> Setting:
-    if observation.num_examples != 1:
-        raise ThreatModelError(f"peeling needs the update of one example; this one has {observation.num_examples}")
-    network = observation.network
+    network, client = observation.network, trainer(observation.client)
     if missing := [name for name in network.params if name not in observation.update]:
         raise ThreatModelError(
             f"peeling needs the whole update; {len(missing)} tensors were not sent, {missing[0]} first"
         )
+    if observation.num_examples > 1 and not isinstance(client, FedSGD) and not _one_step(client, observation):
+        raise ThreatModelError(f"several examples are peeled from one gradient of all of them, not from {client!r}")
     low, high = (network.normalize(bound).double().cpu() for bound in (network.low, network.high))
     return Setting(
         chain(network) if layers is None else layers, _double(observation.gradient), network.image_shape, (low, high),
@@ -192,142 +172,73 @@ def _setting(observation: Observation, watch: Watch, layers: tuple[Layer, ...] |
     )  # fmt: skip
 
 
-def descend(setting: Setting) -> Front:
-    """Go down from the head as far as the numbers can be trusted.
-
-    Raises:
-        UnsupportedNetworkError: the last layer is not linear with bias, or nothing below it can be peeled.
-    """
-    front = _head(setting)
-    while front.depth > 0 and not setting.watch.stop():
-        try:
-            below = _step(setting, front)
-        except Stopped:
-            break
-        except UnsupportedNetworkError:
-            if not front.rounded:
-                raise
-            below = None
-        if below is None:
-            break
-        front = below
-    return front
+def _one_step(client: Client, observation: Observation) -> bool:
+    plain = isinstance(client, FedAvg) and client.optimizer == LocalSGD() and not client.proximal
+    return plain and len(client.slices(observation.num_examples)) == 1  # type: ignore[attr-defined]
 
 
-def _step(setting: Setting, front: Front) -> Front | None:
-    """One layer or block down; nothing where the numbers do not tell the side of a kink, or the equations are few."""
-    layers = setting.layers[: front.depth]
-    if ends_block(layers, front.rounded):
-        return _below_block(setting, front, block_below(layers, front.depth, setting.image_shape))
-    if isinstance(layers[-1].module, nn.ReLU | nn.LeakyReLU) and front.rounded:
-        return None
-    return _below(setting, front)
-
-
-def _below_block(setting: Setting, front: Front, block: Block) -> Front | None:
-    outputs, _, height, width = block.weight.shape
-    if block.start == 0 or outputs * height * width < block.shape[1] * block.shape[2]:
-        return None
-    layers, watch = setting.layers[: front.depth], setting.watch
-    image = front.image
-    if image is None:
-        image = search_features(layers, front.values, setting.image_shape, _FIRST, watch)
-    if watch.stopped:
-        return None
-    gradient = block.weight_gradient(setting.gradient)
-    found = unpool(layers, block, front.values, front.delta, gradient, image, watch)
-    if not found.settled:
-        return None
-    return Front(block.start, found.values, found.delta, torch.ones_like(found.values), True, found.image, 1.0)
-
-
-def _image(setting: Setting, front: Front, evaluations: int) -> Tensor:
-    """The normalized image, from where peeling stopped."""
-    layers, shape, watch = setting.layers[: front.depth], setting.image_shape, setting.watch
-    if not layers:
-        return front.values
-    if watch.stopped:
-        return watch.kept[-1].reshape(shape) if watch.kept else torch.zeros(shape)
-    if not pools(layers):
-        start, behind = torch.zeros(1, *shape).double(), shallow(layers, torch.float64)
-        return invert_features(behind, front.values[None], start, setting.eps, evaluations, watch)[0]
-    first = all(not isinstance(layer.module, nn.Conv2d) for layer in layers[1:])
-    near = search_features(layers, front.values, shape, _SHALLOW if first else _SEARCH, watch)
-    if not first or int((front.values > 0).sum()) < near.numel() or watch.stopped:
-        return near
-    try:
-        block = block_below(layers, front.depth, shape)
-    except UnsupportedNetworkError:
-        return near
-    return image_from_pooled(block, front.values, near, setting.bounds, watch).image
-
-
-def _head(setting: Setting) -> Front:
+def _head_layer(setting: Setting) -> tuple[nn.Linear, Tensor, Tensor]:
+    """The last layer and the gradient of its weight and bias."""
     layer, gradient = setting.layers[-1], setting.gradient
     weight, bias = gradient.get(f"{layer.name}.weight"), gradient.get(f"{layer.name}.bias")
     if not isinstance(layer.module, nn.Linear) or weight is None or bias is None or not bool(bias.any()):
         raise UnsupportedNetworkError(
             "peeling starts at a last linear layer with bias, and this network ends otherwise"
         )
-    features = (bias @ weight) / bias.square().sum()
-    delta = bias @ layer.module.weight.detach()
-    return Front(len(setting.layers) - 1, features, delta, torch.ones_like(features))
+    return layer.module, weight, bias
 
 
-def _below(setting: Setting, front: Front) -> Front:
-    """What is known in front of a layer, from what is known behind it."""
-    depth = front.depth - 1
-    layer, shape = setting.layers[depth], setting.layers[depth - 1].shape if depth else setting.image_shape
-    module, values, delta, weight = layer.module, front.values, front.delta, front.weight
-    match module:
-        case nn.Flatten() | nn.Identity() | nn.Dropout() | nn.Dropout2d():
-            values, delta, weight = (part.reshape(shape) for part in (values, delta, weight))
-        case nn.Sigmoid() | nn.Tanh() | nn.LeakyReLU() | nn.ReLU():
-            values, slope = _inverse(module, values, setting.eps)
-            delta, weight = delta * slope, weight * slope
-        case nn.BatchNorm2d():
-            scale, shift = affine(module)
-            values, delta, weight = (values - shift) / scale, delta * scale, weight * scale.abs()
-        case nn.Linear():
-            values = (delta @ setting.gradient[f"{layer.name}.weight"]) / delta.square().sum()
-            delta, weight = delta @ module.weight.detach(), torch.ones_like(values)
-        case nn.Conv2d():
-            return _below_convolution(setting, front, layer.name, module, shape)
-        case _:
-            raise cannot_peel(module)
-    return replace(front, depth=depth, values=values, delta=delta, weight=weight)
+def head_of(setting: Setting, observation: Observation) -> tuple[Front, Labels | None]:
+    """In front of the head, and the labels where they came out with it."""
+    module, weight, bias = _head_layer(setting)
+    if observation.num_examples == 1:
+        features, delta = (bias @ weight)[None] / bias.square().sum(), bias[None] @ module.weight.detach()
+        front = Front(setting.layers[:-1], features, delta, torch.ones_like(features), tolerance=_HOLDS * setting.eps)
+        return front, None
+    known, loss = separate(observation), observation.network.loss
+    features, labels = known.features.cpu(), known.labels.cpu()
+    logits = module(features).requires_grad_()
+    (pulls,) = torch.autograd.grad(loss(logits, labels), logits)
+    delta = pulls @ module.weight.detach()
+    weight, tolerance = torch.ones_like(features), _HOLDS * setting.eps
+    return Front(setting.layers[:-1], features, delta, weight, exact=False, tolerance=tolerance), known.labels
 
 
-def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Conv2d, shape: tuple[int, ...]) -> Front:
-    channels, height, width = shape
-    solved = solve_convolution(
-        module,
-        (channels, height, width),
-        setting.gradient[f"{name}.weight"],
-        front.delta,
-        front.values,
-        front.weight,
-        tolerance=setting.eps * 1e-3,
-        go_on=setting.watch.go_on,
-    )
-    delta = transposed(module, module.weight, shape, front.delta[None])
-    unseen = max(front.unseen, solved.unseen)
-    return Front(front.depth - 1, solved.values, delta, torch.ones_like(solved.values), True, unseen=unseen)
+def _images(setting: Setting, front: Front, evaluations: int) -> Tensor:
+    """The normalized images, `[n, c, h, w]`, from where peeling stopped."""
+    layers, shape, watch = front.left, setting.image_shape, setting.watch
+    if not layers:
+        return front.values
+    if watch.stopped:
+        return watch.kept[-1].reshape(-1, *shape) if watch.kept else torch.zeros(len(front.values), *shape)
+    if not pools(layers):
+        return invert_each(layers, front.values, shape, setting.eps, evaluations, watch)
+    return _image_behind_pooling(setting, front)[None]
 
 
-def _inverse(module: nn.Module, outputs: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """What went into an activation, and its slope there; a slope of zero marks what is not known."""
-    match module:
-        case nn.Sigmoid():
-            inside = outputs.clamp(eps, 1 - eps)
-            return torch.logit(inside), inside * (1 - inside)
-        case nn.Tanh():
-            inside = outputs.clamp(-1 + eps, 1 - eps)
-            return torch.atanh(inside), 1 - inside.square()
-        case nn.LeakyReLU():
-            slope = torch.where(outputs > 0, 1.0, module.negative_slope).to(outputs)
-            return outputs / slope, slope
-    return outputs, (outputs > 0).to(outputs)
+def _image_behind_pooling(setting: Setting, front: Front) -> Tensor:
+    layers, shape, watch, values = front.left, setting.image_shape, setting.watch, front.values[0]
+    first = all(not isinstance(layer.module, nn.Conv2d) for layer in layers[1:])
+    near = search_features(layers, values, shape, _SHALLOW if first else _SEARCH, watch)
+    if not first or int((values > 0).sum()) < near.numel() or watch.stopped:
+        return near
+    try:
+        block = block_below(layers, front.depth, shape)
+    except UnsupportedNetworkError:
+        return near
+    return image_from_pooled(block, values, near, setting.bounds, watch).image
+
+
+def _require_features(front: Front, pixels: int) -> None:
+    """Refuse a front of several examples that is of no use: one that did not leave the head, or knows too little.
+
+    Raises:
+        UnsupportedNetworkError: it is such a one.
+    """
+    if not front.rounded:
+        raise UnsupportedNetworkError("what went into the head leads no further where several examples mix")
+    if front.values[0].numel() < pixels:
+        raise UnsupportedNetworkError(f"peeling ends at {front.values[0].numel()} features for {pixels} pixels")
 
 
 def _double(gradient: Params) -> Params:
@@ -335,11 +246,15 @@ def _double(gradient: Params) -> Params:
 
 
 def _verified(
-    observation: Observation, found: tuple[Tensor, ...], evidence: dict[str, Any], watch: Watch, status: Status
+    observation: Observation,
+    labels: Labels,
+    found: tuple[Tensor, ...],
+    evidence: dict[str, Any],
+    watch: Watch,
+    status: Status,
 ) -> Reconstruction:
     """Run the client on what was found: only an update that comes out the same makes it exact."""
-    labels, network = granted_or_recovered(observation), observation.network
-    tried = []
+    network, tried = observation.network, []
     for inputs in found:
         images = network.denormalize(inputs.reshape(observation.batch_shape).to(network.device, network.dtype))
         loss = relative_matching_cost(observation, images, labels)

@@ -181,7 +181,7 @@ def solve(known: _Known, winners: Tensor, prior: Tensor, weights: Tensor | None)
     """
     block = known.block
     kernel = (block.weight.shape[2], block.weight.shape[3])
-    matrix = correlation_matrix(kernel, block.stride, block.padding, block.shape, block.spread(known.at(winners)))
+    matrix = correlation_matrix(kernel, block.stride, block.padding, block.shape, block.spread(known.at(winners))[None])
     rows = known.gradient.permute(0, 2, 3, 1).reshape(-1, block.shape[0])
     weighted = matrix if weights is None else matrix * weights[:, None]
     gram = matrix.T @ weighted

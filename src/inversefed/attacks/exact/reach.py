@@ -1,24 +1,32 @@
 """How far peeling will come in a network, read off its layers before anything is solved.
 
 Peeling goes on through what linear equations determine. It ends at a ReLU whose inputs were solved from rounded
-numbers, at max pooling with too few equations to find the winners by, and at any layer that it does not know.
+numbers where no convolution in front has equations to spare, at max pooling with too few equations to find the winners
+by, at an average over more places than channels, and at any layer that it does not know.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from inversefed.attacks.exact.block import affine, block_below
 from inversefed.attacks.exact.convolution import require_plain
+from inversefed.attacks.exact.feeding import Feeding, feeding, overdetermined, require_enough, require_shifts
+from inversefed.attacks.exact.front import Fork
 from inversefed.errors import UnsupportedNetworkError
-from inversefed.fl.chain import Layer
+from inversefed.fl.chain import Layer, Residual, flat
 
 __all__ = ["Reach", "cannot_peel", "ends_block", "pools", "reach"]
 
 _FREE = (
     nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ReLU, nn.Linear
 )  # fmt: skip
+_KINKS = (nn.ReLU, nn.LeakyReLU)
+_AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_NOTHING = torch.zeros(1, 1, 1, 1)
+"""In the place of the loss gradient that comes back on another way: here it is enough that it will be known."""
 
 
 @dataclass(frozen=True)
@@ -26,26 +34,32 @@ class Reach:
     """Where peeling is expected to end.
 
     Args:
-        depth: how many layers are left, 0 at the image.
-        count: how many there are.
+        left: the layers that are left, none at the image.
+        count: how many layers there are, those within a sum of two ways counted one by one.
         values: how many numbers come out of the layer where it ends; those of the image at depth 0.
         why: what ends it, empty at the image.
         alternates: whether a max pooling on the way is passed by an alternation, which may not settle.
     """
 
-    depth: int
+    left: tuple[Layer, ...]
     count: int
     values: int
     why: str = ""
     alternates: bool = False
 
+    @property
+    def depth(self) -> int:
+        """How many layers are left, counted likewise; 0 at the image."""
+        return len(flat(self.left))
 
-def reach(layers: tuple[Layer, ...], image_shape: tuple[int, int, int]) -> Reach:
+
+def reach(layers: tuple[Layer, ...], image_shape: tuple[int, int, int], number: int = 1) -> Reach:
     """Follow the way of peeling by the kinds of layers and by counting.
 
     Args:
         layers: the network as a chain, its head a linear layer with bias.
         image_shape: `(c, h, w)`.
+        number: how many examples are peeled at once.
 
     Raises:
         UnsupportedNetworkError: nothing below the head can be peeled.
@@ -56,24 +70,74 @@ def reach(layers: tuple[Layer, ...], image_shape: tuple[int, int, int]) -> Reach
     >>> reach(chain(freeze(smooth, (3, 8, 8))), (3, 8, 8)).depth
     0
     """
-    depth, rounded, alternates, why = len(layers) - 1, False, False, ""
-    while depth and not why:
-        left = layers[:depth]
+    way = _down(_Way(layers[:-1], image_shape, number))
+    values = math.prod(way.left[-1].shape if way.left else image_shape)
+    return Reach(way.left, len(flat(layers)), values, way.why, way.alternates)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What `front.Front` says of numbers, without them."""
+
+    left: tuple[Layer, ...]
+    image_shape: tuple[int, int, int]
+    number: int
+    known: bool = True
+    rounded: bool = False
+    alternates: bool = False
+    fork: Fork | None = None
+    why: str = ""
+
+    def below(self, **changes: object) -> "_Way":
+        return replace(self, left=self.left[:-1], **changes)  # type: ignore[arg-type]
+
+
+def _down(way: _Way) -> _Way:
+    floor = 0 if way.fork is None else way.fork.floor
+    while len(way.left) > floor and not way.why:
         try:
-            if ends_block(left, rounded):
-                start, why = _block(left, image_shape)
-                depth, rounded, alternates = (depth, rounded, alternates) if why else (start, True, True)
-            elif rounded and isinstance(left[-1].module, nn.ReLU | nn.LeakyReLU):
-                kind = type(left[-1].module).__name__
-                why = f"what comes out of this {kind} is known up to rounding, and so the side of its kink is not"
-            else:
-                depth, rounded = depth - 1, _step(left, image_shape) or rounded
+            way = _step(way)
         except UnsupportedNetworkError as error:
-            if not rounded:
+            if not way.rounded:
                 raise
-            why = str(error)
-    values = math.prod(layers[depth - 1].shape if depth else image_shape)
-    return Reach(depth, len(layers), values, why, alternates)
+            way = replace(way, why=str(error))
+    return way
+
+
+def _step(way: _Way) -> _Way:
+    module, left = way.left[-1].module, way.left
+    if ends_block(left, way.rounded):
+        if way.number > 1 or not way.known:
+            raise cannot_peel(module)
+        start, why = _block(left, way.image_shape)
+        return replace(way, why=why) if why else replace(way, left=left[:start], rounded=True, alternates=True)
+    if isinstance(module, Residual):
+        first = module.shortcut[0] if module.shortcut else None
+        beside = first if first is not None and isinstance(first.module, nn.Conv2d) else None
+        fork = Fork(len(left) - 1, _NOTHING, beside, outer=way.fork)
+        return replace(_down(replace(way, left=(*left[:-1], *module.body), known=False, fork=fork)), fork=way.fork)
+    if isinstance(module, _KINKS) and (way.rounded or not way.known):
+        why = _kink(way, feeding(left[:-1], way.fork, way.image_shape))
+        return replace(way, why=why) if why else way.below()
+    if isinstance(module, _AVERAGES):
+        return way.below(known=way.known and left[-1].shape == (left[-2].shape if len(left) > 1 else way.image_shape))
+    if not way.known and isinstance(module, nn.Sigmoid | nn.Tanh):
+        raise cannot_peel(module)
+    solved = _check(left, way.image_shape, way.number, way.known)
+    return way.below(rounded=way.rounded or solved, known=way.known or solved)
+
+
+def _kink(way: _Way, feed: Feeding | None) -> str:
+    """What keeps peeling from getting past a ReLU whose side is not exactly known."""
+    name = type(way.left[-1].module).__name__
+    if not way.known:
+        if feed is None or feed.added is not None or isinstance(way.left[-1].module, nn.LeakyReLU):
+            raise cannot_peel(way.left[-1].module)
+        require_shifts(feed, way.number, way.left[-1].shape)
+        return ""
+    if feed is not None and overdetermined(feed, way.number):
+        return ""
+    return f"what comes out of this {name} is known up to rounding, and so the side of its kink is not"
 
 
 def ends_block(layers: tuple[Layer, ...], rounded: bool) -> bool:
@@ -109,12 +173,13 @@ def _block(layers: tuple[Layer, ...], image_shape: tuple[int, int, int]) -> tupl
     return block.start, ""
 
 
-def _step(layers: tuple[Layer, ...], image_shape: tuple[int, int, int]) -> bool:
+def _check(layers: tuple[Layer, ...], image_shape: tuple[int, int, int], number: int, known: bool) -> bool:
     """Check that the last layer can be peeled; whether its input has to be solved for, and so is rounded."""
     module = layers[-1].module
     if isinstance(module, nn.Conv2d):
         shape = layers[-2].shape if len(layers) > 1 else image_shape
-        require_plain(module, (shape[0], shape[1], shape[2]))
+        require_plain(module, (shape[0], number * shape[1], shape[2]))
+        require_enough(module, shape, layers[-1].shape, number, known)
         return True
     if isinstance(module, nn.BatchNorm2d):
         affine(module)

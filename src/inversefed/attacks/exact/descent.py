@@ -1,0 +1,194 @@
+"""From the head to the image, one layer after another, as far as the numbers can be trusted.
+
+head:        a = gb^T gW / |gb|^2,  delta = W^T gb              (one example; of several, `separate` solves for a)
+activation:  z = act^{-1}(a),  delta <- delta * act'(z)
+BatchNorm:   x = (z - t) / s,  delta <- s * delta               (eval mode)
+convolution: solve for a (see `convolution`),  delta <- W^T delta
+average:     delta is spread evenly, a is not known; a ReLU in front of it: see `places`
+sum:         delta goes both ways and comes back as the sum; a is what comes out of the longer way's peeling
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from inversefed.attacks.exact.block import Block, affine, block_below
+from inversefed.attacks.exact.convolution import solve_convolution, transposed
+from inversefed.attacks.exact.features import search_features
+from inversefed.attacks.exact.feeding import require_enough
+from inversefed.attacks.exact.front import Fork, Front, Setting
+from inversefed.attacks.exact.pooling import unpool
+from inversefed.attacks.exact.reach import cannot_peel, ends_block
+from inversefed.attacks.exact.sides import equations_beside, sides
+from inversefed.attacks.exact.watch import Stopped
+from inversefed.errors import UnsupportedNetworkError
+from inversefed.fl.chain import Layer, Residual
+
+__all__ = ["descend", "step"]
+
+_FIRST = 60
+"""Steps for a first image, which need not be good."""
+
+
+def descend(setting: Setting, front: Front) -> Front:
+    """Go down as far as the numbers can be trusted, within a sum of two ways to where they part.
+
+    Args:
+        setting: what peeling works on.
+        front: where it starts.
+
+    Raises:
+        UnsupportedNetworkError: nothing behind the first layer that has to be solved for can be peeled.
+    """
+    floor = 0 if front.fork is None else front.fork.floor
+    while front.depth > floor and not front.ended and not setting.watch.stop():
+        try:
+            below = step(setting, front)
+        except Stopped:
+            below = None
+        except UnsupportedNetworkError:
+            if not front.rounded:
+                raise
+            below = None
+        front = replace(front, ended=True) if below is None else below
+    return front
+
+
+def step(setting: Setting, front: Front) -> Front | None:
+    """One layer or block down; nothing where the numbers do not tell the side of a kink, or the equations are few."""
+    layer = front.left[-1]
+    if ends_block(front.left, front.rounded):
+        return _below_block(setting, front, block_below(front.left, front.depth, setting.image_shape))
+    match layer.module:
+        case nn.ReLU() | nn.LeakyReLU():
+            return _below_kink(setting, front, getattr(layer.module, "negative_slope", 0.0))
+        case nn.Conv2d():
+            return _below_convolution(setting, front, layer.name, layer.module)
+        case nn.Linear():
+            return _below_linear(setting, front, layer.name, layer.module)
+        case nn.AdaptiveAvgPool2d() | nn.AvgPool2d():
+            return _below_average(setting, front, layer.module)
+        case Residual():
+            return _below_sum(setting, front, layer.module)
+    return _below(setting, front)
+
+
+def _shape(setting: Setting, left: tuple[Layer, ...]) -> tuple[int, ...]:
+    """What comes out of these layers, of one example."""
+    return left[-1].shape if left else setting.image_shape
+
+
+def _below(setting: Setting, front: Front) -> Front:
+    """In front of a layer that is undone number by number."""
+    module, values, delta, weight = front.left[-1].module, front.values, front.delta, front.weight
+    match module:
+        case nn.Flatten() | nn.Identity() | nn.Dropout() | nn.Dropout2d():
+            shape = (len(values), *_shape(setting, front.left[:-1]))
+            return front.below(*(part.reshape(shape) for part in (values, delta, weight)))
+        case nn.Sigmoid() | nn.Tanh() if front.known:
+            values, slope = _inverse(module, values, setting.eps)
+            return front.below(values, delta * slope, weight * slope)
+        case nn.BatchNorm2d():
+            scale, shift = affine(module)
+            return front.below((values - shift) / scale, delta * scale, weight * scale.abs())
+    raise cannot_peel(module)
+
+
+def _inverse(module: nn.Module, outputs: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What went into a smooth activation, and its slope there."""
+    if isinstance(module, nn.Sigmoid):
+        inside = outputs.clamp(eps, 1 - eps)
+        return torch.logit(inside), inside * (1 - inside)
+    inside = outputs.clamp(-1 + eps, 1 - eps)
+    return torch.atanh(inside), 1 - inside.square()
+
+
+def _below_kink(setting: Setting, front: Front, negative: float) -> Front | None:
+    told = sides(setting, front, negative)
+    if told is None:
+        return None
+    slope = torch.where(told.on, 1.0, negative).to(front.delta)
+    values = torch.where(told.on, front.values, front.values / negative if negative else 0.0)
+    return replace(front.below(values, front.delta * slope, front.weight * slope), tolerance=told.tolerance)
+
+
+def _below_linear(setting: Setting, front: Front, name: str, module: nn.Linear) -> Front:
+    gradient, delta = setting.gradient[f"{name}.weight"], front.delta
+    if len(delta) == 1:
+        values = (delta @ gradient) / delta.square().sum()
+    else:
+        values = torch.linalg.lstsq(delta.T, gradient).solution
+    below = front.below(values, delta @ module.weight.detach(), torch.ones_like(values))
+    return replace(below, exact=front.exact and len(delta) == 1)
+
+
+def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Conv2d) -> Front:
+    channels, height, width = _shape(setting, front.left[:-1])
+    require_enough(module, (channels, height, width), front.left[-1].shape, len(front.delta), front.known)
+    solved = solve_convolution(
+        module,
+        (channels, height, width),
+        setting.gradient[f"{name}.weight"],
+        front.delta,
+        front.values,
+        front.weight,
+        tolerance=setting.eps * 1e-3,
+        go_on=setting.watch.go_on,
+        beside=equations_beside(setting, front, (channels, height, width)) if front.first else None,
+    )
+    delta = transposed(module, (channels, height, width), front.delta)
+    below = front.below(solved.values, delta, torch.ones_like(solved.values))
+    return replace(below, exact=False, rounded=True, unseen=max(front.unseen, solved.unseen))
+
+
+def _below_average(setting: Setting, front: Front, module: nn.Module) -> Front:
+    inside = torch.zeros(len(front.delta), *_shape(setting, front.left[:-1]), dtype=front.delta.dtype)
+    if inside.shape == front.delta.shape:
+        return front.below(front.values, front.delta, front.weight)
+    return front.without_values(_pulled_back(module, inside, front.delta))
+
+
+def _below_sum(setting: Setting, front: Front, both: Residual) -> Front:
+    """Peel the longer way; the loss gradient in front of the sum is that of both ways together."""
+    nothing, shortcut, way = torch.zeros_like(front.values), both.shortcut, (*front.left[:-1], *both.body)
+    inputs = [torch.zeros(len(front.delta), *_shape(setting, front.left[:-1]), dtype=front.delta.dtype)]
+    for layer in shortcut:
+        if not isinstance(layer.module, nn.Conv2d | nn.BatchNorm2d | nn.Identity | nn.AvgPool2d):
+            raise cannot_peel(layer.module)
+        inputs.append(layer.module(inputs[-1]))
+    deltas = [front.delta]  # from behind to the front of the other way
+    for layer, seen in zip(reversed(shortcut), reversed(inputs[:-1]), strict=True):
+        deltas.append(_pulled_back(layer.module, seen, deltas[-1]))
+    fork = Fork(front.depth - 1, deltas[-1], outer=front.fork)
+    if shortcut and isinstance(shortcut[0].module, nn.Conv2d):
+        fork = replace(fork, beside=shortcut[0], delta=deltas[-2])
+    inner = descend(setting, replace(front, left=way, values=nothing, weight=nothing, exact=False, fork=fork))
+    if inner.depth > fork.floor:
+        return replace(inner, ended=True)
+    return replace(inner, delta=inner.delta + deltas[-1], fork=front.fork)
+
+
+def _pulled_back(module: nn.Module, inputs: Tensor, delta: Tensor) -> Tensor:
+    """The loss gradient in front of a layer that is linear up to a constant."""
+    return torch.func.vjp(module, inputs)[1](delta)[0]  # type: ignore[no-any-return]
+
+
+def _below_block(setting: Setting, front: Front, block: Block) -> Front | None:
+    """In front of a convolution with max pooling behind it, of one example."""
+    outputs, _, height, width = block.weight.shape
+    if block.start == 0 or outputs * height * width < block.shape[1] * block.shape[2] or not front.known:
+        return None
+    watch, image, values = setting.watch, front.image, front.values[0]
+    if image is None:
+        image = search_features(front.left, values, setting.image_shape, _FIRST, watch)
+    if watch.stopped:
+        return None
+    gradient = block.weight_gradient(setting.gradient)
+    found = unpool(front.left, block, values, front.delta[0], gradient, image, watch)
+    if not found.settled:
+        return None
+    return Front(
+        front.left[: block.start], found.values[None], found.delta[None], torch.ones_like(found.values)[None],
+        exact=False, rounded=True, image=found.image, unseen=1.0, fork=front.fork,
+    )  # fmt: skip

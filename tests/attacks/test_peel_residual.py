@@ -1,0 +1,222 @@
+"""Peeling past averages over places and sums of two ways, of one example and of several at once."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import inversefed
+from inversefed import FedSGD, recipes
+from inversefed.attacks.exact import sides as sides_module
+from inversefed.attacks.exact.descent import descend
+from inversefed.attacks.exact.feeding import feeding, overdetermined
+from inversefed.attacks.exact.front import Front, Setting
+from inversefed.attacks.exact.peel import head_of
+from inversefed.attacks.exact.places import places_on
+from inversefed.attacks.exact.sides import sides
+from inversefed.errors import UnsupportedNetworkError
+from inversefed.fl.chain import Residual, chain, flat, run
+from inversefed.fl.network import freeze
+from inversefed.zoo import constants, networks, pictures
+from inversefed.zoo.networks.resnet import ResNetSpec, resnet
+
+
+def small_resnet(seed: int = 0) -> nn.Module:
+    """Three stages of two blocks for 16x16 pictures, which end at 4x4 places."""
+    torch.manual_seed(seed)
+    return resnet(ResNetSpec((2, 2, 2), 32), 10).eval()
+
+
+class Before(nn.Module):
+    """A block with BatchNorm and ReLU in front of its convolutions (He et al. 2016, arXiv:1603.05027)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.short = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if stride != 1 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(F.relu(self.one(x)))
+        return torch.add(self.second(torch.relu(self.two(y))), self.short(x))
+
+
+def averaged(*, width: int = 64) -> nn.Module:
+    """Plain convolutions whose last maps are averaged by a function."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, width, 3, stride=2, padding=1)
+            self.third, self.fourth = nn.Conv2d(width, 128, 3, 2, 1), nn.Conv2d(128, 64, 5, padding=2)
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in (self.first, self.second, self.third, self.fourth):
+                x = layer(x).relu()
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def before() -> nn.Module:
+    torch.manual_seed(0)
+    blocks = [Before(32, 32, 1), Before(32, 64, 2), Before(64, 128, 2), Before(128, 128, 1)]
+    end = [nn.BatchNorm2d(128), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)]
+    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *blocks, *end).eval()
+
+
+def tiles(number: int) -> torch.Tensor:
+    """Photographs at 16x16, the first of them again from their other halves where there are too few."""
+    names = pictures.photo_names()
+    whole = torch.stack([pictures.photo(names[i % len(names)], (3, 32, 32)) for i in range(number)])
+    return F.avg_pool2d(whole, 2)
+
+
+def audited(module: nn.Module, images: torch.Tensor, labels: list[int], **options: object) -> inversefed.Report:
+    return inversefed.audit(
+        module, images, torch.tensor(labels), mean=constants.cifar10_mean, std=constants.cifar10_std,
+        attack=recipes.peel(), nulls=0, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [small_resnet, averaged, before])
+def test_a_picture_behind_an_average_is_exact(make: object, dtype: torch.dtype) -> None:
+    report = audited(make().to(dtype), tiles(2)[1:], [3])
+    assert float(report.scores["peak_signal_noise_ratio"]) > 100
+    assert report.labels.tolist() == [3] and "exact" in {finding.code for finding in report.findings}
+
+
+@pytest.mark.parametrize("labels", [[3, 5, 7], [4, 4, 1]])
+def test_several_pictures_behind_an_average_are_exact(labels: list[int]) -> None:
+    report = audited(small_resnet(), tiles(3), labels)
+    assert float(report.scores["peak_signal_noise_ratio"].min()) > 90
+    assert sorted(report.labels.tolist()) == sorted(labels)
+
+
+def test_the_paper_s_wide_network_gives_its_picture_away_by_default(photos: torch.Tensor) -> None:
+    module = networks.build("ResNet20-4", seed=0).eval()
+    mean, std = constants.cifar10_mean, constants.cifar10_std
+    report = inversefed.audit(module, photos[:1], torch.tensor([3]), mean=mean, std=std, nulls=0)
+    assert float(report.scores["peak_signal_noise_ratio"]) > 100
+    reasons = next(finding for finding in report.findings if finding.code == "attack-chosen")
+    assert "Peel is exact" in reasons.message
+
+
+@pytest.mark.parametrize(("number", "grid"), [(1, (4, 3)), (3, (3, 3))])
+def test_moves_of_the_taps_tell_where_the_relu_was_on(number: int, grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(48, 40, 3, padding=1).double()
+    inputs = torch.rand(number, 48, *grid).double().requires_grad_(False)
+    outputs = conv(inputs)
+    pull = torch.randn(number, 40).double()
+    (gradient,) = torch.autograd.grad((outputs.relu().mean((2, 3)) * pull).sum(), conv.weight)
+    open_delta = (pull / (grid[0] * grid[1]))[..., None, None].expand_as(outputs)
+    found = places_on(gradient, open_delta, 1e-15)
+    torch.testing.assert_close(found, (outputs > 0).double(), rtol=0, atol=1e-6)
+
+
+def test_too_few_channels_for_so_many_places_are_refused() -> None:
+    with pytest.raises(UnsupportedNetworkError, match="only 64 channels to tell them apart"):
+        audited(averaged(), torch.rand(1, 3, 48, 48), [3])
+    with pytest.raises(UnsupportedNetworkError, match=r"directions of 64 places apart"):
+        audited(networks.build("ResNet20", seed=0).eval(), tiles(1).repeat(1, 1, 2, 2), [3])
+
+
+def test_noise_is_not_taken_for_places() -> None:
+    torch.manual_seed(0)
+    noise, share = torch.randn(40, 48, 3, 3).double(), torch.rand(1, 40, 1, 1).double().expand(1, 40, 3, 3)
+    with pytest.raises(UnsupportedNetworkError, match="no columns of zeros and ones"):
+        places_on(noise, share, 1e-7)
+
+
+def fronts(module: nn.Module, images: torch.Tensor, labels: list[int]) -> tuple[Setting, Front, torch.Tensor]:
+    """What peeling works on, where it starts, and the normalized truth."""
+    network = freeze(module, images.shape[1:], mean=0.5, std=0.25)
+    batch = inversefed.Batch(images, torch.tensor(labels))
+    update = FedSGD()(network, images, batch.labels)
+    observation = inversefed.observe(network, FedSGD(), update, batch, inversefed.ThreatModel())
+    gradient = {name: part.double() for name, part in observation.gradient.items()}
+    bounds = (torch.zeros(()).double(), torch.ones(()).double())
+    setting = Setting(chain(network), gradient, network.image_shape, bounds, torch.finfo(network.dtype).eps)
+    return setting, head_of(setting, observation)[0], (images.double() - 0.5) / 0.25
+
+
+def test_units_on_the_wrong_side_are_found_by_what_they_leave_of_the_equations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setting, front, truth = fronts(small_resnet(), tiles(1), [3])
+    told, guess = [], sides_module._by_value
+
+    def wrong(values: torch.Tensor, slope: float) -> object:
+        """The five least values that were on are taken for zeros, and five zeros for values."""
+        right = guess(values, slope)
+        on, flat_values = right.on.clone().flatten(), values.flatten()
+        least = torch.where(on, flat_values, torch.inf).topk(5, largest=False).indices
+        doubt = right.doubt.clone().flatten()
+        off = (~on).nonzero().flatten()[:5]
+        for units in (least, off):
+            on[units], doubt[units] = ~on[units], 1.0
+        told.append(right.on)
+        return type(right)(on.reshape(values.shape), doubt.reshape(values.shape))
+
+    monkeypatch.setattr(sides_module, "_by_value", wrong)
+    reached = descend(setting, front)
+    assert len(told) > 3  # the first of them behind what was solved for
+    expected = run(reached.left, truth)
+    assert float((reached.values - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_where_nothing_checks_a_side_peeling_stops(photos: torch.Tensor) -> None:
+    setting, front, truth = fronts(small_resnet(), photos[:1], [3])
+    reached = descend(setting, front)
+    feed = feeding(reached.left[:-1], reached.fork, setting.image_shape)
+    assert reached.ended and feed is not None and not overdetermined(feed, 1) and sides(setting, reached, 0.0) is None
+    expected = run(reached.left, truth)
+    assert float((reached.values - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_sums_of_two_ways_are_layers_of_the_chain() -> None:
+    network = freeze(before(), (3, 16, 16))
+    layers = chain(network)
+    both = [layer.module for layer in layers if isinstance(layer.module, Residual)]
+    assert [len(each.shortcut) for each in both] == [1, 1, 1, 1] and all(len(each.body) == 6 for each in both)
+    assert len(flat(layers)) == len(layers) + sum(len(each.body) + len(each.shortcut) - 1 for each in both)
+    images = torch.rand(2, 3, 16, 16).double()
+    torch.testing.assert_close(run(layers, images), before().double()(images))
+
+
+def test_weights_that_run_twice_are_no_chain() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = OrderedDict(inner=nn.Conv2d(3, 3, 3, padding=1), head=nn.Linear(48, 5))
+            self.layers = nn.ModuleDict(layers)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            inner = self.layers["inner"]
+            return self.layers["head"](inner(inner(x)).flatten(1))
+
+    with pytest.raises(UnsupportedNetworkError, match=r"runs layers\.inner twice"):
+        chain(freeze(Twice(), (3, 4, 4)))
+
+
+@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2, 3)])
+def test_means_over_other_axes_are_refused(axes: tuple[int, ...]) -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.LazyLinear(5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x.mean(axes, keepdim=True).flatten(1))
+
+    module = Mean()
+    module(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(UnsupportedNetworkError, match="a mean over"):
+        chain(freeze(module, (3, 4, 4)))

@@ -14,7 +14,7 @@ from inversefed import Batch, FedSGD, ThreatModel, freeze, observe, recipes
 from inversefed.attacks import Attack
 from inversefed.errors import InversefedError
 from inversefed.evaluation.align import align
-from inversefed.types import Budget
+from inversefed.types import Budget, Finding
 from inversefed.zoo import constants, networks, pictures
 
 __all__ = ["main"]
@@ -46,6 +46,10 @@ def cases() -> Iterator[tuple[str, str, Attack, nn.Module, int, torch.dtype]]:
         yield "cocktail_party", "perceptron 1024", recipes.cocktail_party(), perceptron(1024), count, single
     for dtype in (double, single):
         yield "april", "BareViT", recipes.april(), networks.build("BareViT", seed=0), 1, dtype
+    for name in ("LeNetZhu", "AllConv", "McMahan", "ConvNet16", "ResNet20", "ResNet20-4", "ResNet18"):
+        yield "peel", name, recipes.peel(), networks.build(name, seed=0), 1, single
+    for name, count in (("AllConv", 2), ("AllConv", 4), ("ResNet20-4", 3), ("ResNet18", 2), ("ResNet18", 4)):
+        yield "peel", name, recipes.peel(), networks.build(name, seed=0), count, single
 
 
 def run(attack: Attack, module: nn.Module, images: Tensor, dtype: torch.dtype, seconds: float) -> str:
@@ -60,15 +64,21 @@ def run(attack: Attack, module: nn.Module, images: Tensor, dtype: torch.dtype, s
     try:
         found = attack(observation, torch.Generator().manual_seed(0), Budget(seconds=seconds))
     except InversefedError as error:
-        return f"refused: {error}"
+        return f" | | {gray.median():4.1f} | | refused: {error} | {time.perf_counter() - began:.1f}"
     spent = time.perf_counter() - began
     order = align(found.images.double(), images.double())
     quality = _decibels(found.images[order], images)
     right = int((found.labels[order] == labels).sum())
     return (
         f"{quality.median():4.0f} | {quality.min():4.0f} | {gray.median():4.1f} | {right}/{len(labels)} | "
-        f"{found.findings[0].code} | {spent:.1f}"
+        f"{found.findings[0].code}{_how_far(found.findings[0])} | {spent:.1f}"
     )
+
+
+def _how_far(finding: Finding) -> str:
+    """Of peeling: how many layers were left, behind which the picture was looked for."""
+    evidence = finding.evidence
+    return f", {evidence['layers_inverted']} of {evidence['layers']} left" if "layers_inverted" in evidence else ""
 
 
 def _decibels(found: Tensor, truth: Tensor) -> Tensor:

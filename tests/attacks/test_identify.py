@@ -202,7 +202,7 @@ def test_a_rule_that_mixes_entries_bounds_no_rank() -> None:
 
 
 def test_methods_keep_the_reasons_that_they_refuse_with(photos: torch.Tensor) -> None:
-    for observation in (seen(networks.build("ResNet20", seed=0).eval(), photos[:1]), seen(perceptron(), pictures(2))):
+    for observation in (seen(networks.build("ResNet50", seed=0).eval(), photos[:1]), seen(perceptron(), pictures(2))):
         for method, attack in zip(
             identify(observation).methods, (LinearInput(), Peel(), SparseBatch(), AttentionInput()), strict=True
         ):

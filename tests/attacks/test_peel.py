@@ -87,7 +87,7 @@ def test_what_does_not_reproduce_the_update_is_not_called_exact(photos: torch.Te
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("ResNet20", "directions of 64 places apart"),
+        ("ResNet50", "a convolution with kernel 3 or more"),
         ("iRevNet", "branches|layer by layer|no layer"),
         ("DenseNet40", "branches|no layer of its own|layer by layer"),
     ],

@@ -42,7 +42,7 @@ _MATTERS = 0.75
 than by a wrong one."""
 
 
-_SOLVED = 1e-5
+_SOLVED = 1e-3
 """Relative matching cost below which what an exact method found is nearer than any search comes."""
 
 

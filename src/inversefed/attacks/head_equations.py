@@ -176,7 +176,9 @@ class _Affine:
         return _Affine(k.T @ errors, errors.sum(dim=0), slope, change.sum(dim=0))
 
 
-def levenberg_marquardt(linearized: _Linearized, start: Tensor, steps: int) -> tuple[Tensor, float]:
+def levenberg_marquardt(
+    linearized: _Linearized, start: Tensor, steps: int, gain: float = 1e-12
+) -> tuple[Tensor, float]:
     """Minimize the square of a residual over some numbers (Marquardt 1963); returns its norm as well.
 
     The step is taken by the singular values of the Jacobian with columns of unit length: two examples that are alike
@@ -186,6 +188,7 @@ def levenberg_marquardt(linearized: _Linearized, start: Tensor, steps: int) -> t
         linearized: gives residual `[m]` and Jacobian `[m, n]`.
         start: `[n]`.
         steps: most steps.
+        gain: the share of the square that a step must take away, else it is the last.
     """
     x, damping = start, 1e-3
     r, jacobian = linearized(x)
@@ -202,6 +205,6 @@ def levenberg_marquardt(linearized: _Linearized, start: Tensor, steps: int) -> t
         else:
             break
         x, r, jacobian, damping = x - step, after, ahead, max(damping / 8, 1e-30)
-        if float(r @ r) > before * (1 - 1e-12) or float(r @ r) < 1e-30:
+        if float(r @ r) > before * (1 - gain) or float(r @ r) < 1e-30:
             break
     return x, float(r.norm())

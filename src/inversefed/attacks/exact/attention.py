@@ -19,9 +19,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from inversefed.attacks.exact.verify import exactness
+from inversefed.attacks.exact.verify import exactness, matched
 from inversefed.attacks.labels import granted_or_recovered
-from inversefed.attacks.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import FedSGD
 from inversefed.fl.network import Network
@@ -52,7 +51,7 @@ class AttentionInput:
         inputs = _unembedded(entry, tokens, network.image_shape)
         images = network.denormalize(inputs[None].to(network.device, network.dtype))
         labels = granted_or_recovered(observation)
-        loss = relative_matching_cost(observation, images, labels)
+        images, loss = matched(observation, images, labels)
         how = f"the picture was read off {entry.positions} and the attention behind it in closed form, without a search"
         finding = exactness(loss, how, {"condition": spread})
         chosen = Candidate(images, labels, loss, Status.FINISHED, iterations=1)

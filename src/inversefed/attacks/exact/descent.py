@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from inversefed.attacks.exact.block import Block, affine, block_below
 from inversefed.attacks.exact.convolution import solve_convolution, transposed
-from inversefed.attacks.exact.features import search_features
+from inversefed.attacks.exact.features import search_features, shallow
 from inversefed.attacks.exact.feeding import require_enough
 from inversefed.attacks.exact.front import Fork, Front, Setting
+from inversefed.attacks.exact.known import Known
 from inversefed.attacks.exact.pooling import unpool
 from inversefed.attacks.exact.reach import cannot_peel, ends_block
 from inversefed.attacks.exact.sides import equations_beside, sides
@@ -165,8 +166,16 @@ def _below_sum(setting: Setting, front: Front, both: Residual) -> Front:
         fork = replace(fork, beside=shortcut[0], delta=deltas[-2])
     inner = descend(setting, replace(front, left=way, values=nothing, weight=nothing, exact=False, fork=fork))
     if inner.depth > fork.floor:
-        return replace(inner, ended=True)
+        return replace(inner, ended=True, also=(*inner.also, *_what_came_out(front)))
     return replace(inner, delta=inner.delta + deltas[-1], fork=front.fork)
+
+
+def _what_came_out(front: Front) -> tuple[Known, ...]:
+    """What is known at the front, if anything; under a ReLU that is the positive numbers."""
+    if not front.known:
+        return ()
+    on = front.weight > 0
+    return (Known(front.left, torch.where(on, front.values, 0.0), clipped=not bool(on.all())),)
 
 
 def _pulled_back(module: nn.Module, inputs: Tensor, delta: Tensor) -> Tensor:
@@ -181,7 +190,8 @@ def _below_block(setting: Setting, front: Front, block: Block) -> Front | None:
         return None
     watch, image, values = setting.watch, front.image, front.values[0]
     if image is None:
-        image = search_features(front.left, values, setting.image_shape, _FIRST, watch)
+        function = shallow(front.left, torch.float32)
+        image = watch.keep(search_features(function, values[None], setting.image_shape, _FIRST, watch)[0])
     if watch.stopped:
         return None
     gradient = block.weight_gradient(setting.gradient)

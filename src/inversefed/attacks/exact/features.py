@@ -4,7 +4,7 @@ Without pooling, by L-BFGS with strong Wolfe line search: with more features tha
 
     x = argmin |f(x) - a|^2 / |a|^2
 
-Max pooling has kinks that a line search stalls on. There the search goes through Fourier coefficients and colors
+Kinks, of max pooling above all, stall a line search. There the search goes through Fourier coefficients and colors
 (`parametrizations.Spectral`), by the absolute error, with noise on the image that fades and total variation that fades.
 
     x = argmin |f(x + noise) - a|_1 / |a|_1 + weight TV(x)
@@ -23,13 +23,9 @@ from inversefed.attacks.optimizers import NormalizedMomentum
 from inversefed.attacks.parametrizations import Spectral
 from inversefed.fl.chain import Layer, run
 
-__all__ = ["invert_each", "invert_features", "search_features", "shallow"]
+__all__ = ["invert_features", "search_features", "shallow"]
 
 _CHUNK = 10
-_STARTS, _GRAIN = 4, 0.1
-"""How many starts a local minimum leads to, and how much noise they are: where all is off nothing tells a way."""
-_PATIENCE, _FOUND = 20, 1e-6
-"""Rounds without gain that end the search in single precision, and the relative error from which an image is found."""
 _RATE, _NOISE, _SMOOTH = 1.5, 0.15, 1e-2
 _CALM, _ROUGH = 0.5, 0.7
 """The parts of the search after which noise and total variation are gone."""
@@ -82,69 +78,41 @@ def invert_features(
     return x.detach()
 
 
-def invert_each(
-    layers: tuple[Layer, ...], features: Tensor, image_shape: tuple[int, int, int], eps: float, evaluations: int,
-    watch: Watch,
-) -> Tensor:  # fmt: skip
-    """Find, one by one, the normalized images whose features are these, `[n, c, h, w]` in double precision.
-
-    Each is looked for in single precision where the features are no better, and finished in double; where that ends in
-    a local minimum, from another start, as long as all before were found so.
-
-    Args:
-        layers: the shallow layers, which keep examples apart.
-        features: what comes out of them, `[n, ..]`.
-        image_shape: `(c, h, w)`.
-        eps: rounding of the features.
-        evaluations: most evaluations of one image.
-        watch: shown the images from time to time.
-    """
-    found, noise = torch.zeros(len(features), *image_shape, dtype=torch.float64), Generator().manual_seed(0)
-    coarse = torch.float64 if eps < torch.finfo(torch.float32).eps else torch.float32
-    rough, fine, all_found = shallow(layers, coarse), shallow(layers, torch.float64), True
-    for number, own in enumerate(features.double()):
-
-        def shown(images: Tensor, number: int = number) -> Tensor:
-            return torch.cat([found[:number], images.double(), found[number + 1 :]])
-
-        best, least = found[number : number + 1], math.inf
-        for _ in range(_STARTS if all_found else 1):
-            start = _GRAIN * torch.randn((1, *image_shape), generator=noise, dtype=torch.float64)
-            image = invert_features(
-                rough, own[None], start.to(coarse), eps, evaluations, watch, _PATIENCE, shown
-            ).double()
-            misfit = float((fine(image) - own).square().sum() / own.square().sum())
-            best, least = (image, misfit) if misfit < least else (best, least)
-            if least < _FOUND or watch.stop():
-                break
-        all_found &= least < _FOUND
-        found[number] = invert_features(fine, own[None], best, eps, evaluations, watch, _PATIENCE, shown)[0]
-    return found
-
-
 def search_features(
-    layers: tuple[Layer, ...], features: Tensor, image_shape: tuple[int, int, int], rounds: int, watch: Watch
-) -> Tensor:
-    """Find a normalized image whose features behind max pooling are these, in single precision.
+    function: Callable[[Tensor], Tensor],
+    features: Tensor,
+    image_shape: tuple[int, int, int],
+    rounds: int,
+    watch: Watch,
+    grain: float = 0.0,
+    seed: int = 0,
+    shown: Callable[[Tensor], Tensor] = lambda images: images,
+) -> tuple[Tensor, float]:
+    """Find a normalized image whose features behind kinks are these, in single precision.
 
     Args:
-        layers: the shallow layers.
-        features: what comes out of them.
+        function: takes images to their features.
+        features: what comes out of it, `[1, ..]`.
         image_shape: `(c, h, w)`.
         rounds: how many steps; with less time than they take, the schedule runs by the clock.
         watch: asked after each step.
+        grain: standard deviation of the noise in the coefficients that it starts from.
+        seed: of that noise and of the one on the image.
+        shown: from the image that is being found to what the watch is shown.
+
+    Returns:
+        The image, `[c, h, w]`, and the last relative error.
     """
-    layers, features, spectral = _cast(layers, torch.float32), features.float(), Spectral()
-    scale, noise = features.abs().sum(), Generator().manual_seed(0)
-    variables = torch.zeros((1, *image_shape), requires_grad=True)
+    features, spectral, noise = features.float(), Spectral(), Generator().manual_seed(seed)
+    scale = features.abs().sum()
+    variables = (grain * torch.randn((1, *image_shape), generator=noise)).requires_grad_()
     stepper = NormalizedMomentum(_RATE).build([variables])
-    began, left, share, loss = time.monotonic(), watch.left(), 0.0, torch.zeros(())
+    began, left, share, error = time.monotonic(), watch.left(), 0.0, math.inf
 
     def closure() -> float:
-        nonlocal loss
         image = spectral(variables)
         disturbed = image + _NOISE * max(0.0, 1 - share / _CALM) * torch.randn(image.shape, generator=noise)
-        loss = (run(layers, disturbed)[0] - features).abs().sum() / scale
+        loss = (function(disturbed) - features).abs().sum() / scale
         total = loss + _SMOOTH * max(0.0, 1 - share / _ROUGH) * _variation(image)
         (variables.grad,) = torch.autograd.grad(total, variables)
         return loss.item()
@@ -153,9 +121,9 @@ def search_features(
         share = min(1.0, max(number / rounds, (time.monotonic() - began) / left))
         stepper.param_groups[0]["lr"] = _RATE * (1 + math.cos(math.pi * share)) / 2
         error = stepper.step(closure)
-        if watch(error, spectral(variables).detach()[0]) or share >= 1:
+        if watch(error, shown(spectral(variables).detach())) or share >= 1:
             break
-    return watch.keep(spectral(variables).detach()[0])
+    return spectral(variables).detach()[0], error
 
 
 def _variation(image: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from inversefed.attacks.exact.block import affine
 from inversefed.attacks.exact.convolution import require_plain
 from inversefed.attacks.exact.front import Fork
+from inversefed.attacks.exact.moves import MOST_SHORT
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.chain import Layer, Residual
 from inversefed.fl.geometry import residues
@@ -88,7 +89,7 @@ def require_shifts(feed: Feeding, number: int, shape: tuple[int, ...]) -> None:
         shape: `(o, h, w)` of its output.
 
     Raises:
-        UnsupportedNetworkError: a stride, an even kernel, one of side 1, padding that changes the size, or fewer
+        UnsupportedNetworkError: a stride, an even kernel, one of side 1, padding that changes the size, or far fewer
             channels than places.
     """
     conv = feed.conv
@@ -103,7 +104,7 @@ def require_shifts(feed: Feeding, number: int, shape: tuple[int, ...]) -> None:
         )
 
     places, fewest = number * shape[1] * shape[2], min(shape[0], feed.shape[0])
-    if fewest < places:
+    if fewest + MOST_SHORT < places:
         raise UnsupportedNetworkError(
             f"an average over {shape[1]}x{shape[2]} places hides where its ReLU was on; {number} example(s) make "
             f"{places} places, and the convolution in front has only {fewest} channels to tell them apart"

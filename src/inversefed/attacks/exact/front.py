@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from inversefed.attacks.exact.known import Known
 from inversefed.attacks.exact.watch import Watch
 from inversefed.fl.chain import Layer
 from inversefed.types import Params
@@ -72,6 +73,7 @@ class Front:
             solved for it.
         tolerance: up to what share of it a channel's part of the gradient is noise.
         fork: where the innermost sum of two ways begins, within which this is.
+        also: what is known besides, at other depths.
         ended: the numbers lead no further.
     """
 
@@ -85,6 +87,7 @@ class Front:
     unseen: float = 0.0
     tolerance: float = 0.0
     fork: Fork | None = None
+    also: tuple[Known, ...] = ()
     ended: bool = False
 
     @property

@@ -19,14 +19,14 @@ from torch import Generator, Tensor, nn
 
 from inversefed.attacks.exact.block import block_below
 from inversefed.attacks.exact.descent import descend, step
-from inversefed.attacks.exact.features import invert_each, search_features
+from inversefed.attacks.exact.features import search_features, shallow
 from inversefed.attacks.exact.front import Front, Setting
+from inversefed.attacks.exact.known import Known, invert_each
 from inversefed.attacks.exact.pooled import image_from_pooled
 from inversefed.attacks.exact.reach import pools, reach
-from inversefed.attacks.exact.verify import EXACT, exactness
+from inversefed.attacks.exact.verify import EXACT, exactness, matched
 from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.labels import granted_or_recovered
-from inversefed.attacks.problem import relative_matching_cost
 from inversefed.attacks.separate import separate
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl import kinks
@@ -211,15 +211,17 @@ def _images(setting: Setting, front: Front, evaluations: int) -> Tensor:
         return front.values
     if watch.stopped:
         return watch.kept[-1].reshape(-1, *shape) if watch.kept else torch.zeros(len(front.values), *shape)
-    if not pools(layers):
-        return invert_each(layers, front.values, shape, setting.eps, evaluations, watch)
-    return _image_behind_pooling(setting, front)[None]
+    if pools(layers):
+        return _image_behind_pooling(setting, front)[None]
+    known = (Known(layers, front.values), *front.also)
+    return invert_each(known, shape, setting.eps, evaluations, watch)
 
 
 def _image_behind_pooling(setting: Setting, front: Front) -> Tensor:
     layers, shape, watch, values = front.left, setting.image_shape, setting.watch, front.values[0]
     first = all(not isinstance(layer.module, nn.Conv2d) for layer in layers[1:])
-    near = search_features(layers, values, shape, _SHALLOW if first else _SEARCH, watch)
+    function, rounds = shallow(layers, torch.float32), _SHALLOW if first else _SEARCH
+    near = watch.keep(search_features(function, values[None], shape, rounds, watch)[0])
     if not first or int((values > 0).sum()) < near.numel() or watch.stopped:
         return near
     try:
@@ -257,7 +259,7 @@ def _verified(
     network, tried = observation.network, []
     for inputs in found:
         images = network.denormalize(inputs.reshape(observation.batch_shape).to(network.device, network.dtype))
-        loss = relative_matching_cost(observation, images, labels)
+        images, loss = matched(observation, images, labels)
         tried.append((loss, images))
         if loss < EXACT:
             break

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from inversefed.attacks.exact.block import Block
 from inversefed.attacks.exact.convolution import correlation_matrix
-from inversefed.attacks.exact.features import search_features
+from inversefed.attacks.exact.features import search_features, shallow
 from inversefed.attacks.exact.watch import Watch
 from inversefed.fl.chain import Layer, run
 
@@ -114,7 +114,8 @@ def unpool(
         settled = not changed and residual < _SETTLED
         stop = watch(residual, image)
         if number < _PROJECTED and not stop and below:
-            image = search_features(below, inputs, (image.shape[0], image.shape[1], image.shape[2]), _STEPS, watch)
+            shape, function = (image.shape[0], image.shape[1], image.shape[2]), shallow(below, torch.float32)
+            image = watch.keep(search_features(function, inputs[None], shape, _STEPS, watch)[0])
             inputs = run(below, image[None].to(values))[0]
         if settled or stop:
             break

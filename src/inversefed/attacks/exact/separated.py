@@ -16,10 +16,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.attacks.exact.features import invert_features
-from inversefed.attacks.exact.verify import EXACT, exactness
+from inversefed.attacks.exact.verify import EXACT, exactness, matched
 from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.inversion import GradientInversion
-from inversefed.attacks.problem import relative_matching_cost
 from inversefed.attacks.separate import Separated, separate
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.kinks import hides_contrast, pools
@@ -92,9 +91,8 @@ def _nearest(
     observation: Observation, found: Reconstruction, images: Tensor, known: Separated, watch: Watch, status: Status
 ) -> Reconstruction:
     """What matches the update better, the search's pictures or the inverted ones, verified."""
-    before, loss = (relative_matching_cost(observation, each, known.labels) for each in (found.images, images))
-    if before < loss:
-        images, loss = found.images, before
+    tried = [matched(observation, each, known.labels) for each in (images, found.images)]
+    images, loss = min(tried, key=lambda pair: pair[1])
     status = Status.STOPPED if watch.stopped and loss >= EXACT and status is Status.FINISHED else status
     how = f"what went into the head was solved for, for each of {len(images)} examples, and inverted"
     history = (*found.candidates[0].history, *watch.history)

@@ -21,9 +21,8 @@ from torch import Generator, Tensor, nn
 from inversefed.attacks.exact.directions import DirectionSearch, NullVectors, SparseDescent
 from inversefed.attacks.exact.independent import IndependentComponents, scaled
 from inversefed.attacks.exact.mixture import Mixture, assigned_labels, mixture
-from inversefed.attacks.exact.verify import EXACT, exactness
+from inversefed.attacks.exact.verify import EXACT, exactness, matched
 from inversefed.attacks.exact.watch import Watch
-from inversefed.attacks.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.chain import chain
 from inversefed.fl.threat import Observation
@@ -347,7 +346,7 @@ def _verified(
     if observation.labels is not None:  # in the order in which they were granted
         order = labels.argsort(stable=True)[observation.labels.argsort(stable=True).argsort()]
         images, labels = images[order], labels[order]
-    loss = relative_matching_cost(observation, images, labels)
+    images, loss = matched(observation, images, labels)
     evidence = {"signs_agree": chosen.agreement, "examples_settled": int(chosen.settled.sum())}
     finding = exactness(loss, f"the zeros of the gradient of {mixed.layer} told {mixed.count} pictures apart", evidence)
     candidate = Candidate(images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history)

@@ -1,17 +1,44 @@
-"""The one proof of an exact result: the client is run on it once, and its update comes out the same."""
+"""The one proof of an exact result: the client is run on it, and its update comes out the same.
+
+Most pictures are stored with eight bits a pixel. Where a result is near enough, the picture of eight bits nearest to it
+is the private one itself, bit by bit, and the update says so: it comes out nearer than that of the result.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
-from inversefed.types import Finding
+from torch import Tensor
 
-__all__ = ["EXACT", "OPEN", "exactness"]
+from inversefed.attacks.problem import relative_matching_cost
+from inversefed.fl.threat import Observation
+from inversefed.types import Finding, Images
+
+__all__ = ["EXACT", "OPEN", "exactness", "matched"]
 
 EXACT = 1e-8
 """Relative matching cost below which a result is called exact."""
 
+_ROUGH = 1e-2
+"""Relative matching cost above which a result is too far off for its rounding to tell anything."""
+
 OPEN = 1e-4
 """Share of a picture from which it counts as left open by the update: 40 dB below it."""
+
+
+def matched(observation: Observation, images: Images, labels: Tensor) -> tuple[Images, float]:
+    """The images and their `relative_matching_cost`, rounded to eight bits if that matches the update better.
+
+    Args:
+        observation: what the server sees.
+        images: in pixel space.
+        labels: theirs.
+    """
+    cost = relative_matching_cost(observation, images, labels)
+    if not 0 < cost < _ROUGH:
+        return images, cost
+    rounded = (images.clamp(0, 1) * 255).round() / 255
+    nearer = relative_matching_cost(observation, rounded, labels)
+    return (rounded, nearer) if nearer < cost else (images, cost)
 
 
 def exactness(cost: float, how: str, evidence: Mapping[str, Any] | None = None) -> Finding:

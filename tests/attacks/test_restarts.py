@@ -254,6 +254,17 @@ def test_bfloat16_comes_first_and_the_network_s_own_format_finishes(observation:
     assert not [finding for finding in found.findings if "fallback" in finding.code]
 
 
+@pytest.mark.parametrize(("native", "enough", "used"), [(True, 0.0, True), (False, 0.0, False), (True, 1e12, False)])
+def test_bfloat16_can_be_left_to_machines_and_networks_that_it_serves(
+    observation: Observation, monkeypatch: pytest.MonkeyPatch, native: bool, enough: float, used: bool
+) -> None:
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda device: native)
+    monkeypatch.setattr(precision, "_ENOUGH", enough)
+    found = many(1, 5, precision=precision.EarlyBFloat16(worthwhile=True))(observation, seeded())
+    plain = many(1, 5)(observation, seeded())
+    assert torch.equal(found.images, plain.images) is not used
+
+
 def test_bfloat16_is_not_used_where_its_gradient_is_wrong(observation: Observation) -> None:
     attack = many(1, 5, precision=precision.EarlyBFloat16(tolerance=1e-9))
     found = attack(observation, seeded())

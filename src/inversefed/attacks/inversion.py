@@ -228,8 +228,11 @@ class GradientInversion:
 
     def _evaluator(self, problem: Problem, run: Restarts) -> Evaluator:
         planned = planned_steps(len(run.descents), run.rungs)
+        network = problem.observation.network
+        suits = self.precision.suits(network.device, network.operations() * problem.observation.num_examples)
+        precision = self.precision if suits else Native()
         return Evaluator(
-            problem, self.precision, self.compilation, run.rungs[-1][0], planned, run.trusted, run.budget.seconds
+            problem, precision, self.compilation, run.rungs[-1][0], planned, run.trusted, run.budget.seconds
         )
 
     def _width(self, observation: Observation, need: "_Need") -> int:

@@ -23,6 +23,7 @@ from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError, TagError
 from inversefed.attacks.optimizers import LBFGS, Adam, NormalizedMomentum
 from inversefed.attacks.parametrizations import SpansRange, Spectral
+from inversefed.attacks.precision import EarlyBFloat16
 from inversefed.attacks.priors import ColorTotalVariation, SquaredNorm, TotalVariation
 from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay, LinearDecay, WarmUp
 from inversefed.attacks.selection import PixelMean
@@ -65,14 +66,15 @@ def best() -> Choose:
 
     How the searches were chosen, with figures, is told in the documentation ("Speed").
     """
+    early = EarlyBFloat16(worthwhile=True)
     return Choose(
         exact=(linear(), april(), peel()),
         batch=(sparse(), peel(), separated()),
         smooth=curvature(),
         several=smoothed(),
-        kinked=spectral(),
-        averaged=replace(smoothed(), restarts=3, selection=PixelMean()),
-        pooled=spectral(110),
+        kinked=spectral().searching(precision=early),
+        averaged=replace(smoothed(), restarts=3, selection=PixelMean(), precision=early),
+        pooled=spectral(110).searching(precision=early),
         unknown=surrogate(),
         shuffled=relaxed_order(),
         training=train_mode(),

@@ -1,4 +1,4 @@
-"""How a GPU multiplies: full float32 products unless TF32 is asked for.
+"""How a processor multiplies: full float32 products on a GPU unless TF32 is asked for, and whether it has bfloat16.
 
 PyTorch lets cuDNN round the inputs of convolutions to TF32, 10 bits, by default. That is fine for training and too
 coarse for inverting: a gradient that is right to three digits hides what an exact method needs.
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["float32_products"]
+__all__ = ["computes_bfloat16", "float32_products"]
 
 
 @contextmanager
@@ -28,3 +28,14 @@ def float32_products(device: torch.device, tf32: bool = False) -> Iterator[None]
     finally:
         for kind, value in zip(products, before, strict=True):
             kind.fp32_precision = value
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the processor has bfloat16 arithmetic; without, such products are converted, and slower than float32.
+
+    A CPU says so by AVX512_BF16 or AMX, where this PyTorch can tell.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)

@@ -51,8 +51,8 @@ class Guess:
     ("name", "chosen", "said"),
     [
         ("smooth", recipes.curvature(), "smooth"),
-        ("kinked", recipes.spectral(), "ReLU"),
-        ("pooled", recipes.spectral(), "MaxPool2d"),
+        ("kinked", recipes.best().kinked, "ReLU"),
+        ("pooled", recipes.best().kinked, "MaxPool2d"),
         ("averaged", recipes.best().averaged, "AdaptiveAvgPool2d"),
     ],
 )

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from inversefed.attacks.head_equations import levenberg_marquardt
 from inversefed.errors import UnsupportedNetworkError
@@ -35,6 +35,8 @@ __all__ = ["MOST_SHORT", "Moves", "moves"]
 MOST_SHORT = 24
 """How many channels fewer than places a convolution may have."""
 
+_SPARE = 8
+"""Directions besides, which hold rounding."""
 _GAP = 30.0
 """Roundings of the largest singular value from which one counts."""
 _MOST_ENTRIES = 6e7
@@ -101,7 +103,10 @@ def moves(taps: Tensor, places: int, eps: float) -> Moves:
 def _factors(parts: Sequence[Sequence[Tensor]], places: int, eps: float) -> tuple[list[Tensor], list[Tensor]]:
     """`N_v` and `A_h` from the blocks, in a basis of their own."""
     blocks = torch.cat([torch.cat(list(row), dim=1) for row in parts])
-    left, sizes, right = torch.linalg.svd(blocks, full_matrices=False)
+    mix = torch.randn(blocks.shape[1], places + _SPARE, generator=Generator().manual_seed(0), dtype=blocks.dtype)
+    spanned = torch.linalg.qr(blocks @ mix)[0]  # all of its columns: there are no more directions than places
+    left, sizes, right = torch.linalg.svd(spanned.T @ blocks, full_matrices=False)
+    left = spanned @ left
     rank = int((sizes > _GAP * eps * sizes[0]).sum())
     if rank < places:
         raise UnsupportedNetworkError(

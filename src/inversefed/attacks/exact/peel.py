@@ -48,7 +48,7 @@ _SHALLOW = 120
 _HOLDS = 200
 """Roundings up to which equations hold."""
 
-_SOLVED = (nn.Conv2d, nn.MaxPool2d, Residual)
+_SOLVED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, Residual)
 """Layers whose input has to be solved for."""
 
 _ROUNDS = 900
@@ -109,8 +109,6 @@ class Peel:
             UnsupportedNetworkError: likewise.
         """
         setting = _setting(observation, Watch(), layers)
-        if observation.num_examples == 1:
-            _unsolved(setting, head_of(setting, observation)[0], _SOLVED)
         _head_layer(setting)
         number, pixels = observation.num_examples, math.prod(setting.image_shape)
         far = reach(setting.layers, setting.image_shape, number)
@@ -139,22 +137,12 @@ def known_exactly(observation: Observation) -> tuple[tuple[Layer, ...], Front]:
     setting = _setting(observation, Watch())
     front, _ = head_of(setting, observation)
     with suppress(UnsupportedNetworkError):
-        front = _unsolved(setting, front, (*_SOLVED, nn.AvgPool2d, nn.AdaptiveAvgPool2d))
+        while front.left and not isinstance(front.left[-1].module, _SOLVED):
+            below = step(setting, front)
+            if below is None:
+                break
+            front = below
     return setting.layers, front
-
-
-def _unsolved(setting: Setting, front: Front, until: tuple[type[nn.Module], ...]) -> Front:
-    """Down to the first layer of these kinds.
-
-    Raises:
-        UnsupportedNetworkError: it cannot be reached.
-    """
-    while front.left and not isinstance(front.left[-1].module, until):
-        below = step(setting, front)
-        if below is None:
-            break
-        front = below
-    return front
 
 
 def _setting(observation: Observation, watch: Watch, layers: tuple[Layer, ...] | None = None) -> Setting:

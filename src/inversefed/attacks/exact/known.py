@@ -27,6 +27,8 @@ _SPECK = 0.1
 """Noise that the first image starts from: where all is off nothing tells a way."""
 _NEAR, _FOUND = 0.035, 1e-6
 """The relative error from which a search came near, and the relative squared error from which an image is found."""
+_ENDED = 4
+"""Searches that came near and were no image, or that are all far, after which there are no more."""
 _TRIED, _PROMISING, _PATIENCE = 250, 5e-3, 20
 """Evaluations after which L-BFGS is given up where the relative squared error is not that small, and rounds without
 gain that end it later."""
@@ -94,19 +96,20 @@ class _One:
     def __call__(self, place: int, starts: int, shown: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
         """The image, `[c, h, w]`, and its relative squared error."""
         values, sizes = torch.cat([each[place] for each in self.values])[None], self.sizes[place]
-        noise = Generator().manual_seed(place)
+        noise, errors = Generator().manual_seed(place), list[float]()
         best, least = torch.zeros(1, *self.shape, dtype=torch.float64), math.inf
         for number in range(starts):
             start, near = _SPECK * torch.randn((1, *self.shape), generator=noise), 0.0
             if number:
                 searched = (self.shape, _ROUNDS, self.watch, _GRAIN, number, shown)
                 start, near = search_features(self.single(sizes), values, *searched)
+                errors.append(near)
             image = start.reshape(1, *self.shape).to(self.coarse)
             if near < _NEAR:
                 image = self._inverted(self.rough(sizes), values, image, shown)
             misfit = self._misfit(image, values, sizes)
             best, least = (image.double(), misfit) if misfit < least else (best, least)
-            if least < _FOUND or self.watch.stop():
+            if least < _FOUND or self.watch.stop() or _in_vain(errors):
                 break
         if least < _FOUND:
             best = invert_features(self.fine(sizes), values, best, 0.0, _LAST, self.watch, _SOON, shown)
@@ -123,6 +126,12 @@ class _One:
 
     def _misfit(self, image: Tensor, values: Tensor, sizes: Tensor) -> float:
         return float((self.fine(sizes)(image.double()) - values).square().sum() / values.square().sum())
+
+
+def _in_vain(errors: Sequence[float]) -> bool:
+    """Whether searches with these relative errors leave no hope for the next: none came near, or enough did."""
+    near = [error for error in errors if error < _NEAR]
+    return len(near) >= _ENDED or (len(errors) >= _ENDED and min(errors) > 2 * _NEAR)
 
 
 def _together(known: Sequence[Known], dtype: torch.dtype) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:

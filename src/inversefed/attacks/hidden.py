@@ -129,7 +129,7 @@ def _pooling(observation: Observation) -> Iterator[Finding]:
             "average-pooling",
             "info",
             f"What an average cancels ({', '.join(names)}): behind it all inputs of equal mean are one. Only gradients "
-            "of layers in front of it can tell them apart, and those are sums over the places.",
+            "of layers in front of it can tell them apart, being sums over places: it takes many channels.",
         )
 
 

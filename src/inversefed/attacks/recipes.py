@@ -268,13 +268,14 @@ def linear() -> LinearInput:
 
 
 def peel() -> Peel:
-    """Exact recovery of one picture, layer by layer from the head, by linear equations.
+    """Exact recovery of one picture or a few, layer by layer from the head, by linear equations.
 
     Paper: Zhu and Blaschko (2021), arXiv:2010.07733, extended.
-    Needs: one example, a chain of layers, a linear head with bias.
+    Needs: one gradient, a chain of layers and sums of two ways, a linear head with bias; one example under max pooling.
     Cost: seconds; minutes under max pooling.
 
-    It extends R-GAP (Zhu and Blaschko 2021, arXiv:2010.07733) to strides, biases, BatchNorm and saturated activations.
+    It extends R-GAP (Zhu and Blaschko 2021, arXiv:2010.07733) to strides, biases, BatchNorm and saturated activations,
+    averages over places, residual networks and several examples.
     """
     return Peel()
 

@@ -1,6 +1,6 @@
 """From the head to the image, one layer after another, as far as the numbers can be trusted.
 
-head:        a = gb^T gW / |gb|^2,  delta = W^T gb              (one example; of several, `separate` solves for a)
+head:        a = gb^T gW / gb^T gb,  delta = W^T gb              (one example; of several, `separate` solves for a)
 activation:  z = act^{-1}(a),  delta <- delta * act'(z)
 BatchNorm:   x = (z - t) / s,  delta <- s * delta               (eval mode)
 convolution: solve for a (see `convolution`),  delta <- W^T delta

@@ -4,6 +4,12 @@ Without pooling, by L-BFGS with strong Wolfe line search: with more features tha
 
     x = argmin |f(x) - a|^2 / |a|^2
 
+Where some pixels hardly show in the features, it slows down long before their rounding is reached. Gauss-Newton steps
+end it, each a linear least-squares problem that LSMR solves (Fong and Saunders 2011, arXiv:1006.0758) from products
+with the Jacobian J, which is never formed.
+
+    x <- x + argmin_d |J d - (a - f(x))|^2
+
 Kinks, of max pooling above all, stall a line search. There the search goes through Fourier coefficients and colors
 (`parametrizations.Spectral`), by the absolute error, with noise on the image that fades and total variation that fades.
 
@@ -14,18 +20,23 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Generator, Tensor
 
-from inversefed.attacks.exact.watch import Watch
+from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.attacks.optimizers import NormalizedMomentum
 from inversefed.attacks.parametrizations import Spectral
 from inversefed.fl.chain import Layer, run
 
-__all__ = ["invert_features", "search_features", "shallow"]
+__all__ = ["invert_features", "search_features", "shallow", "solve_features"]
 
 _CHUNK = 10
+_STEPS, _PRODUCTS, _GAIN = 8, 100, 0.8
+"""Gauss-Newton steps, LSMR's iterations in each, and the share of the error above which a step is the last."""
 _RATE, _NOISE, _SMOOTH = 1.5, 0.15, 1e-2
 _CALM, _ROUGH = 0.5, 0.7
 """The parts of the search after which noise and total variation are gone."""
@@ -76,6 +87,76 @@ def invert_features(
         if patience is not None and len(losses) > patience and loss > 0.99 * losses[-1 - patience]:
             break
     return x.detach()
+
+
+def solve_features(
+    function: Callable[[Tensor], Tensor],
+    features: Tensor,
+    start: Tensor,
+    eps: float,
+    watch: Watch,
+    shown: Callable[[Tensor], Tensor] = lambda images: images,
+) -> Tensor:
+    """End the search for the normalized images whose features are these, from near enough that few kinks are crossed.
+
+    Args:
+        function: takes images to their features, in double precision.
+        features: what comes out of it.
+        start: first images, `[n, c, h, w]`.
+        eps: rounding of the features, at which it ends.
+        watch: shown the images after each step.
+        shown: from the images that are being found to what the watch is shown.
+    """
+    size, image, error = float(features.norm()), start, _missed(function, features, start)
+    for _ in range(_STEPS):
+        if error <= eps * size:
+            break
+        try:
+            nearer = image + _gauss_newton(function, features, image, watch)
+        except Stopped:
+            break
+        before, error = error, _missed(function, features, nearer)
+        if not error < before:
+            break
+        image = nearer
+        if watch((error / size) ** 2, shown(image)) or error > _GAIN * before:
+            break
+    return image
+
+
+def _missed(function: Callable[[Tensor], Tensor], features: Tensor, image: Tensor) -> float:
+    with torch.no_grad():
+        return float((function(image) - features).norm())
+
+
+def _gauss_newton(function: Callable[[Tensor], Tensor], features: Tensor, image: Tensor, watch: Watch) -> Tensor:
+    """The step from an image, of its shape.
+
+    Raises:
+        Stopped: the time is used up.
+    """
+    image = image.detach().requires_grad_()
+    reached = function(image)
+    weights = torch.zeros_like(reached, requires_grad=True)
+    (pulled,) = torch.autograd.grad(reached, image, weights, create_graph=True)  # J^T weights, so its gradient gives J
+
+    def apply(step: Any) -> Any:
+        watch.go_on()
+        (row,) = torch.autograd.grad(
+            pulled, weights, torch.from_numpy(step).to(image).reshape(image.shape), retain_graph=True
+        )
+        return row.flatten().cpu().numpy()
+
+    def transposed(row: Any) -> Any:
+        (step,) = torch.autograd.grad(
+            reached, image, torch.from_numpy(row).to(image).reshape(reached.shape), retain_graph=True
+        )
+        return step.flatten().cpu().numpy()
+
+    operator = LinearOperator((reached.numel(), image.numel()), matvec=apply, rmatvec=transposed, dtype=np.float64)
+    missing = (features - reached).detach().flatten().cpu().numpy()
+    step: Tensor = torch.from_numpy(lsmr(operator, missing, atol=1e-9, btol=1e-9, conlim=0, maxiter=_PRODUCTS)[0])
+    return step.to(image).reshape(image.shape)
 
 
 def search_features(

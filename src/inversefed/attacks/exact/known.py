@@ -2,9 +2,9 @@
 
     x = argmin sum_k |f_k(x) - a_k|^2 / |a_k|^2
 
-L-BFGS from a little noise finds it where the layers are wide. Where they are narrow, it ends in a local minimum, and a
-search by the absolute error (see `features`), from one start after another, comes near enough for L-BFGS to end it: a
-small error tells, since there are more features than pixels.
+L-BFGS from a little noise finds it where the layers are wide, and Gauss-Newton steps end it. Where they are narrow,
+L-BFGS ends in a local minimum, and a search by the absolute error (see `features`), from one start after another, comes
+near enough for both: a small error tells, since there are more features than pixels.
 """
 
 import copy
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.exact.features import invert_features, search_features
+from inversefed.attacks.exact.features import invert_features, search_features, solve_features
 from inversefed.attacks.exact.watch import Watch
 from inversefed.fl.chain import Layer, run
 
@@ -32,8 +32,6 @@ _ENDED = 4
 _TRIED, _PROMISING, _PATIENCE = 250, 5e-3, 20
 """Evaluations after which L-BFGS is given up where the relative squared error is not that small, and rounds without
 gain that end it later."""
-_LAST, _SOON = 100, 5
-"""Evaluations in double precision, which end it, and rounds without gain after which they do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +110,7 @@ class _One:
             if least < _FOUND or self.watch.stop() or _in_vain(errors):
                 break
         if least < _FOUND:
-            best = invert_features(self.fine(sizes), values, best, 0.0, _LAST, self.watch, _SOON, shown)
+            best = solve_features(self.fine(sizes), values, best, self.eps, self.watch, shown)
         return best[0], least
 
     def _inverted(

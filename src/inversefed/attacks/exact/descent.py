@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from inversefed.attacks.exact.block import Block, affine, block_below
 from inversefed.attacks.exact.convolution import solve_convolution, transposed
 from inversefed.attacks.exact.features import search_features, shallow
-from inversefed.attacks.exact.feeding import require_enough
+from inversefed.attacks.exact.feeding import never_negative, require_enough
 from inversefed.attacks.exact.front import Fork, Front, Setting
 from inversefed.attacks.exact.known import Known
 from inversefed.attacks.exact.pooling import unpool
@@ -52,7 +52,7 @@ def descend(setting: Setting, front: Front) -> Front:
             if not front.rounded:
                 raise
             below = None
-        front = replace(front, ended=True) if below is None else below
+        front = replace(front.sure or front, ended=True) if below is None else below
     return front
 
 
@@ -111,7 +111,8 @@ def _below_kink(setting: Setting, front: Front, negative: float) -> Front | None
         return None
     slope = torch.where(told.on, 1.0, negative).to(front.delta)
     values = torch.where(told.on, front.values, front.values / negative if negative else 0.0)
-    return replace(front.below(values, front.delta * slope, front.weight * slope), tolerance=told.tolerance)
+    sure = None if told.checked else front
+    return replace(front.below(values, front.delta * slope, front.weight * slope), tolerance=told.tolerance, sure=sure)
 
 
 def _below_linear(setting: Setting, front: Front, name: str, module: nn.Linear) -> Front:
@@ -124,7 +125,7 @@ def _below_linear(setting: Setting, front: Front, name: str, module: nn.Linear) 
     return replace(below, exact=front.exact and len(delta) == 1)
 
 
-def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Conv2d) -> Front:
+def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Conv2d) -> Front | None:
     channels, height, width = _shape(setting, front.left[:-1])
     require_enough(module, (channels, height, width), front.left[-1].shape, len(front.delta), front.known)
     solved = solve_convolution(
@@ -137,10 +138,16 @@ def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Con
         tolerance=setting.eps * 1e-3,
         go_on=setting.watch.go_on,
         beside=equations_beside(setting, front, (channels, height, width)) if front.first else None,
+        signed=front.tolerance if never_negative(front.left[:-1]) else 0.0,
     )
+    if front.sure is not None and (solved.misfit > front.tolerance or not solved.determined):
+        return None  # the sides behind it were wrong
+    if front.first and not bool(solved.settled.all()):
+        return None  # what comes together where two ways part has to be known in full
     delta = transposed(module, (channels, height, width), front.delta)
-    below = front.below(solved.values, delta, torch.ones_like(solved.values))
-    return replace(below, exact=False, rounded=True, unseen=max(front.unseen, solved.unseen))
+    weight = solved.settled.to(solved.values)[:, None, None].expand_as(solved.values)
+    below = front.below(solved.values, delta, weight)
+    return replace(below, exact=False, rounded=True, unseen=max(front.unseen, solved.unseen), sure=None)
 
 
 def _below_average(setting: Setting, front: Front, module: nn.Module) -> Front:
@@ -165,6 +172,8 @@ def _below_sum(setting: Setting, front: Front, both: Residual) -> Front:
     if shortcut and isinstance(shortcut[0].module, nn.Conv2d):
         fork = replace(fork, beside=shortcut[0], delta=deltas[-2])
     inner = descend(setting, replace(front, left=way, values=nothing, weight=nothing, exact=False, fork=fork))
+    if inner.depth > fork.floor and not inner.known:
+        return replace(front, ended=True)
     if inner.depth > fork.floor:
         return replace(inner, ended=True, also=(*inner.also, *_what_came_out(front)))
     return replace(inner, delta=inner.delta + deltas[-1], fork=front.fork)

@@ -35,7 +35,7 @@ from inversefed.fl.chain import Layer, run
 __all__ = ["invert_features", "search_features", "shallow", "solve_features"]
 
 _CHUNK = 10
-_STEPS, _PRODUCTS, _GAIN = 8, 100, 0.8
+_STEPS, _PRODUCTS, _GAIN = 16, 100, 0.8
 """Gauss-Newton steps, LSMR's iterations in each, and the share of the error above which a step is the last."""
 _RATE, _NOISE, _SMOOTH = 1.5, 0.15, 1e-2
 _CALM, _ROUGH = 0.5, 0.7

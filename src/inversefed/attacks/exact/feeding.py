@@ -18,7 +18,7 @@ from inversefed.types import Params
 _SPARE = 1.1
 """How many equations an unknown must have to show that one of them is wrong."""
 
-__all__ = ["Feeding", "feeding", "overdetermined", "require_enough", "require_shifts"]
+__all__ = ["Feeding", "feeding", "never_negative", "overdetermined", "require_enough", "require_shifts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +122,13 @@ def overdetermined(feed: Feeding, number: int) -> bool:
     if feed.beside is not None and feed.beside.stride == feed.conv.stride:
         found = found + _equations(feed.beside, feed.shape, feed.layer.shape)[0]
     return int(pixels.sum()) == feed.shape[1] * feed.shape[2] and bool((found > _SPARE * number * pixels).all())
+
+
+def never_negative(layers: tuple[Layer, ...]) -> bool:
+    """Whether what comes out of these layers is never negative: a ReLU is the last that changes anything."""
+    passing = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d)
+    last = next((each.module for each in reversed(layers) if not isinstance(each.module, passing)), None)
+    return isinstance(last, nn.ReLU)
 
 
 def require_enough(

@@ -73,6 +73,7 @@ class Front:
             solved for it.
         tolerance: up to what share of it a channel's part of the gradient is noise.
         fork: where the innermost sum of two ways begins, within which this is.
+        sure: behind a ReLU whose sides nothing has checked yet, the front to go back to if they turn out wrong.
         also: what is known besides, at other depths.
         ended: the numbers lead no further.
     """
@@ -87,6 +88,7 @@ class Front:
     unseen: float = 0.0
     tolerance: float = 0.0
     fork: Fork | None = None
+    sure: "Front | None" = field(default=None, repr=False)
     also: tuple[Known, ...] = ()
     ended: bool = False
 

@@ -42,11 +42,18 @@ class Known:
         layers: those in front of it, which keep examples apart.
         values: what comes out of them, `[n, ..]`.
         clipped: negative numbers come out as zeros.
+        channels: of which channels it is known, `[c]`; of all by default.
     """
 
     layers: tuple[Layer, ...]
     values: Tensor = field(repr=False)
     clipped: bool = False
+    channels: Tensor | None = field(default=None, repr=False)
+
+    def read(self, outputs: Tensor) -> Tensor:
+        """Of what comes out of the layers, or of the values, the numbers that are known, `[n, ..]`."""
+        outputs = outputs if self.channels is None else outputs[:, self.channels]
+        return (outputs.relu() if self.clipped else outputs).flatten(1)
 
 
 def invert_each(
@@ -86,9 +93,10 @@ class _One:
         coarse = torch.float64 if eps < torch.finfo(torch.float32).eps else torch.float32
         self.rough, self.fine = _together(known, coarse), _together(known, torch.float64)
         self.single = self.rough if coarse is torch.float32 else _together(known, torch.float32)
-        sizes = [each.values.double().flatten(1).norm(dim=1, keepdim=True).clamp(min=1e-300) for each in known]
+        values = [each.read(each.values.double()) for each in known]
+        sizes = [each.norm(dim=1, keepdim=True).clamp(min=1e-300) for each in values]
         self.sizes = torch.cat(sizes, dim=1)
-        self.values = [each.values.double().flatten(1) / size for each, size in zip(known, sizes, strict=True)]
+        self.values = [each / size for each, size in zip(values, sizes, strict=True)]
         self.shape, self.eps, self.evaluations, self.watch, self.coarse = image_shape, eps, evaluations, watch, coarse
 
     def __call__(self, place: int, starts: int, shown: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
@@ -145,8 +153,8 @@ def _together(known: Sequence[Known], dtype: torch.dtype) -> Callable[[Tensor], 
         def features(images: Tensor) -> Tensor:
             start, rows = run(cast[0], images), []
             for layers, each, size in zip(cast[1:], known, sizes, strict=True):
-                row = run(layers, start).flatten(1)
-                rows.append((row.relu() if each.clipped else row) / size.to(row))
+                row = each.read(run(layers, start))
+                rows.append(row / size.to(row))
             return torch.cat(rows, dim=1)
 
         return features

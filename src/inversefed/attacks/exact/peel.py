@@ -201,7 +201,8 @@ def _images(setting: Setting, front: Front, evaluations: int) -> Tensor:
         return watch.kept[-1].reshape(-1, *shape) if watch.kept else torch.zeros(len(front.values), *shape)
     if pools(layers):
         return _image_behind_pooling(setting, front)[None]
-    known = (Known(layers, front.values), *front.also)
+    some = front.weight.flatten(2).any(dim=2).any(dim=0) if front.weight.ndim == 4 else torch.ones(1, dtype=torch.bool)
+    known = (Known(layers, front.values, channels=None if bool(some.all()) else some), *front.also)
     return invert_each(known, shape, setting.eps, evaluations, watch)
 
 

@@ -11,6 +11,7 @@ wrong unit leaves: `P E_u`, with `E_u` its own part of gW and `P` the projection
 which units of those in doubt are turned over is again a linear least-squares problem. Repeated until nothing is left.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,7 @@ from inversefed.attacks.exact.convolution import (
     gradient_matrix,
     gradient_rows,
     images,
+    misfit,
     require_plain,
 )
 from inversefed.attacks.exact.feeding import Feeding, feeding, overdetermined, require_shifts
@@ -32,26 +34,35 @@ from inversefed.fl.geometry import padding_of
 
 __all__ = ["Told", "equations_beside", "sides"]
 
-_ROUNDS = 8
+_ROUNDS = 16
 _CLEAR = 2.0
 """How far above the scatter of zeros a value counts as on."""
 _ABOVE, _BELOW = 3.0, 0.75
 """Between these multiples of that bound no value may lie where nothing below checks it."""
-_DOUBT, _MOST, _TOGETHER = 0.03, 20_000, 256
-"""How far on the way to the other side a unit is in doubt, how many of them are asked, how many of those at once."""
+_LEFT_OVER = 8
+"""Independent equations above the rank that it takes to check sides."""
+_SINGLE = 8
+"""How many units are turned over one by one, where all that are likely leave more of the gradient."""
+_MOSTLY = 0.75
+"""Share of the channels that are alike in how far zeros scatter, where one of them is known worse than the others."""
+_DOUBT, _FAR, _MOST, _TOGETHER = 0.03, 0.05, 20_000, 256
+"""How far on the way to the other side a unit is in doubt, how far all are that were off by their values, how many are
+asked, and how many of those at once."""
 _SURE, _NOISE, _WORST = 0.5, 10, 1e-2
 """Where no unit is in more doubt than this, what the equations still leave is noise of the loss gradient: so many times
 its median may come in a channel, up to this share of the channel."""
-_FAINT = 0.1
-"""Share of the median channel's gradient below which rounding of the loss gradient outweighs a channel's own."""
+_LEAST, _DEAD = 1e-6, 1e-3
+"""The least condition of equations that check sides, and the share of the median channel's size below which one is off
+altogether."""
 
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """Which units were on, `[n, ..]`, and up to what share the equations of a channel hold."""
+    """Which units were on, `[n, ..]`, up to what share a channel's equations hold, and whether these checked it."""
 
     on: Tensor = field(repr=False)
     tolerance: float
+    checked: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,19 +89,24 @@ def sides(setting: Setting, front: Front, slope: float) -> Told | None:
     feed = feeding(front.left[:-1], front.fork, setting.image_shape)
     guess = _by_value(front.values, slope) if front.known else _by_places(setting, front, feed, slope)
     if feed is not None and overdetermined(feed, len(guess.on)):
-        return _checked(setting, front, feed, guess, slope)
+        told = _checked(setting, front, feed, guess, slope)
+        if front.known and not (told is not None and told.checked):
+            told = _checked(setting, front, feed, _by_value(front.values, slope, _MOSTLY), slope) or told
+        return told
     near = guess.doubt > torch.where(guess.on, 1 / _ABOVE, _BELOW)
     certain = not front.known or not bool(near.any())
     return Told(guess.on, front.tolerance) if certain and not front.rounded else None
 
 
-def _by_value(values: Tensor, slope: float) -> _Sides:
-    """By how values stand to the scatter of zeros, which goes, in all channels, as far as the most negative one."""
-    size = values.square().mean(dim=(0, *range(2, values.ndim)), keepdim=True).sqrt() + 1e-300
-    bound = _CLEAR * size * (-values / size).max().clamp(min=0)
+def _by_value(values: Tensor, slope: float, most: float = 1.0) -> _Sides:
+    """By how values stand to the scatter of zeros: that of the channel, but no less than of this share of all."""
+    size = values.square().mean(dim=(0, *range(2, values.ndim)), keepdim=True).sqrt()
+    size = size.clamp(min=_DEAD * float(size.median())) + 1e-300
+    scatter = (-values / size).amax(dim=(0, *range(2, values.ndim)), keepdim=True).clamp(min=0)
+    bound = _CLEAR * size * scatter.clamp(min=float(scatter.quantile(most)))
     if slope:
         return _Sides(values > 0, torch.zeros_like(values))
-    apart = torch.where(values > bound, bound / values, values.clamp(min=0) / bound)
+    apart = torch.where(values > bound, bound / values, (values / bound).clamp(min=_FAR))
     return _Sides(values > bound, apart.nan_to_num(nan=0.0))
 
 
@@ -112,27 +128,67 @@ def _checked(setting: Setting, front: Front, feed: Feeding, guess: _Sides, slope
     gradient, on = feed.gradient(setting.gradient), guess.on
     known, more = gradient_rows(gradient), None if feed.beside is None else equations_beside(setting, front, feed.shape)
     rows = known if more is None else torch.cat([known, more[1]])
+    check = _Check.of(front, feed, on, slope, known, more and more[0], rows)
+    if check is None:
+        return Told(guess.on, front.tolerance, checked=False) if front.known else None
     for _ in range(_ROUNDS):
+        if not bool((misfit(check.rest, gradient) > front.tolerance).any()):
+            return Told(check.on, front.tolerance, check.enough)
+        change = front.delta * torch.where(check.on, slope - 1.0, 1.0 - slope)
+        best = check
+        for turned in _turned(feed.conv, check, change, guess.doubt):
+            tried = _Check.of(front, feed, check.on ^ turned, slope, known, more and more[0], rows)
+            if tried is not None and float(tried.rest.norm()) < float(best.rest.norm()):
+                best = tried
+            if not bool((misfit(best.rest, gradient) > front.tolerance).any()):
+                break
+        if best is check:
+            break
+        check = best
+    off = misfit(check.rest, gradient)
+    noise = _NOISE * float(off.median())
+    certain = not front.known and not bool((guess.doubt > _SURE).any())
+    return Told(check.on, noise) if certain and noise < _WORST and not bool((off > noise).any()) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Check:
+    """What the convolution's equations say of a guess.
+
+    Args:
+        on: which units were on, by that guess.
+        enough: so many equations are left over that a wrong guess shows.
+        inputs: what goes into the convolution then, `[n, c, h, w]`.
+        spanned: orthonormal columns that span what some input explains of the gradient, `[.., pixels]`.
+        rest: what is left of the gradient, `[o k l, c]`.
+    """
+
+    on: Tensor
+    enough: bool
+    inputs: Tensor
+    spanned: Tensor
+    rest: Tensor
+
+    @classmethod
+    def of(
+        cls, front: Front, feed: Feeding, on: Tensor, slope: float, own: Tensor, more: Tensor | None, rows: Tensor
+    ) -> "_Check | None":
+        """Of these sides; nothing where no equation is left over."""
         delta = front.delta * torch.where(on, 1.0, slope)
         matrix = gradient_matrix(feed.conv, feed.shape, delta if feed.added is None else delta + feed.added)
-        factors = conditioned(matrix if more is None else torch.cat([matrix, more[0]]))
-        if factors is None:
+        matrix = matrix if more is None else torch.cat([matrix, more])
+        if (factors := conditioned(matrix)) is not None:
+            explained = factors[0].T @ rows
+            inputs = torch.linalg.solve_triangular(factors[1], explained, upper=True)
+            return cls(on, True, images(inputs.T, feed.shape), factors[0], (rows - factors[0] @ explained)[: len(own)])
+        spanned, sizes, back = torch.linalg.svd(matrix, full_matrices=False)
+        kept = sizes > _LEAST * sizes[0]
+        spare = int(matrix.any(dim=1).sum()) - int(kept.sum())
+        if spare <= 0:
             return None
-        explained = factors[0].T @ rows
-        rest = (rows - factors[0] @ explained)[: len(known)]
-        off, size = (part.reshape(len(gradient), -1).norm(dim=1) for part in (rest, known))
-        misfit = off / (size + _FAINT * size.median())
-        if not bool((misfit > front.tolerance).any()):
-            return Told(on, front.tolerance)
-        inputs = images(torch.linalg.solve_triangular(factors[1], explained, upper=True).T, feed.shape)
-        change = front.delta * torch.where(on, slope - 1.0, 1.0 - slope)
-        turned = _turned(feed.conv, inputs, factors[0], rest, change, guess.doubt)
-        if not bool(turned.any()):
-            break
-        on = on ^ turned
-    noise = _NOISE * float(misfit.median())
-    certain = not front.known and not bool((guess.doubt > _SURE).any())
-    return Told(on, noise) if certain and noise < _WORST and not bool((misfit > noise).any()) else None
+        explained = spanned[:, kept].T @ rows
+        inputs = images((back[kept].T @ (explained / sizes[kept, None])).T, feed.shape)
+        return cls(on, spare >= _LEFT_OVER, inputs, spanned[:, kept], (rows - spanned[:, kept] @ explained)[: len(own)])
 
 
 def equations_beside(setting: Setting, front: Front, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor] | None:
@@ -153,32 +209,35 @@ def equations_beside(setting: Setting, front: Front, shape: tuple[int, int, int]
     return gradient_matrix(conv, shape, fork.delta), rows
 
 
-def _turned(conv: nn.Conv2d, inputs: Tensor, q: Tensor, rest: Tensor, change: Tensor, doubt: Tensor) -> Tensor:
-    """Which units in doubt are on the other side, `[n, o, p, q]`.
+def _turned(conv: nn.Conv2d, check: _Check, change: Tensor, doubt: Tensor) -> Iterator[Tensor]:
+    """Which units in doubt are on the other side, `[n, o, p, q]`: all that are likely, then one after another.
 
     Args:
         conv: the convolution.
-        inputs: what goes into it by the present guess, `[n, c, h, w]`.
-        q: orthonormal columns that span what some input explains of the gradient, `[o k l, pixels]`.
-        rest: what the present guess leaves of the gradient, `[o k l, c]`.
+        check: of the present guess.
         change: of each unit's loss gradient if it is turned over.
         doubt: of each unit.
     """
     asked = doubt.flatten().topk(min(_MOST, doubt.numel()))
     units = asked.indices[asked.values > _DOUBT]
-    parts, own = _left_by(units, conv, inputs, change)
-    wanted = (parts * rest[own]).flatten(1).sum(dim=1)
-    likely = (wanted.square() / (parts.square().sum(dim=(1, 2)) + 1e-300)).topk(min(_TOGETHER, len(units))).indices
+    parts, own = _left_by(units, conv, check.inputs, change)
+    wanted = (parts * check.rest[own]).flatten(1).sum(dim=1)
+    taps = own.shape[1]
+    spans = check.spanned[: conv.out_channels * taps].reshape(conv.out_channels, taps, -1)
+    left = torch.eye(taps) - spans @ spans.transpose(1, 2)  # the projection within the rows of each output channel
+    size = (left[own[:, 0] // taps] @ parts * parts).sum(dim=(1, 2)).clamp(min=1e-300)
+    likely = (wanted.square() / size).topk(min(_TOGETHER, len(units))).indices
     units, parts, own, wanted = units[likely], parts[likely], own[likely], wanted[likely]
-    explained = torch.einsum("utp,utc->upc", q[own], parts).flatten(1)
+    explained = torch.einsum("utp,utc->upc", check.spanned[own], parts).flatten(1)
     both = parts.flatten(1) @ parts.flatten(1).T * (own[:, :1] == own[:, 0]) - explained @ explained.T
     scale = both.diagonal().clamp(min=1e-300).rsqrt()
     both, wanted = both * scale[:, None] * scale, wanted * scale
     both.diagonal().add_(1e-9)
     share = torch.linalg.solve(both, wanted) * scale
-    turned = torch.zeros(doubt.numel(), dtype=torch.bool)
-    turned[units[share > 0.5]] = True
-    return turned.reshape(doubt.shape)
+    for each in (units[share > 0.5], *units[:_SINGLE, None]):
+        turned = torch.zeros(doubt.numel(), dtype=torch.bool)
+        turned[each] = True
+        yield turned.reshape(doubt.shape)
 
 
 def _left_by(units: Tensor, conv: nn.Conv2d, inputs: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:

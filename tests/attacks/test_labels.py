@@ -211,6 +211,20 @@ def test_labels_are_counted_in_a_fedavg_update(client: FedAvg) -> None:
     assert labels.RecoveredLabels()(seen).tolist() == truth.sort().values.tolist()
 
 
+@pytest.mark.parametrize("client", [FedSGD(), FedAvg(local_steps=4, lr=1e-2, batch_size=1)])
+@pytest.mark.parametrize("truth", [[1, 3, 5, 7], [0, 2, 4, 9]])
+def test_labels_that_only_they_can_explain_are_found_where_a_sure_network_hides_the_counts(
+    truth: list[int], client: object
+) -> None:
+    module = networks.build("AllConv", seed=0).eval()
+    head = next(layer for layer in module.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        head.weight.mul_(100)
+    images = torch.stack([pictures.photo(name, (3, 32, 32)) for name in pictures.photo_names()[:4]])
+    seen = seen_of(module, images, torch.tensor(truth), client)
+    assert labels.MeanFeatureCounts()(seen).tolist() == truth
+
+
 def test_a_head_without_bias_is_counted_from_its_rows() -> None:
     module = networks.build("ConvNet16", seed=0)
     module.linear.bias = None

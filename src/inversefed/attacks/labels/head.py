@@ -161,14 +161,23 @@ def pulls(network: Network) -> tuple[_Scale, Tensor] | None:
     return (_Scale(factor, bool(two > 1.5 * one)), targets[0]) if plain else None
 
 
-def deal(expected: Tensor, total: int) -> Tensor:
-    """Round expected counts so that they add up, largest remainders first; labels in rising order."""
-    expected = expected.nan_to_num(0.0).clamp(0, total)
+def deal(expected: Tensor, total: int, least: Tensor | None = None) -> Tensor:
+    """Round expected counts so that they add up, largest remainders first; labels in rising order.
+
+    Args:
+        expected: counts before rounding, `[k]`.
+        total: what they add up to.
+        least: how often each class occurs at least, `[k]`; no more than the total in all.
+    """
+    least = torch.zeros_like(expected) if least is None else least.to(expected)
+    spare = total - int(least.sum())
+    expected = (expected.nan_to_num(0.0) - least).clamp(0, spare)
     counts = expected.floor()
-    missing = total - int(counts.sum())
+    missing = spare - int(counts.sum())
     order = (expected - counts).argsort(descending=missing > 0)
     for index in order.repeat(abs(missing) // len(order) + 1)[: abs(missing)]:
         counts[index] = (counts[index] + (1 if missing > 0 else -1)).clamp(min=0)
+    counts = counts + least
     labels = torch.arange(len(counts), device=counts.device).repeat_interleave(counts.long())
     return labels if len(labels) == total else labels[torch.arange(total, device=labels.device) % len(labels)]
 

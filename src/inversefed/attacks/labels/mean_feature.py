@@ -7,6 +7,9 @@ With the mean feature h, the covariance `C_c` of `p_c` and the features, and cla
 The right side is noise. Its covariance over classes, `N = T^T (diag k / K^2 - k k^T / K^3) T`, is known up to the
 features' own, which all classes share. So h is a weighted mean of the rows and of what made-up pictures give (variance
 1/K), in closed form; then `p = mean softmax(W h + b + what pictures add)` and `k T / K = p - gb`, over and over.
+
+Where no feature is negative, only a label of its own makes an entry of a class's row negative: such a class occurs at
+least once. (The column minimum of Yin et al. 2021, arXiv:2104.07586, takes the lowest for all that there are.)
 """
 
 from dataclasses import dataclass
@@ -20,6 +23,8 @@ from inversefed.types import Labels
 
 __all__ = ["MeanFeatureCounts"]
 
+_SHOWN = 1e-2
+"""How far below zero an entry shows a label, in units of the greatest of all rows."""
 _ALIKE = 1e-4
 """Features whose spread is below this share are one feature, up to the rounding of float32."""
 
@@ -51,7 +56,15 @@ class MeanFeatureCounts:
         shared = _shared_feature(head)
         if shared is not None and head.bias_gradient is not None:
             return deal(head.counts(head.softmax(shared), head.bias_gradient), head.total)
-        return deal(self.expected(head), head.total)
+        return deal(self.expected(head), head.total, self.shown(head))
+
+    def shown(self, head: Head) -> Tensor | None:
+        """1 for each class that occurs for certain, `[k]`; nothing where signs of the rows do not tell."""
+        plain = bool((head.pull - head.pull.diagonal().diag()).abs().max() < 1e-9)
+        if not plain or float(head.probe(self.probes).min()) < -1e-6:
+            return None
+        shown = head.weight_gradient.amin(dim=1) < -_SHOWN * head.weight_gradient.abs().max()
+        return shown if int(shown.sum()) <= head.total else None
 
     def expected(self, head: Head) -> Tensor:
         """The counts before rounding, `[k]`."""

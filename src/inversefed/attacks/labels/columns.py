@@ -16,8 +16,8 @@ class ColumnMinimum:
     """The K classes with the lowest `min_j gW[c, j]`, for a batch that is known to have distinct labels.
 
     GradInversion, Yin et al. (2021), arXiv:2104.07586, section 3.1. One strongly active feature of an example is
-    enough to show its label, where a sum over features drowns it. That labels are distinct cannot be seen in an
-    update, so this rule is never chosen by itself.
+    enough to show its label, where a sum over features drowns it. That labels are distinct cannot be seen in every
+    update, so this rule is never chosen by itself; where it can, `MeanFeatureCounts` sees it too.
 
     Args:
         probes: how many made-up pictures are asked whether features are negative.

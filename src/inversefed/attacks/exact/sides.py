@@ -41,8 +41,9 @@ _ABOVE, _BELOW = 3.0, 0.75
 """Between these multiples of that bound no value may lie where nothing below checks it."""
 _LEFT_OVER = 8
 """Independent equations above the rank that it takes to check sides."""
-_SINGLE = 8
-"""How many units are turned over one by one, where all that are likely leave more of the gradient."""
+_SINGLE, _CHEAP = 8, 500_000
+"""How many units are turned over one by one, beside all that are likely, and the most entries of the matrix that is
+decomposed for each."""
 _MOSTLY = 0.75
 """Share of the channels that are alike in how far zeros scatter, where one of them is known worse than the others."""
 _DOUBT, _FAR, _MOST, _TOGETHER = 0.03, 0.05, 20_000, 256
@@ -83,6 +84,7 @@ def sides(setting: Setting, front: Front, slope: float) -> Told | None:
 
     Raises:
         UnsupportedNetworkError: an average hides the sides, and nothing gives them away.
+        Stopped: the time is used up.
     """
     if front.known and front.exact:
         return Told(front.values > 0, front.tolerance)
@@ -90,7 +92,7 @@ def sides(setting: Setting, front: Front, slope: float) -> Told | None:
     guess = _by_value(front.values, slope) if front.known else _by_places(setting, front, feed, slope)
     if feed is not None and overdetermined(feed, len(guess.on)):
         told = _checked(setting, front, feed, guess, slope)
-        if front.known and not (told is not None and told.checked):
+        if front.known and len(guess.on) == 1 and not (told is not None and told.checked):
             told = _checked(setting, front, feed, _by_value(front.values, slope, _MOSTLY), slope) or told
         return told
     near = guess.doubt > torch.where(guess.on, 1 / _ABOVE, _BELOW)
@@ -137,6 +139,7 @@ def _checked(setting: Setting, front: Front, feed: Feeding, guess: _Sides, slope
         change = front.delta * torch.where(check.on, slope - 1.0, 1.0 - slope)
         best = check
         for turned in _turned(feed.conv, check, change, guess.doubt):
+            setting.watch.go_on()
             tried = _Check.of(front, feed, check.on ^ turned, slope, known, more and more[0], rows)
             if tried is not None and float(tried.rest.norm()) < float(best.rest.norm()):
                 best = tried
@@ -234,7 +237,8 @@ def _turned(conv: nn.Conv2d, check: _Check, change: Tensor, doubt: Tensor) -> It
     both, wanted = both * scale[:, None] * scale, wanted * scale
     both.diagonal().add_(1e-9)
     share = torch.linalg.solve(both, wanted) * scale
-    for each in (units[share > 0.5], *units[:_SINGLE, None]):
+    single = units[:_SINGLE, None] if check.spanned.numel() <= _CHEAP else units[:0, None]
+    for each in (units[share > 0.5], *single):
         turned = torch.zeros(doubt.numel(), dtype=torch.bool)
         turned[each] = True
         yield turned.reshape(doubt.shape)

@@ -16,6 +16,7 @@ from inversefed.attacks.exact.feeding import feeding, overdetermined
 from inversefed.attacks.exact.front import Front, Setting
 from inversefed.attacks.exact.peel import head_of
 from inversefed.attacks.exact.places import places_on
+from inversefed.attacks.exact.reach import reach
 from inversefed.attacks.exact.sides import sides
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.chain import Residual, chain, flat, run
@@ -191,6 +192,19 @@ def test_units_on_the_wrong_side_are_found_by_what_they_leave_of_the_equations(
     assert len(told) > 3  # the first of them behind what was solved for
     expected = run(reached.left, truth)
     assert float((reached.values - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_an_average_that_hides_a_relu_ends_peeling_at_what_came_out_of_it(photos: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    first = [nn.Conv2d(3, 32, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)]
+    second = [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 256, 10)]
+    setting, front, _ = fronts(nn.Sequential(*first, *second).eval(), photos[:1], [3])
+    reached = descend(setting, front)
+    assert reached.ended and reached.known and reached.left == setting.layers[:3]
+    assert reach(setting.layers, (3, 32, 32)).left == reached.left
+    report = audited(nn.Sequential(*first, *second), photos[:1], [3])
+    constant = float(report.baselines["constant"]["peak_signal_noise_ratio"])
+    assert float(report.scores["peak_signal_noise_ratio"]) > constant + 20
 
 
 def test_where_nothing_checks_a_side_peeling_stops(photos: torch.Tensor) -> None:

@@ -18,7 +18,6 @@ from inversefed.attacks.exact.convolution import solve_convolution, transposed
 from inversefed.attacks.exact.features import search_features, shallow
 from inversefed.attacks.exact.feeding import never_negative, require_enough
 from inversefed.attacks.exact.front import Fork, Front, Setting
-from inversefed.attacks.exact.known import Known
 from inversefed.attacks.exact.pooling import unpool
 from inversefed.attacks.exact.reach import cannot_peel, ends_block
 from inversefed.attacks.exact.sides import equations_beside, sides
@@ -35,6 +34,8 @@ _FIRST = 60
 def descend(setting: Setting, front: Front) -> Front:
     """Go down as far as the numbers can be trusted, within a sum of two ways to where they part.
 
+    Where they lead no further, it ends at the last front at which some were known and all sides were checked.
+
     Args:
         setting: what peeling works on.
         front: where it starts.
@@ -42,7 +43,7 @@ def descend(setting: Setting, front: Front) -> Front:
     Raises:
         UnsupportedNetworkError: nothing behind the first layer that has to be solved for can be peeled.
     """
-    floor = 0 if front.fork is None else front.fork.floor
+    floor, trusted = 0 if front.fork is None else front.fork.floor, front
     while front.depth > floor and not front.ended and not setting.watch.stop():
         try:
             below = step(setting, front)
@@ -52,7 +53,10 @@ def descend(setting: Setting, front: Front) -> Front:
             if not front.rounded:
                 raise
             below = None
-        front = replace(front.sure or front, ended=True) if below is None else below
+        if below is None:
+            return replace(trusted, ended=True)
+        front = below
+        trusted = front if front.known and front.checked else trusted
     return front
 
 
@@ -111,8 +115,8 @@ def _below_kink(setting: Setting, front: Front, negative: float) -> Front | None
         return None
     slope = torch.where(told.on, 1.0, negative).to(front.delta)
     values = torch.where(told.on, front.values, front.values / negative if negative else 0.0)
-    sure = None if told.checked else front
-    return replace(front.below(values, front.delta * slope, front.weight * slope), tolerance=told.tolerance, sure=sure)
+    below = front.below(values, front.delta * slope, front.weight * slope)
+    return replace(below, tolerance=told.tolerance, checked=told.checked)
 
 
 def _below_linear(setting: Setting, front: Front, name: str, module: nn.Linear) -> Front:
@@ -140,14 +144,17 @@ def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Con
         beside=equations_beside(setting, front, (channels, height, width)) if front.first else None,
         signed=front.tolerance if never_negative(front.left[:-1]) else 0.0,
     )
-    if front.sure is not None and (solved.misfit > front.tolerance or not solved.determined):
+    if not front.checked and (solved.misfit > front.tolerance or not solved.determined):
         return None  # the sides behind it were wrong
-    if front.first and not bool(solved.settled.all()):
+    settled = None if bool(solved.settled.all()) else solved.settled
+    if front.first and settled is not None:
         return None  # what comes together where two ways part has to be known in full
     delta = transposed(module, (channels, height, width), front.delta)
     weight = solved.settled.to(solved.values)[:, None, None].expand_as(solved.values)
-    below = front.below(solved.values, delta, weight)
-    return replace(below, exact=False, rounded=True, unseen=max(front.unseen, solved.unseen), sure=None)
+    return replace(
+        front.below(solved.values, delta, weight), exact=False, rounded=True, unseen=max(front.unseen, solved.unseen),
+        checked=True, settled=settled,
+    )  # fmt: skip
 
 
 def _below_average(setting: Setting, front: Front, module: nn.Module) -> Front:
@@ -157,7 +164,7 @@ def _below_average(setting: Setting, front: Front, module: nn.Module) -> Front:
     return front.without_values(_pulled_back(module, inside, front.delta))
 
 
-def _below_sum(setting: Setting, front: Front, both: Residual) -> Front:
+def _below_sum(setting: Setting, front: Front, both: Residual) -> Front | None:
     """Peel the longer way; the loss gradient in front of the sum is that of both ways together."""
     nothing, shortcut, way = torch.zeros_like(front.values), both.shortcut, (*front.left[:-1], *both.body)
     inputs = [torch.zeros(len(front.delta), *_shape(setting, front.left[:-1]), dtype=front.delta.dtype)]
@@ -171,20 +178,11 @@ def _below_sum(setting: Setting, front: Front, both: Residual) -> Front:
     fork = Fork(front.depth - 1, deltas[-1], outer=front.fork)
     if shortcut and isinstance(shortcut[0].module, nn.Conv2d):
         fork = replace(fork, beside=shortcut[0], delta=deltas[-2])
-    inner = descend(setting, replace(front, left=way, values=nothing, weight=nothing, exact=False, fork=fork))
-    if inner.depth > fork.floor and not inner.known:
-        return replace(front, ended=True)
-    if inner.depth > fork.floor:
-        return replace(inner, ended=True, also=(*inner.also, *_what_came_out(front)))
-    return replace(inner, delta=inner.delta + deltas[-1], fork=front.fork)
-
-
-def _what_came_out(front: Front) -> tuple[Known, ...]:
-    """What is known at the front, if anything; under a ReLU that is the positive numbers."""
-    if not front.known:
-        return ()
-    on = front.weight > 0
-    return (Known(front.left, torch.where(on, front.values, 0.0), clipped=not bool(on.all())),)
+    start = replace(front, left=way, values=nothing, weight=nothing, exact=False, settled=None, fork=fork)
+    inner = descend(setting, start)
+    if inner.depth == fork.floor:
+        return replace(inner, delta=inner.delta + deltas[-1], fork=front.fork)
+    return replace(inner, ended=True, also=(*inner.also, *front.shown)) if inner.known else None
 
 
 def _pulled_back(module: nn.Module, inputs: Tensor, delta: Tensor) -> Tensor:

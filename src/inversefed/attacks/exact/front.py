@@ -73,7 +73,8 @@ class Front:
             solved for it.
         tolerance: up to what share of it a channel's part of the gradient is noise.
         fork: where the innermost sum of two ways begins, within which this is.
-        sure: behind a ReLU whose sides nothing has checked yet, the front to go back to if they turn out wrong.
+        checked: not so behind a ReLU whose sides nothing has checked yet.
+        settled: which channels are known, `[c]`; all by default. The values of the others are near, their weight is 0.
         also: what is known besides, at other depths.
         ended: the numbers lead no further.
     """
@@ -88,7 +89,8 @@ class Front:
     unseen: float = 0.0
     tolerance: float = 0.0
     fork: Fork | None = None
-    sure: "Front | None" = field(default=None, repr=False)
+    checked: bool = True
+    settled: Tensor | None = field(default=None, repr=False)
     also: tuple[Known, ...] = ()
     ended: bool = False
 
@@ -107,6 +109,15 @@ class Front:
         """Whether anything is known of the values, and not of the loss gradient alone."""
         return bool(self.weight.any())
 
+    @property
+    def shown(self) -> tuple[Known, ...]:
+        """What is known here, if anything; behind a ReLU that was passed that is the positive numbers."""
+        if not self.known:
+            return ()
+        on = self.weight > 0
+        clipped = not bool((on if self.settled is None else on[:, self.settled]).all())
+        return (Known(self.left, torch.where(on, self.values, 0.0), clipped, self.settled),)
+
     def below(self, values: Tensor, delta: Tensor, weight: Tensor) -> "Front":
         """The front in front of the last layer."""
         return replace(self, left=self.left[:-1], values=values, delta=delta, weight=weight)
@@ -114,4 +125,4 @@ class Front:
     def without_values(self, delta: Tensor) -> "Front":
         """The front in front of the last layer where only the loss gradient is known."""
         nothing = torch.zeros_like(delta)
-        return replace(self.below(nothing, delta, nothing), exact=False)
+        return replace(self.below(nothing, delta, nothing), exact=False, settled=None)

@@ -21,7 +21,7 @@ from inversefed.attacks.exact.block import block_below
 from inversefed.attacks.exact.descent import descend, step
 from inversefed.attacks.exact.features import search_features, shallow
 from inversefed.attacks.exact.front import Front, Setting
-from inversefed.attacks.exact.known import Known, invert_each
+from inversefed.attacks.exact.known import invert_each
 from inversefed.attacks.exact.pooled import image_from_pooled
 from inversefed.attacks.exact.reach import pools, reach
 from inversefed.attacks.exact.verify import EXACT, exactness, matched
@@ -201,9 +201,7 @@ def _images(setting: Setting, front: Front, evaluations: int) -> Tensor:
         return watch.kept[-1].reshape(-1, *shape) if watch.kept else torch.zeros(len(front.values), *shape)
     if pools(layers):
         return _image_behind_pooling(setting, front)[None]
-    some = front.weight.flatten(2).any(dim=2).any(dim=0) if front.weight.ndim == 4 else torch.ones(1, dtype=torch.bool)
-    known = (Known(layers, front.values, channels=None if bool(some.all()) else some), *front.also)
-    return invert_each(known, shape, setting.eps, evaluations, watch)
+    return invert_each((*front.shown, *front.also), shape, setting.eps, evaluations, watch)
 
 
 def _image_behind_pooling(setting: Setting, front: Front) -> Tensor:

@@ -93,7 +93,7 @@ class _Way:
 
 
 def _down(way: _Way) -> _Way:
-    floor = 0 if way.fork is None else way.fork.floor
+    floor, trusted = 0 if way.fork is None else way.fork.floor, way
     while len(way.left) > floor and not way.why:
         try:
             way = _step(way)
@@ -101,6 +101,9 @@ def _down(way: _Way) -> _Way:
             if not way.rounded:
                 raise
             way = replace(way, why=str(error))
+        if way.why and not way.known:
+            return replace(trusted, why=way.why)
+        trusted = way if way.known else trusted
     return way
 
 

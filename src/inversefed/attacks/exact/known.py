@@ -113,7 +113,7 @@ class _One:
             image = start.reshape(1, *self.shape).to(self.coarse)
             if near < _NEAR:
                 image = self._inverted(self.rough(sizes), values, image, shown)
-            misfit = self._misfit(image, values, sizes)
+            misfit = _off(self.fine(sizes), image.double(), values)
             best, least = (image.double(), misfit) if misfit < least else (best, least)
             if least < _FOUND or self.watch.stop() or _in_vain(errors):
                 break
@@ -126,12 +126,14 @@ class _One:
     ) -> Tensor:
         """By L-BFGS, which is given up early where it leads nowhere."""
         image = invert_features(function, values, start, self.eps, _TRIED, self.watch, _PATIENCE, shown)
-        if float((function(image) - values).square().sum() / values.square().sum()) > _PROMISING:
+        if _off(function, image, values) > _PROMISING:
             return image
         return invert_features(function, values, image, self.eps, self.evaluations, self.watch, _PATIENCE, shown)
 
-    def _misfit(self, image: Tensor, values: Tensor, sizes: Tensor) -> float:
-        return float((self.fine(sizes)(image.double()) - values).square().sum() / values.square().sum())
+
+def _off(function: Callable[[Tensor], Tensor], image: Tensor, values: Tensor) -> float:
+    """The relative squared error."""
+    return float((function(image) - values).square().sum() / values.square().sum())
 
 
 def _in_vain(errors: Sequence[float]) -> bool:

@@ -91,9 +91,10 @@ def sides(setting: Setting, front: Front, slope: float) -> Told | None:
     feed = feeding(front.left[:-1], front.fork, setting.image_shape)
     guess = _by_value(front.values, slope) if front.known else _by_places(setting, front, feed, slope)
     if feed is not None and overdetermined(feed, len(guess.on)):
-        told = _checked(setting, front, feed, guess, slope)
+        equations = _Equations.of(setting, front, feed, slope)
+        told = _checked(setting, front, equations, guess)
         if front.known and len(guess.on) == 1 and not (told is not None and told.checked):
-            told = _checked(setting, front, feed, _by_value(front.values, slope, _MOSTLY), slope) or told
+            told = _checked(setting, front, equations, _by_value(front.values, slope, _MOSTLY)) or told
         return told
     near = guess.doubt > torch.where(guess.on, 1 / _ABOVE, _BELOW)
     certain = not front.known or not bool(near.any())
@@ -102,12 +103,12 @@ def sides(setting: Setting, front: Front, slope: float) -> Told | None:
 
 def _by_value(values: Tensor, slope: float, most: float = 1.0) -> _Sides:
     """By how values stand to the scatter of zeros: that of the channel, but no less than of this share of all."""
+    if slope:
+        return _Sides(values > 0, torch.zeros_like(values))
     size = values.square().mean(dim=(0, *range(2, values.ndim)), keepdim=True).sqrt()
     size = size.clamp(min=_DEAD * float(size.median())) + 1e-300
     scatter = (-values / size).amax(dim=(0, *range(2, values.ndim)), keepdim=True).clamp(min=0)
     bound = _CLEAR * size * scatter.clamp(min=float(scatter.quantile(most)))
-    if slope:
-        return _Sides(values > 0, torch.zeros_like(values))
     apart = torch.where(values > bound, bound / values, (values / bound).clamp(min=_FAR))
     return _Sides(values > bound, apart.nan_to_num(nan=0.0))
 
@@ -124,34 +125,28 @@ def _by_places(setting: Setting, front: Front, feed: Feeding | None, slope: floa
     return _Sides(on, ((shown - on.to(shown)).abs() * 2).clamp(max=1))
 
 
-def _checked(setting: Setting, front: Front, feed: Feeding, guess: _Sides, slope: float) -> Told | None:
+def _checked(setting: Setting, front: Front, equations: "_Equations", guess: _Sides) -> Told | None:
     """The sides, put right where the convolution's equations do not hold; nothing where they cannot be."""
-    require_plain(feed.conv, (feed.shape[0], len(guess.on) * feed.shape[1], feed.shape[2]))
-    gradient, on = feed.gradient(setting.gradient), guess.on
-    known, more = gradient_rows(gradient), None if feed.beside is None else equations_beside(setting, front, feed.shape)
-    rows = known if more is None else torch.cat([known, more[1]])
-    check = _Check.of(front, feed, on, slope, known, more and more[0], rows)
+    check = equations.check(guess.on)
     if check is None:
         return Told(guess.on, front.tolerance, checked=False) if front.known else None
     for _ in range(_ROUNDS):
-        if not bool((misfit(check.rest, gradient) > front.tolerance).any()):
+        if check.holds(front.tolerance):
             return Told(check.on, front.tolerance, check.enough)
-        change = front.delta * torch.where(check.on, slope - 1.0, 1.0 - slope)
         best = check
-        for turned in _turned(feed.conv, check, change, guess.doubt):
+        for turned in _turned(equations.conv, check, equations.change(check.on), guess.doubt):
             setting.watch.go_on()
-            tried = _Check.of(front, feed, check.on ^ turned, slope, known, more and more[0], rows)
+            tried = equations.check(check.on ^ turned)
             if tried is not None and float(tried.rest.norm()) < float(best.rest.norm()):
                 best = tried
-            if not bool((misfit(best.rest, gradient) > front.tolerance).any()):
+            if best.holds(front.tolerance):
                 break
         if best is check:
             break
         check = best
-    off = misfit(check.rest, gradient)
-    noise = _NOISE * float(off.median())
+    noise = _NOISE * float(check.off.median())
     certain = not front.known and not bool((guess.doubt > _SURE).any())
-    return Told(check.on, noise) if certain and noise < _WORST and not bool((off > noise).any()) else None
+    return Told(check.on, noise) if certain and noise < _WORST and check.holds(noise) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +159,7 @@ class _Check:
         inputs: what goes into the convolution then, `[n, c, h, w]`.
         spanned: orthonormal columns that span what some input explains of the gradient, `[.., pixels]`.
         rest: what is left of the gradient, `[o k l, c]`.
+        off: the share of each output channel that this is, `[o]`.
     """
 
     on: Tensor
@@ -171,27 +167,74 @@ class _Check:
     inputs: Tensor
     spanned: Tensor
     rest: Tensor
+    off: Tensor
+
+    def holds(self, tolerance: float) -> bool:
+        """Whether no channel is off by a larger share."""
+        return not bool((self.off > tolerance).any())
+
+
+@dataclass(frozen=True, eq=False)
+class _Equations:
+    """What a convolution's weight gradient says of its input, and of the side of each unit behind it.
+
+    Args:
+        feed: the convolution.
+        open_delta: the loss gradient behind the activation, `[n, o, p, q]`.
+        slope: of the activation's other side.
+        gradient: that of the weight, BatchNorm folded in.
+        beside: `gradient_matrix` of a convolution that sees the same input, if there is one.
+        rows: the right-hand sides of both.
+    """
+
+    feed: Feeding
+    open_delta: Tensor
+    slope: float
+    gradient: Tensor
+    beside: Tensor | None
+    rows: Tensor
 
     @classmethod
-    def of(
-        cls, front: Front, feed: Feeding, on: Tensor, slope: float, own: Tensor, more: Tensor | None, rows: Tensor
-    ) -> "_Check | None":
-        """Of these sides; nothing where no equation is left over."""
-        delta = front.delta * torch.where(on, 1.0, slope)
-        matrix = gradient_matrix(feed.conv, feed.shape, delta if feed.added is None else delta + feed.added)
-        matrix = matrix if more is None else torch.cat([matrix, more])
+    def of(cls, setting: Setting, front: Front, feed: Feeding, slope: float) -> "_Equations":
+        """Those of the convolution that feeds the activation at the front."""
+        require_plain(feed.conv, (feed.shape[0], len(front.delta) * feed.shape[1], feed.shape[2]))
+        gradient = feed.gradient(setting.gradient)
+        own, more = gradient_rows(gradient), None
+        if feed.beside is not None:
+            more = equations_beside(setting, front, feed.shape)
+        beside, rows = (None, own) if more is None else (more[0], torch.cat([own, more[1]]))
+        return cls(feed, front.delta, slope, gradient, beside, rows)
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution."""
+        return self.feed.conv
+
+    def change(self, on: Tensor) -> Tensor:
+        """What turning a unit over adds to the loss gradient in front of it, `[n, o, p, q]`."""
+        return self.open_delta * torch.where(on, self.slope - 1.0, 1.0 - self.slope)
+
+    def check(self, on: Tensor) -> _Check | None:
+        """What they say of these sides; nothing where no equation is left over."""
+        delta = self.open_delta * torch.where(on, 1.0, self.slope)
+        delta = delta if self.feed.added is None else delta + self.feed.added
+        matrix = gradient_matrix(self.conv, self.feed.shape, delta)
+        matrix = matrix if self.beside is None else torch.cat([matrix, self.beside])
         if (factors := conditioned(matrix)) is not None:
-            explained = factors[0].T @ rows
+            spanned, enough = factors[0], True
+            explained = spanned.T @ self.rows
             inputs = torch.linalg.solve_triangular(factors[1], explained, upper=True)
-            return cls(on, True, images(inputs.T, feed.shape), factors[0], (rows - factors[0] @ explained)[: len(own)])
-        spanned, sizes, back = torch.linalg.svd(matrix, full_matrices=False)
-        kept = sizes > _LEAST * sizes[0]
-        spare = int(matrix.any(dim=1).sum()) - int(kept.sum())
-        if spare <= 0:
-            return None
-        explained = spanned[:, kept].T @ rows
-        inputs = images((back[kept].T @ (explained / sizes[kept, None])).T, feed.shape)
-        return cls(on, spare >= _LEFT_OVER, inputs, spanned[:, kept], (rows - spanned[:, kept] @ explained)[: len(own)])
+        else:
+            left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+            kept = sizes > _LEAST * sizes[0]
+            spare = int(matrix.any(dim=1).sum()) - int(kept.sum())
+            if spare <= 0:
+                return None
+            spanned, enough = left[:, kept], spare >= _LEFT_OVER
+            explained = spanned.T @ self.rows
+            inputs = right[kept].T @ (explained / sizes[kept, None])
+        rest = (self.rows - spanned @ explained)[: self.gradient.numel() // self.rows.shape[1]]
+        return _Check(on, enough, images(inputs.T, self.feed.shape), spanned, rest, misfit(rest, self.gradient))
 
 
 def equations_beside(setting: Setting, front: Front, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor] | None:

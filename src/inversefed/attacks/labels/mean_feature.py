@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inversefed.attacks.labels.features import negative
 from inversefed.attacks.labels.head import Head, deal, read_head
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels
@@ -56,19 +57,14 @@ class MeanFeatureCounts:
         shared = _shared_feature(head)
         if shared is not None and head.bias_gradient is not None:
             return deal(head.counts(head.softmax(shared), head.bias_gradient), head.total)
-        return deal(self.expected(head), head.total, self.shown(head))
-
-    def shown(self, head: Head) -> Tensor | None:
-        """1 for each class that occurs for certain, `[k]`; nothing where signs of the rows do not tell."""
-        plain = bool((head.pull - head.pull.diagonal().diag()).abs().max() < 1e-9)
-        if not plain or float(head.probe(self.probes).min()) < -1e-6:
-            return None
-        shown = head.weight_gradient.amin(dim=1) < -_SHOWN * head.weight_gradient.abs().max()
-        return shown if int(shown.sum()) <= head.total else None
+        features = head.probe(self.probes)
+        return deal(self._expected(head, features), head.total, _certain(head, features))
 
     def expected(self, head: Head) -> Tensor:
         """The counts before rounding, `[k]`."""
-        features = head.probe(self.probes)
+        return self._expected(head, head.probe(self.probes))
+
+    def _expected(self, head: Head, features: Tensor) -> Tensor:
         center = features.mean(dim=0)
         spread, mean = features - center, center
         for _ in range(self.rounds):
@@ -80,6 +76,15 @@ class MeanFeatureCounts:
             trust = self.trust * head.total
             mean = (weights @ rows + trust * center) / (weights @ bias_gradient + trust)
         return head.counts(_moments(head, spread, mean)[0], _bias_gradient(head, rows, mean))
+
+
+def _certain(head: Head, features: Tensor) -> Tensor | None:
+    """1 for each class that occurs for certain, `[k]`; nothing where signs of the rows do not tell."""
+    smoothed = bool((head.pull - head.pull.diagonal().diag()).abs().max() >= 1e-9)
+    if smoothed or negative(features):
+        return None
+    shown = head.weight_gradient.amin(dim=1) < -_SHOWN * head.weight_gradient.abs().max()
+    return shown if int(shown.sum()) <= head.total else None
 
 
 def _shared_feature(head: Head) -> Tensor | None:

@@ -42,9 +42,8 @@ class Precision(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Native:
-    """The network's own format, float32 as a rule."""
+class _Throughout:
+    """One format from the first step to the last, on any machine."""
 
     double: ClassVar[bool] = False
     tf32: ClassVar[bool] = False
@@ -60,23 +59,18 @@ class Native:
 
 
 @dataclass(frozen=True)
-class Double:
+class Native(_Throughout):
+    """The network's own format, float32 as a rule."""
+
+
+@dataclass(frozen=True)
+class Double(_Throughout):
     """float64 for the whole search: for L-BFGS, which ends where the gradient's rounding begins.
 
     The update keeps the accuracy that it was sent with.
     """
 
     double: ClassVar[bool] = True
-    tf32: ClassVar[bool] = False
-    tolerance: ClassVar[float] = 0.0
-
-    def lowered(self, progress: float) -> bool:
-        """`False`."""
-        return False
-
-    def suits(self, device: torch.device, operations: int) -> bool:
-        """`True`."""
-        return True
 
 
 @dataclass(frozen=True)
@@ -119,17 +113,7 @@ class EarlyBFloat16:
 
 
 @dataclass(frozen=True)
-class TF32:
+class TF32(_Throughout):
     """The network's own format, and a GPU may round products to TF32: faster, and wrong from the fourth digit on."""
 
-    double: ClassVar[bool] = False
     tf32: ClassVar[bool] = True
-    tolerance: ClassVar[float] = 0.0
-
-    def lowered(self, progress: float) -> bool:
-        """`False`."""
-        return False
-
-    def suits(self, device: torch.device, operations: int) -> bool:
-        """`True`."""
-        return True

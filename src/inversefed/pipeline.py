@@ -3,9 +3,10 @@
 freeze -> client -> defenses -> observe -> attack -> controls -> align -> metrics -> verdict -> Report
 """
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from inversefed.attacks import Attack, recipes
-from inversefed.errors import ConfigError, InputError, InversefedError, UnsupportedNetworkError
+from inversefed.errors import ConfigError, InputError, InversefedError
 from inversefed.evaluation import environment
 from inversefed.evaluation.identification import unlike
 from inversefed.evaluation.report import Report
@@ -23,6 +24,7 @@ from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
+from inversefed.fl.foreign import Callback, foreign_code, refusal
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
@@ -188,38 +190,42 @@ def audit_observation(
     check_truth(observation, truth)
     others = checked_others(observation, others, truth)
     kept, taken_up = (None if path is None else Path(path) for path in (checkpoint, resume))
-    stopper = Stopper(on_step)
+    told, controlled = (None if each is None else Callback(each) for each in (on_step, on_control))
+    stopper = Stopper(told)
     watching = None if on_step is None else stopper
     share = time_budget if time_budget is None or nulls == 0 else SHARE * time_budget
     budget = Budget(share, max_iterations, watching, kept, taken_up)
-    began = time.perf_counter()
-    reconstruction = attack(observation, Generator().manual_seed(2 * seed + 1), budget)
-    seconds = time.perf_counter() - began
+    with foreign_code("the audit", told, controlled):
+        began = time.perf_counter()
+        reconstruction = attack(observation, Generator().manual_seed(2 * seed + 1), budget)
+        seconds = time.perf_counter() - began
 
-    case = Case(observation, truth, threat, reconstruction, others)
-    ended = stopper.stopped or reconstruction.status in (Status.INTERRUPTED, Status.NON_FINITE)
-    left = None if time_budget is None else time_budget - seconds
-    runs = case.trials(attack, budget, 0 if ended else nulls, seed, seconds, left, on_control)
-    order, found = case.order, case.found
-    features = observation.network.features
-    pictures = case.pictures(runs)
-    described = describe_observation(observation, threat, seed) | dict(scenario or {})
-    return Report(
-        scenario=described,
-        attack=repr(attack),
-        reconstruction=reconstruction,
-        truth=truth,
-        permutation=order,
-        scores={} if truth is None else score(found, truth, features),
-        baselines={} if truth is None else {name: score(guess, truth, features) for name, guess in pictures.items()},
-        findings=(*findings, *reconstruction.findings, *case.findings(runs)),
-        seconds=seconds,
-        config=dict(config or {}),
-        environment=environment.describe(),
-        verdict=case.verdict(runs, repr(attack), seconds, described),
-        agreement=case.agreement(runs),
-        controls=pictures,
-    )
+        case = Case(observation, truth, threat, reconstruction, others)
+        ended = stopper.stopped or reconstruction.status in (Status.INTERRUPTED, Status.NON_FINITE)
+        left = None if time_budget is None else time_budget - seconds
+        runs = case.trials(attack, budget, 0 if ended else nulls, seed, seconds, left, controlled)
+        order, found = case.order, case.found
+        features = observation.network.features
+        pictures = case.pictures(runs)
+        described = describe_observation(observation, threat, seed) | dict(scenario or {})
+        return Report(
+            scenario=described,
+            attack=repr(attack),
+            reconstruction=reconstruction,
+            truth=truth,
+            permutation=order,
+            scores={} if truth is None else score(found, truth, features),
+            baselines={}
+            if truth is None
+            else {name: score(guess, truth, features) for name, guess in pictures.items()},
+            findings=(*findings, *reconstruction.findings, *case.findings(runs)),
+            seconds=seconds,
+            config=dict(config or {}),
+            environment=environment.describe(),
+            verdict=case.verdict(runs, repr(attack), seconds, described),
+            agreement=case.agreement(runs),
+            controls=pictures,
+        )
 
 
 def observed(
@@ -251,10 +257,12 @@ def observed(
     for change in network_defenses(defenses):
         private = change(private)
     images, targets = prepared(private, truth, defenses, world)
+    # A module may keep what it sees; the server's copy of it never sees the private pictures.
+    own = replace(private, module=copy.deepcopy(private.module))
     with float32_products(network.device):
-        update = computed(client, private, images, targets)
-        update = defended(update, private, Batch(images, truth.labels), defenses, world)
-        buffers = sent_buffers(client, private, images, targets) if threat.buffers == "sent" else None
+        update = computed(client, own, images, targets)
+        update = defended(update, own, Batch(images, truth.labels), defenses, world)
+        buffers = sent_buffers(client, own, images, targets) if threat.buffers == "sent" else None
     return observe(private, client, update, truth, threat, buffers, defenses), truth
 
 
@@ -281,7 +289,7 @@ def computed(client: Client, network: Network, images: Images, labels: Labels | 
     except InversefedError:
         raise
     except Exception as error:  # the network and the loss are foreign code: whatever they raise means the same
-        raise UnsupportedNetworkError(f"the client cannot compute its update of this batch: {error}") from error
+        raise refusal("the client's update of this batch", error) from error
 
 
 def defended(
@@ -314,7 +322,7 @@ def checked_others(observation: Observation, others: Batch | None, truth: Batch 
 class Stopper:
     """Passes steps on, and remembers whether its watcher asked for the end."""
 
-    on_step: Callable[[Step], object] | None
+    on_step: Callback[[Step], object] | None
     stopped: bool = False
 
     def __call__(self, step: Step) -> bool:

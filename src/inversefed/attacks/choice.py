@@ -27,6 +27,7 @@ from inversefed.attacks.simulations import OptimizedMasks, Simulation
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.dropout import dropout_layers
+from inversefed.fl.foreign import Callback, foreign_code
 from inversefed.fl.kinks import averages, hides_contrast, kinks, pools
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.sharing import UnknownClient, trainer
@@ -138,6 +139,8 @@ class Choose:
     def _carried_out(self, observation: Observation, generator: Generator, budget: Budget) -> Reconstruction:
         began = time.monotonic()
         plan, why = self.plan(observation)
+        watcher = None if budget.on_step is None else Callback(budget.on_step)
+        budget = replace(budget, on_step=watcher)
         reasons: list[str] = []
         best, failed = _Best(observation), None
         for attack in plan:
@@ -150,7 +153,8 @@ class Choose:
             else:
                 turn = replace(turn, checkpoint=None, resume=None)
             try:
-                best.add(attack(observation, generator, turn), attack)
+                with foreign_code(type(attack).__name__, watcher):
+                    best.add(attack(observation, generator, turn), attack)
                 if not isinstance(attack, GradientInversion):
                     reasons.append(f"{type(attack).__name__} is {'exact' if best.exact else 'not exact here'}")
             except (ThreatModelError, UnsupportedNetworkError) as error:

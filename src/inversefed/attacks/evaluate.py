@@ -19,6 +19,7 @@ from inversefed.attacks.minimize import Variables
 from inversefed.attacks.precision import Precision
 from inversefed.attacks.problem import Problem
 from inversefed.fl.arithmetic import float32_products
+from inversefed.fl.foreign import foreign_code
 from inversefed.types import Finding, Scalar
 
 __all__ = ["Compilation", "Evaluated", "Evaluator"]
@@ -211,7 +212,8 @@ def differentiate(loss: Callable[[Variables], Scalar], variables: Variables) -> 
     leaves = {name: value.detach().requires_grad_() for name, value in variables.items()}
     with torch.enable_grad():
         value = loss(leaves)
-        gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+        with foreign_code("the second derivative of the loss, which a search needs,"):
+            gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
     return value.item(), dict(zip(leaves, gradients, strict=True))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.aggregation import one_of
 from inversefed.fl.clients import Client, FedAvg
 from inversefed.fl.sharing import trainer
@@ -74,7 +75,7 @@ def live_bytes(loss: Loss, variables: Mapping[str, Tensor]) -> int | None:
     before = meter.live
     try:
         _differentiate(loss, {name: ghost.requires_grad_() for name, ghost in ghosts.items()})
-    except (RuntimeError, TypeError, ValueError):  # NotImplementedError is a RuntimeError
+    except (RuntimeError, TypeError, ValueError, UnsupportedNetworkError):  # NotImplementedError is a RuntimeError
         return None
     return meter.peak - before
 

@@ -7,8 +7,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from inversefed.attacks.choice import Choose
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.cli import FAILED, INTERRUPTED, SUCCESS, registry
@@ -18,6 +16,7 @@ from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
 from inversefed.errors import ConfigError, InputError, InversefedError
 from inversefed.evaluation.frontier import Row, drawing, notes, read_rows, table, to_dict
 from inversefed.evaluation.save import check_writable, write_files
+from inversefed.fl.network import freeze
 from inversefed.frontier import Data, Point, measure
 from inversefed.types import Budget, Step
 from inversefed.zoo import datasets
@@ -167,7 +166,7 @@ def _data(options: Defend, setting: Setting) -> Data | str:
             reasons.append(str(error))
             continue
         train, test = parts
-        classes = setting.module(torch.zeros(1, *shape, device=next(setting.module.parameters()).device)).shape[1]
+        classes = freeze(setting.module, shape).num_classes
         if train.num_classes > classes:
             reasons.append(f"{train.name} has {train.num_classes} classes and the network {classes}; see --num-classes")
             continue

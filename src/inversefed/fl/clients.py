@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.errors import ConfigError
+from inversefed.fl.foreign import foreign_code
 from inversefed.fl.network import Network
 from inversefed.fl.optimizers import LocalOptimizer, LocalSGD, State
 from inversefed.fl.recompute import recomputed
@@ -246,6 +247,9 @@ def loss_gradient(network: Network, params: Params, images: Images, labels: Labe
     """Gradient of the batch loss with respect to `params`; zeros for weights that the loss does not use.
 
     It carries a graph only where images or labels require grad.
+
+    Raises:
+        UnsupportedNetworkError: the forward pass, the loss or torch's backward pass raises an error.
     """
     if network.functional:
         gradient: Params = torch.func.grad(lambda weights: network.loss(network.apply(weights, images), labels))(
@@ -254,10 +258,13 @@ def loss_gradient(network: Network, params: Params, images: Images, labels: Labe
         return gradient
     differentiable = _differentiable(images, labels)
     with torch.enable_grad():
-        loss = network.loss(network.apply(params, images), labels)
-        gradients = torch.autograd.grad(
-            loss, list(params.values()), create_graph=differentiable, materialize_grads=True
-        )
+        logits = network.apply(params, images)
+        with foreign_code(f"the loss of logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"):
+            loss = network.loss(logits, labels)
+        with foreign_code("the gradient of the loss with respect to the weights"):
+            gradients = torch.autograd.grad(
+                loss, list(params.values()), create_graph=differentiable, materialize_grads=True
+            )
     return dict(zip(params, gradients, strict=True))
 
 

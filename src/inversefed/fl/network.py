@@ -21,7 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inversefed.errors import InputError, InversefedError, UnsupportedNetworkError
 from inversefed.fl.dropout import given_masks
+from inversefed.fl.foreign import foreign_code, refusal
 from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.second_derivatives import Seen, TwiceDifferentiable, unwrap_parts, unwrapped
 from inversefed.types import Images, Logits, Params
 
 __all__ = ["Loss", "Network", "freeze"]
@@ -49,6 +51,7 @@ class Network:
         head: name of the last layer, whose rows are the classes; `None` where that is unclear.
         mask_seed: fixes what random layers in train mode (dropout) draw, so that `apply` is a function, and the order
             in which a client shuffles: what a client draws for itself.
+        replaces: operations that torch cannot differentiate twice run in an equal form that it can.
         masks: what dropout layers multiply by instead, where it is given: by layer name, `[steps, n, ..]`, or
             `[n, ..]` within a step.
         functional: let clients differentiate by `torch.func`, for transforms and compilers that take a whole step;
@@ -70,6 +73,7 @@ class Network:
     mask_seed: int = 0
     functional: bool = False
     carried: dict[str, Tensor] | None = field(default=None, repr=False)
+    replaces: bool = False
     masks: Params = field(default_factory=dict, repr=False)
 
     _is_plain: bool = field(init=False, repr=False)
@@ -98,12 +102,23 @@ class Network:
         return self.apply_normalized(params, self.normalize(images))
 
     def apply_normalized(self, params: Params, inputs: Tensor) -> Tensor:
-        """Run the network on inputs that are normalized already."""
+        """Run the network on inputs that are normalized already.
+
+        Raises:
+            UnsupportedNetworkError: the module's forward pass raises an error.
+        """
+        if self.functional:  # transforms and compilers take the whole step, and have errors of their own
+            return self._run(params, inputs)
+        with foreign_code(f"the network's forward pass on inputs of shape {tuple(inputs.shape)}"):
+            return self._run(params, inputs)
+
+    def _run(self, params: Params, inputs: Tensor) -> Tensor:
         before = self.module.named_buffers() if self.carried is None else self.carried.items()
         buffers = {name: buffer.clone() for name, buffer in before}
         # Fused attention kernels have no double backward.
         fixed = nullcontext() if self.functional else self._fixed_masks()
-        with sdpa_kernel(SDPBackend.MATH), fixed, given_masks(self.module, self.masks):
+        twice = TwiceDifferentiable() if self.replaces else nullcontext()
+        with sdpa_kernel(SDPBackend.MATH), fixed, given_masks(self.module, self.masks), twice:
             outputs: Tensor = functional_call(self.module, {**params, **buffers}, (inputs,))
         if self.carried is not None:
             self.carried.update(buffers)
@@ -158,8 +173,11 @@ class Network:
         return seen
 
     def operations(self) -> int:
-        """Floating-point operations of one picture's forward pass, those of matrix products and convolutions."""
-        with FlopCounterMode(display=False) as counter:
+        """Floating-point operations of one picture's forward pass, those of matrix products and convolutions.
+
+        Counted in eval mode: in train mode BatchNorm refuses one picture where a layer has one value a channel.
+        """
+        with FlopCounterMode(display=False) as counter, _eval_mode(self.module):
             self.features(torch.full((1, *self.image_shape), 0.5))
         return int(counter.get_total_flops())
 
@@ -202,6 +220,8 @@ def freeze(
 ) -> Network:
     """Snapshot a module as a `Network`; the module is left as it was.
 
+    Wrappers are taken off: what `torch.compile`, DataParallel and DistributedDataParallel hold computes the same.
+
     Args:
         module: any classifier, in the mode (train or eval) that the client uses.
         image_shape: `(c, h, w)` of the pictures that it takes.
@@ -212,8 +232,8 @@ def freeze(
         high: the greatest.
 
     Raises:
-        UnsupportedNetworkError: the module cannot be copied, has nothing to train, or does not map
-            pictures of that shape to `[n, classes]`.
+        UnsupportedNetworkError: the module cannot be copied, has nothing to train or lazy layers that were never
+            built, or does not map pictures of that shape to `[n, classes]`.
         InputError: the normalization does not fit the number of channels.
 
     >>> network = freeze(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 2, 2), mean=0.5, std=0.25)
@@ -221,7 +241,7 @@ def freeze(
     (5, '1', [1.0, 1.0, 1.0])
     """
     shape = _check_shape(image_shape)
-    private = _copy(module)
+    private = _copy(unwrapped(module))
     params = {name: p.detach().requires_grad_() for name, p in private.named_parameters() if p.requires_grad}
     if not params:
         raise UnsupportedNetworkError(
@@ -246,8 +266,9 @@ def freeze(
     )
     if not bool((network.std > 0).all()):
         raise InputError(f"std must be positive in every channel, but is {network.std.flatten().tolist()}")
-    num_classes, head = _probe(network)
-    return replace(network, num_classes=num_classes, head=head)
+    with Seen() as seen:
+        num_classes, head = _probe(network)
+    return replace(network, num_classes=num_classes, head=head, replaces=seen.replaceable)
 
 
 def _check_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -258,12 +279,18 @@ def _check_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _copy(module: nn.Module) -> nn.Module:
+    if any(nn.parameter.is_lazy(each) for each in module.parameters()):
+        raise UnsupportedNetworkError(
+            "the network has lazy layers that were never built, so there are no weights yet; call it once on a batch"
+        )
     try:
-        return copy.deepcopy(module)
-    except (RuntimeError, TypeError) as error:
+        private = copy.deepcopy(module)
+    except Exception as error:  # a module may hold anything, and define how it is copied
         raise UnsupportedNetworkError(
             f"the network cannot be copied ({error}); remove old-style weight_norm, or give a freshly built module"
         ) from error
+    unwrap_parts(private)
+    return private
 
 
 def _per_channel(value: float | Sequence[float] | Tensor, channels: int, name: str) -> Tensor:
@@ -293,12 +320,12 @@ def _probe(network: Network) -> tuple[int, str | None]:
     try:
         with torch.no_grad(), _eval_mode(network.module):
             gray = torch.full((2, *network.image_shape), 0.5, device=network.device, dtype=network.dtype)
-            logits = network.apply_normalized(network.params, network.normalize(gray))
+            logits = network._run(network.params, network.normalize(gray))
     except InversefedError:
         raise
     except Exception as error:  # the network is foreign code: whatever it raises means the same
-        raise UnsupportedNetworkError(
-            f"the network cannot run on images of shape {network.image_shape}: {error}"
+        raise refusal(
+            f"the network cannot run on images of shape {network.image_shape}: its forward pass", error
         ) from error
     finally:
         for hook in hooks:

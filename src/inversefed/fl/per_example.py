@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.clients import loss_gradient
 from inversefed.fl.network import Network
 from inversefed.types import Images, Labels, Params, SoftLabels
@@ -36,7 +37,7 @@ def example_gradients(network: Network, params: Params, images: Images, labels: 
         return _one_by_one(network, params, images, labels)
     try:
         return _at_once(network, params, images, labels)
-    except RuntimeError:  # it writes in place, or branches on a value
+    except (RuntimeError, UnsupportedNetworkError):  # it writes in place, or branches on a value
         return _one_by_one(network, params, images, labels)
 
 

@@ -24,6 +24,7 @@ from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.attacks.starts import NearMean, Zeros
 from inversefed.errors import InversefedError
+from inversefed.fl.foreign import foreign_code
 from inversefed.fl.null import null_observation
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Reconstruction, Status
@@ -257,8 +258,9 @@ def _attempt(planned: Plan, observation: Observation, deadline: float, first: in
         starts = Generator().manual_seed((2 * planned.seed + 1 + number * _ODD) % 2**62)
         budget = Budget(left if math.isfinite(left) else None, planned.iterations)
         try:
-            result = (_apart(planned.attack) if number else planned.attack)(observation, starts, budget)
-        except (InversefedError, RuntimeError):  # a closed form may meet a singular matrix, which torch reports so
+            with foreign_code("a repeat of the attack"):  # a closed form may meet a singular matrix
+                result = (_apart(planned.attack) if number else planned.attack)(observation, starts, budget)
+        except InversefedError:
             return ()
         if result.status is Status.INTERRUPTED or (result.status is Status.STOPPED and math.isfinite(left)):
             raise _Cut

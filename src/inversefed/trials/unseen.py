@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
+from inversefed.errors import InversefedError
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Labels, Scores
@@ -60,7 +61,10 @@ def unseen(
     try:
         with float32_products(observation.network.device):
             left = change - _shown(_Derivative(observation, images, labels), change, steps)
-    except RuntimeError:  # a foreign layer without a second derivative, which torch may not implement
+    except (
+        RuntimeError,
+        InversefedError,
+    ):  # a foreign layer without a second derivative, which torch may not implement
         return torch.ones(len(images))
     share = left.flatten(1).square().mean(dim=1).nan_to_num(nan=1.0, posinf=1.0)
     return share.clamp(max=1.0).cpu()

@@ -1,0 +1,165 @@
+"""The boundary around the user's code, and modules as a search needs them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from inversefed import audit, freeze
+from inversefed.attacks import recipes
+from inversefed.errors import InversefedError, UnsupportedNetworkError
+from inversefed.fl.clients import FedSGD
+from inversefed.fl.foreign import Callback, foreign_code
+
+IMAGE, LABEL = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1])
+
+
+def smooth() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(512, 4)).eval()
+
+
+class Failing(nn.Module):
+    """Fails from a call on; copies count for themselves."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.net, self.calls = smooth(), calls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyError("a fault of the user's own")
+        return self.net(x)
+
+
+class Reentrant(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.net, self.reentrant = smooth(), reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net[2:](checkpoint(self.net[:2], x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("calls", range(12))
+def test_a_module_that_fails_on_any_call_is_an_error_of_ours(calls: int) -> None:
+    with pytest.raises(InversefedError, match=r"KeyError: .a fault of the user.s own"):
+        audit(Failing(calls), IMAGE, LABEL, attack=recipes.geiping(max_iterations=20), nulls=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoints_that_cannot_be_differentiated_are_refused_with_advice() -> None:
+    with pytest.raises(UnsupportedNetworkError, match="use_reentrant=False"):
+        audit(Reentrant(True).eval(), IMAGE, LABEL, max_iterations=2, nulls=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        lambda net: torch.compile(net, backend="eager"),
+        lambda net: torch.compile(nn.DataParallel(net), backend="eager"),
+        lambda net: nn.Sequential(torch.compile(net[0], backend="eager"), nn.DataParallel(net[1]), *net[2:]),
+        lambda net: net.to(memory_format=torch.channels_last),
+        lambda net: Reentrant(False),
+    ],
+)
+def test_wrappers_change_nothing(wrap) -> None:
+    attack = recipes.geiping(max_iterations=3)
+    expected = audit(smooth(), IMAGE, LABEL, attack=attack, nulls=0)
+    module = wrap(smooth())
+    names = [name for name, _ in module.named_parameters()]
+    report = audit(module.eval(), IMAGE, LABEL, attack=attack, nulls=0)
+    assert torch.allclose(report.images, expected.images, atol=1e-3)
+    assert [name for name, _ in module.named_parameters()] == names
+
+
+@pytest.mark.parametrize("hard", [nn.Hardsigmoid(), F.hardsigmoid])
+def test_hardsigmoid_is_searched_in_an_equal_form(hard) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.own = smooth(), hard if isinstance(hard, nn.Module) else nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net[2:](hard(self.net[:2](x)))
+
+    module = Net().eval()
+    network = freeze(module, (3, 8, 8))
+    assert torch.equal(network.apply(network.params, IMAGE), module(IMAGE)) or torch.allclose(
+        network.apply(network.params, IMAGE), module(IMAGE), atol=1e-6
+    )
+    assert audit(module, IMAGE, LABEL, max_iterations=3, nulls=0).images.isfinite().all()
+
+
+def test_errors_of_the_callers_own_callbacks_pass() -> None:
+    def stop(_: object) -> None:
+        raise LookupError("the caller's own")
+
+    for attack in (recipes.best(), recipes.geiping(max_iterations=3)):
+        with pytest.raises(LookupError, match="the caller's own"):
+            audit(smooth(), IMAGE, LABEL, attack=attack, on_step=stop, nulls=0)
+    with pytest.raises(LookupError, match="the caller's own"):
+        audit(
+            smooth(), IMAGE, LABEL, attack=recipes.geiping(max_iterations=3), nulls=1, on_control=lambda *_: stop(None)
+        )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("all"), torch.OutOfMemoryError("CUDA")])
+def test_interrupts_and_memory_errors_keep_their_meaning(error: BaseException) -> None:
+    with pytest.raises(type(error)), foreign_code("the loss"):
+        raise error
+    with pytest.raises(MemoryError, match="the loss ran out of memory"), foreign_code("the loss"):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+
+def test_only_what_a_callback_raised_itself_passes() -> None:
+    callback = Callback(lambda: None)
+    callback()
+    with pytest.raises(UnsupportedNetworkError), foreign_code("the loss", callback, None):
+        raise ValueError
+
+
+def test_lazy_layers_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedNetworkError, match="lazy layers that were never built"):
+        freeze(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), (3, 8, 8))
+    built = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+    built(IMAGE)
+    assert freeze(built, (3, 8, 8)).num_classes == 4
+
+
+def test_operations_are_counted_where_train_mode_refuses_one_picture() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).train()
+    network = freeze(module, (3, 8, 8))
+    assert network.operations() == 2 * (192 * 8 + 8 * 4)
+    assert network.module.training and network.module[2].training
+
+
+def test_what_a_module_keeps_of_the_private_pictures_stays_with_the_client() -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.seen = smooth(), []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(x.detach().clone())
+            return self.net(x)
+
+    from inversefed.pipeline import observed
+
+    observation, _ = observed(Keeping().eval(), IMAGE, LABEL)
+    assert all(not torch.equal(seen[:1], IMAGE) for seen in observation.network.module.seen)
+
+
+def test_the_update_is_the_same_with_and_without_the_boundary() -> None:
+    module = smooth()
+    update = FedSGD()(freeze(module, (3, 8, 8)), IMAGE, LABEL)
+    plain = copy.deepcopy(module)
+    loss = F.cross_entropy(plain(IMAGE), LABEL)
+    expected = torch.autograd.grad(loss, list(plain.parameters()))
+    assert all(torch.equal(found, part) for found, part in zip(update.values(), expected, strict=True))

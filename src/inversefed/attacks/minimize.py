@@ -89,7 +89,7 @@ class Descent:
             loss, gradients = waiting.pop() if waiting else again(self.variables)
             for name, value in self.variables.items():
                 signed = self._optimizer.signed if name == "images" else False
-                value.grad = _signed(gradients[name], signed, left)
+                value.grad = _signed(gradients[name], signed, left).contiguous()  # L-BFGS wants it flat
             return loss
 
         before = _copy(self.variables)

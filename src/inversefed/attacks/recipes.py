@@ -68,7 +68,7 @@ def best() -> Choose:
     """
     early = EarlyBFloat16(worthwhile=True)
     return Choose(
-        exact=(linear(), april(), peel()),
+        exact=(linear(), april(), peel(), separated()),
         batch=(sparse(), peel(), separated()),
         smooth=curvature(),
         several=smoothed(),

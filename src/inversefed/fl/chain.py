@@ -8,17 +8,18 @@ other branches, that uses weights twice, or whose forward pass depends on its da
 
 import copy
 import operator
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import Network
+from inversefed.types import Params
 
 __all__ = ["Layer", "Residual", "chain", "flat", "run"]
 
@@ -52,11 +53,35 @@ class Layer:
         name: where it stands in the module, `""` for a function; its weights are `name.weight` and so on.
         module: what it computes, in eval mode and double precision, weights included.
         shape: shape of one example's output.
+        trained: whether an update holds the gradient of its weight, and of nothing else, under its name. It does not
+            where the weight is frozen, parametrized, or shared with another layer.
     """
 
     name: str
     module: nn.Module = field(repr=False)
     shape: tuple[int, ...]
+    trained: bool = True
+
+    def weight_gradient(self, gradient: Params) -> Tensor:
+        """The gradient of its weight.
+
+        Raises:
+            UnsupportedNetworkError: the update holds none of its own.
+        """
+        self.require_gradient()
+        return gradient[f"{self.name}.weight"]
+
+    def require_gradient(self) -> None:
+        """Refuse a layer whose weight has no gradient of its own.
+
+        Raises:
+            UnsupportedNetworkError: it is one.
+        """
+        if not self.trained:
+            raise UnsupportedNetworkError(
+                f"the update holds no gradient of {self.name}.weight by itself (frozen, parametrized, or shared with "
+                "another layer), and so no equations for what went into it"
+            )
 
 
 class Residual(nn.Module):
@@ -95,14 +120,14 @@ def chain(network: Network) -> tuple[Layer, ...]:
     module.eval()
     try:
         traced = fx.symbolic_trace(module)
-        ShapeProp(traced).propagate(torch.full((1, *network.image_shape), 0.5, dtype=torch.float64))
+        _Shapes(traced).run(torch.full((1, *network.image_shape), 0.5, dtype=torch.float64))
     except Exception as error:  # tracing runs foreign code: whatever it raises means the same
         raise UnsupportedNetworkError(f"the network cannot be read layer by layer: {error}") from error
     ways: dict[fx.Node, tuple[Layer, ...]] = {}
-    last = None
+    last, untrained = None, _untrained(network)
     for node in traced.graph.nodes:
         if node.op != "output" and _is_tensor(node):
-            ways[node] = _way_to(traced, node, ways)
+            ways[node] = _way_to(traced, node, ways, untrained)
             last = node
     layers = ways[last] if last is not None else ()
     weighted = [layer.name for layer in flat(layers) if any(True for _ in layer.module.parameters())]
@@ -120,18 +145,41 @@ def flat(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     return tuple(found)
 
 
+class _Shapes(fx.Interpreter):
+    """Notes the shape of each node's tensor. torch's own `ShapeProp` prints a traceback where a node fails."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["shape"] = tuple(result.shape)
+        return result
+
+
 def _is_tensor(node: fx.Node) -> bool:
-    return hasattr(node.meta.get("tensor_meta"), "shape")
+    return "shape" in node.meta
 
 
-def _way_to(traced: fx.GraphModule, node: fx.Node, ways: Mapping[fx.Node, tuple[Layer, ...]]) -> tuple[Layer, ...]:
+def _untrained(network: Network) -> frozenset[str]:
+    """Names of the layers whose weight is frozen, parametrized or shared with another layer."""
+    every = list(network.module.named_parameters(remove_duplicate=False))
+    uses = Counter(id(weight) for _, weight in every)
+    own = {name for name, weight in every if name in network.params and uses[id(weight)] == 1}
+    weighted = [
+        name for name, layer in network.module.named_modules() if isinstance(getattr(layer, "weight", 0), Tensor)
+    ]
+    return frozenset(name for name in weighted if f"{name}.weight".lstrip(".") not in own)
+
+
+def _way_to(
+    traced: fx.GraphModule, node: fx.Node, ways: Mapping[fx.Node, tuple[Layer, ...]], untrained: Collection[str]
+) -> tuple[Layer, ...]:
     """The layers from the image to a node, those to the nodes in front of it being known."""
     if node.op == "placeholder":
         return ()
     sources = [source for source in node.all_input_nodes if source in ways]
     if len(sources) == 1 and not (node.target in _SUMS and node.op != "call_module"):
         name = str(node.target) if node.op == "call_module" else ""
-        return (*ways[sources[0]], *_layers(traced, node, name))
+        return (*ways[sources[0]], *_layers(traced, node, name, name not in untrained))
     if len(sources) != 2 or node.target not in _SUMS or node.kwargs:
         raise UnsupportedNetworkError(f"the network is no chain of layers: it branches at {node.name}")
     body, shortcut = sorted((ways[source] for source in sources), key=len, reverse=True)
@@ -142,14 +190,14 @@ def _way_to(traced: fx.GraphModule, node: fx.Node, ways: Mapping[fx.Node, tuple[
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(node.meta["tensor_meta"].shape[1:])
+    return tuple(node.meta["shape"][1:])
 
 
-def _layers(traced: fx.GraphModule, node: fx.Node, name: str) -> tuple[Layer, ...]:
+def _layers(traced: fx.GraphModule, node: fx.Node, name: str, trained: bool) -> tuple[Layer, ...]:
     """A node as a layer; a mean over all places as two."""
     shape, (source, *_) = _shape(node), [each for each in node.all_input_nodes if _is_tensor(each)]
     if node.target not in _AVERAGES:
-        return (Layer(name, _module(traced, node), shape),)
+        return (Layer(name, _module(traced, node), shape, trained),)
     before, given = _shape(source), {**dict(zip(("dim", "keepdim"), node.args[1:], strict=False)), **node.kwargs}
     over = given.get("dim")
     if not isinstance(over, list | tuple) or {axis % 4 for axis in over} != {2, 3} or len(before) != 3:

@@ -98,7 +98,8 @@ def block_below(layers: tuple[Layer, ...], depth: int, image_shape: tuple[int, i
         image_shape: `(c, h, w)`.
 
     Raises:
-        UnsupportedNetworkError: what ends there is not a convolution with BatchNorm, ReLU and at most one max pooling.
+        UnsupportedNetworkError: what ends there is not a convolution with BatchNorm, ReLU and at most one max pooling,
+            or the update holds no gradient of that convolution.
     """
     start, between = depth - 1, list[nn.Module]()
     while start >= 0 and not isinstance(layers[start].module, nn.Conv2d):
@@ -113,6 +114,7 @@ def block_below(layers: tuple[Layer, ...], depth: int, image_shape: tuple[int, i
         )
     conv = layers[start].module
     assert isinstance(conv, nn.Conv2d)
+    layers[start].require_gradient()
     weight, bias, scale = _folded(conv, next((part for part in between if isinstance(part, nn.BatchNorm2d)), None))
     shape, grid = layers[start - 1].shape if start else image_shape, layers[start].shape
     require_plain(conv, grid)

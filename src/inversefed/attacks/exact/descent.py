@@ -69,9 +69,9 @@ def step(setting: Setting, front: Front) -> Front | None:
         case nn.ReLU() | nn.LeakyReLU():
             return _below_kink(setting, front, getattr(layer.module, "negative_slope", 0.0))
         case nn.Conv2d():
-            return _below_convolution(setting, front, layer.name, layer.module)
+            return _below_convolution(setting, front, layer, layer.module)
         case nn.Linear():
-            return _below_linear(setting, front, layer.name, layer.module)
+            return _below_linear(setting, front, layer, layer.module)
         case nn.AdaptiveAvgPool2d() | nn.AvgPool2d():
             return _below_average(setting, front, layer.module)
         case Residual():
@@ -119,8 +119,8 @@ def _below_kink(setting: Setting, front: Front, negative: float) -> Front | None
     return replace(below, tolerance=told.tolerance, checked=told.checked)
 
 
-def _below_linear(setting: Setting, front: Front, name: str, module: nn.Linear) -> Front:
-    gradient, delta = setting.gradient[f"{name}.weight"], front.delta
+def _below_linear(setting: Setting, front: Front, layer: Layer, module: nn.Linear) -> Front:
+    gradient, delta = layer.weight_gradient(setting.gradient), front.delta
     if len(delta) == 1:
         values = (delta @ gradient) / delta.square().sum()
     else:
@@ -129,13 +129,13 @@ def _below_linear(setting: Setting, front: Front, name: str, module: nn.Linear) 
     return replace(below, exact=front.exact and len(delta) == 1)
 
 
-def _below_convolution(setting: Setting, front: Front, name: str, module: nn.Conv2d) -> Front | None:
+def _below_convolution(setting: Setting, front: Front, layer: Layer, module: nn.Conv2d) -> Front | None:
     channels, height, width = _shape(setting, front.left[:-1])
     require_enough(module, (channels, height, width), front.left[-1].shape, len(front.delta), front.known)
     solved = solve_convolution(
         module,
         (channels, height, width),
-        setting.gradient[f"{name}.weight"],
+        layer.weight_gradient(setting.gradient),
         front.delta,
         front.values,
         front.weight,
@@ -176,7 +176,7 @@ def _below_sum(setting: Setting, front: Front, both: Residual) -> Front | None:
     for layer, seen in zip(reversed(shortcut), reversed(inputs[:-1]), strict=True):
         deltas.append(_pulled_back(layer.module, seen, deltas[-1]))
     fork = Fork(front.depth - 1, deltas[-1], outer=front.fork)
-    if shortcut and isinstance(shortcut[0].module, nn.Conv2d):
+    if shortcut and isinstance(shortcut[0].module, nn.Conv2d) and shortcut[0].trained:
         fork = replace(fork, beside=shortcut[0], delta=deltas[-2])
     start = replace(front, left=way, values=nothing, weight=nothing, exact=False, settled=None, fork=fork)
     inner = descend(setting, start)

@@ -65,7 +65,7 @@ def invert_features(
         shown: from the images that are being found to what the watch is shown.
     """
     features, scale = features.to(start.dtype), features.square().sum().to(start.dtype)
-    x = start.detach().clone().requires_grad_()
+    x = start.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [x], max_iter=_CHUNK, max_eval=_CHUNK, history_size=50, tolerance_grad=0,
         tolerance_change=max(1e-26, 1e-2 * eps**2),
@@ -74,7 +74,7 @@ def invert_features(
 
     def closure() -> Tensor:
         loss = (function(x) - features).square().sum() / scale
-        (x.grad,) = torch.autograd.grad(loss, x)
+        x.grad = torch.autograd.grad(loss, x)[0].contiguous()  # L-BFGS wants it flat, and channels_last is not
         return loss.detach()
 
     used, losses = 0, list[float]()
@@ -219,4 +219,4 @@ def shallow(layers: tuple[Layer, ...], dtype: torch.dtype) -> Callable[[Tensor],
 
 
 def _cast(layers: tuple[Layer, ...], dtype: torch.dtype) -> tuple[Layer, ...]:
-    return tuple(Layer(part.name, copy.deepcopy(part.module).to(dtype), part.shape) for part in layers)
+    return tuple(Layer(part.name, copy.deepcopy(part.module).to(dtype), part.shape, part.trained) for part in layers)

@@ -43,7 +43,7 @@ class Feeding:
 
     def gradient(self, gradient: Params) -> Tensor:
         """Gradient with respect to its weight, BatchNorm folded in."""
-        return gradient[f"{self.layer.name}.weight"] / self.scale[..., None]
+        return self.layer.weight_gradient(gradient) / self.scale[..., None]
 
 
 def feeding(left: tuple[Layer, ...], fork: Fork | None, image_shape: tuple[int, int, int]) -> Feeding | None:
@@ -61,7 +61,7 @@ def feeding(left: tuple[Layer, ...], fork: Fork | None, image_shape: tuple[int, 
                 return None
             added, fork = fork.back / scale, fork.outer
         match left[-1].module:
-            case nn.Conv2d() as conv:
+            case nn.Conv2d() as conv if left[-1].trained:
                 shape = left[-2].shape if len(left) > 1 else image_shape
                 first = own is not None and fork is own and own.beside is not None and len(left) == own.floor + 1
                 beside = own.beside.module if first and own is not None and own.beside is not None else None

@@ -116,7 +116,7 @@ def _step(way: _Way) -> _Way:
         return replace(way, why=why) if why else replace(way, left=left[:start], rounded=True, alternates=True)
     if isinstance(module, Residual):
         first = module.shortcut[0] if module.shortcut else None
-        beside = first if first is not None and isinstance(first.module, nn.Conv2d) else None
+        beside = first if first is not None and first.trained and isinstance(first.module, nn.Conv2d) else None
         fork = Fork(len(left) - 1, _NOTHING, beside, outer=way.fork)
         return replace(_down(replace(way, left=(*left[:-1], *module.body), known=False, fork=fork)), fork=way.fork)
     if isinstance(module, _KINKS) and (way.rounded or not way.known):
@@ -179,6 +179,8 @@ def _block(layers: tuple[Layer, ...], image_shape: tuple[int, int, int]) -> tupl
 def _check(layers: tuple[Layer, ...], image_shape: tuple[int, int, int], number: int, known: bool) -> bool:
     """Check that the last layer can be peeled; whether its input has to be solved for, and so is rounded."""
     module = layers[-1].module
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        layers[-1].require_gradient()
     if isinstance(module, nn.Conv2d):
         shape = layers[-2].shape if len(layers) > 1 else image_shape
         require_plain(module, (shape[0], number * shape[1], shape[2]))

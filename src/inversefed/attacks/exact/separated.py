@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor, nn
 
-from inversefed.attacks.exact.features import invert_features
+from inversefed.attacks.exact.features import invert_features, solve_features
 from inversefed.attacks.exact.verify import EXACT, exactness, matched
 from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.inversion import GradientInversion
@@ -106,7 +106,8 @@ def _inverted(network: Network, known: Separated, start: Tensor, evaluations: in
     features = known.features.to(trunk.device)
     eps = max(torch.finfo(network.dtype).eps, known.residual)
     reached = _reaching(trunk, features)
-    return invert_features(reached, features, start.to(trunk.device), eps, evaluations, watch, _PATIENCE)
+    near = invert_features(reached, features, start.to(trunk.device), eps, evaluations, watch, _PATIENCE)
+    return near if watch.stop() else solve_features(reached, features, near, eps, watch)
 
 
 def _reaching(trunk: Network, features: Tensor) -> Callable[[Tensor], Tensor]:

@@ -251,7 +251,7 @@ def equations_beside(setting: Setting, front: Front, shape: tuple[int, int, int]
     conv = fork.beside.module
     assert isinstance(conv, nn.Conv2d)
     require_plain(conv, (shape[0], len(fork.delta) * shape[1], shape[2]))
-    rows = gradient_rows(setting.gradient[f"{fork.beside.name}.weight"])
+    rows = gradient_rows(fork.beside.weight_gradient(setting.gradient))
     return gradient_matrix(conv, shape, fork.delta), rows
 
 

@@ -65,7 +65,6 @@ def test_checkpoints_that_cannot_be_differentiated_are_refused_with_advice() -> 
         lambda net: torch.compile(net, backend="eager"),
         lambda net: torch.compile(nn.DataParallel(net), backend="eager"),
         lambda net: nn.Sequential(torch.compile(net[0], backend="eager"), nn.DataParallel(net[1]), *net[2:]),
-        lambda net: net.to(memory_format=torch.channels_last),
         lambda net: Reentrant(False),
     ],
 )
@@ -163,3 +162,29 @@ def test_the_update_is_the_same_with_and_without_the_boundary() -> None:
     loss = F.cross_entropy(plain(IMAGE), LABEL)
     expected = torch.autograd.grad(loss, list(plain.parameters()))
     assert all(torch.equal(found, part) for found, part in zip(update.values(), expected, strict=True))
+
+
+@pytest.mark.parametrize("form", [torch.float16, torch.bfloat16, torch.channels_last])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid])
+def test_formats_that_a_module_may_be_in(form: torch.dtype | torch.memory_format, activation: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), activation(), nn.Flatten(), nn.Linear(512, 4)).eval()
+    module = module.to(memory_format=form) if isinstance(form, torch.memory_format) else module.to(form)
+    report = audit(module, IMAGE.expand(2, -1, -1, -1) * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1),
+                   torch.tensor([1, 2]), max_iterations=100, nulls=0)  # fmt: skip
+    assert bool((report.scores["peak_signal_noise_ratio"] > 20).all())
+
+
+def test_a_search_of_sixteen_bits_is_computed_in_thirty_two() -> None:
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = smooth().bfloat16()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x.bfloat16())
+
+    for module in (smooth().bfloat16(), Casting().eval()):
+        report = audit(module, IMAGE, LABEL, attack=recipes.spectral(100), nulls=0)
+        assert report.images.dtype == torch.bfloat16
+        assert report.scores["peak_signal_noise_ratio"] > 15

@@ -7,6 +7,7 @@ is chosen. Published settings of these pieces are in `recipes`.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -33,11 +34,11 @@ from inversefed.attacks.schedules import Constant, LinearDecay, StepDecay
 from inversefed.attacks.selection import LowestLoss, Match
 from inversefed.attacks.simulations import KnownClient, Simulation
 from inversefed.attacks.starts import Normal
-from inversefed.errors import ConfigError
+from inversefed.errors import ConfigError, UnsupportedNetworkError
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Finding, Params, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status
 
 __all__ = ["GradientInversion"]
 
@@ -192,11 +193,13 @@ class GradientInversion:
         return replace(attack, pruning=SuccessiveHalving(), width=changes.get("width"))
 
     def _problem(self, observation: Observation) -> Problem:
+        """The search computes in float64 if asked, and never in 16 bits, where its own steps would be rounded away."""
+        dtype = observation.network.dtype
         if self.precision.double:
-            network = observation.network.to(torch.float64)
-            update = {name: part.double() for name, part in observation.update.items()}
-            buffers = _doubled(observation.buffers)
-            observation = replace(observation, network=network, update=update, buffers=buffers)
+            observation = _computed_in(observation, torch.float64)
+        elif dtype in (torch.float16, torch.bfloat16):
+            with suppress(UnsupportedNetworkError):  # a forward pass that converts to 16 bits by itself
+                observation = _computed_in(observation, torch.float32)
         return Problem.of(
             observation, self.objective, self.priors, self.parametrization, self.labels, self.simulation, self.features
         )
@@ -367,10 +370,21 @@ class _Need:
         return (Finding("memory", level, message, {"step_bytes": needed, "available_bytes": free}),)
 
 
-def _doubled(buffers: Params | None) -> Params | None:
-    if buffers is None:
-        return None
-    return {name: each.double() if each.is_floating_point() else each for name, each in buffers.items()}
+def _computed_in(observation: Observation, dtype: torch.dtype) -> Observation:
+    """The same observation in another number format.
+
+    Raises:
+        UnsupportedNetworkError: the network does not run in it.
+    """
+    network = observation.network.to(dtype)
+    network.operations()
+    update, buffers = (
+        None
+        if parts is None
+        else {n: each.to(dtype) if each.is_floating_point() else each for n, each in parts.items()}
+        for parts in (observation.update, observation.buffers)
+    )
+    return replace(observation, network=network, update=update or {}, buffers=buffers)
 
 
 def _fingerprint(settings: str, problem: Problem, starts: Tensor) -> str:

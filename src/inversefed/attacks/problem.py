@@ -42,8 +42,15 @@ def relative_matching_cost(observation: Observation, images: Images, labels: Ten
         return math.inf
     with torch.no_grad(), float32_products(observation.network.device):
         update = observation.client(observation.network, images, labels)
-        cost = float(RelativeSquaredError()(update, observation.update))
+        cost = float(RelativeSquaredError()(_wide(update), _wide(observation.update)))
     return cost if math.isfinite(cost) else math.inf
+
+
+def _wide(update: Params) -> Params:
+    """An update of 16 bits in float32, where its squares do not overflow."""
+    return {
+        name: part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for name, part in update.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)

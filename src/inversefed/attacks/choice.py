@@ -7,12 +7,16 @@
 Under max pooling exact methods take an alternation that may fail, so there the search goes first. What matches the
 update best, of all that was found, is the result. The choice is data, the fields of `Choose`; its reason becomes a
 finding of the report.
+
+Of a time budget each method may take half of what is left where others follow, so that the search always gets to a
+picture; a search that does not fit into its part is made shorter (see `pace`). What was cut short is told, for it might
+have found more.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,10 +25,11 @@ from torch import Generator, Tensor
 from inversefed.attacks import Attack
 from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.pace import as_fits
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.attacks.separate import separate
 from inversefed.attacks.simulations import OptimizedMasks, Simulation
-from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.errors import InversefedError, ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.foreign import Callback, foreign_code
@@ -137,24 +142,17 @@ class Choose:
         return self._carried_out(observation, generator, budget)
 
     def _carried_out(self, observation: Observation, generator: Generator, budget: Budget) -> Reconstruction:
-        began = time.monotonic()
-        plan, why = self.plan(observation)
         watcher = None if budget.on_step is None else Callback(budget.on_step)
-        budget = replace(budget, on_step=watcher)
+        best, failed = _Best(observation, replace(budget, on_step=watcher), watcher), None
+        plan, why = self.plan(observation)
         reasons: list[str] = []
-        best, failed = _Best(observation), None
         for attack in plan:
             if isinstance(attack, GradientInversion) and (best.searched or best.distance < _SOLVED):
                 break
-            left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
-            turn = best.watched(replace(budget, seconds=left), time.monotonic() - began)
             if isinstance(attack, GradientInversion):
                 reasons.append(why)
-            else:
-                turn = replace(turn, checkpoint=None, resume=None)
             try:
-                with foreign_code(type(attack).__name__, watcher):
-                    best.add(attack(observation, generator, turn), attack)
+                best.take(attack, generator, last=attack is plan[-1])
                 if not isinstance(attack, GradientInversion):
                     reasons.append(f"{type(attack).__name__} is {'exact' if best.exact else 'not exact here'}")
             except (ThreatModelError, UnsupportedNetworkError) as error:
@@ -200,23 +198,61 @@ class _Best:
     """Of all that was found, what matches the update best."""
 
     observation: Observation
+    budget: Budget = Budget()
+    watcher: Callback[[Step], object] | None = None
     found: Reconstruction | None = None
     attack: Attack | None = None
     distance: float = math.inf
     exact: bool = False
     ended: bool = False
     searched: bool = False
+    asked: bool = False
+    cut: dict[str, str] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def take(self, attack: Attack, generator: Generator, last: bool) -> None:
+        """Run an attack in its part of the time that is left, and take in what it found.
+
+        Args:
+            attack: what is run.
+            generator: the only source of randomness.
+            last: whether nothing follows; else, and unless it brings a search along, half of the time is left.
+        """
+        before = time.monotonic() - self._began
+        left = None if self.budget.seconds is None else max(1e-3, self.budget.seconds - before)
+        if left is not None and not last and not hasattr(attack, "search"):
+            left /= 2
+        turn = self.watched(replace(self.budget, seconds=left), before)
+        try:
+            with foreign_code(type(attack).__name__, self.watcher):
+                if isinstance(attack, GradientInversion):
+                    found, fewer = as_fits(attack, self.observation, generator, turn)
+                else:
+                    found, fewer = attack(self.observation, generator, replace(turn, checkpoint=None, resume=None)), ""
+        except InversefedError:
+            if left is not None and time.monotonic() - self._began - before >= left:
+                self.cut[type(attack).__name__] = "ended"  # it may refuse what it had no time for
+            raise
+        self.add(found, attack)
+        if left is not None and (fewer or found.status is Status.STOPPED) and not self.asked:
+            self.cut[type(attack).__name__] = fewer or "ended"
 
     def add(self, found: Reconstruction, attack: Attack) -> None:
-        """Take in what an attack found; it is the last if it is exact or was ended from outside."""
+        """Take in what an attack found; it is the last if it is exact, or was ended from outside, not by its part."""
         self.searched |= hasattr(attack, "search")  # its own, with all that is known; a second one brings no more
         self.exact = any(finding.code == "exact" for finding in found.findings)
-        self.ended = self.exact or found.status in (Status.STOPPED, Status.INTERRUPTED)
+        stopped = found.status is Status.STOPPED and (self.asked or self._over)
+        self.ended = self.exact or stopped or found.status is Status.INTERRUPTED
         distance = relative_matching_cost(self.observation, found.images, found.labels)
         if self.found is None or distance < self.distance:
             self.found, self.attack, self.distance = found, attack, distance
         elif self.ended:
             self.found = replace(self.found, status=found.status)
+
+    @property
+    def _over(self) -> bool:
+        """Whether there is no time left; without a limit, who was stopped was stopped for good."""
+        return self.budget.seconds is None or time.monotonic() - self._began >= self.budget.seconds
 
     def watched(self, budget: Budget, before: float) -> Budget:
         """The budget, its watcher told all seconds and shown what is best, be it older than what is running."""
@@ -224,8 +260,10 @@ class _Best:
         if on_step is None:
             return budget
 
-        def look(step: Step) -> object:
-            return on_step(replace(step, seconds=before + step.seconds, best=lambda: self._better(step.best)))
+        def look(step: Step) -> bool:
+            told = replace(step, seconds=before + step.seconds, best=lambda: self._better(step.best))
+            self.asked |= bool(on_step(told))
+            return self.asked
 
         return replace(budget, on_step=look)
 
@@ -233,8 +271,15 @@ class _Best:
         """The result, with the reason for it among its findings."""
         assert self.found is not None
         message = f"{type(self.attack).__name__} was chosen: {'; '.join(reasons)}."
-        finding = Finding("attack-chosen", "info", message, {"attack": repr(self.attack)})
-        return replace(self.found, findings=(finding, *self.found.findings))
+        evidence: dict[str, object] = {"attack": repr(self.attack)}
+        status = self.found.status
+        if self.cut and not self.exact:
+            shortened = ", ".join(f"{name} ({how})" for name, how in self.cut.items())
+            message += f" For want of time these were cut short: {shortened}; with more time they might find more."
+            evidence["cut"] = list(self.cut)
+            status = Status.STOPPED if status in (Status.FINISHED, Status.CONVERGED) else status
+        finding = Finding("attack-chosen", "info", message, evidence)
+        return replace(self.found, status=status, findings=(finding, *self.found.findings))
 
     def _better(self, current: Callable[[], Tensor]) -> Tensor:
         images = current()

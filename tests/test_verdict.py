@@ -1,6 +1,7 @@
 """The verdict of whole audits: known leaks are called, updates that say nothing are not."""
 
 import functools
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Generator, nn
 import inversefed
 from inversefed import ThreatModel, defenses, recipes
 from inversefed.errors import ConfigError, InputError
-from inversefed.evaluation.plainly import answer, meaning
+from inversefed.evaluation import gate
+from inversefed.evaluation.plainly import answer, meaning, outcome
 from inversefed.evaluation.report import Report
 from inversefed.fl.null import null_observation
 from inversefed.pipeline import audit_observation, observed
@@ -250,11 +252,12 @@ def test_no_null_runs_no_verdict_and_only_plain_controls(tiny: nn.Module) -> Non
     assert report.to_dict()["verdict"] is None
 
 
-def test_null_runs_count_in_the_time_budget_and_what_is_cut_short_is_no_verdict(tiny: nn.Module) -> None:
+def test_null_runs_count_in_the_time_budget_and_what_is_cut_short_is_not_decided(tiny: nn.Module) -> None:
     report = inversefed.audit(
         tiny, photos()[:1], torch.tensor([1]), attack=recipes.geiping(), time_budget=0.3, nulls=5000
     )
-    assert report.verdict is None and report.status == "stopped"
+    assert not report.verdict.figures["decided"] and report.status == "stopped"
+    assert report.verdict.sentence.startswith("Not decided: ") and "of 5000 runs" in report.verdict.sentence
     finding = next(finding for finding in report.findings if finding.code == "null-runs-cut")
     assert finding.evidence["nulls"] < 5000
 
@@ -268,14 +271,37 @@ def test_the_watcher_of_the_controls_is_told_and_may_end_them(tiny: nn.Module) -
 
     report = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), attack=SHORT, nulls=5, on_control=watch)
     assert seen == [(1, 6), (2, 6), (3, 6)]  # the prior, and five null runs; the attack is its own repeat
-    assert report.verdict is None
+    assert not report.verdict.leaked and "2 of 5 runs" in report.verdict.figures["undecided_because"]
 
 
-def test_an_attack_stopped_by_its_watcher_has_no_null_runs(tiny: nn.Module) -> None:
-    report = inversefed.audit(
-        tiny, photos()[:1], torch.tensor([1]), attack=recipes.geiping(), on_step=lambda step: step.iteration == 2
-    )
-    assert report.verdict is None and report.status == "stopped"
+def ended(status: Status) -> object:
+    """An attack that ends so, as by Ctrl-C or with a loss that is no number."""
+
+    def attack(observation: object, generator: Generator, budget: object) -> Reconstruction:
+        color = float("nan") if status is Status.NON_FINITE else 0.5
+        return Reconstruction(torch.full((1, *SHAPE), color), torch.tensor([1]), color, status)
+
+    return attack
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"attack": recipes.geiping(), "on_step": lambda step: step.iteration == 2}, "stopped by whoever watched it"),
+        ({"attack": ended(Status.INTERRUPTED)}, "interrupted"),
+        ({"attack": ended(Status.NON_FINITE)}, "NaN or infinite"),
+    ],
+)
+def test_an_attack_that_was_ended_has_no_null_runs_and_a_verdict_that_says_why(
+    tiny: nn.Module, given: dict, said: str
+) -> None:
+    report = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), **given)
+    assert not report.verdict.leaked and not report.verdict.figures["decided"] and not report.verdict.figures["nulls"]
+    assert said in report.verdict.figures["undecided_because"] and said in report.summary().replace("\n        ", " ")
+    assert outcome(report) == "open" and "not decided" in " ".join([*answer(report), meaning(report)])
+    assert "<html" in report.to_html() and said in report.to_json() and "Not decided" in report.to_markdown()
+    side = gate.outcome(gate.leakage(json.loads(report.to_json())))
+    assert side == "unknown"
 
 
 def test_a_report_of_a_batch_pairs_the_controls_with_the_truth(others: Batch) -> None:

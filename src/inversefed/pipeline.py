@@ -31,7 +31,7 @@ from inversefed.fl.settings import describe_observation, describe_setting, setti
 from inversefed.fl.threat import Observation, ThreatModel, check_labels, observe
 from inversefed.trials.case import Case
 from inversefed.trials.runs import SHARE
-from inversefed.types import Batch, Budget, Finding, Images, Labels, Params, SoftLabels, Status, Step
+from inversefed.types import Batch, Budget, Finding, Images, Labels, Params, SoftLabels, Step
 
 __all__ = ["audit", "audit_observation", "observed"]
 
@@ -201,9 +201,8 @@ def audit_observation(
         seconds = time.perf_counter() - began
 
         case = Case(observation, truth, threat, reconstruction, others)
-        ended = stopper.stopped or reconstruction.status in (Status.INTERRUPTED, Status.NON_FINITE)
         left = None if time_budget is None else time_budget - seconds
-        runs = case.trials(attack, budget, 0 if ended else nulls, seed, seconds, left, controlled)
+        runs = case.trials(attack, budget, nulls, seed, left, controlled, stopper.stopped)
         order, found = case.order, case.found
         features = observation.network.features
         pictures = case.pictures(runs)

@@ -15,7 +15,7 @@ def scores(*values: float) -> torch.Tensor:
 
 
 def evidence(
-    recovered=(8.0,), repeat=(7.0,), nulls=(-3.0,) * 19, exact=False, planned=19, reproduces=False
+    recovered=(8.0,), repeat=(7.0,), nulls=(-3.0,) * 19, exact=False, planned=19, reproduces=False, why=""
 ) -> Evidence:
     count = len(recovered or repeat or exact)
     return Evidence(
@@ -25,6 +25,7 @@ def evidence(
         [scores(*[each] * count) for each in nulls],
         planned,
         reproduces,
+        why,
     )
 
 
@@ -56,9 +57,25 @@ def test_leaked(given: dict, leaked: bool) -> None:
     assert "private" not in found.sentence and "safe" not in found.sentence
 
 
-@pytest.mark.parametrize("given", [{"nulls": (-3.0,) * 18}, {"nulls": (), "planned": 0}, {"repeat": None}])
-def test_fewer_null_runs_than_planned_are_no_verdict(given: dict) -> None:
-    assert decide(evidence(**given), "") is None
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"nulls": (-3.0,) * 18}, "only 18 of 19 runs"),
+        ({"repeat": None}, "there is no repeat"),
+        ({"repeat": None, "recovered": None, "exact": (False,)}, "there is no repeat"),
+        ({"why": "the attack was interrupted"}, ""),
+        ({"recovered": (-5.0,), "repeat": (-5.0,), "why": "the attack was interrupted"}, "the attack was interrupted"),
+    ],
+)
+def test_what_was_left_out_leaves_the_verdict_open_and_takes_no_yes_away(given: dict, said: str) -> None:
+    found = decide(evidence(**given), "")
+    assert found.leaked is not bool(said) and found.figures["decided"] is not bool(said)
+    assert (found.figures["undecided_because"] or "").startswith(said)
+    assert found.sentence.startswith(f"Not decided: {said}" if said else "Leaked")
+
+
+def test_no_null_runs_asked_for_are_no_verdict() -> None:
+    assert decide(evidence(nulls=(), planned=0), "") is None
 
 
 def test_figures_state_the_bound_and_the_margin() -> None:

@@ -74,7 +74,8 @@ def _show(found: Leakage, side: Outcome, options: Gate) -> None:
 
 def _measured(found: Leakage) -> str:
     exact = "an exact recovery, verified by the update" if found.exact else ""
-    verdict = "" if found.leaked is None else f"verdict: {'leaked' if found.leaked else 'not recovered'}"
+    said = "leaked" if found.leaked else "not decided" if found.undecided else "not recovered"
+    verdict = "" if found.leaked is None else f"verdict: {said}"
     margin = ""
     if found.decibels is not None:
         name = "".join(each if each.isprintable() else "?" for each in str(found.control))  # from a foreign file

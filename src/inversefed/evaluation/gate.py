@@ -40,6 +40,7 @@ class Leakage:
         exact: whether the forward operator confirmed that the update comes from the recovered pictures.
         leaked: what the report's verdict says, `None` where it has none.
         evidence: why a result below a limit cannot be trusted, or nothing.
+        undecided: whether the verdict is neither a yes nor a no.
     """
 
     decibels: float | None
@@ -48,6 +49,7 @@ class Leakage:
     exact: bool = False
     leaked: bool | None = None
     evidence: str = ""
+    undecided: bool = False
 
 
 def leakage(report: Mapping[str, Any]) -> Leakage:
@@ -75,7 +77,8 @@ def leakage(report: Mapping[str, Any]) -> Leakage:
     null = 0.0 if "null" in _table(report, "baselines") else _best_null(figures)
     if decibels is not None and null > 0:
         decibels, control = decibels - null, "null runs"
-    return Leakage(decibels, picture, control, exact, leaked, _evidence(report, unmeasured, figures))
+    undecided = figures.get("decided") is False
+    return Leakage(decibels, picture, control, exact, leaked, _evidence(report, unmeasured, figures), undecided)
 
 
 def outcome(found: Leakage, limit: float | None = None) -> Outcome:
@@ -136,7 +139,8 @@ def _best_null(figures: Mapping[str, Any]) -> float:
 def _evidence(report: Mapping[str, Any], unmeasured: int, figures: Mapping[str, Any]) -> str:
     status = str(report.get("status"))
     if figures.get("decided") is False:
-        return "its verdict could not decide whether a picture was recovered"
+        because = figures.get("undecided_because")
+        return f"its verdict could not decide whether a picture was recovered{f': {because}' if because else ''}"
     if status in _CUT_SHORT:
         return f"the attack ended {status}, so what it did not recover shows nothing"
     return f"{unmeasured} of its pictures have no finite score" if unmeasured else ""

@@ -70,9 +70,16 @@ def _check(reports: Sequence[Report]) -> None:
     if not reports:
         raise InputError("a verdict over several targets needs reports; got none")
     for number, report in enumerate(reports):
-        if report.truth is None or report.verdict is None:
+        if report.truth is None or report.verdict is None or _unmeasured(report.verdict):
             lacks = "truth" if report.truth is None else "verdict; audit with null runs, to their end"
             raise InputError(f"report {number} of {len(reports)} has no {lacks}")
+
+
+def _unmeasured(verdict: Verdict) -> bool:
+    """Whether it is open because runs on random updates, or the one beside them, were not carried out."""
+    figures = verdict.figures
+    missing = figures.get("score_of_repeat") is None or figures.get("nulls", 0) < figures.get("nulls_planned", 0)
+    return bool(figures.get("undecided_because")) and missing
 
 
 def _by_target(reports: Sequence[Report]) -> list[list[Report]]:

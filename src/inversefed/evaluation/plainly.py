@@ -85,6 +85,11 @@ def answer(report: Report) -> tuple[str, str]:
     return subject.rstrip(".") + ".", figures[:1].upper() + figures[1:]
 
 
+def _unfinished(report: Report) -> bool:
+    """Whether the verdict is open because something was left out."""
+    return report.verdict is not None and bool(report.verdict.figures.get("undecided_because"))
+
+
 def _alone(report: Report, told: Outcome) -> str:
     """The first sentence where there is no truth to compare with; nothing where there is nothing to say."""
     figures = report.verdict.figures if report.verdict else {}
@@ -97,6 +102,8 @@ def _alone(report: Report, told: Outcome) -> str:
             what = f"{leaked} of {report.count} pictures" if some and leaked else "a picture"
             whose = "it is the private one" if leaked <= 1 else "they are the private ones"
             return f"The update settles {what}; whether {whose} cannot be told here"
+        case "open" if _unfinished(report):
+            return "It is not decided whether the update gives away a picture"
         case "open":
             found = _pictures(report, "a picture", "{} pictures")
             return f"The update comes out the same from {found} that the attack found, but perhaps from others too"
@@ -114,7 +121,7 @@ def meaning(report: Report) -> str:
     who = _pictures(report, "a private picture", "{} private pictures")
     what = _pictures(report, "the picture", "the pictures")
     told = _ALONE if report.truth is None else _COMPARED
-    result = told.get(outcome(report), _ALONE["unknown"]).format(what=what)
+    result = (_UNFINISHED if _unfinished(report) else told.get(outcome(report), _ALONE["unknown"])).format(what=what)
     return (
         f"A device learned from {who} and sent only an update, the numbers by which a shared model changes. An attack "
         f"was given that update and the model, but {_pictures(report, 'not the picture', 'none of the pictures')}. "
@@ -159,6 +166,12 @@ _COMPARED: Mapping[Outcome, str] = {
     "none": "What it found proves nothing: without the update one gets as close. Another attack might get closer.",
 }
 """What it means beside the truth, `{what}`."""
+
+_UNFINISHED = (
+    "Not all was carried out that would tell a find from chance, so it is not decided whether {what} can be had; the "
+    "verdict says what is missing."
+)
+"""What it means where something was left out, `{what}`."""
 
 _AGAIN = "inversefed audit --config report.json"
 
@@ -227,7 +240,13 @@ def _surer(report: Report) -> tuple[Measure, ...]:
         f"{', '.join(_defenses(report))} was in use. An attack that knows it may recover more.",
         "inversefed defend --sweep",
     )
-    first = () if report.truth is not None else (compared,)
+    finished = Measure(
+        "Carry it out to its end",
+        "The verdict says what was cut short or left out. More time, on a machine with less to do, decides it.",
+        f"{_AGAIN} --time-budget 10m --output longer" if report.config else "",
+    )
+    first = (finished,) if _unfinished(report) else ()
+    first = (*first, *(() if report.truth is not None else (compared,)))
     return (*first, harder, worse, *((knows,) if _defenses(report) else ()))
 
 

@@ -22,8 +22,12 @@ Where there is no truth, two runs from different starts stand for each other:
 by how many decibels they agree better than with one color, but no more than by how many they explain the update. A
 random update can be agreed on, but not explained; an update that many pictures explain is not agreed on. Both together
 show that the update settles a picture, not that it is the client's.
+
+A "no" is said only where everything was carried out that might have said "yes". What was left out, for want of time or
+because somebody ended it, leaves the verdict open, with its reason.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +79,7 @@ class Evidence:
         nulls: those of each null run; minus infinity where the attack refused the null update.
         planned: how many null runs were asked for.
         reproduces: whether the client makes the same update of the result again, exact or not.
+        why: what was left out that might have told of a leak, as a sentence without its stop; empty for nothing.
     """
 
     exact: Tensor
@@ -83,6 +88,7 @@ class Evidence:
     nulls: Sequence[Scores] = ()
     planned: int = 0
     reproduces: bool = False
+    why: str = ""
 
     @property
     def complete(self) -> bool:
@@ -107,14 +113,27 @@ class Evidence:
         return sorted({*_places(self.exact), *self.above})
 
     @property
+    def reason(self) -> str:
+        """Why the verdict is open whatever was found, as a sentence without its stop; nothing where it is not."""
+        if self.leaked:
+            return ""
+        if self.why or self.complete:
+            return self.why
+        if self.repeat is None:
+            return "there is no repeat of the attack to compare with runs on random updates"
+        return f"only {len(self.nulls)} of {self.planned} runs on random updates were carried out"
+
+    @property
     def decided(self) -> bool:
-        """False where something was found, and what would tell whether it is the picture does not tell.
+        """False where something was left out, or was found and what would tell whether it is the picture does not tell.
 
         With a truth, the full attack is above all there is to compare with, but its repeat, a shorter one, is not;
         without one, the result makes the same update again, but others may do so too.
         """
         if self.leaked:
             return True
+        if self.reason:
+            return False
         return not (self.reproduces if self.recovered is None else bool((self.recovered > self._least).any()))
 
     @property
@@ -168,7 +187,7 @@ def decide(evidence: Evidence, scope: str, figures: Mapping[str, Any] | None = N
         figures: further numbers to keep with the verdict.
 
     Returns:
-        `None` where there is nothing to judge by: no exact result, and not all of the null runs.
+        `None` where no null runs were asked for, and nothing was recovered exactly.
 
     >>> null = torch.tensor([-2.0])
     >>> no = torch.tensor([False])
@@ -176,7 +195,7 @@ def decide(evidence: Evidence, scope: str, figures: Mapping[str, Any] | None = N
     >>> found.leaked, found.figures["p_value"], found.figures["best_null"]
     (True, 0.05, -2.0)
     """
-    if not (evidence.leaked or evidence.complete):
+    if not (evidence.leaked or evidence.complete or evidence.planned or evidence.why):
         return None
     return Verdict(bool(evidence.leaked), _sentence(evidence), scope, {**_figures(evidence), **(figures or {})})
 
@@ -189,6 +208,7 @@ def _figures(evidence: Evidence) -> dict[str, Any]:
         "pictures_exact": _places(evidence.exact),
         "above_all_nulls": bool(evidence.above),
         "decided": evidence.decided,
+        "undecided_because": evidence.reason or None,
         "nulls": len(evidence.nulls),
         "nulls_planned": evidence.planned,
         "false_alarms_at_most": 1 / (len(evidence.nulls) + 1) if evidence.complete else None,
@@ -214,7 +234,17 @@ _UNITS = {
 def _sentence(evidence: Evidence) -> str:
     if bool(evidence.exact.any()):
         return _exactly(evidence) if evidence.recovered is not None else _settled(evidence)
+    if evidence.reason:
+        return f"Not decided: {evidence.reason}.{_so_far(evidence)}"
     return _agreement(evidence) if evidence.recovered is None else _comparison(evidence, evidence.recovered)
+
+
+def _so_far(evidence: Evidence) -> str:
+    """What was measured by then, where there is a truth; it is no verdict."""
+    if evidence.recovered is None or not math.isfinite(score := greatest(evidence.recovered)):
+        return ""
+    picture = "The picture" if len(evidence.recovered) == 1 else "The best picture"
+    return f" {picture} is {_decibels(score)} the best control so far."
 
 
 def _exactly(evidence: Evidence) -> str:

@@ -45,6 +45,24 @@ __all__ = ["Case", "paired"]
 _RANGE = 0.05
 """How far outside [0, 1] a pixel of an exact result may lie: single precision, through a small standard deviation."""
 
+_MORE = "give it more time"
+_STOPPED = "the attack was stopped by whoever watched it, and no runs on random updates followed; run it to its end"
+_ENDED = {
+    Status.INTERRUPTED: "the attack was interrupted, and no runs on random updates followed; run it to its end",
+    Status.NON_FINITE: "the loss of the attack became NaN or infinite, so that what is left of it tells nothing; try "
+    "another attack, or a smaller step length",
+}
+"""Why an attack is not repeated, by how it ended."""
+_NOWHERE = (
+    "the client makes the very update again of what was found, but nothing shows that it does so of nothing else, and "
+    "a method without a start cannot be repeated from another; compare it with the truth"
+)
+_CARRIED_OUT = "were carried out before the time, or somebody, ended them; give it more time, or ask for fewer"
+_NO_REPEAT = "the attack could not be repeated on the update, so there is nothing to compare with; try another attack"
+_SAME_TWICE = (
+    "the method comes to the same from every start, so that two runs that agree show nothing; compare it with the truth"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -114,29 +132,31 @@ class Case:
         budget: Budget,
         nulls: int | None,
         seed: int,
-        took: float,
         left: float | None,
         watch: Callable[[int, int], object] | None,
+        stopped: bool = False,
     ) -> Trials:
-        """Run the controls.
+        """Run the controls, unless the attack was ended, or lost, before it came to a result.
 
         Args:
             attack: what the audit ran.
             budget: what it had.
             nulls: how many null runs; `None` for as many as a verdict needs.
             seed: of the audit.
-            took: seconds of the attack.
             left: seconds that are left; `None` for no limit.
             watch: told of each run.
+            stopped: whether the attack's own watcher ended it.
         """
         count = self._usual(attack) if nulls is None else nulls
-        if not count:
-            return Trials()
+        if nulls == 0 or not count:
+            return Trials(why="" if nulls == 0 else _NOWHERE)
+        if ended := _STOPPED if stopped else _ENDED.get(self.reconstruction.status):
+            return Trials(planned=count, why=ended)
         scored = self.truth is not None
         runs = 1 if scored else 2
         planned = plan(
             attack, self.observation, self.reconstruction, count,
-            seed=seed, budget=budget, took=took, left=left, runs=runs,
+            seed=seed, budget=budget, left=left, runs=runs,
         )  # fmt: skip
         exact = bool(self.exact.all())
         proven = exact and nulls is None
@@ -197,6 +217,7 @@ class Case:
             "relative_matching_cost": self.cost,
             "unseen": self._most_unseen(),
             "null_iterations": done.iterations,
+            "null_iterations_without_limit": done.wanted,
             "seconds_of_controls": done.seconds,
             **self._identified(),
         }
@@ -213,8 +234,44 @@ class Case:
     def evidence(self, done: Trials) -> Evidence:
         """The scores of all runs, and whether the result is exact."""
         none = torch.full((self.observation.num_examples,), float("-inf"), dtype=torch.float64)
-        if self.truth is None:
-            return self._agreeing(done, none)
+        found = self._agreeing(done, none) if self.truth is None else self._compared(done, none)
+        return replace(found, why=self._left_out(done, found))
+
+    def _left_out(self, done: Trials, found: Evidence) -> str:
+        """What was left out that might have told of a leak, as a sentence without its stop; nothing where nothing was.
+
+        An exact method that was cut might have come to the picture. Where the search alone was, the audit without a
+        limit has the same repeats: they say "no" for it where they have all their iterations and are not above the null
+        runs. Without a truth they are all there is.
+        """
+        if done.why or not done.planned:
+            return done.why
+        if not done.complete:
+            return f"{len(done.nulls)} of {done.planned} runs on random updates {_CARRIED_OUT}"
+        if found.repeat is None:
+            return _SAME_TWICE if done.repeat else _NO_REPEAT
+        if methods := self._cut():
+            return f"{', '.join(methods)} ended before it was done, and might have found more; {_MORE}"
+        return self._too_short(done, greatest(found.repeat) > found.bar)
+
+    def _too_short(self, done: Trials, above: bool) -> str:
+        """What had fewer iterations than without a limit of time, if that may have cost the answer."""
+        stopped = self.reconstruction.status is Status.STOPPED
+        few, wanted = done.iterations or 0, done.wanted or 0
+        if few < wanted and few < done.fewest:
+            return f"there was time for {few} iterations in each repeat, where {done.fewest} show a picture; {_MORE}"
+        if few < wanted and (stopped or self.truth is None):
+            return f"there was time for {few} of {wanted} iterations in each repeat; {_MORE}"
+        ended = stopped and above and self.truth is not None
+        return f"the search was ended before it was done; {_MORE}" if ended else ""
+
+    def _cut(self) -> list[str]:
+        """Exact methods that had no time to come to their end."""
+        told = [f.evidence["cut"] for f in self.reconstruction.findings if "cut" in f.evidence]
+        return [name for names in told for name in names if name != GradientInversion.__name__]
+
+    def _compared(self, done: Trials, none: Scores) -> Evidence:
+        """How far each run is above the controls."""
         score = self._over_controls(done)
         return Evidence(
             self.exact,
@@ -243,7 +300,7 @@ class Case:
     def findings(self, done: Trials) -> tuple[Finding, ...]:
         """What the control runs say of the audit itself."""
         found = []
-        if not done.complete:
+        if not done.complete and not done.why:
             message = (
                 f"{len(done.nulls)} of {done.planned} null runs were carried out before the time, or somebody, ended "
                 "them; fewer than planned cannot tell leakage from chance. Give more time, or ask for fewer."

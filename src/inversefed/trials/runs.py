@@ -7,6 +7,10 @@ runs are exchangeable; `evaluation.verdict` says what follows. The full attack m
 the null runs by itself. A search is repeated for as many iterations as make all repeats together cost about what the
 attack did; one that is as short as that is its own repeat. Of a choice of attacks its search is repeated: exact methods
 are proven by the forward operator, and need no statistics.
+
+Within a time budget repeats have as many of these iterations as fit, by the pace of the repeated search itself on a
+null update. If they turn out slower, because another process came up, all begin anew with fewer, so that the real
+repeat and the null runs stay alike.
 """
 
 import math
@@ -21,7 +25,9 @@ from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.blind import blind
 from inversefed.attacks.choice import Choose
 from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.pace import Pace
 from inversefed.attacks.problem import relative_matching_cost
+from inversefed.attacks.restarts import planned_steps
 from inversefed.attacks.starts import NearMean, Zeros
 from inversefed.errors import InversefedError
 from inversefed.fl.foreign import foreign_code
@@ -42,6 +48,16 @@ _STARTS = 4
 
 _FEWEST = 30
 """Evaluations of a repeat at least; with 30 steps `spectral` gives a first picture (docs/speed.md)."""
+
+_PART = 0.8
+"""Of the time there is, what repeats are planned for."""
+
+_LOOK = 0.5
+"""Of the time of a run, for how long its steps are measured."""
+
+_FEWER = 0.4
+"""The share of their iterations down to which it is worth it to begin repeats anew; with less they show no more than
+those that are done."""
 
 _APART = 0.5
 """Standard deviation, in normalized inputs, of a second start where the first is the mean color or close to it."""
@@ -65,6 +81,8 @@ class Plan:
         runs: how many runs a repeat takes: two that are compared where there is no truth.
         seconds: for all of it; `None` for no limit.
         again: whether the real update is attacked from another start too, to see which pictures come back the same.
+        wanted: iterations of each run if there were no limit of time.
+        fewest: those with which a run shows a first picture.
     """
 
     attack: Attack
@@ -74,6 +92,8 @@ class Plan:
     runs: int = 1
     seconds: float | None = None
     again: bool = False
+    wanted: int | None = None
+    fewest: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +111,9 @@ class Trials:
         planned: how many null runs were asked for.
         iterations: of each run, where the attack counts them.
         seconds: wall time.
+        wanted: iterations of each run if there were no limit of time.
+        fewest: those with which a run shows a first picture.
+        why: why nothing was carried out though it was asked for, as a clause.
     """
 
     repeat: tuple[Reconstruction, ...] = field(default=(), repr=False)
@@ -101,6 +124,9 @@ class Trials:
     planned: int = 0
     iterations: int | None = None
     seconds: float = 0.0
+    wanted: int | None = None
+    fewest: int = 1
+    why: str = ""
 
     @property
     def complete(self) -> bool:
@@ -112,6 +138,13 @@ class _Cut(Exception):
     """Time, Ctrl-C or the watcher ended the control runs."""
 
 
+class _Slow(Exception):
+    """The runs take longer than planned; so many iterations would fit into the time that is left."""
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+
+
 def plan(
     attack: Attack,
     observation: Observation,
@@ -120,7 +153,6 @@ def plan(
     *,
     seed: int,
     budget: Budget,
-    took: float,
     left: float | None,
     runs: int = 1,
 ) -> Plan:
@@ -133,19 +165,62 @@ def plan(
         nulls: how many null runs.
         seed: of the audit.
         budget: that the attack had.
-        took: seconds that it took.
         left: seconds that are left of the audit's budget; `None` for no limit.
         runs: runs a repeat.
     """
-    repeated = searched(attack, observation)
+    began, repeated = time.monotonic(), searched(attack, observation)
+    steps = _steps_of(repeated, found)
     if isinstance(repeated, GradientInversion):
         repeated = replace(repeated, restarts=1)
+    wanted = _iterations(repeated, budget.max_iterations, steps, nulls, runs)
+    planned = Plan(repeated, wanted, nulls, seed, runs, left, wanted=wanted)
+    if not isinstance(repeated, GradientInversion) or wanted is None:
+        return planned
+    planned = replace(planned, fewest=min(wanted, _fewest(repeated)))
+    if left is None or left <= 0:
+        return planned
+    iterations = _affordable(planned, observation, left)
+    return replace(planned, iterations=iterations, seconds=left - (time.monotonic() - began))
+
+
+def _steps_of(attack: Attack, found: Reconstruction) -> int:
+    """Steps that the attack took; those that it would have taken, where it was stopped."""
     steps = sum(candidate.iterations for candidate in found.candidates)
-    iterations = _iterations(repeated, budget.max_iterations, steps, nulls, runs)
-    if iterations is not None and left is not None and steps and took > 0:
-        affordable = 0.8 * left * steps / took / (runs * (nulls + 1) + _STARTS + 1)
-        iterations = max(1, min(iterations, int(affordable)))
-    return Plan(repeated, iterations, nulls, seed, runs, left)
+    if found.status is Status.STOPPED and isinstance(attack, GradientInversion):
+        return max(steps, planned_steps(attack.restarts, attack.pruning(attack.restarts, attack.max_iterations)))
+    return steps
+
+
+def _affordable(planned: Plan, observation: Observation, left: float) -> int:
+    """As many of the iterations as fit into the time, by those of the same search on a null update.
+
+    Where they do not, it is asked twice: the first run of a search may wait for what is loaded only once.
+    """
+    began, iterations = time.monotonic(), 1
+    for _ in range(2):
+        each = _PART * (left - (time.monotonic() - began)) / _count(planned)
+        iterations = max(iterations, _measured(planned, observation, each))
+    return iterations
+
+
+def _measured(planned: Plan, observation: Observation, each: float) -> int:
+    """How many of the iterations of a run fit into its seconds."""
+    attack, wanted = planned.attack, planned.iterations
+    assert isinstance(attack, GradientInversion) and wanted is not None
+    if each <= 0:
+        return 1
+    pace, nothing = Pace(_LOOK * each), null_observation(observation, _generator(planned.seed, 1))
+    budget = Budget(each, wanted, lambda step: pace(step) or pace.measured)
+    try:
+        attack(nothing, Generator().manual_seed(planned.seed), budget)
+    except (InversefedError, RuntimeError):  # as in `_attempt`
+        return wanted
+    return max(1, min(wanted, int((each - pace.setup) / pace.step)))
+
+
+def _count(planned: Plan) -> int:
+    """How many runs there are, at most."""
+    return planned.runs * (planned.nulls + 1) + (_STARTS if getattr(planned.attack, "priors", ()) else 0) + 2
 
 
 def searched(attack: Attack, observation: Observation) -> Attack:
@@ -161,9 +236,12 @@ def _iterations(attack: Attack, most: int | None, steps: int, nulls: int, runs: 
     """So many that all repeats together take about the steps of the attack, but enough for a picture to show."""
     if not isinstance(attack, GradientInversion):
         return most
-    inner = getattr(attack.optimizer, "inner", 1)
-    fewest = max(5, math.ceil(_FEWEST / inner))
-    return min(most or attack.max_iterations, max(fewest, steps // ((nulls + 1) * runs)))
+    return min(most or attack.max_iterations, max(_fewest(attack), steps // ((nulls + 1) * runs)))
+
+
+def _fewest(attack: GradientInversion) -> int:
+    """Iterations with which it gives a first picture."""
+    return max(5, math.ceil(_FEWEST / getattr(attack.optimizer, "inner", 1)))
 
 
 def own_repeat(attack: Attack, budget: Budget, found: Reconstruction, planned: Plan) -> tuple[Reconstruction, ...]:
@@ -191,17 +269,60 @@ def run(
         watch: told of each run that is done; a true answer ends them.
         prior: whether the prior alone is run too, where the attack is a search.
     """
-    began, done = time.monotonic(), Trials(repeat=repeat or (), planned=planned.nulls, iterations=planned.iterations)
+    began = time.monotonic()
     deadline = math.inf if planned.seconds is None else began + planned.seconds
-    steps = list(_steps(planned, observation, other, repeat == (), prior, deadline))
+    while True:
+        try:
+            done = _carried_out(planned, observation, other, repeat, watch, prior, deadline)
+        except _Slow as slow:
+            planned, repeat = replace(planned, iterations=slow.iterations), None if repeat is None else ()
+        else:
+            return replace(done, seconds=time.monotonic() - began)
+
+
+def _carried_out(
+    planned: Plan,
+    observation: Observation,
+    other: Observation | None,
+    repeat: tuple[Reconstruction, ...] | None,
+    watch: Watch | None,
+    prior: bool,
+    deadline: float,
+) -> Trials:
+    """What `run` does, at the pace that was planned.
+
+    Raises:
+        _Slow: it is another, so that not all runs will be done in time.
+    """
+    done = Trials(
+        repeat or (), planned=planned.nulls, iterations=planned.iterations, wanted=planned.wanted, fewest=planned.fewest
+    )
+    steps, began = list(_steps(planned, observation, other, repeat == (), prior, deadline)), time.monotonic()
     try:
         for count, step in enumerate(steps, start=1):
+            began = began if done.nulls else time.monotonic()
             done = step(done)
             if watch is not None and watch(count, len(steps)):
                 break
+            if done.nulls:
+                _keep_up(planned, len(done.nulls), time.monotonic() - began, deadline)
     except (_Cut, KeyboardInterrupt):
         pass  # what is done by now is the result, and says that it is not complete
-    return replace(done, seconds=time.monotonic() - began)
+    return done
+
+
+def _keep_up(planned: Plan, done: int, took: float, deadline: float) -> None:
+    """Ask whether the null runs that are left will be done in time, at the pace of those that are done.
+
+    Raises:
+        _Slow: they will not, but all of them would with fewer iterations that are worth it.
+    """
+    seconds, each = deadline - time.monotonic(), took / done
+    if planned.iterations is None or planned.iterations < 2 or (planned.nulls - done) * each <= seconds:
+        return
+    iterations = int(_PART * seconds / ((planned.nulls + 2) * each) * planned.iterations)
+    if iterations >= max(1.0, _FEWER * planned.iterations):
+        raise _Slow(min(iterations, planned.iterations - 1))
 
 
 def _steps(
@@ -213,7 +334,7 @@ def _steps(
     deadline: float,
 ) -> Iterator[Callable[[Trials], Trials]]:
     """The runs in order, each from what is done before to what is done then."""
-    random = Generator().manual_seed((planned.seed + 1) * _ODD % 2**62)
+    random = _generator(planned.seed)
     once = replace(planned, runs=1)
 
     def blinded(done: Trials) -> Trials:
@@ -236,6 +357,11 @@ def _steps(
     if planned.again and isinstance(planned.attack, GradientInversion):
         yield lambda done: replace(done, again=_attempt(once, observation, deadline, first=1))
     yield from [null] * planned.nulls
+
+
+def _generator(seed: int, number: int = 0) -> Generator:
+    """Of null updates; that of another number makes others."""
+    return Generator().manual_seed((seed + 1 + number) * _ODD % 2**62)
 
 
 def _attempt(planned: Plan, observation: Observation, deadline: float, first: int = 0) -> tuple[Reconstruction, ...]:

@@ -9,7 +9,7 @@ from inversefed.fl.kinks import averages, pools
 from inversefed.fl.threat import Observation
 from inversefed.types import Finding
 
-__all__ = ["hidden"]
+__all__ = ["hidden", "zero_head"]
 
 
 def hidden(
@@ -27,9 +27,34 @@ def hidden(
         return (Finding("zero-update", "warning", "Every entry of the update is zero, and nothing can be recovered."),)
     parts = (
         _too_few(observation, numbers), _mixed(observation, layers), _steps(observation), _ranks(layers),
-        _zero_rows(layers), _relu(observation, features), _pooling(observation), _coupled(observation),
+        zero_head(observation), _zero_rows(layers), _relu(observation, features), _pooling(observation),
+        _coupled(observation),
     )  # fmt: skip
     return tuple(finding for part in parts for finding in part)
+
+
+def zero_head(observation: Observation) -> tuple[Finding, ...]:
+    """Say that nothing but the head has a gradient, where its weights are all zero and stop what comes back.
+
+    Networks whose head starts at zero (torchvision's `VisionTransformer`) are sent so in their first round.
+
+    Args:
+        observation: the update, and the network that it belongs to; several local steps move the head.
+    """
+    name, gradient = observation.network.head, observation.gradient
+    weight = observation.network.params.get(f"{name}.weight".lstrip("."))
+    if name is None or weight is None or bool(weight.any()):
+        return ()
+    before = [part for each, part in gradient.items() if each.rpartition(".")[0] != name]
+    if not before or any(bool(part.any()) for part in before):
+        return ()
+    width = weight[0].numel()
+    message = (
+        f"The head's weights ({name}) are all zero: no gradient reaches the layers before it. The update holds only "
+        f"what goes into the head, {width} numbers an example at most, and the labels. That ends with the first step "
+        "of training: audit such a network with the weights of a later round as well."
+    )
+    return (Finding("zero-head", "warning", message, {"head": name, "width": width}),)
 
 
 def _too_few(observation: Observation, numbers: int) -> Iterator[Finding]:

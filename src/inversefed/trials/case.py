@@ -24,6 +24,7 @@ from torch import Tensor
 from inversefed.attacks import Attack
 from inversefed.attacks.choice import Choose
 from inversefed.attacks.exact.verify import EXACT, OPEN
+from inversefed.attacks.hidden import zero_head
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.evaluation import align, controls
@@ -298,8 +299,8 @@ class Case:
         return lambda runs: margins(self._decibels(self._paired(runs[0])), bars)
 
     def findings(self, done: Trials) -> tuple[Finding, ...]:
-        """What the control runs say of the audit itself."""
-        found = []
+        """What the control runs say of the audit itself, and what kept any attack from seeing pictures."""
+        found = list(zero_head(self.observation))
         if not done.complete and not done.why:
             message = (
                 f"{len(done.nulls)} of {done.planned} null runs were carried out before the time, or somebody, ended "

@@ -74,7 +74,7 @@ NEED_RELU = {"spear", "sparse"}
 
 
 class Attends(nn.Module):
-    """A network for APRIL: four patches, their positions, one attention without norm or skip."""
+    """A network for what reads transformers: four patches, their positions, one attention without norm or skip."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ def test_a_recipe_is_a_documented_attack_that_beats_its_start(name: str, world: 
     torch.manual_seed(0)
     between, width = nn.ReLU() if name in NEED_RELU else nn.Sigmoid(), 256 if name == "separated" else 32
     module: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(192, width), between, nn.Linear(width, 4))
-    module = Attends() if name == "april" else module
+    module = Attends() if name in ("april", "patch_embedding") else module
     images, truth = torch.rand(1, *SHAPE), torch.tensor([2])
     network = freeze(module, SHAPE, mean=0.5, std=0.25)
     observation = observe(network, FedSGD(), FedSGD()(network, images, truth), Batch(images, truth), ThreatModel())

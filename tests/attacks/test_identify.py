@@ -13,6 +13,7 @@ from inversefed.attacks.exact.convolution import gradient_matrix
 from inversefed.attacks.exact.descent import descend
 from inversefed.attacks.exact.front import Setting as Peeling
 from inversefed.attacks.exact.linear import LinearInput
+from inversefed.attacks.exact.patch_embedding import PatchEmbedding
 from inversefed.attacks.exact.peel import Peel, head_of, known_exactly
 from inversefed.attacks.exact.reach import reach
 from inversefed.attacks.exact.sparse import SparseBatch
@@ -149,9 +150,8 @@ def test_the_all_convolutional_network_is_determined_and_peeling_says_where_it_s
 def test_a_perceptron_is_read_off_its_first_layer(photos: torch.Tensor) -> None:
     found = identify(seen(networks.build("MLP", seed=0), photos[:1]))
     assert found.verdict == "determined" and all(row.settled for row in found.layers)
-    assert [method.applies for method in found.methods] == [True, True, True, False] and "linear0" in found.methods[
-        0
-    ].reason
+    assert [method.applies for method in found.methods] == [True, True, True, False, False]
+    assert "linear0" in found.methods[0].reason
 
 
 def test_average_pooling_leaves_too_few_equations_whatever_the_method() -> None:
@@ -204,7 +204,9 @@ def test_a_rule_that_mixes_entries_bounds_no_rank() -> None:
 def test_methods_keep_the_reasons_that_they_refuse_with(photos: torch.Tensor) -> None:
     for observation in (seen(networks.build("ResNet50", seed=0).eval(), photos[:1]), seen(perceptron(), pictures(2))):
         for method, attack in zip(
-            identify(observation).methods, (LinearInput(), Peel(), SparseBatch(), AttentionInput()), strict=True
+            identify(observation).methods,
+            (LinearInput(), Peel(), SparseBatch(), PatchEmbedding(), AttentionInput()),
+            strict=True,
         ):
             if method.name in ("peel", "sparse") and observation.num_examples == 2:
                 assert method.applies and "2 examples" in method.reason

@@ -5,7 +5,8 @@
 Counting refutes, it does not prove: enough equations may still depend on each other, and only an exact method that
 reproduces the update shows that they do not. With one example and a chain of layers the count follows the way of
 peeling, from the head to the image (see `exact.peel`); where linear equations settle layer after layer until as many
-numbers are known as the image has values, the image is called determined.
+numbers are known as the image has values, the image is called determined. So it is where learned positions tell
+the loss gradient of a transformer's tokens, and that settles its patches (see `exact.patch_embedding`).
 """
 
 import math
@@ -21,6 +22,7 @@ from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.convolution import gradient_matrix
 from inversefed.attacks.exact.front import Front
 from inversefed.attacks.exact.linear import LinearInput
+from inversefed.attacks.exact.patch_embedding import TokenEntry, token_entry
 from inversefed.attacks.exact.peel import Peel, known_exactly
 from inversefed.attacks.exact.reach import reach
 from inversefed.attacks.exact.sparse import SparseBatch
@@ -112,10 +114,13 @@ def identify(observation: Observation) -> Identifiability:
     layers = count(observation)
     read = _read(observation)
     way = None if isinstance(read, str) else _way(observation, layers, *read)
-    methods = _methods(observation, layers, read)
+    patches, entry = _patches(observation)
+    methods = _methods(observation, layers, read, patches)
     if way is not None and not isinstance(read, str) and any(each.name == "peel" and each.applies for each in methods):
         way = replace(way, layers=_followed(way.layers, read[0], observation.network.image_shape))
     layers = layers if way is None else way.layers
+    if entry is not None and not entry.patches.unseen and not _altered(layers):
+        layers = tuple(_solved(row, entry) if row.name == entry.patches.layer else row for row in layers)
     least, bound_by = _least_examples(observation, layers)
     numbers = sum(row.numbers for row in layers)
     verdict, reason = _verdict(observation, layers, way, numbers)
@@ -152,17 +157,37 @@ def _read(observation: Observation) -> tuple[tuple[Layer, ...], Front] | str:
 
 
 def _methods(
-    observation: Observation, layers: tuple[LayerEquations, ...], read: tuple[tuple[Layer, ...], Front] | str
+    observation: Observation,
+    layers: tuple[LayerEquations, ...],
+    read: tuple[tuple[Layer, ...], Front] | str,
+    patches: Method,
 ) -> tuple[Method, ...]:
     linear = _asked("linear", lambda: LinearInput().check(observation))
     others = (
         _asked("sparse", lambda: SparseBatch().check(observation)),
+        patches,
         _asked("april", lambda: AttentionInput().check(observation)),
     )
     peel = _asked("peel", lambda: Peel().check(observation, None if isinstance(read, str) else read[0]))
     if peel.applies and (_altered(layers) or passes(observation) != observation.num_examples):
         peel = replace(peel, reason=f"{peel.reason}; its equations hold only roughly here, and so will its result")
     return linear, peel, *others
+
+
+def _patches(observation: Observation) -> tuple[Method, TokenEntry | None]:
+    """What the gradient of positions tells of the picture's patches, measured once."""
+    found: list[TokenEntry] = []
+
+    def check() -> str:
+        found.append(token_entry(observation))
+        return found[0].told()
+
+    return _asked("patch_embedding", check), found[0] if found else None
+
+
+def _solved(row: LayerEquations, entry: TokenEntry) -> LayerEquations:
+    """The patch embedding, whose loss gradient the positions tell."""
+    return replace(row, own=entry.width * entry.patches.index.shape[1], known=row.unknowns, settled=True)
 
 
 def _asked(name: str, check: Callable[[], str]) -> Method:

@@ -15,6 +15,7 @@ from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.directions import NullVectors
 from inversefed.attacks.exact.independent import IndependentComponents
 from inversefed.attacks.exact.linear import LinearInput
+from inversefed.attacks.exact.patch_embedding import PatchEmbedding
 from inversefed.attacks.exact.peel import Peel
 from inversefed.attacks.exact.separated import SeparatedFeatures
 from inversefed.attacks.exact.sparse import SparseBatch
@@ -43,6 +44,7 @@ __all__ = [
     "idlg",
     "linear",
     "modern",
+    "patch_embedding",
     "peel",
     "per_epoch",
     "relaxed_order",
@@ -68,7 +70,7 @@ def best() -> Choose:
     """
     early = EarlyBFloat16(worthwhile=True)
     return Choose(
-        exact=(linear(), april(), peel(), separated()),
+        exact=(linear(), patch_embedding(), april(), peel(), separated()),
         batch=(sparse(), peel(), separated()),
         smooth=curvature(),
         several=smoothed(),
@@ -291,6 +293,19 @@ def separated() -> SeparatedFeatures:
     example; a search starts from there, and L-BFGS inverts those features.
     """
     return SeparatedFeatures(spectral(100))
+
+
+def patch_embedding() -> PatchEmbedding:
+    """The closed form for any transformer with learned positions: patches by linear equations, whatever follows them.
+
+    Paper: own derivation, on Lu et al. (2022), arXiv:2112.14087.
+    Needs: one example, learned positions for each token, no more patches than the tokens are wide.
+    Cost: about three gradients.
+
+    The gradient of the positions is that of each token (Lu et al. 2022), and the patch embedding's gradient is the sum
+    of tokens' gradients with patches.
+    """
+    return PatchEmbedding()
 
 
 def april() -> AttentionInput:

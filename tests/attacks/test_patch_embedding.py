@@ -11,7 +11,7 @@ from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.maxvit import MaxVit
 
 import inversefed
-from inversefed import FedAvg, FedSGD, Observation
+from inversefed import FedAvg, FedSGD, Observation, recipes
 from inversefed.attacks.exact.patch_embedding import PatchEmbedding
 from inversefed.attacks.exact.patches import patch_map
 from inversefed.attacks.identify import identify
@@ -214,6 +214,40 @@ def test_a_rounded_update_gives_a_rough_picture_and_says_so(dtype: torch.dtype, 
     assert decibels(found, photos[:1]) > 20
 
 
+def test_what_too_few_equations_leave_open_is_looked_for_through_the_network(photos: Tensor) -> None:
+    observation = seen(ViT(width=60, extra=0).eval(), photos[:1])
+    plain = solved(observation)
+    assert plain.findings[0].code == "not-exact" and 20 < decibels(plain, photos[:1]) < 45
+    found = recipes.patch_embedding()(observation, torch.Generator(), inversefed.Budget(max_iterations=10))
+    assert decibels(found, photos[:1]) > decibels(plain, photos[:1]) + 10
+    assert math.isclose(found.findings[0].evidence["unseen"], 5 / 64) and "stays open" in found.findings[0].message
+    said = identify(observation)
+    assert said.verdict == "open" and "59 independent equations for the 64 patches" in said.methods[3].reason
+    assert "7.8% of that stays open" in said.methods[3].reason
+
+
+def test_a_search_brings_a_rounded_update_nearer(photos: Tensor) -> None:
+    observation = seen(ViT(extra=0).eval(), photos[:1])
+    observation = replace(observation, update={name: part.half().float() for name, part in observation.update.items()})
+    found = recipes.patch_embedding()(observation, torch.Generator(), inversefed.Budget(max_iterations=10))
+    assert found.findings[0].code == "not-exact"
+    assert decibels(found, photos[:1]) > decibels(solved(observation), photos[:1]) + 5
+
+
+def test_an_update_that_equations_say_nothing_of_is_not_searched(photos: Tensor) -> None:
+    observation = seen(ViT().eval(), photos[:1])
+    noise = {name: torch.randn_like(part) for name, part in observation.update.items()}
+    found = recipes.patch_embedding()(replace(observation, update=noise, labels=torch.tensor([4])), torch.Generator())
+    assert found.candidates[0].iterations == 1 and found.findings[0].code == "not-exact"
+
+
+def test_a_label_that_no_rule_tells_is_the_one_that_matches(photos: Tensor) -> None:
+    frozen = ViT().eval()
+    frozen.head.requires_grad_(False)
+    found = solved(seen(frozen, photos[:1]))
+    assert found.labels.tolist() == [4] and found.findings[0].code == "exact"
+
+
 class Fixed(ViT):
     """Positions that are a buffer, as sines are."""
 
@@ -251,7 +285,7 @@ REFUSED = {
     "positions added twice": (lambda: Twice(extra=0), "positions is not what comes back to each patch's token"),
     "a norm between": (lambda: ViT(between=nn.LayerNorm), "a norm stands between"),
     "a frozen embedding": (frozen_embedding, "the patch embedding, embed.proj, are frozen"),
-    "too narrow": (lambda: ViT(width=48), "48 equations, the tokens' width, for 64 patches, so 16 of every 64"),
+    "too narrow": (lambda: ViT(width=24), "24 equations, the tokens' width, for 64 patches, so 40 of every 64"),
     "Swin": (swin, "could be added to each of the 64 patches"),
     "MaxViT": (maxvit, "could be added to each of the 1024 patches"),
     "convolutions": (lambda: networks.build("LeNetZhu", seed=0), "could be added to each of the 256 patches"),
@@ -334,8 +368,8 @@ def test_it_says_beforehand_what_it_would_do_and_that_it_suffices(photos: Tensor
     assert found.verdict == "determined" and "3072 values that go into conv_proj" in found.reason
     (method,) = [each for each in found.methods if each.name == "patch_embedding"]
     assert method.applies and method.reason == (
-        "solves for 64 patches of 48 values from the gradients of encoder.pos_embedding and conv_proj.weight: 128 "
-        "equations for the 64 patches, value by value"
+        "solves for 64 patches of 48 values from the gradients of encoder.pos_embedding and conv_proj.weight: 64 "
+        "independent equations for the 64 patches, value by value"
     )
 
 

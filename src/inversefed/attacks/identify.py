@@ -22,10 +22,11 @@ from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.convolution import gradient_matrix
 from inversefed.attacks.exact.front import Front
 from inversefed.attacks.exact.linear import LinearInput
-from inversefed.attacks.exact.patch_embedding import TokenEntry, token_entry
+from inversefed.attacks.exact.patch_embedding import TokenSystem, token_system, told
 from inversefed.attacks.exact.peel import Peel, known_exactly
 from inversefed.attacks.exact.reach import reach
 from inversefed.attacks.exact.sparse import SparseBatch
+from inversefed.attacks.exact.tokens import TokenEntry
 from inversefed.attacks.hidden import hidden
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.chain import Layer, flat
@@ -114,13 +115,13 @@ def identify(observation: Observation) -> Identifiability:
     layers = count(observation)
     read = _read(observation)
     way = None if isinstance(read, str) else _way(observation, layers, *read)
-    patches, entry = _patches(observation)
+    patches, tokens = _patches(observation)
     methods = _methods(observation, layers, read, patches)
     if way is not None and not isinstance(read, str) and any(each.name == "peel" and each.applies for each in methods):
         way = replace(way, layers=_followed(way.layers, read[0], observation.network.image_shape))
     layers = layers if way is None else way.layers
-    if entry is not None and not entry.patches.unseen and not _altered(layers):
-        layers = tuple(_solved(row, entry) if row.name == entry.patches.layer else row for row in layers)
+    if tokens is not None and not _altered(layers):
+        layers = tuple(_solved(row, *tokens) for row in layers)
     least, bound_by = _least_examples(observation, layers)
     numbers = sum(row.numbers for row in layers)
     verdict, reason = _verdict(observation, layers, way, numbers)
@@ -174,20 +175,23 @@ def _methods(
     return linear, peel, *others
 
 
-def _patches(observation: Observation) -> tuple[Method, TokenEntry | None]:
+def _patches(observation: Observation) -> tuple[Method, tuple[TokenEntry, TokenSystem] | None]:
     """What the gradient of positions tells of the picture's patches, measured once."""
-    found: list[TokenEntry] = []
+    found: list[tuple[TokenEntry, TokenSystem]] = []
 
     def check() -> str:
-        found.append(token_entry(observation))
-        return found[0].told()
+        found.append(token_system(observation))
+        return told(*found[0])
 
     return _asked("patch_embedding", check), found[0] if found else None
 
 
-def _solved(row: LayerEquations, entry: TokenEntry) -> LayerEquations:
+def _solved(row: LayerEquations, entry: TokenEntry, system: TokenSystem) -> LayerEquations:
     """The patch embedding, whose loss gradient the positions tell."""
-    return replace(row, own=entry.width * entry.patches.index.shape[1], known=row.unknowns, settled=True)
+    own = int(system.told.sum()) * entry.patches.index.shape[1]
+    if row.name != entry.patches.layer or entry.patches.unseen:
+        return row
+    return replace(row, own=own, measured=True, known=min(own, row.unknowns), settled=not system.free)
 
 
 def _asked(name: str, check: Callable[[], str]) -> Method:

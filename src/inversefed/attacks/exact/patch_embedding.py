@@ -5,72 +5,79 @@
 Positions are added token by token, so their gradient is that of each token, and the patch embedding's gradient is their
 sum with the patches `a_p`: one linear system, `width` equations for the patches of each value. Lu et al. (2022,
 arXiv:2112.14087) use what positions tell at the first attention; here nothing behind the tokens matters, be it norms,
-skips, fused projections, a class token or none. Needs one example and no more patches than the tokens are wide. All
-local steps of plain SGD see the same patches, so their sum does as well.
+skips, fused projections, a class token or none. It needs one example. All its local steps of plain SGD see the same
+patches, so their sum does as well.
 
-Which weights are positions is measured: with a made-up picture the identity holds for them, and for no others.
+Behind a norm the gradients of tokens add up to zero, which takes one equation away. Where more patches than equations
+are left, or rounding drowns some, what these leave open is looked for through the whole network, from a gray picture:
+
+    A = gray + V f(S) U^T (dL/dE - dL/dE of gray) + V diag(l / sqrt(S^2 + l^2)) Z,    dL/dpositions^T = U S V^T
 """
 
-from collections.abc import Iterator
+import math
+import time
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from inversefed.attacks.equations import passes
-from inversefed.attacks.exact.patches import PatchMap, foreign_code, patch_map
-from inversefed.attacks.exact.verify import EXACT, exactness, matched
+from inversefed.attacks.exact.tokens import TokenEntry, token_entry
+from inversefed.attacks.exact.verify import EXACT, OPEN, exactness, matched
+from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.labels import granted_or_recovered
+from inversefed.attacks.objectives import RelativeSquaredError
 from inversefed.attacks.problem import relative_matching_cost
-from inversefed.errors import ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.arithmetic import float32_products
+from inversefed.attacks.starts import Zeros
+from inversefed.errors import InversefedError, ThreatModelError
 from inversefed.fl.network import Network
-from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Finding, Images, Params, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Finding, Images, Labels, Params, Reconstruction, Scalar, Status
 
-__all__ = ["PatchEmbedding", "TokenEntry", "token_entry"]
+__all__ = ["PatchEmbedding", "TokenSystem", "token_system", "told"]
 
-_HOLDS = 1e-4
-"""Relative error up to which the identity counts as holding on a made-up picture: both sides are sums of the same
-numbers, rounded in single precision."""
-_MOST_OFFSETS = 4096
-"""Most places in a table of positions at which the first patch is looked for."""
-_STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_STRENGTHS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Shares of the greatest singular value below which a rounded update tells less than that a patch is gray."""
 _SURE = 1e-2
 """Relative error of the patches, by rounding and condition, up to which their own equations prove them: 40 dB."""
+_LEAST = 1e-6
+"""The strength of a search's directions where the plain solution was the best."""
+_HOPELESS = 0.1
+"""Relative matching cost above which the equations do not hold, and no search goes on from their solution."""
+_MOST_CLASSES = 64
+"""Most classes that are tried where no rule tells the label; each costs an update."""
 
 
 @dataclass(frozen=True)
 class PatchEmbedding:
-    """Solve for the patches from the gradients of positions and patch embedding."""
+    """Solve for the patches from the gradients of positions and patch embedding.
+
+    Args:
+        rest: the search for what equations leave open; its objective, start, projections and parametrization are set
+            here. `None` for none.
+    """
+
+    rest: GradientInversion | None = None
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
-        """Solve; randomness is not used, nor is the budget.
+        """Solve, and search for what stays open.
 
         Raises:
             ThreatModelError: the update is not that of one example in plain steps, or lacks what is needed.
-            UnsupportedNetworkError: no learned positions are added to patches of the picture, or there are more
-                patches than the tokens are wide.
+            UnsupportedNetworkError: no learned positions are added to patches of the picture, or there are more than
+                twice as many patches as the tokens are wide.
         """
-        entry = token_entry(observation)
-        system = _System.of(entry, observation.gradient)
-        labels = granted_or_recovered(observation)
+        began = time.monotonic()
+        entry, system = token_system(observation)
         images = entry.image(system.solution(0.0), observation.network)
+        labels = _labels(observation, images)
         images, loss = matched(observation, images, labels)
-        sure = system.proves(observation.network.dtype) and loss >= EXACT and not _repeats(observation, images, labels)
-        if loss >= EXACT and not sure:
-            images, loss = _steadied(observation, entry, system, (images, loss), labels)
-        how = f"the patches were solved for from the gradients of {entry.positions} and {entry.embed}, without a search"
-        figures = {
-            "condition": system.condition,
-            "residual": system.residual,
-            "unseen": max(entry.patches.unseen, system.free),
-        }
-        finding = _proven(how, loss, figures) if sure else exactness(loss, how, figures)
-        chosen = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
-        return Reconstruction(images, labels, loss, Status.FINISHED, (chosen,), (finding,))
+        best, proven = Candidate(images, labels, loss, Status.FINISHED, iterations=1), False
+        if loss >= EXACT and _repeats(observation, images, labels):
+            best = self._improved(observation, entry, system, best, generator, _left(budget, began))
+        elif loss >= EXACT:
+            proven = system.proves(observation.network.dtype)
+        finding = _finding(entry, system, best, proven)
+        return Reconstruction(best.images, labels, best.loss, best.status, (best,), (finding,))
 
     def check(self, observation: Observation) -> str:
         """Say what it would do.
@@ -79,216 +86,68 @@ class PatchEmbedding:
             ThreatModelError: as when it is called.
             UnsupportedNetworkError: likewise.
         """
-        return token_entry(observation).told()
+        return told(*token_system(observation))
+
+    def _improved(
+        self,
+        observation: Observation,
+        entry: TokenEntry,
+        system: "TokenSystem",
+        best: Candidate,
+        generator: Generator,
+        budget: Budget,
+    ) -> Candidate:
+        """What matches better than the plain solution: one that rounding disturbs less, and what a search adds."""
+        strength, best = _steadied(observation, entry, system, best, budget)
+        if self.rest is None or best.labels.is_floating_point() or best.loss > _HOPELESS:
+            return best
+        patches = OpenPatches(
+            entry, system.solution(strength), system.open_directions(max(strength, _LEAST)), observation.network
+        )
+        scaled = _Scaled(1 / best.loss)
+        search = replace(self.rest, objective=scaled, start=Zeros(), projections=(), parametrization=patches)
+        found = search(replace(observation, labels=best.labels), generator, budget)
+        images, loss = matched(observation, found.images, best.labels)
+        steps, history = found.candidates[0].iterations, found.candidates[0].history
+        best = replace(best, status=found.status, iterations=steps, history=history)
+        return replace(best, images=images, loss=loss) if loss < best.loss else best
 
 
 @dataclass(frozen=True, eq=False)
-class TokenEntry:
-    """How a picture becomes tokens.
+class TokenSystem:
+    """`tokens^T A = weights` by its singular values, float64.
 
     Args:
-        patches: which pixels the patch embedding sees.
-        embed: name of its weights.
-        positions: name of the weights that are added to the tokens.
-        leading: whether the first axis of the positions is the width, not the last.
-        first: which of them belongs to the first patch.
-        scale: what the embedding is multiplied by before they are added.
-        width: of a token.
-    """
-
-    patches: PatchMap
-    embed: str
-    positions: str
-    leading: bool
-    first: int
-    scale: float
-    width: int
-
-    def told(self) -> str:
-        """What can be solved for, in words."""
-        count, values = self.patches.index.shape
-        missed = f"; {self.patches.unseen:.1%} of the picture is in no patch" if self.patches.unseen else ""
-        return (
-            f"solves for {count} patches of {values} values from the gradients of {self.positions} and {self.embed}: "
-            f"{self.width} equations for the {count} patches, value by value{missed}"
-        )
-
-    def tokens(self, gradient: Params) -> Tensor:
-        """The loss gradient at the patches' tokens, `[patches, width]`."""
-        part = _as_tokens(gradient[self.positions], self.width, self.leading)
-        return part[self.first : self.first + len(self.patches.index)]
-
-    def image(self, entries: Tensor, network: Network) -> Images:
-        """The picture whose patches are these."""
-        return self.patches.image(entries).to(network.device, network.dtype)
-
-
-def token_entry(observation: Observation) -> TokenEntry:
-    """Measure how pictures enter the network, where its update can be solved for them.
-
-    Args:
-        observation: made-up pictures go through a private copy of its network, in eval mode.
-
-    Raises:
-        ThreatModelError: the update is not that of one example in plain steps, or lacks what is needed.
-        UnsupportedNetworkError: no learned positions are added to patches of the picture, or there are more patches
-            than the tokens are wide.
-    """
-    _check_update(observation)
-    dtype = torch.promote_types(observation.network.dtype, torch.float32)
-    network = observation.network.to(dtype)
-    network.module.eval()  # the copy that `to` made
-    patches = patch_map(network)
-    embed = f"{patches.layer}.weight".lstrip(".")
-    if embed not in network.params:
-        raise _unsuited(f"the weights of the patch embedding, {patches.layer}, are frozen, and so have no gradient")
-    count, width = len(patches.index), len(network.params[embed])
-    if count == 1:
-        raise _unsuited(f"the first layer on the picture, {patches.layer}, sees all of it at once, and no patches")
-    candidates = tuple(_candidates(network, width, count))
-    if not candidates:
-        raise _unsuited(_without_positions(network, width, count))
-    entry = _identified(network, patches, embed, candidates)
-    _check_sent(entry, observation.gradient)
-    if count > width:
-        raise _unsuited(
-            f"the gradient gives {width} equations, the tokens' width, for {count} patches, so {count - width} of "
-            f"every {count} numbers stay free"
-        )
-    return entry
-
-
-def _check_update(observation: Observation) -> None:
-    if observation.num_examples != 1:
-        raise ThreatModelError(
-            f"the patches of one example are solved for; this update has {observation.num_examples}, whose tokens' "
-            "gradients are summed"
-        )
-    if passes(observation) is None and not isinstance(trainer(observation.client), UnknownClient):
-        raise ThreatModelError(
-            f"patches are solved for from sums of gradients; {trainer(observation.client)!r} changes or mixes them "
-            "with weights entry by entry"
-        )
-
-
-def _check_sent(entry: TokenEntry, gradient: Params) -> None:
-    for name in (entry.positions, entry.embed):
-        if name not in gradient:
-            raise ThreatModelError(f"patches are solved for from the gradient of {name}, and the update lacks it")
-    if not bool(entry.tokens(gradient).any()) or not bool(gradient[entry.embed].any()):
-        raise _unsuited(
-            f"the gradients of {entry.positions} and {entry.embed} are zero: nothing comes back to the patches, as "
-            "where the head's weights are all zero"
-        )
-
-
-def _candidates(network: Network, width: int, count: int) -> Iterator[tuple[str, bool]]:
-    """Weights that could be added to `count` tokens, and whether their first axis is the width."""
-    layers = {name.rpartition(".")[0]: name for name in network.params}
-    owned = {name for name in layers if isinstance(network.module.get_submodule(name), _MULTIPLY)}
-    for name, weight in network.params.items():
-        if name.rpartition(".")[0] not in owned:
-            yield from ((name, leading) for leading in (False, True) if _fits(weight, width, count, leading))
-
-
-_MULTIPLY = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.LayerNorm, nn.modules.batchnorm._NormBase)
-"""Layers whose weights are no positions: asking only spares time, for the identity would tell."""
-
-
-def _fits(weight: Tensor, width: int, count: int, leading: bool) -> bool:
-    sides = [side for side in weight.shape if side > 1] or [1]
-    return sides[0 if leading else -1] == width and weight.numel() >= count * width
-
-
-def _as_tokens(part: Tensor, width: int, leading: bool) -> Tensor:
-    """Positions or their gradient as rows, `[tokens, width]`, in double precision."""
-    part = part.detach().cpu().double()
-    return part.reshape(width, -1).T if leading else part.reshape(-1, width)
-
-
-def _without_positions(network: Network, width: int, count: int) -> str:
-    frozen = ((name, part) for name, part in network.module.named_parameters() if name not in network.params)
-    for name, part in (*frozen, *network.module.named_buffers()):
-        if _fits(part, width, count, False) or _fits(part, width, count, True):
-            return f"{name}, which may be the tokens' positions, is not trained, so no token's gradient is sent"
-    return (
-        f"no trained weights could be added to each of the {count} patches (positions that are fixed or relative, or "
-        "none, send no gradient of single tokens)"
-    )
-
-
-def _identified(
-    network: Network, patches: PatchMap, embed: str, candidates: tuple[tuple[str, bool], ...]
-) -> TokenEntry:
-    """The positions for which the identity holds with a made-up picture."""
-    picture = torch.rand((1, *network.image_shape), generator=Generator().manual_seed(1))
-    gradient = _probe_gradient(network, picture, [embed, *dict.fromkeys(name for name, _ in candidates)])
-    weights, entries = gradient[embed].detach().cpu().double().flatten(1), patches.entries(picture)
-    count, width = len(entries), len(weights)
-    if not bool(weights.any()):
-        raise _unsuited(
-            f"no gradient comes back to {embed}, whatever the picture, as where the head's weights are all zero"
-        )
-    for name, leading in candidates:
-        tokens = _as_tokens(gradient[name], width, leading)
-        for first in range(min(len(tokens) - count + 1, _MOST_OFFSETS)):
-            product = tokens[first : first + count].T @ entries
-            scale = float((weights * product).sum() / product.square().sum().clamp(min=1e-300))
-            if (weights - scale * product).norm() <= _HOLDS * weights.norm():
-                return TokenEntry(patches, embed, name, leading, first, scale, width)
-    names = ", ".join(dict.fromkeys(name for name, _ in candidates))
-    raise _unsuited(
-        f"what comes back to {names} is not what comes back to each patch's token, as where a norm stands between the "
-        "patch embedding and the positions, or where they are added more than once"
-    )
-
-
-def _probe_gradient(network: Network, picture: Tensor, names: list[str]) -> Params:
-    """The gradient of a made-up mixture of the logits: which loss the client takes does not matter here."""
-    mixture = torch.randn(network.num_classes, generator=Generator().manual_seed(2))
-
-    def parts() -> tuple[Tensor, ...]:
-        logits = network.apply(network.params, picture.to(network.device, network.dtype))
-        value = (logits * mixture.to(logits)).sum()
-        return torch.autograd.grad(value, [network.params[name] for name in names], materialize_grads=True)
-
-    with torch.enable_grad(), float32_products(network.device):
-        return dict(zip(names, foreign_code(parts), strict=True))
-
-
-@dataclass(frozen=True, eq=False)
-class _System:
-    """`tokens^T A = weights` by its singular values.
-
-    Args:
-        right: singular vectors over the patches, `[patches, rank]`.
-        values: singular values, falling.
-        told: which of them are more than the number format's rounding.
-        turned: `left^T weights`, `[rank, values]`.
+        left: singular vectors over the width, `[width, rank]`.
+        values: singular values, falling, `[patches]`; 0 where there are no equations.
+        right: singular vectors over the patches, `[patches, patches]`.
+        told: which singular values are more than the number format's rounding.
+        weights: the patch embedding's gradient less that of the gray picture, `[width, values]`.
         gray: entries of a gray picture, `[patches, values]`, from which the solution departs.
         residual: the share of the weights' squared norm that no patches explain.
-        spare: equations beyond the unknowns, of each value.
     """
 
-    right: Tensor = field(repr=False)
+    left: Tensor = field(repr=False)
     values: Tensor = field(repr=False)
+    right: Tensor = field(repr=False)
     told: Tensor = field(repr=False)
-    turned: Tensor = field(repr=False)
+    weights: Tensor = field(repr=False)
     gray: Tensor = field(repr=False)
     residual: float
-    spare: int
 
     @classmethod
-    def of(cls, entry: TokenEntry, gradient: Params) -> "_System":
+    def of(cls, entry: TokenEntry, gradient: Params) -> "TokenSystem":
         """Take the system of an update apart."""
         tokens = entry.tokens(gradient) * entry.scale
         weights = gradient[entry.embed].detach().cpu().double().flatten(1)
-        left, values, right = torch.linalg.svd(tokens.T, full_matrices=False)
-        gray = entry.patches.gain * 0.5 + entry.patches.offset
-        turned = left.T @ weights
-        residual = float((weights - left @ turned).square().sum() / weights.square().sum())
+        left, some, right = torch.linalg.svd(tokens.T, full_matrices=len(tokens) > tokens.shape[1])
+        values = some.new_zeros(len(tokens))
+        values[: len(some)] = some
         told = values > torch.finfo(gradient[entry.positions].dtype).eps * values[0]
-        return cls(right.T, values, told, turned - left.T @ (tokens.T @ gray), gray, residual, len(weights) - len(gray))
+        gray = entry.patches.gain * 0.5 + entry.patches.offset
+        rest = weights - left[:, : len(some)] @ (left[:, : len(some)].T @ weights)
+        residual = float(rest.square().sum() / weights.square().sum())
+        return cls(left, values, right.T, told, weights - tokens.T @ gray, gray, residual)
 
     @property
     def free(self) -> float:
@@ -303,45 +162,149 @@ class _System:
     def solution(self, strength: float) -> Tensor:
         """The patches, `[patches, values]`; what has singular values below a share of the greatest stays near gray."""
         inverse = self.values / (self.values.square() + (strength * self.values[0]) ** 2)
-        return self.gray + self.right @ (inverse.where(self.told, 0.0)[:, None] * self.turned)
+        turned = self.left[:, : len(self.values)].T @ self.weights
+        kept = inverse.where(self.told, 0.0)[: len(turned), None]
+        return self.gray + self.right[:, : len(turned)] @ (kept * turned)
+
+    def open_directions(self, strength: float) -> Tensor:
+        """Directions over the patches, each as long as the equations leave it room, `[patches, patches]`."""
+        least = strength * self.values[0]
+        return self.right * (least / (self.values.square().where(self.told, 0.0) + least**2).sqrt())
 
     def proves(self, dtype: torch.dtype) -> bool:
         """Whether more equations than unknowns hold, and leave the patches no room."""
-        return (
-            self.spare > 0
-            and not self.free
-            and self.residual < EXACT
-            and self.condition * torch.finfo(dtype).eps < _SURE
-        )
+        spare = len(self.weights) > len(self.gray) and not self.free
+        return spare and self.residual < EXACT and self.condition * torch.finfo(dtype).eps < _SURE
+
+
+def token_system(observation: Observation) -> tuple[TokenEntry, TokenSystem]:
+    """How a picture enters a transformer, and the equations for its patches.
+
+    Args:
+        observation: made-up pictures go through a private copy of its network, in eval mode.
+
+    Raises:
+        ThreatModelError: the update is not that of one example in plain steps, or lacks what is needed.
+        UnsupportedNetworkError: no learned positions are added to patches of the picture, or there are more than twice
+            as many patches as the tokens are wide.
+    """
+    entry = token_entry(observation)
+    return entry, TokenSystem.of(entry, observation.gradient)
+
+
+def told(entry: TokenEntry, system: TokenSystem) -> str:
+    """What can be solved for, in words."""
+    count, values = entry.patches.index.shape
+    missed = f"; {entry.patches.unseen:.1%} of the picture is in no patch" if entry.patches.unseen else ""
+    left = f"; {system.free:.1%} of that stays open, and is looked for through the network" if system.free else ""
+    return (
+        f"solves for {count} patches of {values} values from the gradients of {entry.positions} and {entry.embed}: "
+        f"{int(system.told.sum())} independent equations for the {count} patches, value by value{left}{missed}"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class OpenPatches:
+    """A parametrization: patches that the equations allow, the more freely the less they tell.
+
+    Args:
+        entry: how the picture enters.
+        base: the patches that the search starts from, `[patches, values]`.
+        directions: in which it goes, `[patches, patches]`.
+        network: whose inputs it makes.
+    """
+
+    entry: TokenEntry = field(repr=False)
+    base: Tensor = field(repr=False)
+    directions: Tensor = field(repr=False)
+    network: Network = field(repr=False)
+
+    def start(self, images: Tensor, generator: Generator) -> Tensor:
+        """The base itself: zeros, `[n, patches, values]`."""
+        return images.new_zeros(len(images), *self.base.shape)
+
+    def __call__(self, variables: Tensor) -> Tensor:
+        """From coefficients of the directions, `[n, patches, values]`, to network inputs `[n, c, h, w]`."""
+        entries = [self.base + self.directions @ each.cpu().double() for each in variables]
+        images = torch.cat([self.entry.patches.image(each) for each in entries])
+        return self.network.normalize(images.to(variables))
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Relative squared error in units of the start's: the first step of L-BFGS takes its length from the gradient."""
+
+    factor: float
+
+    def __call__(self, update: Params, observed: Params) -> Scalar:
+        """`factor |g - g*|^2 / |g*|^2`."""
+        return self.factor * RelativeSquaredError()(update, observed)
 
 
 def _steadied(
-    observation: Observation, entry: TokenEntry, system: _System, best: tuple[Images, float], labels: Tensor
-) -> tuple[Images, float]:
-    """Of solutions that a rounded update disturbs less and less, the one that matches it best."""
+    observation: Observation, entry: TokenEntry, system: TokenSystem, best: Candidate, budget: Budget
+) -> tuple[float, Candidate]:
+    """Of solutions that a rounded update disturbs less and less, the one that matches it best; and its strength."""
+    began, chosen = time.monotonic(), 0.0
     for strength in _STRENGTHS:
+        if budget.seconds is not None and time.monotonic() - began > budget.seconds / 4:
+            break
         images = entry.image(system.solution(strength), observation.network)
-        loss = relative_matching_cost(observation, images, labels)
-        best = min(best, (images, loss), key=lambda pair: pair[1])
-    return best
+        loss = relative_matching_cost(observation, images, best.labels)
+        if loss < best.loss:
+            chosen, best = strength, replace(best, images=images, loss=loss)
+    return chosen, best
 
 
-def _repeats(observation: Observation, images: Images, labels: Tensor) -> bool:
+def _labels(observation: Observation, images: Images) -> Labels:
+    """Granted or recovered labels; else the class with which this picture's update comes nearest."""
+    try:
+        return granted_or_recovered(observation)
+    except ThreatModelError:
+        if observation.network.num_classes > _MOST_CLASSES:
+            raise
+        classes = torch.arange(observation.network.num_classes, device=observation.network.device)
+        costs = [_cost(observation, images, classes[each : each + 1]) for each in range(len(classes))]
+        if min(costs) == math.inf:
+            raise
+        return classes[costs.index(min(costs))].reshape(1)
+
+
+def _cost(observation: Observation, images: Images, labels: Labels) -> float:
+    try:
+        return relative_matching_cost(observation, images, labels)
+    except InversefedError:
+        raise
+    except Exception:  # the loss is foreign code: whatever it raises, it takes no class indices
+        return math.inf
+
+
+def _repeats(observation: Observation, images: Images, labels: Labels) -> bool:
     """Whether the client can be run again: its settings are known, and it draws nothing at random."""
     again = replace(observation, network=observation.network.with_masks(observation.network.mask_seed + 1))
     costs = [relative_matching_cost(each, images, labels) for each in (observation, again)]
-    return costs[0] == costs[1] < float("inf")
+    return costs[0] == costs[1] < math.inf
 
 
-def _proven(how: str, loss: float, figures: dict[str, float]) -> Finding:
+def _left(budget: Budget, began: float) -> Budget:
+    """What is left of a budget's time, for a search that keeps no checkpoint."""
+    left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
+    return replace(budget, seconds=left, checkpoint=None, resume=None)
+
+
+def _finding(entry: TokenEntry, system: TokenSystem, best: Candidate, proven: bool) -> Finding:
+    how = f"the patches were solved for from the gradients of {entry.positions} and {entry.embed}"
+    how += f", and {system.free:.1%} of them, which that leaves open, looked for" if system.free > OPEN else ""
+    how += "" if best.iterations > 1 else ", without a search"
+    figures = {
+        "condition": system.condition,
+        "residual": system.residual,
+        "unseen": max(entry.patches.unseen, system.free),
+    }
+    if not proven:
+        return exactness(best.loss, how, figures)
     message = (
         f"Exact: {how}, and more equations hold than there are unknowns. The client cannot be run again to compare, "
         "for it draws at random or its settings are not known."
     )
-    return Finding("exact", "info", message, {"relative_matching_cost": loss, **figures})
-
-
-def _unsuited(why: str) -> UnsupportedNetworkError:
-    return UnsupportedNetworkError(
-        f"the picture's patches cannot be solved for: {why}; use an optimization attack such as geiping()"
-    )
+    return Finding("exact", "info", message, {"relative_matching_cost": best.loss, **figures})

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from inversefed.errors import InversefedError, UnsupportedNetworkError
 from inversefed.fl.network import Network
 
-__all__ = ["PatchMap", "foreign_code", "patch_map"]
+__all__ = ["PatchMap", "foreign_code", "patch_map", "unsuited"]
 
 _T = TypeVar("_T")
 _SAME = 1e-4
@@ -92,7 +92,7 @@ def patch_map(network: Network) -> PatchMap:
     runs = [_first(network, picture.reshape(1, *network.image_shape)) for picture in pictures]
     layer = runs[0][0]
     if len({(name, entries.shape) for name, entries in runs}) > 1:
-        raise _unsuited(f"which layer sees the picture first ({layer}) depends on the picture")
+        raise unsuited(f"which layer sees the picture first ({layer}) depends on the picture")
     black, white, high, low, rest = (entries for _, entries in runs)
     gain = white - black
     used = gain.abs() > _SAME * gain.abs().max()
@@ -100,7 +100,7 @@ def patch_map(network: Network) -> PatchMap:
     index = (digits[0] * base + digits[1]).long().clamp(0, size - 1).where(used, torch.tensor(-1))
     found = PatchMap(layer, network.image_shape, index, gain, black)
     if bool((found.entries(noise) - rest).abs().max() > _SAME * (gain.abs().max() + black.abs().max())):
-        raise _unsuited(f"the first layer on the picture, {layer}, sees pixels that are mixed or normalized before it")
+        raise unsuited(f"the first layer on the picture, {layer}, sees pixels that are mixed or normalized before it")
     return found
 
 
@@ -133,7 +133,7 @@ def _first(network: Network, picture: Tensor) -> tuple[str, Tensor]:
         for hook in hooks:
             hook.remove()
     if not seen:
-        raise _unsuited("no linear layer and no convolution sees the picture")
+        raise unsuited("no linear layer and no convolution sees the picture")
     return seen[0]
 
 
@@ -164,7 +164,8 @@ def foreign_code(run: Callable[[], _T]) -> _T:
         ) from error
 
 
-def _unsuited(why: str) -> UnsupportedNetworkError:
+def unsuited(why: str) -> UnsupportedNetworkError:
+    """The refusal of a network whose patches cannot be solved for."""
     return UnsupportedNetworkError(
         f"the picture's patches cannot be solved for: {why}; use an optimization attack such as geiping()"
     )

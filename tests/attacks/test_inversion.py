@@ -94,6 +94,14 @@ def test_the_same_generator_gives_the_same_result_and_the_observation_stays(tiny
     assert all(torch.equal(part, before[name]) for name, part in observation.update.items())
 
 
+@pytest.mark.parametrize("attack", [recipes.curvature(2), recipes.spectral(2), recipes.geiping(max_iterations=2)])
+def test_a_gradient_in_another_order_of_axes_is_searched_all_the_same(attack: GradientInversion) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(16, 4))
+    observation, _ = seen(module.to(memory_format=torch.channels_last), known=True)
+    assert attack(observation, torch.Generator().manual_seed(0)).images.shape == (1, *SHAPE)
+
+
 def test_the_best_iterate_is_kept_and_the_last_on_demand(tiny: nn.Module) -> None:
     observation, _ = seen(tiny)
     wild = replace(recipes.geiping(max_iterations=60), schedule=lambda lr, i, _: lr if i < 50 else 50 * lr)

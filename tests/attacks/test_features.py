@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from inversefed.attacks.exact.features import solve_features
+from inversefed.attacks.exact.features import invert_features, solve_features
 from inversefed.attacks.exact.watch import Watch
 from inversefed.types import Budget, Step
 
@@ -56,3 +56,14 @@ def test_no_time_leaves_the_start() -> None:
     module, image, start = faint_corner()
     found = solve_features(module, module(image).detach(), start, 0.0, Watch(Budget(seconds=1e-9)))
     torch.testing.assert_close(found, start)
+
+
+def test_layers_that_hold_channels_last_are_searched_through() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 16, 2, 2), nn.Conv2d(16, 16, 3), nn.Tanh()).double()
+    module, image = module.to(memory_format=torch.channels_last), torch.rand(1, 3, 8, 8).double()
+    with torch.no_grad():
+        features = module(image)
+    found = invert_features(module, features, image + 0.1 * torch.randn_like(image), 0.0, 50, Watch())
+    with torch.no_grad():
+        assert (module(found) - features).norm() < 1e-2 * features.norm()

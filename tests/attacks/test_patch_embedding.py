@@ -234,6 +234,13 @@ def test_a_search_brings_a_rounded_update_nearer(photos: Tensor) -> None:
     assert decibels(found, photos[:1]) > decibels(solved(observation), photos[:1]) + 5
 
 
+@pytest.mark.parametrize(("dtype", "floor"), [(torch.float16, 30), (torch.bfloat16, 20)])
+def test_a_network_of_16_bits_is_solved_in_single_precision(dtype: torch.dtype, floor: float, photos: Tensor) -> None:
+    found = solved(seen(torchvisions().to(dtype), photos[:1]))
+    assert found.findings[0].code == "not-exact" and found.images.dtype == dtype
+    assert decibels(found, photos[:1]) > floor
+
+
 def test_an_update_that_equations_say_nothing_of_is_not_searched(photos: Tensor) -> None:
     observation = seen(ViT().eval(), photos[:1])
     noise = {name: torch.randn_like(part) for name, part in observation.update.items()}

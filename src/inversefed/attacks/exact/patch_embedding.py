@@ -66,7 +66,7 @@ class PatchEmbedding:
             UnsupportedNetworkError: no learned positions are added to patches of the picture, or there are more than
                 twice as many patches as the tokens are wide.
         """
-        began = time.monotonic()
+        began, dtype, observation = time.monotonic(), observation.network.dtype, _single(observation)
         entry, system = token_system(observation)
         images = entry.image(system.solution(0.0), observation.network)
         labels = _labels(observation, images)
@@ -76,7 +76,7 @@ class PatchEmbedding:
             best = self._improved(observation, entry, system, best, generator, _left(budget, began))
         elif loss >= EXACT:
             proven = system.proves(observation.network.dtype)
-        finding = _finding(entry, system, best, proven)
+        finding, best = _finding(entry, system, best, proven), replace(best, images=best.images.to(dtype))
         return Reconstruction(best.images, labels, best.loss, best.status, (best,), (finding,))
 
     def check(self, observation: Observation) -> str:
@@ -109,7 +109,8 @@ class PatchEmbedding:
         found = search(replace(observation, labels=best.labels), generator, budget)
         images, loss = matched(observation, found.images, best.labels)
         steps, history = found.candidates[0].iterations, found.candidates[0].history
-        best = replace(best, status=found.status, iterations=steps, history=history)
+        status = found.status if found.status in (Status.STOPPED, Status.INTERRUPTED) else Status.FINISHED
+        best = replace(best, status=status, iterations=steps, history=history)
         return replace(best, images=images, loss=loss) if loss < best.loss else best
 
 
@@ -239,6 +240,14 @@ class _Scaled:
     def __call__(self, update: Params, observed: Params) -> Scalar:
         """`factor |g - g*|^2 / |g*|^2`."""
         return self.factor * RelativeSquaredError()(update, observed)
+
+
+def _single(observation: Observation) -> Observation:
+    """The same in single precision, where a network of 16 bits made the update: its rounding is noise either way."""
+    if torch.finfo(observation.network.dtype).bits >= 32:
+        return observation
+    update = {name: part.float() for name, part in observation.update.items()}
+    return replace(observation, network=observation.network.to(torch.float32), update=update)
 
 
 def _steadied(

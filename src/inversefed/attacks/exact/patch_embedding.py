@@ -28,7 +28,7 @@ from inversefed.attacks.labels import granted_or_recovered
 from inversefed.attacks.objectives import RelativeSquaredError
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.attacks.starts import Zeros
-from inversefed.errors import InversefedError, ThreatModelError
+from inversefed.errors import ThreatModelError
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Images, Labels, Params, Reconstruction, Scalar, Status
@@ -282,7 +282,7 @@ def _labels(observation: Observation, images: Images) -> Labels:
 def _cost(observation: Observation, images: Images, labels: Labels) -> float:
     try:
         return relative_matching_cost(observation, images, labels)
-    except InversefedError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception:  # the loss is foreign code: whatever it raises, it takes no class indices
         return math.inf

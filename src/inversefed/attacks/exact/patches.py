@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from inversefed.errors import InversefedError, UnsupportedNetworkError
 from inversefed.fl.network import Network
 
-__all__ = ["PatchMap", "foreign_code", "patch_map", "unsuited"]
+__all__ = ["PatchMap", "patch_map", "probed", "unsuited"]
 
 _T = TypeVar("_T")
 _SAME = 1e-4
@@ -104,8 +104,8 @@ def patch_map(network: Network) -> PatchMap:
     return found
 
 
-class _Reached(Exception):
-    """Ends a probe's run at the layer that was looked for."""
+class _Reached(InversefedError):
+    """Ends a probe's run at the layer that was looked for; of our own kind, or boundaries would take it for foreign."""
 
 
 def _first(network: Network, picture: Tensor) -> tuple[str, Tensor]:
@@ -126,7 +126,7 @@ def _first(network: Network, picture: Tensor) -> tuple[str, Tensor]:
     hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in named]
     picture = picture.to(network.device, network.dtype).requires_grad_()
     try:
-        foreign_code(lambda: network.apply(frozen, picture))
+        probed(lambda: network.apply(frozen, picture))
     except _Reached:
         pass
     finally:
@@ -147,7 +147,7 @@ def _entries(layer: nn.Module, inputs: Tensor) -> Tensor:
     return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)[0].T
 
 
-def foreign_code(run: Callable[[], _T]) -> _T:
+def probed(run: Callable[[], _T]) -> _T:
     """Run a network, which is foreign code: whatever it raises means that it does not run.
 
     Raises:
@@ -155,7 +155,7 @@ def foreign_code(run: Callable[[], _T]) -> _T:
     """
     try:
         return run()
-    except (InversefedError, _Reached, MemoryError):
+    except (InversefedError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise UnsupportedNetworkError(

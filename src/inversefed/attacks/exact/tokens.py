@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.attacks.equations import passes
-from inversefed.attacks.exact.patches import PatchMap, foreign_code, patch_map, unsuited
+from inversefed.attacks.exact.patches import PatchMap, patch_map, probed, unsuited
 from inversefed.errors import ThreatModelError
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.network import Network
@@ -194,4 +194,4 @@ def _probe_gradient(network: Network, picture: Tensor, names: list[str]) -> Para
         return torch.autograd.grad(value, [network.params[name] for name in names], materialize_grads=True)
 
     with torch.enable_grad(), float32_products(network.device):
-        return dict(zip(names, foreign_code(parts), strict=True))
+        return dict(zip(names, probed(parts), strict=True))

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -10,10 +11,15 @@ import torch
 from torch import nn
 
 from inversefed import FedAvg, FedSGD, LocalSGD, freeze
+from inversefed.cli import registry
 from inversefed.errors import ConfigError, InputError, UpdateMismatchError
 from inversefed.fl.batchnorm import sent_buffers
+from inversefed.fl.described import described, stated_by
+from inversefed.fl.diagnosis import MISFITS, diagnose
+from inversefed.fl.files.axes import turned
+from inversefed.fl.left_out import patterns
 from inversefed.fl.metadata import read_metadata
-from inversefed.fl.sharing import UnknownClient
+from inversefed.fl.sharing import Shares, UnknownClient, _fits, unknown
 from inversefed.fl.updates import (
     Metadata,
     Update,
@@ -346,3 +352,215 @@ def test_a_prefix_of_all_names_is_taken_off_where_they_are_the_networks_without_
     torch.save({"state_dict": more}, tmp_path / "more.ckpt")
     with pytest.raises(UpdateMismatchError, match="not in the network"):
         read_update(tmp_path / "more.ckpt", expected_tensors(module))
+
+
+def half_frozen() -> nn.Module:
+    """Its first layer is frozen, with weights small enough that 16 bits keep no digit of them."""
+    module = network_with_norm()
+    module[0].requires_grad_(False)
+    with torch.no_grad():
+        module[0].weight.view(-1)[::2] *= 1e-6
+        module[1].running_mean += 0.0123
+        module[1].num_batches_tracked += 5001
+    return module
+
+
+@pytest.mark.parametrize("decoded", [False, True], ids=["16 bits", "32 bits again"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_to_16_bits_is_no_change_of_what_is_frozen(batch, dtype, decoded):
+    module = half_frozen()
+    network, state = freeze(module, SHAPE, mean=MEAN, std=STD), module.state_dict()
+    new = trained(module, *batch, lr=0.1).eval().state_dict()
+    rounded = {name: value.to(dtype) for name, value in new.items()}
+    rounded = {name: value.float() for name, value in rounded.items()} if decoded else rounded
+    observation = as_observation(network, Update(rounded, Metadata("new_weights", 0.1, num_examples=4)))
+    assert list(observation.update) == ["1.weight", "1.bias", "4.weight", "4.bias"]
+    own = dict(network.module.named_buffers())
+    assert all(torch.equal(buffer, own[name]) for name, buffer in observation.buffers.items()), "nor of the buffers"
+    change = {name: rounded[name].float() - state[name] for name in state}
+    observation = as_observation(network, Update(change, Metadata("weight_delta", 0.1, num_examples=4)))
+    assert all(torch.equal(buffer, own[name]) for name, buffer in observation.buffers.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_change_of_what_is_frozen_by_more_than_rounding_is_refused(dtype):
+    module = half_frozen()
+    network, state = freeze(module, SHAPE), module.state_dict()
+    moved = {**state, "0.weight": 1.02 * state["0.weight"]}
+    for told, sent in (
+        (Metadata("new_weights", 0.1), moved),
+        (Metadata("weight_delta", 0.1), {name: moved[name] - state[name] for name in state}),
+        (Metadata("gradient"), {name: 1e-6 * torch.ones_like(value) for name, value in state.items()}),
+    ):
+        with pytest.raises(
+            UpdateMismatchError, match=r"0\.(weight|bias) is frozen in the network.* more than rounding"
+        ):
+            as_observation(network, Update({name: part.to(dtype) for name, part in sent.items()}, told))
+    with pytest.raises(UpdateMismatchError, match=r"0\.bias has shape \(5,\), expected \(4,\)"):
+        as_observation(network, Update({**state, "0.bias": torch.zeros(5)}, Metadata("new_weights", 0.1)))
+
+
+COUNTERS = {
+    "a number": torch.tensor(7),
+    "a list of one": torch.tensor([7]),
+    "a row": torch.tensor([[7.0]]),
+    "16 bits": torch.tensor(7, dtype=torch.float16),
+    "8 bits": torch.tensor([7], dtype=torch.uint8),
+}
+NO_COUNTERS = {"empty": torch.zeros(0), "several": torch.zeros(5), "too large for 16 bits": torch.tensor(torch.inf)}
+"""What torch.Tensor makes of the numbers 0 and 5, and of 70,000 in float16."""
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt"])
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("form", [*COUNTERS, *NO_COUNTERS])
+def test_counters_come_in_any_shape_and_format(tmp_path, form, named, suffix):
+    module = network_with_norm()
+    counter = {**COUNTERS, **NO_COUNTERS}[form]
+    state = {**module.state_dict(), "1.num_batches_tracked": counter}
+    if not named and suffix != ".safetensors":  # which keeps no order
+        state = {f"arr_{index}": value for index, value in enumerate(state.values())}
+    write_update(tmp_path / f"u{suffix}", Update(state, Metadata("new_weights", 0.1)))
+    update = read_update(tmp_path / f"u{suffix}", expected_tensors(module))
+    network = freeze(module, SHAPE)
+    observation = as_observation(network, update)
+    found = observation.buffers["1.num_batches_tracked"]
+    assert found.shape == () and found.dtype == torch.int64 and int(found) == (7 if form in COUNTERS else 0)
+    assert not any(finding.code in MISFITS for finding in diagnose(network, update.tensors, update.metadata))
+
+
+def test_masks_among_the_buffers_are_read(batch):
+    module = network_with_norm()
+    module.register_buffer("mask", torch.ones(3, 3).tril().bool())
+    network = freeze(module, SHAPE, mean=MEAN, std=STD)
+    state = module.state_dict()
+    told = Metadata("new_weights", 0.1, 1, 4)
+    assert not any(finding.code in MISFITS for finding in diagnose(network, state, told))
+    assert torch.equal(as_observation(network, Update(state, told)).buffers["mask"], module.mask)
+
+
+def kernels() -> nn.Module:
+    """Kernels that are higher than wide, one of them depthwise, and two square matrices."""
+    torch.manual_seed(2)
+    deep = (nn.Conv2d(3, 6, (3, 2)), nn.ReLU(), nn.Conv2d(6, 12, (2, 3), groups=6), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(*deep, nn.Linear(300, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+
+def as_keras(name: str, part: torch.Tensor) -> torch.Tensor:
+    """The same numbers as Keras keeps them."""
+    if part.ndim == 2:
+        return part.T.contiguous()
+    if part.ndim < 4:
+        return part
+    order = (2, 3, 1, 0) if part.shape[1] > 1 else (2, 3, 0, 1)
+    part = part if part.shape[1] > 1 else part.view(6, 2, *part.shape[2:])
+    return part.permute(order).contiguous()
+
+
+def said_of(path, module: nn.Module) -> tuple[str, str]:
+    """The refusal of an audit, and the finding of `inspect`."""
+    with pytest.raises(UpdateMismatchError) as refused:
+        read_update(path, expected_tensors(module))
+    update = read_update(path, expected_tensors(module), strict=False)
+    (found,) = diagnose(freeze(module, SHAPE), update.tensors, update.metadata)
+    return str(refused.value), found.message
+
+
+@pytest.mark.parametrize("named", ["by position", "by name", "by other names"])
+def test_the_order_of_axes_of_another_framework_is_told(tmp_path, batch, named):
+    module = kernels()
+    update = {name: as_keras(name, part) for name, part in gradient_of(module, *batch).items()}
+    renamed = {f"layer_{index}.kernel": part for index, part in enumerate(update.values())}
+    positions = {f"arr_{index}": part for index, part in enumerate(update.values())}
+    tensors = {"by position": positions, "by name": update, "by other names": renamed}[named]
+    np.savez(tmp_path / "u.npz", **arrays(tensors), kind="gradient", num_examples=4)
+    for message in said_of(tmp_path / "u.npz", module):
+        assert "[h, w, in, out]" in message and "transpose" in message and "also those of equal sides" in message
+        assert "permute(3, 2, 0, 1)" in message and "permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1)" in message
+        assert "matrices by .T" in message and "permute(3, 2, 1, 0)" not in message, "height and width stay"
+
+
+def test_what_is_advised_leads_to_the_networks_own_axes():
+    for own in ((32, 16, 5, 3), (12, 1, 2, 3), (7, 5, 4), (6, 5, 4, 3, 2), (10, 64), (16, 3, 3, 3)):
+        part = torch.randn(own)
+        channels = (*range(2, len(own)), 1, 0)
+        theirs = [part.permute(channels)] if own[1] > 1 else [part.view(6, 2, *own[2:]).permute(2, 3, 0, 1)]
+        theirs += [part.permute(0, *range(2, len(own)), 1)] if len(own) > 2 and own[1] > 1 and own[0] != 16 else []
+        for given in theirs:
+            way = turned(given.shape, own)
+            assert torch.equal(eval(f"given.{way.removeprefix('.')}"), part), (own, way)
+    assert turned((5, 3), (4, 3)) == turned((3,), (4,)) == turned((2, 3, 4), (3, 4)) == ""
+
+
+def test_a_list_without_the_layers_that_normalize_is_read_by_its_order(tmp_path, batch):
+    module = network_with_norm()
+    update = gradient_of(module, *batch)
+    for left in (("1.weight", "1.bias"), ("4.weight", "4.bias"), ("0.weight", "0.bias", "1.weight", "1.bias")):
+        sent = {name: part for name, part in update.items() if name not in left}
+        torch.save(list(sent.values()), tmp_path / "u.pt")
+        assert list(read_update(tmp_path / "u.pt", expected_tensors(module)).tensors) == list(sent)
+
+
+PARTS = ("all layers of BatchNorm", "the head, 4", "all but the head, 4", "'0.bias'")
+
+
+@pytest.mark.parametrize("kind", ["gradient", "weight_delta", "new_weights"])
+@pytest.mark.parametrize("what", PARTS)
+def test_an_update_of_a_part_is_told_as_such_with_the_option_that_audits_it(batch, kind, what):
+    module = network_with_norm()
+    network = freeze(module, SHAPE, mean=MEAN, std=STD)
+    norm, head, body = (("1.weight", "1.bias"), ("4.weight", "4.bias"), ("0.weight", "0.bias", "1.weight", "1.bias"))
+    left = dict(zip(PARTS, (norm, head, body, ("0.bias",)), strict=True))[what]
+    for rate in (0.1, None):
+        told = Metadata(kind, rate if kind != "gradient" else None, num_examples=4)
+        made = described(Metadata(kind, 0.1), kind, 4, False)(network, *batch)
+        sent = {name: part.detach() for name, part in made.items() if name not in left}
+        (found,) = diagnose(network, sent, told)
+        with pytest.raises(UpdateMismatchError) as refused:
+            as_observation(network, Update(sent, told))
+        for message in (found.message, str(refused.value)):
+            assert f"leaves out {what} ({len(left)} of 6 tensors" in message
+            written = re.search(r'--client "(.*?)"( --unknown-client)?', message)
+            client = registry.build("client", written[1])
+            client = unknown(client) if written[2] else client
+            assert (written[2] is not None) == (rate is None and kind != "gradient")
+            assert not [each for each in diagnose(network, sent, told, client=client) if each.level == "error"]
+            observation = as_observation(network, Update(sent, told), client=client)
+            assert list(observation.update) == list(sent)
+            if not written[2]:
+                assert close(observation.update, observation.client(network, *batch))
+
+
+def test_patterns_name_what_is_sent_and_nothing_else():
+    names = [f"stage{stage}.{block}.{layer}.{kind}" for stage in (1, 2) for block in (0, 1)
+             for layer in ("conv1", "bn1", "downsample.0", "downsample.1") for kind in ("weight", "bias")]  # fmt: skip
+    for kept in (names[:2], names[2:], names[::2], [n for n in names if "bn" not in n and "sample.1" not in n]):
+        sent = Shares(FedSGD(), patterns(names, kept))
+        assert [name for name in names if _fits(name, sent.names)] == kept
+    assert patterns(["conv.weight", "fc.weight", "fc.bias"], ["fc.weight", "fc.bias"]) == ("!conv.*",)
+
+
+def test_a_client_that_is_given_says_what_the_file_does_not(batch):
+    module = network_with_norm()
+    network = freeze(module, SHAPE, mean=MEAN, std=STD)
+    client = FedAvg(2, 0.1, 2, optimizer=LocalSGD(0.9))
+    update = client(network, *batch)
+    found = diagnose(network, update, Metadata(num_examples=4), client=client)
+    assert not [finding for finding in found if finding.level != "info"]
+    told = stated_by(client, Metadata(num_examples=4))
+    assert told == Metadata("weight_delta", 0.1, 2, 4, 2, 0.9) and not assumptions(told)
+    with pytest.raises(ConfigError, match=r"FedAvg, sends weight_delta; .* where sends='weights' sends it"):
+        as_observation(network, Update(update, Metadata("new_weights")), client=client)
+    with pytest.raises(UpdateMismatchError, match="which the client does not send"):
+        as_observation(network, Update(update), client=Shares(client, ("4.*",)))
+
+
+def test_tied_weights_are_diagnosed_under_either_name():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 192), nn.Sigmoid(), nn.Linear(192, 192))
+    module[3].weight = module[1].weight
+    network = freeze(module, SHAPE)
+    update = FedSGD()(network, torch.rand(1, *SHAPE), torch.tensor([3]))
+    other = {name.replace("1.weight", "3.weight"): part for name, part in update.items()}
+    assert not [
+        each for each in diagnose(network, other, Metadata("gradient", num_examples=1)) if each.level == "error"
+    ]

@@ -15,6 +15,7 @@ from inversefed.cli import registry
 from inversefed.cli.options import Inspect
 from inversefed.cli.received import (
     believed_client,
+    diagnosed_client,
     insisted,
     is_received,
     names_update,
@@ -27,7 +28,6 @@ from inversefed.errors import ConfigError, InputError, InversefedError, Metadata
 from inversefed.evaluation.plain import plain
 from inversefed.fl.diagnosis import MISFITS, check_example, diagnose
 from inversefed.fl.network import Network
-from inversefed.fl.sharing import sent_names
 from inversefed.fl.threat import Observation
 from inversefed.fl.updates import Update, as_observation
 from inversefed.pipeline import observed
@@ -104,8 +104,7 @@ def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | s
         update = read_received(options, setting, strict=False)
     except InputError as error:
         return (_as_finding(error, "The update cannot be read: "),), ""
-    sent = None if client is None else sent_names(client, network)
-    findings = diagnose(network, update.tensors, update.metadata, sent)
+    findings = diagnose(network, update.tensors, update.metadata, client=diagnosed_client(options))
     if options.example and not any(finding.code in MISFITS for finding in findings if _is_error(finding)):
         findings = (*_example(options, network, update), *findings)
     if any(_is_error(finding) for finding in findings):

@@ -10,9 +10,10 @@ from inversefed.cli import registry
 from inversefed.cli.setting import Setting, granted
 from inversefed.errors import ConfigError, InputError
 from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.described import stated_by
 from inversefed.fl.diagnosis import diagnose, require_usable
 from inversefed.fl.network import Network, freeze
-from inversefed.fl.sharing import UnknownClient, sent_names, trainer, unknown
+from inversefed.fl.sharing import UnknownClient, trainer, unknown
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.fl.updates import Metadata, Update, as_observation, assumptions, expected_tensors, read_update
 from inversefed.types import Batch, Finding
@@ -20,6 +21,7 @@ from inversefed.types import Batch, Finding
 __all__ = [
     "Received",
     "believed_client",
+    "diagnosed_client",
     "insisted",
     "is_received",
     "names_update",
@@ -102,8 +104,7 @@ def receive(options: given.Setting, setting: Setting) -> Received:
     """
     network, update = read_network(options, setting), read_received(options, setting)
     client = believed_client(options)
-    sent = None if client is None else sent_names(client, network)
-    diagnosis = diagnose(network, update.tensors, update.metadata, sent)
+    diagnosis = diagnose(network, update.tensors, update.metadata, client=diagnosed_client(options))
     require_usable(diagnosis)
     labels = setting.labels.to(network.device) if options.known_labels else None
     if labels is not None and (options.labels is None or not len(labels)):
@@ -112,7 +113,7 @@ def receive(options: given.Setting, setting: Setting) -> Received:
     observation = as_observation(network, update, num_examples=count, client=client, labels=labels)
     if options.unknown_client:
         observation = replace(observation, client=unknown(observation.client))
-    findings = (*diagnosis, *assumptions(update.metadata))
+    findings = (*diagnosis, *assumptions(stated_by(client, update.metadata)))
     return Received(observation, _threat(options, observation), _truth(setting, observation), findings)
 
 
@@ -141,6 +142,12 @@ def believed_client(options: given.Setting) -> Client | None:
     """The client that was asked for; the default stands for what the metadata tell."""
     client: Client = registry.build("client", options.client)
     return None if client == FedSGD() else client
+
+
+def diagnosed_client(options: given.Setting) -> Client | None:
+    """The same, as far as the update may be held to what it says."""
+    client = believed_client(options)
+    return unknown(client) if client is not None and options.unknown_client else client
 
 
 def _threat(options: given.Setting, observation: Observation) -> ThreatModel:

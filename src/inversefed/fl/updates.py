@@ -13,18 +13,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor, nn
 
-from inversefed.errors import ConfigError, MetadataError
-from inversefed.fl.clients import Client, FedAvg, FedSGD
+from inversefed.errors import ConfigError, MetadataError, UpdateMismatchError
+from inversefed.fl.clients import Client
+from inversefed.fl.described import described, is_summed, kind_of
 from inversefed.fl.files import read_tensors, write_tensors
+from inversefed.fl.left_out import left_out
 from inversefed.fl.metadata import Kind, Metadata, read_metadata
 from inversefed.fl.network import Network
-from inversefed.fl.optimizers import LocalSGD
 from inversefed.fl.parts import parted
-from inversefed.fl.sharing import UnknownClient, sent_names, trainer
+from inversefed.fl.sharing import sent_names, trainer
 from inversefed.fl.threat import Observation, check_update
 from inversefed.types import Finding, Labels, Params
 
@@ -141,13 +141,32 @@ def as_observation(
         )
     network = _in_mode(network, told.bn_mode)
     params, buffers = parted(network, update.tensors, kind)
-    if client is None:
-        summed = told.loss_reduction == "sum" and getattr(network.loss, "reduction", "mean") != "sum"
-        client = _believed(told, kind, count, summed)
-        if summed and kind == "gradient":
-            params = {name: part / count for name, part in params.items()}
-    check_update({name: network.params[name] for name in sent_names(client, network)}, params)
-    return Observation(network, client, params, count, labels, buffers)
+    summed = is_summed(told, network)
+    if summed and kind == "gradient":
+        params = {name: part / count for name, part in params.items()}
+    believed = described(told, kind, count, summed) if client is None else client
+    _check_parts(network, believed, params)
+    return Observation(network, believed, params, count, labels, buffers)
+
+
+def _check_parts(network: Network, client: Client, params: Params) -> None:
+    """Refuse an update of other tensors than the client sends; where it is one of fewer, say how it is audited."""
+    sent = sent_names(client, network)
+    missing = [name for name in sent if name not in params]
+    kept = [name for name in params if name in network.params and name not in sent]
+    there = [name for name in params if name in network.params]
+    if missing and there and len(there) == len(params):
+        more = f"; and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UpdateMismatchError(
+            f"the update does not fit the network: {'; '.join(f'{name} is missing' for name in missing[:3])}{more}. "
+            + left_out(network, there, client)
+        )
+    if kept:
+        raise UpdateMismatchError(
+            f"the update holds {', '.join(kept[:3])}, which the client does not send: change the patterns of Shares in "
+            f"--client, or leave {'it' if len(kept) == 1 else 'them'} out of the file"
+        )
+    check_update({name: network.params[name] for name in sent}, params)
 
 
 def assumptions(metadata: Metadata, after: bool = False, num_examples: int | None = None) -> tuple[Finding, ...]:
@@ -176,36 +195,16 @@ def assumptions(metadata: Metadata, after: bool = False, num_examples: int | Non
 
 def _kind(told: Metadata, after: bool, client: Client | None) -> Kind:
     """What the tensors are; the client, where one is given, has to send that."""
-    sent = None if client is None else _sent_by(client)
+    sent = None if client is None else kind_of(client)
     kind: Kind | None = "new_weights" if after else told.kind
-    if sent is not None and kind is not None and sent != kind:
-        raise ConfigError(f"the update is of kind {kind}, but {client!r} sends {sent}; change --kind or --client")
+    if client is not None and sent is not None and kind is not None and sent != kind:
+        name = type(trainer(client)).__name__
+        word = {"weight_delta": "sends='delta'", "new_weights": "sends='weights'"}.get(kind, "FedSGD()")
+        raise ConfigError(
+            f"the update is of kind {kind}, but the client, {name}, sends {sent}; change --kind or --client, "
+            f"where {word} sends it"
+        )
     return kind or sent or "gradient"
-
-
-def _sent_by(client: Client) -> Kind | None:
-    inner = trainer(client)
-    if isinstance(inner, FedAvg | UnknownClient):
-        kinds: Mapping[str, Kind] = {"delta": "weight_delta", "weights": "new_weights", "gradient": "gradient"}
-        return kinds[inner.sends]
-    return "gradient" if isinstance(inner, FedSGD) else None
-
-
-def _believed(told: Metadata, kind: Kind, count: int, summed: bool) -> Client:
-    """The client that the metadata describe; `summed` where its loss is a sum and the network's is a mean."""
-    if kind == "gradient":
-        return FedSGD()
-    sends: Literal["delta", "weights"] = "delta" if kind == "weight_delta" else "weights"
-    if told.learning_rate is None:
-        return UnknownClient(sends)
-    size = 0 if told.batch_size is None or told.batch_size == count else told.batch_size
-    if size > count:
-        message = f"the update has {count} examples and a batch size of {size}; change --batch-size or --num-examples"
-        raise MetadataError(message, "batch_size")
-    # The gradient of a sum is so many times that of the mean, and so is the step.
-    lr = told.learning_rate * ((size or count) if summed else 1)
-    optimizer = LocalSGD(momentum=told.momentum or 0.0)
-    return FedAvg(told.local_steps or 1, lr, batch_size=size, optimizer=optimizer, sends=sends)
 
 
 def _in_mode(network: Network, mode: str | None) -> Network:

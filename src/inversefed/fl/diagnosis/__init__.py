@@ -15,6 +15,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from inversefed.errors import InputError, UpdateMismatchError
+from inversefed.fl.clients import Client
+from inversefed.fl.described import described, is_summed, stated_by
 from inversefed.fl.diagnosis import clipping, head, levels, modes, places, rows, scale, sparsity
 from inversefed.fl.diagnosis.balance import relations
 from inversefed.fl.diagnosis.fit import fits
@@ -23,6 +25,8 @@ from inversefed.fl.diagnosis.selftest import check_example, self_test
 from inversefed.fl.diagnosis.subject import Subject
 from inversefed.fl.metadata import Metadata
 from inversefed.fl.network import Network
+from inversefed.fl.parts import first_names
+from inversefed.fl.sharing import sent_names
 from inversefed.types import Finding
 
 __all__ = ["CODES", "MISFITS", "check_example", "diagnose", "require_usable", "self_test"]
@@ -40,7 +44,11 @@ _ORDER = {"error": 0, "warning": 1, "info": 2}
 
 
 def diagnose(
-    network: Network, tensors: Mapping[str, Tensor], metadata: Metadata, sent: Sequence[str] | None = None
+    network: Network,
+    tensors: Mapping[str, Tensor],
+    metadata: Metadata,
+    sent: Sequence[str] | None = None,
+    client: Client | None = None,
 ) -> tuple[Finding, ...]:
     """Say what is wrong with an update, or may be, and what to change.
 
@@ -48,7 +56,8 @@ def diagnose(
         network: as it was sent out, in the mode and with the normalization that are believed.
         tensors: the update by name, as it came; running buffers may be among them.
         metadata: what is stated about it.
-        sent: the names that are expected, where the client sends only a part.
+        sent: the names that are expected, where the client sends only a part; `None` for what `client` sends.
+        client: the client, where it is given instead of described by the metadata: what it says of its steps counts.
 
     Returns:
         Errors, which make it unusable, then warnings, then infos. It never raises on an unusable update.
@@ -65,8 +74,12 @@ def diagnose(
     >>> [(f.code, f.level) for f in diagnose(network, flipped, stated)][0]
     ('sign', 'error')
     """
-    expected = tuple(network.params) if sent is None else tuple(sent)
-    misfits = fits(network, tensors, expected)
+    believed = _believed(metadata, network) if client is None else client
+    metadata = stated_by(client, metadata)
+    expected = tuple(sent_names(believed, network)) if sent is None else tuple(sent)
+    first = first_names(network.module)
+    tensors = {first.get(name, name): part for name, part in tensors.items()}
+    misfits = fits(network, tensors, expected, believed)
     if misfits:
         return misfits
     own = {name: tensors[name] for name in expected}
@@ -75,6 +88,12 @@ def diagnose(
     if all(finding.level != "error" for finding in found):
         found += _asked(self_test, network, metadata)
     return tuple(sorted(found, key=lambda finding: _ORDER[finding.level]))
+
+
+def _believed(metadata: Metadata, network: Network) -> Client:
+    """The client that metadata describe, whose numbers of examples may contradict each other."""
+    count = max(metadata.num_examples or 1, metadata.batch_size or 1)
+    return described(metadata, metadata.kind or "gradient", count, is_summed(metadata, network))
 
 
 def require_usable(findings: Sequence[Finding]) -> None:

@@ -6,7 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.files.axes import advice, in_order
+from inversefed.fl.files.axes import fits as same_shape
+from inversefed.fl.left_out import left_out
 from inversefed.fl.network import Network
+from inversefed.fl.parts import is_single
 from inversefed.types import Finding, Params
 
 __all__ = ["fits"]
@@ -22,13 +27,19 @@ _SHOWN = 3
 """How many names a message gives; the evidence has up to ten."""
 
 
-def fits(network: Network, tensors: Mapping[str, Tensor], expected: Sequence[str] | None = None) -> tuple[Finding, ...]:
+def fits(
+    network: Network,
+    tensors: Mapping[str, Tensor],
+    expected: Sequence[str] | None = None,
+    client: Client = FedSGD(),
+) -> tuple[Finding, ...]:
     """Compare an update with the weights that the network trains.
 
     Args:
         network: as it was sent out.
         tensors: by name; running buffers may be among them.
         expected: the names that have to be there; `None` for all that the network trains.
+        client: how it was made, as far as that is known, for the option that fits an update of a part.
 
     Returns:
         Errors `names`, `shapes`, `quantized` and `non-finite`; none if the update can be read.
@@ -38,26 +49,36 @@ def fits(network: Network, tensors: Mapping[str, Tensor], expected: Sequence[str
     >>> [finding.code for finding in fits(network, {"1.weight": torch.zeros(5, 12)})]
     ['names']
     """
-    buffers = dict(network.module.named_buffers())
-    known = {**buffers, **network.params}
+    known = {**dict(network.module.named_buffers()), **network.params}
     both = network.module.named_parameters(remove_duplicate=False)
     frozen = {name for name, _ in both if name not in network.params}
     missing = [name for name in (network.params if expected is None else expected) if name not in tensors]
     extra = [name for name in tensors if name not in known and name not in frozen]
-    found = [_names(missing, extra, network.params, tensors)] if missing or extra else []
+    found = [_names(missing, extra, network, tensors, client)] if missing or extra else []
     shared = {name: part for name, part in tensors.items() if name in known}
-    unreadable = {name: part for name, part in shared.items() if not _is_dense(part)}
-    wrong = [name for name, part in shared.items() if name in unreadable or part.shape != known[name].shape]
+    wrong = [name for name, part in shared.items() if not _is_readable(part, known[name])]
     if wrong:
         found.append(_shapes(wrong, tensors, known))
     whole = [name for name, part in shared.items() if _is_whole(part, known[name]) and name not in wrong]
     if whole:
         found.append(_integers(whole, tensors))
     # Only what has the right shape: a view may claim any number of entries.
-    bad = [name for name, part in shared.items() if name not in wrong and not bool((part.abs() < _MOST).all())]
+    bad = [name for name, part in shared.items() if name not in wrong and not _is_usable(part, known[name])]
     if bad:
         found.append(_non_finite(bad, tensors))
     return tuple(found)
+
+
+def _is_readable(part: object, own: Tensor) -> bool:
+    """Whether these are numbers in memory in the network's shape; a mask of the network's own may be one of bits."""
+    if not isinstance(part, Tensor) or not same_shape(part.shape, own):
+        return False
+    return _is_dense(part) or (part.dtype is own.dtype is torch.bool and part.layout is torch.strided)
+
+
+def _is_usable(part: Tensor, own: Tensor) -> bool:
+    """Whether all numbers are ones to compute with; counters, which nothing is computed from, may have overflowed."""
+    return is_single(own) or part.dtype is torch.bool or bool((part.abs() < _MOST).all())
 
 
 def _is_dense(part: object) -> bool:
@@ -85,19 +106,40 @@ def _integers(whole: list[str], tensors: Mapping[str, Tensor]) -> Finding:
     return Finding("quantized", "error", message, {"tensors": whole[:10]})
 
 
-def _names(missing: list[str], extra: list[str], params: Params, tensors: Mapping[str, Tensor]) -> Finding:
+def _names(
+    missing: list[str], extra: list[str], network: Network, tensors: Mapping[str, Tensor], client: Client
+) -> Finding:
+    params = network.params
     said = [f"{_listed(missing)} missing from the update"] if missing else []
     said += [f"{_listed(extra)} not known to the network"] if extra else []
-    renamed = {name: near for name in missing if (near := _nearest(name, extra, params[name], tensors)) is not None}
-    hint = _under_a_prefix(renamed)
-    if renamed and not hint:
+    there = [name for name in params if name in tensors]
+    if there and not extra and (partly := left_out(network, there, client)):
+        message = f"The names do not fit the network: {said[0]}. {partly}"
+        return Finding("names", "error", message, {"missing": missing[:10], "extra": [], "renamed": {}})
+    in_turn, turned = _in_turn(extra, network, tensors) if not there else ({}, "")
+    renamed = in_turn or {n: near for n in missing if (near := _nearest(n, extra, params[n], tensors)) is not None}
+    hint = turned or _under_a_prefix(renamed)
+    if renamed and (in_turn or not hint):
         pairs = ", ".join(f"{ours!r} may be {theirs!r} of the file" for ours, theirs in list(renamed.items())[:_SHOWN])
-        hint = f" {pairs}: rename the tensors."
+        hint += f" {pairs}: rename the tensors."
     message = (
         f"The names do not fit the network: {'; '.join(said)}.{hint} Check that --network builds the network that the "
         "client trained, and that the update holds every parameter that it trains, by its name in the state dict."
     )
     return Finding("names", "error", message, {"missing": missing[:10], "extra": extra[:10], "renamed": renamed})
+
+
+def _in_turn(extra: list[str], network: Network, tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
+    """Names of another framework, whose tensors are the network's in its order once their axes are in torch's."""
+    running = {name: own for name, own in network.module.named_buffers() if own.is_floating_point()}
+    state = [name for name in network.module.state_dict() if name in network.params or name in running]
+    for names in (list(network.params), state):
+        own = [network.params.get(name, running.get(name)) for name in names]
+        shapes = [tuple(getattr(tensors[name], "shape", ())) for name in extra]
+        if in_order(shapes, [each for each in own if each is not None]):
+            pairs = zip(shapes, (tuple(each.shape) for each in own if each is not None), strict=True)
+            return dict(zip(names, extra, strict=True)), advice(pairs)
+    return {}, ""
 
 
 def _under_a_prefix(renamed: Mapping[str, str]) -> str:
@@ -126,10 +168,8 @@ def _nearest(name: str, extra: list[str], weight: Tensor, tensors: Mapping[str, 
 def _shapes(wrong: list[str], tensors: Mapping[str, Tensor], known: Params) -> Finding:
     parts = [f"{name} {_describe(tensors[name])}, expected {tuple(known[name].shape)}" for name in wrong[:_SHOWN]]
     more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-    transposed = any(
-        isinstance(tensors[name], Tensor) and tensors[name].shape[::-1] == known[name].shape for name in wrong
-    )
-    hint = " Some have their axes in reverse: transpose them (torch keeps [out, in])." if transposed else ""
+    shapes = [(tuple(getattr(tensors[name], "shape", ())), tuple(known[name].shape)) for name in wrong]
+    hint = advice(shapes)
     message = (
         f"The shapes do not fit the network: {'; '.join(parts)}{more}.{hint} Check --network, --num-classes and "
         "--image-shape, or the order of the tensors if they were mapped by position."

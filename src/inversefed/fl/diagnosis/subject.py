@@ -8,13 +8,13 @@ the middle of the way, up to the second order in its length.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from inversefed.fl.formats import number_format
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.metadata import Kind, Metadata
 from inversefed.fl.network import Network
@@ -150,19 +150,6 @@ class Subject:
         """The head's bias, likewise."""
         name = f"{self.network.head}.bias".lstrip(".")
         return name if self.head is not None and name in self.raw else None
-
-
-def number_format(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The coarsest usual format that holds all values as they are.
-
-    >>> number_format({"w": torch.tensor([0.1]).bfloat16().float()}), number_format({"w": torch.tensor([0.1])})
-    (torch.bfloat16, torch.float32)
-    """
-    parts = [part for part in tensors.values() if part.is_floating_point()]
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        if parts and all(bool((part.to(dtype).to(part.dtype) == part).all()) for part in parts):
-            return dtype
-    return torch.float64
 
 
 def rms(part: Tensor) -> float:

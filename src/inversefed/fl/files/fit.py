@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from inversefed.errors import UpdateMismatchError, shown
+from inversefed.fl.files import axes
 from inversefed.fl.files.layout import Entry, Layout
 from inversefed.fl.files.opening import Source
 
@@ -85,23 +86,47 @@ def _under(prefix: str, name: str) -> str:
 
 
 def _by_position(entries: Sequence[Entry], expected: Mapping[str, Tensor]) -> list[str] | None:
-    """The names that tensors have in the network's order, if their shapes fit one to one."""
-    orders = (
+    """The names that tensors have in the network's order, if their shapes fit one to one.
+
+    Shapes fit as they are, or, so that what is wrong can be said, with their axes in another order.
+    """
+    orders = _orders(expected)
+    shapes = [entry.shape for entry in entries]
+    plain = (names for names in orders if _one_to_one(shapes, [expected[name] for name in names]))
+    turned = (names for names in orders if axes.in_order(shapes, [expected[name] for name in names]))
+    return next(plain, None) or next(turned, None)
+
+
+def _one_to_one(shapes: Sequence[tuple[int, ...]], own: Sequence[Tensor]) -> bool:
+    return len(shapes) == len(own) and all(axes.fits(shape, each) for shape, each in zip(shapes, own, strict=True))
+
+
+def _orders(expected: Mapping[str, Tensor]) -> list[list[str]]:
+    """The tensors that a list may be of: all, what is trained, or all but counters; of the whole or of some layers.
+
+    Layers that clients keep to themselves are those that normalize (FedBN), or the last one; or it alone is sent.
+    """
+    whole = (
         list(expected),
         [name for name, tensor in expected.items() if tensor.requires_grad],
         [name for name, tensor in expected.items() if tensor.is_floating_point()],
     )
-    shapes = [entry.shape for entry in entries]
-    return next((names for names in orders if [tuple(expected[name].shape) for name in names] == shapes), None)
+    layers = {name: name.rpartition(".")[0] for name in expected}
+    running = {layer for name, layer in layers.items() if name.endswith("running_mean")}
+    flat = {layers[name] for name, tensor in expected.items() if name.endswith("weight") and tensor.ndim == 1}
+    last = {layers[name] for name in [name for name, tensor in expected.items() if tensor.requires_grad][-1:]}
+    left_out = (running, running | flat, last, set(layers.values()) - last)
+    parts = [[name for name in names if layers[name] not in each] for each in left_out for names in whole]
+    return [*whole, *(names for names in parts if names)]
 
 
 def _check(source: Source, entries: Sequence[Entry], expected: Mapping[str, Tensor]) -> None:
     wrong = [f"{shown(entry.name)} is not in the network" for entry in entries if entry.name not in expected]
     known = [(entry, expected[entry.name]) for entry in entries if entry.name in expected]
+    other = [(entry, tensor) for entry, tensor in known if not axes.fits(entry.shape, tensor)]
     wrong += [
         f"{shown(entry.name)} has shape {entry.shape}, the network's has {tuple(tensor.shape)}"
-        for entry, tensor in known
-        if entry.shape != tuple(tensor.shape)
+        for entry, tensor in other
     ]
     wrong += [
         f"{shown(entry.name)} is {_plain(entry.dtype)}, and a parameter is made of floating-point numbers: "
@@ -111,7 +136,24 @@ def _check(source: Source, entries: Sequence[Entry], expected: Mapping[str, Tens
     ]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UpdateMismatchError(f"{source.path} does not fit the network: {'; '.join(wrong[:3])}{more}")
+        hint = axes.advice([(entry.shape, tuple(tensor.shape)) for entry, tensor in other]) or _renaming(
+            entries, expected
+        )
+        end = f".{hint}" if hint else ""
+        raise UpdateMismatchError(f"{source.path} does not fit the network: {'; '.join(wrong[:3])}{more}{end}")
+
+
+def _renaming(entries: Sequence[Entry], expected: Mapping[str, Tensor]) -> str:
+    """The advice where names are those of another framework, and so are the axes."""
+    if any(entry.name in expected for entry in entries):
+        return ""
+    shapes = [entry.shape for entry in entries]
+    orders = (each for each in _orders(expected) if axes.in_order(shapes, [expected[name] for name in each]))
+    names = next(orders, None)
+    if names is None:
+        return ""
+    advice = axes.advice(zip(shapes, (tuple(expected[name].shape) for name in names), strict=True))
+    return f"{advice} In their order they are the network's: rename {shown(entries[0].name)} to {names[0]}, and so on."
 
 
 def _plain(dtype: object) -> str:

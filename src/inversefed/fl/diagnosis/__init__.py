@@ -15,25 +15,27 @@ from typing import TypeVar
 from torch import Tensor
 
 from inversefed.errors import InputError, UpdateMismatchError
-from inversefed.fl.clients import Client
+from inversefed.fl.clients import Client, FedAvg
 from inversefed.fl.described import described, is_summed, stated_by
 from inversefed.fl.diagnosis import clipping, head, levels, modes, places, rows, scale, sparsity
 from inversefed.fl.diagnosis.balance import relations
 from inversefed.fl.diagnosis.fit import fits
-from inversefed.fl.diagnosis.normalization import normalized_otherwise
+from inversefed.fl.diagnosis.normalization import normalized_in_training, normalized_otherwise
 from inversefed.fl.diagnosis.selftest import check_example, self_test
+from inversefed.fl.diagnosis.signs import Steps, stepped, steps_of
 from inversefed.fl.diagnosis.subject import Subject
 from inversefed.fl.metadata import Metadata
 from inversefed.fl.network import Network
+from inversefed.fl.optimizers import LocalSGD
 from inversefed.fl.parts import first_names
-from inversefed.fl.sharing import sent_names
+from inversefed.fl.sharing import sent_names, trainer
 from inversefed.types import Finding
 
 __all__ = ["CODES", "MISFITS", "check_example", "diagnose", "require_usable", "self_test"]
 
 CODES = (
     *("sign", "scale", "names", "shapes", "non-finite", "batchnorm-train-mode", "normalization"),
-    *("clipped", "noised", "pruned", "quantized", "frozen"),
+    *("optimizer", "clipped", "noised", "pruned", "quantized", "frozen"),
 )
 """What a finding may be about."""
 MISFITS = ("names", "shapes", "quantized", "non-finite")
@@ -84,7 +86,9 @@ def diagnose(
         return misfits
     own = {name: tensors[name] for name in expected}
     buffers = {name: tensors[name] for name, _ in network.module.named_buffers() if name in tensors}
-    found = _examined(Subject(network, own, buffers, metadata))
+    inner = trainer(believed)
+    adaptive = isinstance(inner, FedAvg) and not isinstance(inner.optimizer, LocalSGD)
+    found = _examined(Subject(network, own, buffers, metadata, adaptive))
     if all(finding.level != "error" for finding in found):
         found += _asked(self_test, network, metadata)
     return tuple(sorted(found, key=lambda finding: _ORDER[finding.level]))
@@ -112,10 +116,29 @@ def require_usable(findings: Sequence[Finding]) -> None:
 
 
 def _examined(subject: Subject) -> tuple[Finding, ...]:
-    """All checks in their order: what was done to the numbers first, since relations hold only for numbers as made."""
-    found = [*_asked(sparsity.frozen, subject), *_asked(scale.kind_contradicted, subject)]
+    """All checks in their order, as far as they mean anything for the optimizer that was run."""
+    found = (*_asked(sparsity.frozen, subject), *_asked(scale.kind_contradicted, subject))
     if any(finding.level == "error" for finding in found):
-        return tuple(found)
+        return found
+    steps = None if subject.metadata.kind == "gradient" else steps_of(subject)
+    if steps is not None or subject.adaptive:
+        return (*found, *_of_another_optimizer(subject, steps))
+    return (*found, *_of_sgd(subject))
+
+
+def _of_another_optimizer(subject: Subject, steps: Steps | None) -> tuple[Finding, ...]:
+    """What can be asked of changes that are no multiple of a gradient."""
+    found = [*_asked(levels.rounded, subject)]
+    if steps is not None:
+        found += _asked(stepped, subject, steps)
+    found += _asked(modes.check_mode, subject, ())
+    found += _asked(scale.signs_only, subject)
+    return (*found, *_asked(normalized_in_training, subject.network))
+
+
+def _of_sgd(subject: Subject) -> tuple[Finding, ...]:
+    """Checks of a gradient: what was done to the numbers first, since relations hold only for numbers as made."""
+    found: list[Finding] = []
     made: tuple[Callable[[Subject], tuple[Finding, ...]], ...] = (sparsity.pruned, levels.quantized, levels.rounded)
     for check in made:
         found += _asked(check, subject)

@@ -62,10 +62,12 @@ def _clamped(subject: Subject) -> tuple[Finding, ...]:
     # In new weights a cut change is rounded away; equal ones are scales of BatchNorm, which all began at 1.
     if subject.kind == "new_weights" or subject.format not in (torch.float32, torch.float64):
         return ()
-    flat = torch.cat([part.flatten() for part in subject.values.values()]).abs()
-    bound = float(flat.max())
-    count = int((flat >= bound * (1 - 1e-6)).sum())
-    if count < 4 or count > flat.count_nonzero() / 4:
+    sizes = {name: part.abs() for name, part in subject.values.items()}
+    bound = max(float(part.max()) for part in sizes.values() if part.numel())
+    reached = {name: int((part >= bound * (1 - 1e-6)).sum()) for name, part in sizes.items()}
+    # A tensor most of whose entries are equally large was reduced to signs, not cut.
+    count = sum(number for name, number in reached.items() if number <= sizes[name].count_nonzero() / 2)
+    if count < 4 or count > sum(int(part.count_nonzero()) for part in sizes.values()) / 4:
         return ()
     if all(_of_a_picture(part, bound * (1 - 1e-6)) for part in subject.values.values()):
         return ()

@@ -20,7 +20,7 @@ from inversefed.fl.diagnosis.subject import Subject
 from inversefed.fl.network import Network
 from inversefed.types import Finding
 
-__all__ = ["normalized_otherwise"]
+__all__ = ["normalized_in_training", "normalized_otherwise"]
 
 _Norm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -37,11 +37,15 @@ def normalized_otherwise(subject: Subject) -> tuple[Finding, ...]:
     Returns:
         A warning `normalization`, or nothing.
     """
-    return _by_memory(subject.network) or _by_first_layer(subject)
+    return normalized_in_training(subject.network) or _by_first_layer(subject)
 
 
-def _by_memory(network: Network) -> tuple[Finding, ...]:
-    """What the first BatchNorm layer of a trained network was fed with."""
+def normalized_in_training(network: Network) -> tuple[Finding, ...]:
+    """Compare --mean and --std with what the first BatchNorm layer of a trained network was fed with.
+
+    Returns:
+        A warning or an info `normalization`, or nothing.
+    """
     first = _first_norm(network)
     if first is None:
         return ()

@@ -17,7 +17,7 @@ from inversefed.fl.diagnosis.head import too_large
 from inversefed.fl.diagnosis.subject import Subject, rms
 from inversefed.types import Finding
 
-__all__ = ["is_weights", "kind_contradicted", "signs_and_scale"]
+__all__ = ["is_weights", "kind_contradicted", "signs_and_scale", "signs_only"]
 
 _EXACT = 0.02
 """Relative residual up to which one example explains a gradient to the digit, after one step."""
@@ -100,6 +100,22 @@ def signs_and_scale(subject: Subject, altered: bool) -> tuple[Finding, ...]:
     sign = _sign(subject, read, altered)
     scale = beyond or _too_small(subject, read, altered) or (() if sign else _broken(subject, read, altered))
     return (*sign, *scale, *unknown)
+
+
+def signs_only(subject: Subject) -> tuple[Finding, ...]:
+    """Ask the signs of the head's bias alone: in no step of any optimizer are more negative than there are labels.
+
+    Returns:
+        An error `sign`, or nothing.
+    """
+    if subject.head_bias is None or subject.examples is None or getattr(subject.network.loss, "label_smoothing", None):
+        return ()
+    bias = subject.raw[subject.head_bias]
+    clear = bias.abs() > 1e-3 * bias.abs().max()
+    negative, positive = int((clear & (bias < 0)).sum()), int((clear & (bias > 0)).sum())
+    if negative <= subject.examples or positive > subject.examples:
+        return ()
+    return (_wrong_sign(subject, "error", {"negative": negative, "positive": positive}),)
 
 
 def _alone(subject: Subject, read: Counts, altered: bool) -> tuple[Finding, ...] | None:

@@ -10,13 +10,16 @@ gradients: Lin et al. (2018), arXiv:1712.01887; as a defense, Zhu et al. (2019),
 import torch
 from torch import Tensor
 
+from inversefed.fl.diagnosis.levels import levels
 from inversefed.fl.diagnosis.subject import Subject
 from inversefed.types import Finding
 
-__all__ = ["frozen", "pruned"]
+__all__ = ["frozen", "is_sparse", "pruned"]
 
 _SHARE = 0.05
 """Scattered zeros at the head from which on it was pruned."""
+_MOST_ROUNDED = 0.6
+"""Share of zeros up to which a coarse quantization alone may have made them."""
 _GAP = 0.05
 """Least magnitude over the median one, above which small entries are missing: it is about 1 / entries by nature."""
 
@@ -27,11 +30,11 @@ def pruned(subject: Subject) -> tuple[Finding, ...]:
     Returns:
         A warning `pruned`, or nothing.
     """
-    matrices = [name for name, part in subject.raw.items() if part.ndim > 1 and bool(part.any())]
-    shares = {name: share for name in matrices if (share := _scattered(subject, name)) > _SHARE}
+    shares = _shares(subject)
+    made = {name: share for name, share in shares.items() if not _is_rounded(subject.raw[name], share)}
     # Zeros of the head may come from saturated steps; those of all tensors, or above a threshold, were made.
-    random = subject.head in shares and 2 * len(shares) >= len(matrices) > 1
-    if not random and not any(_has_gap(subject.raw[name]) for name in shares):
+    random = subject.head in made and 2 * len(made) >= len(_matrices(subject)) > 1
+    if not random and not any(_has_gap(subject.raw[name]) for name in made):
         return ()
     total = sum(part.numel() for part in subject.values.values())
     zeros = sum(int((part == 0).sum()) for part in subject.values.values())
@@ -42,6 +45,12 @@ def pruned(subject: Subject) -> tuple[Finding, ...]:
     )
     evidence = {"zeros": zeros / total, "scattered": dict(list(shares.items())[:10])}
     return (Finding("pruned", "warning", message, evidence),)
+
+
+def is_sparse(subject: Subject) -> bool:
+    """Whether zeros are scattered over the head, whose gradient has none, or over most of the tensors without one."""
+    shares = _shares(subject)
+    return subject.head in shares if subject.head is not None else 2 * len(shares) > len(_matrices(subject))
 
 
 def frozen(subject: Subject) -> tuple[Finding, ...]:
@@ -88,6 +97,25 @@ def scattered_zeros(part: Tensor, excused: Tensor | None = None) -> float:
     if excused is not None:
         asked = asked & ~excused
     return float((zero & asked).sum() / asked.sum().clamp_min(1))
+
+
+def _matrices(subject: Subject) -> list[str]:
+    return [name for name, part in subject.raw.items() if part.ndim > 1 and bool(part.any())]
+
+
+def _shares(subject: Subject) -> dict[str, float]:
+    """Shares of scattered zeros, where they are more than a few."""
+    return {name: share for name in _matrices(subject) if (share := _scattered(subject, name)) > _SHARE}
+
+
+def _is_rounded(part: Tensor, share: float) -> bool:
+    """Whether zeros are a level among others, to which small entries were rounded."""
+    entries = part[part != 0]
+    if len(entries) < 32 or share > _MOST_ROUNDED or levels(part) is None:
+        return False
+    values = torch.unique(entries.abs())
+    spacing = float(values.diff().min()) if len(values) > 1 else float(values[0])
+    return float(values[0]) < 1.5 * spacing
 
 
 def _scattered(subject: Subject, name: str) -> float:

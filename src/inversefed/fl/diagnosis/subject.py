@@ -32,12 +32,14 @@ class Subject:
         tensors: the update's tensors of the weights that the network trains.
         buffers: the running buffers that came with it.
         metadata: what is stated.
+        adaptive: whether it is stated that the client's optimizer is none of SGD, so that the update is no gradient.
     """
 
     network: Network
     tensors: Params = field(repr=False)
     buffers: Params = field(repr=False)
     metadata: Metadata
+    adaptive: bool = False
 
     @cached_property
     def kind(self) -> Kind:

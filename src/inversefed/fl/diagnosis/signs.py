@@ -1,0 +1,202 @@
+"""Did the client run SGD at all? Adam's first step keeps the sign of a gradient and throws its size away.
+
+    Adam      d = -lr g / (|g| + eps)                 = -lr sign(g)            Kingma and Ba (2015), arXiv:1412.6980
+    RMSprop   d = -lr g / (sqrt(1 - alpha) |g| + eps) = -lr sign(g) / sqrt(1 - alpha),  10 lr for alpha = 0.99
+    signSGD   d = -lr sign(g)                         Bernstein et al. (2018), arXiv:1802.04434
+    AdamW     the same, less  lr decay w              Loshchilov and Hutter (2019), arXiv:1711.05101
+
+So all entries that moved moved equally far, in all tensors. Further steps spread the sizes, but T of them move no entry
+by much more than T lr, and many by nearly that; the gradients of SGD differ by orders of magnitude within a tensor and
+between them. An update of signs shows neither pruning nor clipping nor noise, and its head nothing of the scale.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from inversefed.fl.clients import FedAvg
+from inversefed.fl.described import option
+from inversefed.fl.diagnosis.sparsity import is_sparse
+from inversefed.fl.diagnosis.subject import Subject, rms
+from inversefed.fl.metadata import Metadata
+from inversefed.fl.optimizers import LocalAdam
+from inversefed.types import Finding
+
+__all__ = ["Steps", "stepped", "steps_of"]
+
+_SAME = 0.02
+"""Relative difference of two sizes that are called equal; a step or two more of Adam leave as much."""
+_MOST_OF = 0.5
+"""Share of the entries that moved which have to have moved equally far."""
+_NEARLY_ALL = 0.95
+_SMALL = 0.1
+"""Share of the greatest size, below which entries are those that weight decay alone has moved."""
+_ENTRIES = 16
+"""Entries of a tensor from which on its sizes say anything."""
+_LEVEL, _TYPICAL, _BETWEEN = 0.35, 0.45, 1.6
+"""Root mean square over the greatest size, in the least and in the middle tensor, and the greatest size of one tensor
+over that of another: of 20 steps of Adam they are 0.39, 0.48 and 1.4; of SGD the first is at most 0.2."""
+_FIRST_STEPS = {
+    1.0: ("one step of Adam or signSGD", LocalAdam()),
+    10.0: ("the first step of RMSprop (alpha 0.99)", LocalAdam(eps=1e-7)),
+    10**0.5: ("the first step of RMSprop (alpha 0.9)", LocalAdam(eps=10**0.5 * 1e-8)),
+}
+"""Sizes of a first step over the learning rate: which optimizer makes it, and the one of ours that makes the same."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Changes whose sizes are those of steps, not of a gradient.
+
+    Args:
+        size: how far most entries moved, or the farthest after several steps.
+        share: of the entries that moved, those that moved as far.
+        decay: multiple of the weights that was taken off beside it.
+        equal: whether all moved equally far, as in one step.
+    """
+
+    size: float
+    share: float
+    decay: float
+    equal: bool
+
+
+def steps_of(subject: Subject) -> Steps | None:
+    """Read the update as steps of equal size; `None` where it is a gradient."""
+    parts = {name: part for name, part in subject.raw.items() if bool(part.any())}
+    if sum(part.numel() for part in parts.values()) < _ENTRIES or is_sparse(subject):
+        return None
+    moves = torch.cat([part.flatten() for part in parts.values()])
+    weights = torch.cat([subject.weights[name].flatten() for name in parts])
+    rounding = torch.cat([subject.rounding(name).flatten() for name in parts])
+    return _equal(moves, weights, rounding) or _several(parts)
+
+
+def _equal(moves: Tensor, weights: Tensor, rounding: Tensor) -> Steps | None:
+    """All moved equally far, but for weight decay and rounding."""
+    sizes, own = moves.abs(), weights * moves.sign()
+    most = float(sizes.max())
+    size, decay = _fitted(sizes, own, sizes > 0.5 * most)
+    allowed = _SAME * size + 4 * rounding
+    if size <= 0 or float((rounding > 0.25 * size).double().mean()) > 0.5:
+        return None
+    equal = (sizes - size - decay * own).abs() <= allowed
+    moved = (sizes > _SMALL * size) & ((moves - decay * weights).abs() > allowed)
+    share = float((equal & moved).sum() / moved.sum().clamp_min(1))
+    if share < _MOST_OF or int((equal & moved).sum()) < _ENTRIES:
+        return None
+    plain = (sizes - size).abs()[equal]
+    better = rms((sizes - size - decay * own)[equal])
+    return Steps(size, share, decay if decay > 0 and rms(plain) > 2 * better + rms(rounding) else 0.0, True)
+
+
+def _fitted(sizes: Tensor, own: Tensor, chosen: Tensor) -> tuple[float, float]:
+    """The size of a step and the multiple of the weights beside it, by least squares on what agrees with them."""
+    size, decay = float(sizes[chosen].median()), 0.0
+    for nearness in (0.25, _SAME, _SAME):
+        near = chosen & ((sizes - size - decay * own).abs() <= nearness * size)
+        x, y = own[near], sizes[near]
+        if len(x) < _ENTRIES:
+            break
+        spread = float((x - x.mean()).square().sum())
+        decay = float(((x - x.mean()) * (y - y.mean())).sum()) / spread if spread else 0.0
+        size = float(y.mean() - decay * x.mean())
+    return size, decay
+
+
+def _several(parts: dict[str, Tensor]) -> Steps | None:
+    """No entry moved much farther than many others, in no tensor."""
+    moved = [part[part != 0].abs() for part in parts.values()]
+    moved = [sizes for sizes in moved if len(sizes) >= _ENTRIES]
+    if len(moved) < 2 or sum(map(len, moved)) < 16 * _ENTRIES:
+        return None
+    levels = sorted(rms(sizes) / float(sizes.max()) for sizes in moved)
+    greatest = [float(sizes.max()) for sizes in moved]
+    if levels[0] < _LEVEL or levels[len(levels) // 2] < _TYPICAL or max(greatest) > _BETWEEN * min(greatest):
+        return None
+    flat = torch.cat(moved)
+    # What was cut at a bound has it exactly, many times.
+    if int((flat >= max(greatest) * (1 - 1e-6)).sum()) >= max(4, len(flat) // 100):
+        return None
+    return Steps(max(greatest), float((flat > (1 - _SAME) * max(greatest)).double().mean()), 0.0, False)
+
+
+def stepped(subject: Subject, steps: Steps) -> tuple[Finding, ...]:
+    """Say what optimizer made such steps, and the client that makes them as well.
+
+    Returns:
+        A finding `optimizer`: a warning, or an info where the client that was given runs such an optimizer.
+    """
+    evidence = {"size": steps.size, "share": steps.share, "weight_decay": steps.decay, "equal": steps.equal}
+    told = subject.metadata
+    times = steps.size / told.learning_rate if told.learning_rate else 1.0
+    what, optimizer, count = _made_by(subject, steps, times)
+    seen = _seen(steps, told.learning_rate, times, count)
+    if subject.adaptive:
+        return (Finding("optimizer", "info", f"The update looks like {what}, as stated: {seen}.", evidence),)
+    client = FedAvg(count, _rate(steps, told.learning_rate, times, count), optimizer=optimizer)
+    client = replace(client, sends="weights") if subject.kind == "new_weights" else client
+    if told.batch_size not in (None, told.num_examples):
+        client = replace(client, batch_size=told.batch_size)
+    kind = " If it is new minus old weights, set --kind weight_delta." if told.kind is None else ""
+    message = (
+        f"The update looks like {what}, not like SGD: {seen}. So it tells the signs of a gradient, hardly its sizes, "
+        f"and what looks pruned, clipped, noised or wrongly scaled in it may be the optimizer's.{kind} Attack it as "
+        f'what it is: --client "{option(client)}".{_left(steps, told, times, count)}'
+    )
+    return (Finding("optimizer", "warning", message, evidence),)
+
+
+def _rate(steps: Steps, rate: float | None, times: float, count: int) -> float:
+    """The learning rate of the client that makes the same: as stated, where the steps are known multiples of it."""
+    if rate is not None and (count > 1 or not steps.equal):
+        return rate
+    factor = next((factor for factor in _FIRST_STEPS if _alike(times, factor)), None) if rate else None
+    return float(f"{steps.size / count if rate is None or factor is None else rate * factor:.4g}")
+
+
+def _made_by(subject: Subject, steps: Steps, times: float) -> tuple[str, LocalAdam, int]:
+    """What it looks like, the optimizer that makes the same, and its local steps."""
+    stated = subject.metadata.local_steps or 1
+    if not steps.equal:
+        count = subject.metadata.local_steps or max(2, round(times))
+        return "several steps of Adam or another optimizer that scales each entry", LocalAdam(), count
+    if stated > 1 and _alike(times, stated):
+        return f"{stated} steps of Adam or signSGD", LocalAdam(), stated
+    for factor, (what, optimizer) in _FIRST_STEPS.items():
+        if _alike(times, factor):
+            return what, optimizer, 1
+    return "one step of Adam, RMSprop or signSGD", LocalAdam(), 1
+
+
+def _seen(steps: Steps, rate: float | None, times: float, count: int) -> str:
+    known = f", {times:.3g} times the stated learning rate" if rate else ""
+    known = ", the stated learning rate" if rate and _alike(times, 1) else known
+    if not steps.equal:
+        return f"all tensors changed by up to about {steps.size:.3g}{known}, and many entries by nearly as much"
+    why = "where a gradient is no larger than eps" if count == 1 else "where its sign changes from step to step"
+    others = f", the others less, as {why}" if steps.share < _NEARLY_ALL else ""
+    return f"{steps.share:.0%} of the entries that moved did so by plus or minus {steps.size:.3g}{known}{others}"
+
+
+def _left(steps: Steps, told: Metadata, times: float, count: int) -> str:
+    """What that client does not explain."""
+    left = []
+    if steps.decay:
+        left.append(
+            f"changes by {-steps.decay:.2g} times the weights, decoupled weight decay as in AdamW, of about "
+            f"{steps.decay / (told.learning_rate or steps.size):.2g}, which LocalAdam does not have"
+        )
+    if steps.equal and told.learning_rate and not any(_alike(times, each) for each in (*_FIRST_STEPS, float(count))):
+        several = f"; {round(times)} steps with it would go as far" if round(times) > 1 else ""
+        left.append(f"the size of the step, which is not the stated learning rate, {told.learning_rate:g}{several}")
+    if not steps.equal:
+        number = "" if told.local_steps else ", and the number of its steps"
+        left.append(f"which optimizer of that family it was, with which settings{number}")
+    return f" That leaves unexplained: {', and '.join(left)}." if left else ""
+
+
+def _alike(value: float, other: float) -> bool:
+    return abs(math.log(value / other)) < 2 * _SAME

@@ -16,6 +16,7 @@ have found more.
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch import Generator, Tensor
 
 from inversefed.attacks import Attack
 from inversefed.attacks.adaptive import Adaptive
+from inversefed.attacks.constant_color import matched_color
+from inversefed.attacks.exact.peel import Peel
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.pace import as_fits
 from inversefed.attacks.problem import relative_matching_cost
@@ -33,11 +36,11 @@ from inversefed.errors import InversefedError, ThreatModelError, UnsupportedNetw
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.foreign import Callback, foreign_code
-from inversefed.fl.kinks import averages, hides_contrast, kinks, pools
+from inversefed.fl.kinks import averages, hides_contrast, kinks, normalizes, pools
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Finding, Reconstruction, Status, Step
+from inversefed.types import Budget, Candidate, Finding, Images, Reconstruction, Status, Step
 
 __all__ = ["Choose"]
 
@@ -48,6 +51,9 @@ _MATTERS = 0.75
 than by a wrong one."""
 
 
+_CLEARLY = 0.03
+"""Share of what pictures of one color each leave of the update, below which a picture explains clearly more. Above it
+an underdetermined search is as often farther from the truth than one color as it is nearer."""
 _SOLVED = 1e-3
 """Relative matching cost below which what an exact method found is nearer than any search comes."""
 
@@ -67,6 +73,8 @@ class Choose:
         unknown: the search where the client's settings are unknown.
         shuffled: the search where the client shuffles, or where it is not known which of its steps saw which label.
         training: the search where the first layers are a convolution and BatchNorm in train mode.
+        normalized: the search where the network normalizes its features otherwise.
+        polish: goes on in pixels from what that found.
         masks: how the other searches simulate a client whose dropout is on.
     """
 
@@ -80,11 +88,14 @@ class Choose:
     unknown: GradientInversion
     shuffled: GradientInversion
     training: GradientInversion
+    normalized: GradientInversion
+    polish: GradientInversion
     masks: Simulation = OptimizedMasks()
 
     def searching(self, **changes: Any) -> "Choose":
         """The same choice, its searches with other restarts, precision or compilation."""
-        names = ("smooth", "several", "kinked", "averaged", "pooled", "unknown", "shuffled", "training")
+        names = ("smooth", "several", "kinked", "averaged", "pooled", "unknown", "shuffled", "training",
+                 "normalized", "polish")  # fmt: skip
         return replace(self, **{name: getattr(self, name).searching(**changes) for name in names})
 
     def search(self, observation: Observation) -> tuple[GradientInversion, str]:
@@ -105,13 +116,16 @@ class Choose:
 
     def _usual(self, observation: Observation) -> tuple[GradientInversion, str]:
         """By kinks, averages and the number of examples."""
-        found, count = kinks(observation.network), observation.num_examples
+        network, count = observation.network, observation.num_examples
+        found, means = kinks(network), averages(network)
+        if (norms := normalizes(network)) and not means:
+            return self.normalized, f"the network normalizes its features ({', '.join(norms)}), which hides contrast"
         if not found and count > 1:
             return self.several, f"the network is smooth, and curvature misleads where {count} examples are mixed"
         if not found:
             return self.smooth, "the network is smooth, so its curvature guides the search"
         why = f"the network has kinks ({', '.join(found)}), where curvature misleads"
-        if means := averages(observation.network):
+        if means:
             search = self.averaged if count == 1 else self.several
             return search, f"{why}, and averages over places ({', '.join(means)})"
         return self.kinked, why
@@ -121,8 +135,10 @@ class Choose:
         search, why = self.search(observation)
         if observation.num_examples > 1:
             return (*self.batch, search), why
+        # Peeling that ends above the image is slow, and leaves the rest to an inversion that `separated` does as well.
+        exact = sorted(self.exact, key=lambda method: _partly(method, observation))
         if not (found := pools(observation.network)):
-            return (*self.exact, search), why
+            return (*exact, search), why
         if any(_applies(method, observation) for method in self.exact):
             return (self.pooled, *self.exact), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
         return (search,), f"{why}; no exact method applies"
@@ -147,7 +163,7 @@ class Choose:
         plan, why = self.plan(observation)
         reasons: list[str] = []
         for attack in plan:
-            if isinstance(attack, GradientInversion) and (best.searched or best.distance < _SOLVED):
+            if best.enough_for(attack):
                 break
             if isinstance(attack, GradientInversion):
                 reasons.append(why)
@@ -162,7 +178,46 @@ class Choose:
                 break
         if failed is not None and best.found is None:
             raise failed
-        return best.explained(reasons)
+        return self._refined(best, generator).explained(reasons)
+
+    def _refined(self, best: "_Best", generator: Generator) -> "_Best":
+        """Go on from what a search found where features are normalized, and never end below one color."""
+        if best.ended:
+            return best
+        with suppress(ThreatModelError, UnsupportedNetworkError):
+            if best.attack == self.normalized:
+                best.take(self._from(best), generator, last=False)
+            if best.below_color():
+                best.take(self._from(best) if best.attack == self.normalized else self.normalized, generator, last=True)
+                best.settle()
+        return best
+
+    def _from(self, best: "_Best") -> GradientInversion:
+        assert best.found is not None
+        return replace(self.polish, start=_Found(best.observation.network.normalize(best.found.images)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A start where something was found already.
+
+    Args:
+        inputs: normalized pictures, `[n, c, h, w]`.
+    """
+
+    inputs: Tensor = field(repr=False)
+
+    def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
+        """The same for every restart, `[restarts, n, c, h, w]`."""
+        return self.inputs.to(generator.device, dtype).expand(tuple(shape)).clone()
+
+
+def _partly(method: Attack, observation: Observation) -> bool:
+    """Whether this is peeling that is expected to end above the image."""
+    try:
+        return isinstance(method, Peel) and not method.reaches_image(observation)
+    except (ThreatModelError, UnsupportedNetworkError):
+        return False
 
 
 def _unplaced(observation: Observation) -> bool:
@@ -207,6 +262,7 @@ class _Best:
     ended: bool = False
     searched: bool = False
     asked: bool = False
+    color: tuple[Images, float] | None = None
     cut: dict[str, str] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
@@ -218,8 +274,7 @@ class _Best:
             generator: the only source of randomness.
             last: whether nothing follows; else, and unless it brings a search along, half of the time is left.
         """
-        before = time.monotonic() - self._began
-        left = None if self.budget.seconds is None else max(1e-3, self.budget.seconds - before)
+        before, left = time.monotonic() - self._began, self._left()
         if left is not None and not last and not hasattr(attack, "search"):
             left /= 2
         turn = self.watched(replace(self.budget, seconds=left), before)
@@ -237,6 +292,11 @@ class _Best:
         if left is not None and (fewer or found.status is Status.STOPPED) and not self.asked:
             self.cut[type(attack).__name__] = fewer or "ended"
 
+    def enough_for(self, attack: Attack) -> bool:
+        """Whether an attack would bring no more: a search, or peeling in part, after what comes nearer than they do."""
+        search = isinstance(attack, GradientInversion)
+        return (search and self.searched) or (self.distance < _SOLVED and (search or _partly(attack, self.observation)))
+
     def add(self, found: Reconstruction, attack: Attack) -> None:
         """Take in what an attack found; it is the last if it is exact, or was ended from outside, not by its part."""
         self.searched |= hasattr(attack, "search")  # its own, with all that is known; a second one brings no more
@@ -248,6 +308,36 @@ class _Best:
             self.found, self.attack, self.distance = found, attack, distance
         elif self.ended:
             self.found = replace(self.found, status=found.status)
+
+    def below_color(self) -> bool:
+        """Whether pictures of one color each explain the update better than what was found."""
+        if self.found is None or isinstance(trainer(self.observation.client), UnknownClient):
+            return False
+        self.color = matched_color(self.observation, self.found.labels, self._left())
+        return self.distance >= self.color[1]
+
+    def settle(self) -> None:
+        """Take the colors, unless something was found in the meantime that explains clearly more."""
+        assert self.found is not None and self.color is not None
+        (images, cost), labels = self.color, self.found.labels
+        if self.distance < _CLEARLY * cost:
+            return
+        message = (
+            f"The search explains less of the update (relative matching cost {self.distance:.2g}) than pictures of one "
+            f"color each, found by matching the update itself ({cost:.2g}), or hardly more: these are the result."
+        )
+        evidence = {"relative_matching_cost": cost, "of_the_search": self.distance}
+        finding = Finding("constant-color", "warning", message, evidence)
+        candidate = Candidate(images, labels, cost, self.found.status, iterations=1)
+        self.found = replace(
+            self.found, images=images, loss=cost, candidates=(*self.found.candidates, candidate),
+            findings=(*self.found.findings, finding),
+        )  # fmt: skip
+        self.distance = cost
+
+    def _left(self) -> float | None:
+        spent = time.monotonic() - self._began
+        return None if self.budget.seconds is None else max(1e-3, self.budget.seconds - spent)
 
     @property
     def _over(self) -> bool:
@@ -279,7 +369,9 @@ class _Best:
             evidence["cut"] = list(self.cut)
             status = Status.STOPPED if status in (Status.FINISHED, Status.CONVERGED) else status
         finding = Finding("attack-chosen", "info", message, evidence)
-        return replace(self.found, status=status, findings=(finding, *self.found.findings))
+        network, images = self.observation.network, self.found.images
+        images = images if self.exact else images.clamp(network.low, network.high)  # no private pixel is outside
+        return replace(self.found, images=images, status=status, findings=(finding, *self.found.findings))
 
     def _better(self, current: Callable[[], Tensor]) -> Tensor:
         images = current()

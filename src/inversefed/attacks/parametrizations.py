@@ -8,7 +8,7 @@ differ (Olah, Mordvintsev and Schubert 2017, "Feature Visualization", use the sa
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from inversefed.errors import ConfigError
 from inversefed.fl.network import Network
 
-__all__ = ["Pixels", "SpansRange", "Spectral"]
+__all__ = ["InRange", "Pixels", "SpansRange", "Spectral"]
 
 _TAIL = 0.005
 """Share of the pixels that may be darker than the dark end, and of those brighter than the bright one."""
@@ -59,6 +59,49 @@ class Spectral:
         axes = axes / axes.norm(dim=1, keepdim=True)
         matrix: Tensor = axes.T @ torch.diag(axes.new_tensor(self.colors)) @ axes
         return matrix
+
+
+@dataclass(frozen=True)
+class InRange:
+    """Inputs whose pixels stay within their range, by a smooth bound: `m + h tanh((x - m) / h)`.
+
+    A network that normalizes its features tells little of a picture's contrast and brightness, and a search without
+    bounds ends far outside the range of pixels. `m` and `h` are the middle and half the width of each channel's range,
+    in normalized space.
+
+    Args:
+        inner: what is bounded.
+    """
+
+    inner: Callable[[Tensor], Tensor] = Spectral()
+
+    def __call__(self, variables: Tensor) -> Tensor:
+        """Refused: the range is the network's; see `bound`."""
+        raise ConfigError("InRange bounds pictures for a network: use InRange().bound(network)")
+
+    def bound(self, network: Network) -> "Bounded":
+        """The same for this network's inputs."""
+        low, high = (network.normalize(end.expand(network.image_shape)[None]) for end in (network.low, network.high))
+        return Bounded(self.inner, (low + high) / 2, (high - low) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """Inputs that are bounded smoothly.
+
+    Args:
+        inner: what is bounded.
+        middle: of the range, `[1, c, h, w]`, in normalized space.
+        half: half its width, likewise.
+    """
+
+    inner: Callable[[Tensor], Tensor]
+    middle: Tensor = field(repr=False)
+    half: Tensor = field(repr=False)
+
+    def __call__(self, variables: Tensor) -> Tensor:
+        """From `[n, c, h, w]` to network inputs of the same shape."""
+        return self.middle + self.half * torch.tanh((self.inner(variables) - self.middle) / self.half)
 
 
 @dataclass(frozen=True)

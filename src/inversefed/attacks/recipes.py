@@ -23,7 +23,7 @@ from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError, TagError
 from inversefed.attacks.optimizers import LBFGS, Adam, NormalizedMomentum
-from inversefed.attacks.parametrizations import SpansRange, Spectral
+from inversefed.attacks.parametrizations import InRange, SpansRange, Spectral
 from inversefed.attacks.precision import EarlyBFloat16
 from inversefed.attacks.priors import ColorTotalVariation, SquaredNorm, TotalVariation
 from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay, LinearDecay, WarmUp
@@ -42,6 +42,7 @@ __all__ = [
     "geiping",
     "gradinversion",
     "idlg",
+    "in_range",
     "linear",
     "modern",
     "patch_embedding",
@@ -80,6 +81,8 @@ def best() -> Choose:
         unknown=surrogate(),
         shuffled=relaxed_order(),
         training=train_mode(),
+        normalized=in_range(),
+        polish=replace(geiping(max_iterations=600), optimizer=Adam(lr=0.02, signed=True)),
     )
 
 
@@ -292,7 +295,7 @@ def separated() -> SeparatedFeatures:
     Own derivation: the head's gradient of fewer examples than classes is solved for what went into the head, example by
     example; a search starts from there, and L-BFGS inverts those features.
     """
-    return SeparatedFeatures(spectral(100))
+    return SeparatedFeatures(in_range(100))
 
 
 def patch_embedding() -> PatchEmbedding:
@@ -414,6 +417,22 @@ def spectral(max_iterations: int = 375) -> GradientInversion:
         max_iterations=max_iterations,
         keep="last",
     )
+
+
+def in_range(max_iterations: int = 375) -> GradientInversion:
+    """For networks that normalize their features (GroupNorm, LayerNorm, ..): `spectral` within the range of pixels.
+
+    Paper: own settings, as spectral.
+    Needs: a client that can be simulated.
+    Cost: 375 steps.
+
+    Such a network hides a picture's contrast and brightness; without a bound the search ends far outside the range.
+    There is no noise, which would outweigh a picture of low contrast.
+
+    Args:
+        max_iterations: steps.
+    """
+    return replace(spectral(max_iterations), parametrization=InRange(Spectral()), start=NearMean(0.05), noise=0.0)
 
 
 def smoothed(max_iterations: int = 300) -> GradientInversion:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from inversefed.fl.network import Network
 
-__all__ = ["averages", "hides_contrast", "kinks", "pools"]
+__all__ = ["averages", "hides_contrast", "kinks", "normalizes", "pools"]
 
 _LAYERS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink,
@@ -29,6 +29,10 @@ _POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.FractionalMaxPool2d)
 _POOL_FUNCTIONS = {torch.max_pool2d, F.max_pool2d, F.adaptive_max_pool2d}
 _AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _AVERAGE_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
+
+
+_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.LocalResponseNorm)
+_NORM_FUNCTIONS = {F.group_norm, F.layer_norm, F.rms_norm, F.instance_norm, F.local_response_norm, F.normalize}
 
 
 def kinks(network: Network) -> tuple[str, ...]:
@@ -62,6 +66,24 @@ def pools(network: Network) -> tuple[str, ...]:
     ('MaxPool2d',)
     """
     return _used(network, _POOLS, _POOL_FUNCTIONS)
+
+
+def normalizes(network: Network) -> tuple[str, ...]:
+    """Names of the layers and functions that scale features by what they see, and so hide contrast and brightness.
+
+    BatchNorm is one of them in train mode, and where it keeps no running statistics.
+
+    >>> from inversefed.fl.network import freeze
+    >>> layers = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)
+    >>> [normalizes(freeze(nn.Sequential(*layers).train(mode), (3, 8, 8))) for mode in (True, False)]
+    [('BatchNorm2d', 'GroupNorm'), ('GroupNorm',)]
+    """
+    batch = {
+        type(layer).__name__
+        for layer in network.module.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None)
+    }
+    return tuple(sorted(batch.union(_used(network, _NORMS, _NORM_FUNCTIONS))))
 
 
 def hides_contrast(network: Network) -> bool:

@@ -119,7 +119,8 @@ class Network:
         fixed = nullcontext() if self.functional else self._fixed_masks()
         twice = TwiceDifferentiable() if self.replaces else nullcontext()
         with sdpa_kernel(SDPBackend.MATH), fixed, given_masks(self.module, self.masks), twice:
-            outputs: Tensor = functional_call(self.module, {**params, **buffers}, (inputs,))
+            # A first layer that works in place would write into the caller's pictures.
+            outputs: Tensor = functional_call(self.module, {**params, **buffers}, (inputs.clone(),))
         if self.carried is not None:
             self.carried.update(buffers)
         return outputs

@@ -23,7 +23,7 @@ from inversefed.attacks.exact.features import search_features, shallow
 from inversefed.attacks.exact.front import Front, Setting
 from inversefed.attacks.exact.known import invert_each
 from inversefed.attacks.exact.pooled import image_from_pooled
-from inversefed.attacks.exact.reach import pools, reach
+from inversefed.attacks.exact.reach import Reach, pools, reach
 from inversefed.attacks.exact.verify import EXACT, exactness, matched
 from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.labels import granted_or_recovered
@@ -108,10 +108,8 @@ class Peel:
             ThreatModelError: as when it is called.
             UnsupportedNetworkError: likewise.
         """
-        setting = _setting(observation, Watch(), layers)
-        _head_layer(setting)
-        number, pixels = observation.num_examples, math.prod(setting.image_shape)
-        far = reach(setting.layers, setting.image_shape, number)
+        far = _forecast(observation, layers)
+        number, pixels = observation.num_examples, math.prod(observation.network.image_shape)
         alternation = "; the winners of max pooling are found by an alternation, which may not settle"
         how = f"peels {far.count - far.depth} of {far.count} layers{alternation if far.alternates else ''}"
         how += "" if number == 1 else f" of {number} examples at once, if the head tells them apart"
@@ -120,6 +118,21 @@ class Peel:
         if number > 1 and far.values < pixels:
             raise UnsupportedNetworkError(f"peeling ends at {far.values} features for {pixels} pixels, since {far.why}")
         return f"{how}; then it looks for the image's {pixels} values behind {far.values} features, since {far.why}"
+
+    def reaches_image(self, observation: Observation) -> bool:
+        """Whether it should come down to the image itself, and not end at features of it.
+
+        Raises:
+            ThreatModelError: as when it is called.
+            UnsupportedNetworkError: likewise.
+        """
+        return _forecast(observation).depth == 0
+
+
+def _forecast(observation: Observation, layers: tuple[Layer, ...] | None = None) -> Reach:
+    setting = _setting(observation, Watch(), layers)
+    _head_layer(setting)
+    return reach(setting.layers, setting.image_shape, observation.num_examples)
 
 
 def known_exactly(observation: Observation) -> tuple[tuple[Layer, ...], Front]:

@@ -1,0 +1,100 @@
+"""A picture is never worse than the one color that explains the update best; normalized features keep to the range."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from inversefed import audit, freeze
+from inversefed.attacks import recipes
+from inversefed.attacks.constant_color import matched_color
+from inversefed.attacks.problem import relative_matching_cost
+from inversefed.evaluation.metrics import peak_signal_noise_ratio
+from inversefed.fl.clients import FedAvg, FedSGD
+from inversefed.fl.kinks import normalizes
+from inversefed.pipeline import observed
+from inversefed.types import Budget
+from inversefed.zoo import pictures
+
+LABEL = torch.tensor([3])
+CHELSEA, COFFEE = (pictures.photo(name, (3, 16, 16))[None] for name in ("chelsea", "coffee"))
+
+
+def narrow() -> nn.Sequential:
+    """A frozen backbone with a head that sees few features: 74 numbers for 768 values."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 64), nn.ReLU(),
+        nn.Linear(64, 10),
+    ).requires_grad_(False)  # fmt: skip
+    module[-1].requires_grad_(True)
+    return module.eval()
+
+
+def normalized(norm: nn.Module, pool: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2) if pool else nn.Identity(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512 if pool else 2048, 10),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("client", [FedSGD(), FedAvg(local_steps=2, lr=1e-2)])
+def test_the_color_is_found_by_matching_the_update(client) -> None:
+    colors = torch.tensor([[0.9, 0.2, 0.1], [0.3, 0.4, 0.8]]).view(2, 3, 1, 1).expand(2, 3, 16, 16)
+    observation, truth = observed(normalized(nn.Identity()), colors, torch.tensor([3, 5]), client=client)
+    images, cost = matched_color(observation, truth.labels)
+    assert torch.allclose(images, colors, atol=0.02)
+    assert cost == relative_matching_cost(observation, images, truth.labels)
+
+
+def test_little_time_still_gives_a_color() -> None:
+    observation, truth = observed(normalized(nn.Identity()), CHELSEA, LABEL)
+    images, cost = matched_color(observation, truth.labels, seconds=1e-9)
+    assert images.shape == CHELSEA.shape
+    assert math.isfinite(cost)
+
+
+def test_a_search_that_explains_less_than_one_color_is_not_the_result() -> None:
+    observation, _ = observed(narrow(), CHELSEA, LABEL, mean=0.5, std=0.25)
+    found = recipes.best()(observation, torch.Generator().manual_seed(1), Budget(max_iterations=60))
+    _, cost = matched_color(observation, found.labels)
+    assert found.loss <= cost or any(f.code == "constant-color" for f in found.findings)
+    flat = CHELSEA.mean(dim=(2, 3), keepdim=True).expand_as(CHELSEA)
+    assert peak_signal_noise_ratio(found.images, CHELSEA) > peak_signal_noise_ratio(flat, CHELSEA) - 3
+    assert bool(((found.images >= 0) & (found.images <= 1)).all())
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(8, 16), nn.InstanceNorm2d(16, affine=True), nn.LayerNorm((16, 16, 16)), nn.BatchNorm2d(16)]
+)
+def test_normalized_features_are_searched_within_the_range(norm: nn.Module) -> None:
+    module = normalized(norm)
+    if isinstance(norm, nn.BatchNorm2d):
+        module = normalized(nn.BatchNorm2d(16, track_running_stats=False))
+    search, why = recipes.best().search(observed(module, COFFEE, LABEL)[0])
+    assert search == recipes.in_range()
+    assert type(norm).__name__ in why
+    report = audit(module, COFFEE, LABEL, mean=0.5, std=0.25, max_iterations=150, nulls=0)
+    flat = report.baselines["constant"]["peak_signal_noise_ratio"]
+    assert report.scores["peak_signal_noise_ratio"] > flat + 2
+
+
+def test_one_picture_gets_what_batches_get() -> None:
+    report = audit(normalized(nn.GroupNorm(8, 16), pool=False), COFFEE, LABEL, mean=0.5, std=0.25, nulls=0)
+    assert report.scores["peak_signal_noise_ratio"] > 40
+
+
+def test_what_normalizes_is_told_by_layer_and_by_function() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(768, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(nn.functional.layer_norm(x, x.shape[1:]).flatten(1))
+
+    assert normalizes(freeze(Functional(), (3, 16, 16))) == ("layer_norm",)
+    assert normalizes(freeze(normalized(nn.BatchNorm2d(16)), (3, 16, 16))) == ()
+    assert normalizes(freeze(normalized(nn.BatchNorm2d(16)).train(), (3, 16, 16))) == ("BatchNorm2d",)

@@ -1,6 +1,8 @@
 """What is good is let through, and every usual mistake is named, over networks, kinds of update and batch sizes."""
 
+import copy
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inversefed.cli import registry
 from inversefed.errors import InputError, UpdateMismatchError
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients import FedAvg, FedSGD
@@ -18,6 +21,7 @@ from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.metadata import Metadata
 from inversefed.fl.network import Network, freeze
 from inversefed.fl.optimizers import LocalAdam, LocalSGD
+from inversefed.fl.updates import Update, as_observation
 from inversefed.types import Batch, Finding, Params
 
 SHAPE, CLASSES = (3, 8, 8), 6
@@ -600,3 +604,133 @@ def test_the_diagnosis_leaves_everything_as_it_was() -> None:
     assert all(torch.equal(before[n], t) for n, t in network.module.state_dict().items())
     assert all(torch.equal(kept[name], part) for name, part in update.items())
     assert torch.equal(state, torch.get_rng_state()) and network.module.training
+
+
+# What the client's optimizer does
+
+
+class Sign(torch.optim.Optimizer):
+    """signSGD, in plain PyTorch."""
+
+    def __init__(self, params, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self) -> None:
+        for weight in (each for group in self.param_groups for each in group["params"]):
+            weight.data -= self.defaults["lr"] * weight.grad.sign()
+
+
+OPTIMIZERS = {
+    "Adam": (torch.optim.Adam, {}),
+    "AdamW": (torch.optim.AdamW, {"weight_decay": 0.1}),
+    "Adam with L2": (torch.optim.Adam, {"weight_decay": 1e-4}),
+    "RMSprop": (torch.optim.RMSprop, {}),
+    "Adagrad": (torch.optim.Adagrad, {}),
+    "signSGD": (Sign, {}),
+}
+
+
+def stepped(
+    network: Network, count: int, kind: type, steps: int = 1, size: int = 0, **settings: float
+) -> tuple[dict[str, Params], Metadata]:
+    """A weight delta and new weights of torch's own optimizer, and what is stated of them."""
+    images, labels = batch(network, count)
+    module = copy.deepcopy(network.module)
+    optimizer = kind(module.parameters(), lr=1e-3, **settings)
+    for step in range(steps):
+        part = slice((start := step * size % count), start + size) if size else slice(None)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(network.normalize(images[part])), labels[part]).backward()
+        optimizer.step()
+    new = {name: weight.detach() for name, weight in module.named_parameters()}
+    change = {name: weight - network.params[name].detach() for name, weight in new.items()}
+    told = Metadata("weight_delta", 1e-3, steps, count, size or None)
+    return {"weight_delta": change, "new_weights": new}, told
+
+
+def advised(finding: Finding) -> FedAvg:
+    return registry.build("client", re.search('--client "(.*?)"', finding.message)[1])
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_one_step_of_another_optimizer_is_told_with_the_client_that_makes_it_too(name: str, optimizer: str) -> None:
+    network = build(name)
+    kind, settings = OPTIMIZERS[optimizer]
+    for count in (1, 4, 8):
+        sent, told = stepped(network, count, kind, **settings)
+        for what, update in sent.items():
+            stated = replace(told, kind=what)
+            found = [each for each in diagnose(network, update, stated) if each.level != "info"]
+            assert [each.code for each in found] == ["optimizer"], (count, what, found)
+            client = advised(found[0])
+            assert isinstance(client.optimizer, LocalAdam) and "Adam" in found[0].message
+            assert not alarms(diagnose(network, update, stated, client=client)), "the client is given"
+            theirs = as_observation(network, Update(update, stated), client=client)
+            ours = client.as_gradient(network, client(network, *batch(network, count)), count)
+            flat = [torch.cat([part.detach().flatten() for part in each.values()]) for each in (theirs.gradient, ours)]
+            assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98
+            assert float(flat[0].norm() / flat[1].norm()) == pytest.approx(1, abs=0.02)
+            assert ("RMSprop" in found[0].message) is (optimizer == "RMSprop"), found[0].message
+            assert ("leaves unexplained: changes by -0.0001 times" in found[0].message) is (optimizer == "AdamW")
+    unsure = diagnose(network, sent["weight_delta"], replace(told, learning_rate=None, local_steps=None))
+    assert [each.code for each in unsure if each.level != "info"] == ["optimizer"]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_several_steps_of_adam_are_told_and_several_of_sgd_are_not(name: str) -> None:
+    network = build(name)
+    for count, steps, size in ((1, 2, 0), (4, 5, 0), (8, 8, 2)):
+        sent, told = stepped(network, count, torch.optim.Adam, steps, size)
+        found = [each for each in diagnose(network, sent["weight_delta"], told) if each.level != "info"]
+        assert [each.code for each in found] == ["optimizer"], (count, steps, found)
+        assert advised(found[0]) == FedAvg(steps, 1e-3, size, optimizer=LocalAdam())
+        for momentum in (0.0, 0.9):
+            sent, told = stepped(network, count, torch.optim.SGD, steps, size, momentum=momentum)
+            for what, update in sent.items():
+                stated = replace(told, kind=what, momentum=momentum or None)
+                assert not alarms(diagnose(network, update, stated)), (count, steps, what)
+                for untold in (replace(stated, momentum=None), replace(stated, local_steps=None)):
+                    assert alarms(diagnose(network, update, untold)).keys() <= {"scale"}, (count, steps, untold)
+
+
+def test_a_flipped_sign_shows_whatever_the_optimizer() -> None:
+    network = build("rectified")
+    sent, told = stepped(network, 1, torch.optim.Adam)
+    found = alarms(diagnose(network, negated(sent["weight_delta"]), told))
+    assert found == {"sign": "error", "optimizer": "warning"}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_pruned_and_quantized_changes_are_not_taken_for_another_optimizers(name: str) -> None:
+    network = build(name)
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 8):
+        update, told = delta(network, count, 1, 0.1)
+        context = Context(network, Batch(*batch(network, count)))
+        for keep in (0.05, 0.3):
+            pruned = TopK(keep)(update, context, generator)
+            assert alarms(diagnose(network, pruned, told)).keys() & {"pruned", "optimizer"} == {"pruned"}
+        signs = {n: part.abs().mean() * part.sign() for n, part in update.items()}
+        found = alarms(diagnose(network, signs, told))
+        assert "quantized" in found and not found.keys() & {"pruned", "clipped", "optimizer"}
+
+
+@pytest.mark.parametrize("name", ["rectified", "perceptron", "smooth"])
+def test_momentum_and_steps_are_considered_before_a_cure_is_named(name: str) -> None:
+    network = build(name)
+
+    def said(count: int, told: Metadata, **made: float) -> str:
+        found = diagnose(network, delta(network, count, **made)[0], replace(told, num_examples=count))
+        return next(each.message for each in found if each.code == "scale" and each.level != "info")
+
+    told = Metadata("weight_delta", 1e-3, 4)
+    assert "--momentum 0.9" in said(1, told, steps=4, momentum=0.9)
+    assert "--local-steps 1" in said(1, told, steps=1)
+    untold = replace(told, local_steps=None)
+    assert "--local-steps 3 with --momentum 0.9" in said(1, untold, steps=3, momentum=0.9)
+    assert "--local-steps 5 with --momentum 0.9" in said(4, untold, steps=5, momentum=0.9)
+    message = said(4, untold, steps=4)
+    assert "--local-steps 4" in message and "--loss-reduction sum" in message, "the two look the same"
+    message = said(1, replace(told, local_steps=1), steps=1, lr=7e-3)
+    assert "--learning-rate would be about 0.007" in message and "do not explain it" in message

@@ -142,7 +142,9 @@ def _of_sgd(subject: Subject) -> tuple[Finding, ...]:
     made: tuple[Callable[[Subject], tuple[Finding, ...]], ...] = (sparsity.pruned, levels.quantized, levels.rounded)
     for check in made:
         found += _asked(check, subject)
-    altered = any(finding.level == "warning" for finding in found)
+    cut = _asked(clipping.clipped, subject)
+    # Entries that were cut leave the sums over the classes that noise would.
+    altered = any(finding.level == "warning" for finding in found) or any("entries" in each.evidence for each in cut)
     related = _asked(relations, subject)
     found += _asked(modes.check_mode, subject, related)
     if modes.seen_mode(subject, related) != "eval":
@@ -153,7 +155,7 @@ def _of_sgd(subject: Subject) -> tuple[Finding, ...]:
     if not altered:
         found += _asked(places.check_places, subject, related) or _asked(rows.check_rows, subject)
     found += _asked(scale.signs_and_scale, subject, altered)
-    found += _asked(clipping.clipped, subject)
+    found += cut
     found += _asked(normalized_otherwise, subject)
     return tuple(found)
 

@@ -66,9 +66,12 @@ class Counts:
     mean: Tensor = field(repr=False)
     error: float
 
-    def misfit(self, sign: int = 1) -> float:
-        """What of the bias gradient no label counts explain, relative, for the sign as stated or the other."""
-        target = sign * self.bias.numpy()
+    def misfit(self, sign: int = 1, scale: float = 1.0) -> float:
+        """What of the bias gradient no label counts explain, relative, for the sign as stated or the other.
+
+        With `scale`, it is taken to be so many times too large.
+        """
+        target = sign * self.bias.numpy() / scale
         size = len(target)
         # The last row and column are the slack of sum q <= 1: well classified examples contribute nothing.
         weight = 10.0 * float(np.abs(target).max())

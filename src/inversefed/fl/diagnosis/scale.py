@@ -13,8 +13,9 @@ from collections.abc import Mapping
 import torch
 
 from inversefed.fl.diagnosis.counts import Counts, counts
+from inversefed.fl.diagnosis.cures import USUAL, cure
 from inversefed.fl.diagnosis.head import too_large
-from inversefed.fl.diagnosis.subject import Subject, rms
+from inversefed.fl.diagnosis.subject import Subject, passes, rms
 from inversefed.types import Finding
 
 __all__ = ["is_weights", "kind_contradicted", "signs_and_scale", "signs_only"]
@@ -37,6 +38,9 @@ _MOST = 1e3
 """Scale above which no labels explain a gradient but by chance; one so wrong is larger than any batch could make it."""
 _MISFIT = 0.4
 """What no labels explain of the bias gradient, above which they do not explain it."""
+
+_EXPLAINED = 0.15
+"""What they leave of it where they do, if not what they leave of the other sign."""
 
 
 def kind_contradicted(subject: Subject) -> tuple[Finding, ...]:
@@ -129,7 +133,8 @@ def _alone(subject: Subject, read: Counts, altered: bool) -> tuple[Finding, ...]
         found.append(_wrong_sign(subject, "warning" if altered else "error", evidence))
     off = abs(math.log(abs(scale)))
     if subject.scale is not None and off > math.log(1.1 if subject.single and not altered else 2):
-        found.append(_wrong_scale(subject, abs(scale), _beyond_level(subject, altered), evidence))
+        nearness = 1.1 if subject.single and not altered else 1.5
+        found.append(_wrong_scale(subject, abs(scale), _beyond_level(subject, altered), evidence, nearness))
     if not found:
         message = f"Sign and scale are those of a gradient of one example of class {label}, as stated."
         found.append(Finding("sign", "info", message, evidence))
@@ -163,13 +168,22 @@ def _sign(subject: Subject, read: Counts, altered: bool) -> tuple[Finding, ...]:
         if flat and second < 0.4 * first:
             return (_wrong_sign(subject, "warning", {"least_scale": first, "least_scale_flipped": second}),)
         return ()
-    if stated > 0.12 + 0.25 * min(read.spread, 1.0) + 2 * read.drift and other < 0.35 * stated:
+    bound = 0.12 + 0.25 * min(read.spread, 1.0) + 2 * read.drift
+    if stated > bound and other < 0.35 * stated and not _has_momentum(subject, read):
         return (_wrong_sign(subject, "warning", evidence),)
     ours, theirs = (_from_whole(subject, read, sign) for sign in (1, -1))
     if ours > _NOT_WHOLE and theirs < _WHOLE and not altered:
         evidence = {"from_whole_numbers": ours, "from_whole_numbers_flipped": theirs}
         return (_wrong_sign(subject, "warning", evidence),)
     return ()
+
+
+def _has_momentum(subject: Subject, read: Counts) -> bool:
+    """Whether labels explain the gradient of several steps once usual momentum is taken off, of which nobody spoke."""
+    steps = subject.steps or 1
+    if subject.kind == "gradient" or subject.metadata.momentum or steps < 2:
+        return False
+    return read.misfit(1, passes(steps, USUAL) / steps) < max(_EXPLAINED, read.misfit(-1))
 
 
 def _from_whole(subject: Subject, read: Counts, sign: int = 1) -> float:
@@ -222,12 +236,14 @@ def _beyond(subject: Subject, read: Counts | None, altered: bool) -> tuple[Findi
         least = read.least_scale() if read is not None else factor
         best = least if math.isfinite(least) and least > factor else factor
         level = _beyond_level(subject, altered)
-        return (_wrong_scale(subject, best, level, {"factor": best, "bound_exceeded": factor}),)
+        nearness = 2.0 if read is not None and best == least else math.inf
+        return (_wrong_scale(subject, best, level, {"factor": best, "bound_exceeded": factor}, nearness),)
     if read is None or subject.scale is None or altered:
         return ()
     least = read.least_scale()
     alike = read.spread < _SPREAD
-    if alike and 2.5 < least < _MOST and read.misfit(1) > _MISFIT and read.misfit(-1) > 0.4 * read.misfit(1):
+    other = read.misfit(-1) > 0.4 * read.misfit(1) or _has_momentum(subject, read)
+    if alike and 2.5 < least < _MOST and read.misfit(1) > _MISFIT and other:
         return (_wrong_scale(subject, least, "warning", {"factor": least}),)
     return ()
 
@@ -248,25 +264,13 @@ def _beyond_level(subject: Subject, altered: bool) -> str:
     return "error" if too_large(subject) > 1.05 and not altered else "warning"
 
 
-def _wrong_scale(subject: Subject, factor: float, level: str, evidence: Mapping[str, object]) -> Finding:
-    message = (
-        f"The scale is wrong: the head's gradient is about {factor:.2g} times what is stated. {_cure(subject, factor)}"
-    )
+def _wrong_scale(
+    subject: Subject, factor: float, level: str, evidence: Mapping[str, object], nearness: float = 2.0
+) -> Finding:
+    advice = cure(subject, factor, nearness)
+    how = "at least" if math.isinf(nearness) else "about"
+    message = f"The scale is wrong: the head's gradient is {how} {factor:.2g} times what is stated. {advice}"
     return Finding("scale", "error" if level == "error" else "warning", message, evidence)
-
-
-def _cure(subject: Subject, factor: float) -> str:
-    count, rate = subject.per_step, subject.metadata.learning_rate
-    if count is not None and count > 1 and 0.5 < factor / count < 2:
-        return f"If the client sums its loss over {count} examples, set --loss-reduction sum."
-    if subject.kind == "gradient" or rate is None:
-        if factor < 1:
-            return "It was clipped, or multiplied by a learning rate: then set --kind weight_delta and --learning-rate."
-        return "Set --loss-reduction sum and --batch-size if the loss is summed, or divide the tensors."
-    return (
-        f"With the stated --local-steps, --learning-rate would be about {rate * factor:.2g}, not {rate:g}; else check "
-        "--local-steps and --momentum, or whether the update was clipped."
-    )
 
 
 def _unknown_rate(subject: Subject, read: Counts | None) -> tuple[Finding, ...]:
@@ -279,7 +283,7 @@ def _unknown_rate(subject: Subject, read: Counts | None) -> tuple[Finding, ...]:
             ("--learning-rate", subject.kind == "gradient" or subject.metadata.learning_rate),
             ("--batch-size", subject.per_step),
         )
-        if not value and (option != "--batch-size" or _is_summed(subject))
+        if not value and (option != "--batch-size" or subject.is_summed)
     ]
     least = (
         math.inf if read is None else min(read.least_scale(), abs(read.alone.scale) if read.draws == 1 else math.inf)
@@ -288,7 +292,3 @@ def _unknown_rate(subject: Subject, read: Counts | None) -> tuple[Finding, ...]:
     message = f"The scale of the update is not known: {' and '.join(missing)} not given.{guess}"
     size = {name: rms(part) for name, part in list(subject.raw.items())[-2:]}
     return (Finding("scale", "warning", message, {"missing": missing, "estimate": guess and least, "size": size}),)
-
-
-def _is_summed(subject: Subject) -> bool:
-    return (subject.metadata.loss_reduction or getattr(subject.network.loss, "reduction", "mean")) == "sum"

@@ -38,6 +38,10 @@ _ENTRIES = 16
 _LEVEL, _TYPICAL, _BETWEEN = 0.35, 0.45, 1.6
 """Root mean square over the greatest size, in the least and in the middle tensor, and the greatest size of one tensor
 over that of another: of 20 steps of Adam they are 0.39, 0.48 and 1.4; of SGD the first is at most 0.2."""
+_DECAY = 1e-4
+"""L2 penalty that stands for one of unknown size: where it is all that there is of a gradient, any has its sign."""
+_LEVEL_OF_CUT = 0.7
+"""The first, of two steps of Adam, where tensors have zeros and no small entries; pruned, it is at most 0.6."""
 _FIRST_STEPS = {
     1.0: ("one step of Adam or signSGD", LocalAdam()),
     10.0: ("the first step of RMSprop (alpha 0.99)", LocalAdam(eps=1e-7)),
@@ -55,12 +59,14 @@ class Steps:
         share: of the entries that moved, those that moved as far.
         decay: multiple of the weights that was taken off beside it.
         equal: whether all moved equally far, as in one step.
+        towards: whether whole rows moved towards zero, as weights do that get no gradient but that of an L2 penalty.
     """
 
     size: float
     share: float
     decay: float
     equal: bool
+    towards: bool = False
 
 
 def steps_of(subject: Subject) -> Steps | None:
@@ -71,7 +77,21 @@ def steps_of(subject: Subject) -> Steps | None:
     moves = torch.cat([part.flatten() for part in parts.values()])
     weights = torch.cat([subject.weights[name].flatten() for name in parts])
     rounding = torch.cat([subject.rounding(name).flatten() for name in parts])
-    return _equal(moves, weights, rounding) or _several(parts)
+    found = _equal(moves, weights, rounding) or _several(parts)
+    if found is None:
+        return None
+    return replace(found, towards=any(_shrinks(part, subject.weights[name]) for name, part in parts.items()))
+
+
+def _shrinks(part: Tensor, weight: Tensor) -> bool:
+    """Whether more rows or columns of a matrix move towards zero throughout than by chance."""
+    towards = (part * weight > 0).flatten(start_dim=1) if part.ndim > 1 else torch.zeros(0, 0, dtype=torch.bool)
+    for lines in (towards, towards.T):
+        if lines.numel() and lines.shape[1] >= 4:
+            chance = len(lines) * 0.5 ** lines.shape[1]
+            if int(lines.all(dim=1).sum()) > (0 if chance < 1e-4 else 5 * (chance + 1)):
+                return True
+    return False
 
 
 def _equal(moves: Tensor, weights: Tensor, rounding: Tensor) -> Steps | None:
@@ -114,7 +134,9 @@ def _several(parts: dict[str, Tensor]) -> Steps | None:
         return None
     levels = sorted(rms(sizes) / float(sizes.max()) for sizes in moved)
     greatest = [float(sizes.max()) for sizes in moved]
-    if levels[0] < _LEVEL or levels[len(levels) // 2] < _TYPICAL or max(greatest) > _BETWEEN * min(greatest):
+    # Where small entries are missing, those that are left are all large.
+    least = _LEVEL_OF_CUT if any(_is_cut(part) for part in parts.values()) else _LEVEL
+    if levels[0] < least or levels[len(levels) // 2] < _TYPICAL or max(greatest) > _BETWEEN * min(greatest):
         return None
     flat = torch.cat(moved)
     # What was cut at a bound has it exactly, many times.
@@ -123,19 +145,34 @@ def _several(parts: dict[str, Tensor]) -> Steps | None:
     return Steps(max(greatest), float((flat > (1 - _SAME) * max(greatest)).double().mean()), 0.0, False)
 
 
+def _is_cut(part: Tensor) -> bool:
+    """Whether entries of a tensor are zero, and none are small, though they differ."""
+    sizes = part[part != 0].abs()
+    cut = part.ndim > 1 and _ENTRIES <= len(sizes) < part.numel()
+    return cut and 0.05 * float(sizes.median()) < float(sizes.min()) < 0.5 * float(sizes.max())
+
+
 def stepped(subject: Subject, steps: Steps) -> tuple[Finding, ...]:
     """Say what optimizer made such steps, and the client that makes them as well.
 
     Returns:
         A finding `optimizer`: a warning, or an info where the client that was given runs such an optimizer.
     """
-    evidence = {"size": steps.size, "share": steps.share, "weight_decay": steps.decay, "equal": steps.equal}
+    evidence = {
+        "size": steps.size,
+        "share": steps.share,
+        "weight_decay": steps.decay,
+        "l2": steps.towards,
+        "equal": steps.equal,
+    }
     told = subject.metadata
     times = steps.size / told.learning_rate if told.learning_rate else 1.0
     what, optimizer, count = _made_by(subject, steps, times)
     seen = _seen(steps, told.learning_rate, times, count)
     if subject.adaptive:
         return (Finding("optimizer", "info", f"The update looks like {what}, as stated: {seen}.", evidence),)
+    if steps.towards and not steps.decay:
+        optimizer = replace(optimizer, weight_decay=_DECAY)
     client = FedAvg(count, _rate(steps, told.learning_rate, times, count), optimizer=optimizer)
     client = replace(client, sends="weights") if subject.kind == "new_weights" else client
     if told.batch_size not in (None, told.num_examples):
@@ -163,7 +200,7 @@ def _made_by(subject: Subject, steps: Steps, times: float) -> tuple[str, LocalAd
     if not steps.equal:
         count = subject.metadata.local_steps or max(2, round(times))
         return "several steps of Adam or another optimizer that scales each entry", LocalAdam(), count
-    if stated > 1 and _alike(times, stated):
+    if stated > 1 and _alike(times, float(stated)):
         return f"{stated} steps of Adam or signSGD", LocalAdam(), stated
     for factor, (what, optimizer) in _FIRST_STEPS.items():
         if _alike(times, factor):
@@ -173,7 +210,7 @@ def _made_by(subject: Subject, steps: Steps, times: float) -> tuple[str, LocalAd
 
 def _seen(steps: Steps, rate: float | None, times: float, count: int) -> str:
     known = f", {times:.3g} times the stated learning rate" if rate else ""
-    known = ", the stated learning rate" if rate and _alike(times, 1) else known
+    known = ", the stated learning rate" if rate and _alike(times, 1.0) else known
     if not steps.equal:
         return f"all tensors changed by up to about {steps.size:.3g}{known}, and many entries by nearly as much"
     why = "where a gradient is no larger than eps" if count == 1 else "where its sign changes from step to step"
@@ -189,6 +226,8 @@ def _left(steps: Steps, told: Metadata, times: float, count: int) -> str:
             f"changes by {-steps.decay:.2g} times the weights, decoupled weight decay as in AdamW, of about "
             f"{steps.decay / (told.learning_rate or steps.size):.2g}, which LocalAdam does not have"
         )
+    elif steps.towards:
+        left.append(f"the L2 penalty on the weights, which units without a gradient show; {_DECAY:g} stands for it")
     if steps.equal and told.learning_rate and not any(_alike(times, each) for each in (*_FIRST_STEPS, float(count))):
         several = f"; {round(times)} steps with it would go as far" if round(times) > 1 else ""
         left.append(f"the size of the step, which is not the stated learning rate, {told.learning_rate:g}{several}")

@@ -20,7 +20,7 @@ from inversefed.fl.metadata import Kind, Metadata
 from inversefed.fl.network import Network
 from inversefed.types import Params
 
-__all__ = ["Subject", "rms"]
+__all__ = ["Subject", "passes", "rms"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +80,17 @@ class Subject:
     @cached_property
     def scale(self) -> float | None:
         """What `raw` is divided by to be a mean gradient; `None` where metadata do not tell."""
-        summed = self.metadata.loss_reduction == "sum" or (
-            self.metadata.loss_reduction is None and getattr(self.network.loss, "reduction", "mean") == "sum"
-        )
-        count = self.per_step if summed else 1
+        count = self.per_step if self.is_summed else 1
         if self.kind == "gradient":
             return None if count is None else float(count)
         if self.metadata.learning_rate is None or count is None:
             return None
-        keep, steps = self.metadata.momentum or 0.0, self.steps or 1
-        # In closed form: a file may claim any number of steps.
-        passes = (steps - keep * (1 - keep**steps) / (1 - keep)) / (1 - keep)
-        return self.metadata.learning_rate * passes * count
+        return self.metadata.learning_rate * passes(self.steps or 1, self.metadata.momentum or 0.0) * count
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether the client's loss is the sum over its examples."""
+        return (self.metadata.loss_reduction or getattr(self.network.loss, "reduction", "mean")) == "sum"
 
     @cached_property
     def gradient(self) -> Params:
@@ -152,6 +151,15 @@ class Subject:
         """The head's bias, likewise."""
         name = f"{self.network.head}.bias".lstrip(".")
         return name if self.head is not None and name in self.raw else None
+
+
+def passes(steps: int, momentum: float) -> float:
+    """How many gradients local steps go in all: `sum_t (1 - m^t) / (1 - m)`, in closed form, for any number of steps.
+
+    >>> passes(4, 0.0), round(passes(2, 0.9), 6)
+    (4.0, 2.9)
+    """
+    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
 
 
 def rms(part: Tensor) -> float:

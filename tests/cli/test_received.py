@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,21 @@ def test_options_win_over_the_file() -> None:
     assert "momentum=0.9" in found["scenario"]["client"] and found["scenario"]["num_examples"] == 2
     assert main(["audit", "--config", "out/report.json", "--output", "again", "--quiet"]) == 0
     assert read("again")["scenario"] == found["scenario"]
+
+
+def test_the_option_that_a_refusal_of_a_part_names_audits_it(capsys: pytest.CaptureFixture) -> None:
+    weights = {name: part.half() for name, part in torch.load("after.pt").items() if not name.startswith("conv1")}
+    torch.save(weights, "part.pt")
+    for rate in (["--learning-rate", "0.1"], []):
+        told = [*QUICK, "--after", "part.pt", *rate]
+        assert main(told) == 2
+        said = capsys.readouterr().err
+        written = re.search('--client "(.*?)"( --unknown-client)?', said)
+        assert "leaves out 'conv1.weight' and 1 more" in said and (written[2] is None) == bool(rate)
+        attack = ["--attack", "surrogate"] if written[2] else []
+        assert main([*told, "--client", written[1], *(written[2] or "").split(), *attack]) == 0, capsys.readouterr().err
+        found = [finding["code"] for finding in read("out")["findings"]]
+        assert "kind-assumed" not in found and "local-steps-assumed" not in found
 
 
 @pytest.mark.parametrize(

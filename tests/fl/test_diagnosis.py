@@ -413,6 +413,19 @@ def test_quantized_numbers_are_named_and_coarse_formats_only_mentioned(name: str
     assert not alarms(halved) and "quantized" in [finding.code for finding in halved]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_new_weights_rounded_before_the_difference_are_no_noise(name: str, dtype: torch.dtype) -> None:
+    network = build(name)
+    for count in (1, 8):
+        update, told = delta(network, count, 3, 0.1, seed=count)
+        old = {n: weight.detach() for n, weight in network.params.items()}
+        sent = {n: (old[n] + part).to(dtype).float() - old[n] for n, part in update.items()}
+        found = diagnose(network, sent, told)
+        assert not alarms(found).keys() & {"noised", "names", "pruned", "clipped", "optimizer"}, alarms(found)
+        assert any("new weights behind the update were saved in" in finding.message for finding in found)
+
+
 def test_random_pruning_is_named() -> None:
     network = build("smooth")
     update, told = gradient(network, 4)

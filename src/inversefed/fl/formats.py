@@ -12,9 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["is_rounding", "number_format"]
+__all__ = ["COARSE", "is_rounding", "number_format"]
 
-_COARSE = (torch.bfloat16, torch.float16)
+COARSE = (torch.bfloat16, torch.float16)
+"""The formats of 16 bits, the coarser one first."""
 _FEW = 16
 """Numbers up to which a coarse format may hold them all by chance, such as 1 and 0."""
 _AVERAGED = 4
@@ -28,7 +29,7 @@ def number_format(tensors: Mapping[str, Tensor]) -> torch.dtype:
     (torch.bfloat16, torch.float32)
     """
     parts = [part for part in tensors.values() if part.is_floating_point()]
-    for dtype in (*_COARSE, torch.float32):
+    for dtype in (*COARSE, torch.float32):
         if parts and all(_holds(dtype, part) for part in parts):
             return dtype
     return torch.float64
@@ -48,9 +49,9 @@ def is_rounding(given: Tensor, own: Tensor, dtype: torch.dtype) -> bool:
     """
     if not given.is_floating_point():
         return torch.equal(given.to(own.device, own.dtype), own)
-    formats = {dtype, given.dtype} & {torch.float64, torch.float32, *_COARSE}
+    formats = {dtype, given.dtype} & {torch.float64, torch.float32, *COARSE}
     if own.is_floating_point() and given.numel() >= _FEW:
-        formats |= {coarse for coarse in _COARSE if _holds(coarse, given)}
+        formats |= {coarse for coarse in COARSE if _holds(coarse, given)}
     ours, theirs = own.detach().to("cpu", torch.float64), given.detach().to("cpu", torch.float64)
     allowed = [_rounding(ours, each, own.is_floating_point()) for each in formats]
     return any(bool(((theirs - ours).abs() <= most).all()) for most in (*allowed, torch.zeros_like(ours)))
@@ -66,5 +67,5 @@ def _rounding(own: Tensor, dtype: torch.dtype, real: bool) -> Tensor:
     if not real:  # of whole numbers nothing, as long as the format has them all
         last = limits.eps * own.abs()
         return torch.where(last > 1, last, torch.zeros_like(last))
-    digits = 1 if dtype in _COARSE else _AVERAGED
+    digits = 1 if dtype in COARSE else _AVERAGED
     return digits * (limits.eps * own.abs() + limits.smallest_normal * limits.eps)

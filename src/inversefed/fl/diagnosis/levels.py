@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inversefed.fl.diagnosis.subject import Subject, rms
+from inversefed.fl.formats import COARSE
 from inversefed.types import Finding
 
 __all__ = ["quantized", "rounded"]
@@ -62,7 +63,8 @@ def rounded(subject: Subject) -> tuple[Finding, ...]:
     worst = sorted(lost, key=lambda name: lost[name], reverse=True)
     # Weights of a size that lose their change: the message names the format that would keep it.
     drowned = [name for name in worst if lost[name] > 0.3]
-    evidence = {"format": str(subject.format).removeprefix("torch."), "rounding": {n: lost[n] for n in worst[:10]}}
+    saved = subject.decoded or subject.format
+    evidence = {"format": str(saved).removeprefix("torch."), "rounding": {n: lost[n] for n in worst[:10]}}
     if subject.kind != "gradient" and len(drowned) * 2 > len(names):
         message = (
             f"The change of the weights is lost in rounding: in {len(drowned)} of {len(names)} tensors it is little "
@@ -70,9 +72,10 @@ def rounded(subject: Subject) -> tuple[Finding, ...]:
             "before rounding, or the new weights in float64."
         )
         return (Finding("quantized", "warning", message, evidence),)
-    if subject.format not in (torch.bfloat16, torch.float16) or not names:
+    if saved not in COARSE or not names:
         return ()
-    message = f"The update was saved in {evidence['format']}: two or three digits a number, enough for an attack."
+    what = "update was" if subject.decoded is None else "new weights behind the update were"
+    message = f"The {what} saved in {evidence['format']}: two or three digits a number, enough for an attack."
     return (Finding("quantized", "info", message, evidence),)
 
 

@@ -11,6 +11,7 @@ between them. An update of signs shows neither pruning nor clipping nor noise, a
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,7 @@ from inversefed.fl.clients import FedAvg
 from inversefed.fl.described import option
 from inversefed.fl.diagnosis.sparsity import is_sparse
 from inversefed.fl.diagnosis.subject import Subject, rms
+from inversefed.fl.formats import COARSE
 from inversefed.fl.metadata import Metadata
 from inversefed.fl.optimizers import LocalAdam
 from inversefed.types import Finding
@@ -38,6 +40,12 @@ _ENTRIES = 16
 _LEVEL, _TYPICAL, _BETWEEN = 0.35, 0.45, 1.6
 """Root mean square over the greatest size, in the least and in the middle tensor, and the greatest size of one tensor
 over that of another: of 20 steps of Adam they are 0.39, 0.48 and 1.4; of SGD the first is at most 0.2."""
+_ROUNDED = 0.06
+"""Rounding over the size of a step, from which on sizes that look equal may be those of a last digit."""
+_FEW_TENSORS = 3
+_MOST = 2**16
+"""Entries of a tensor that are looked at, evenly taken."""
+_MOST_STEPS = 10_000
 _DECAY = 1e-4
 """L2 penalty that stands for one of unknown size: where it is all that there is of a gradient, any has its sign."""
 _LEVEL_OF_CUT = 0.7
@@ -72,15 +80,31 @@ class Steps:
 def steps_of(subject: Subject) -> Steps | None:
     """Read the update as steps of equal size; `None` where it is a gradient."""
     parts = {name: part for name, part in subject.raw.items() if bool(part.any())}
-    if sum(part.numel() for part in parts.values()) < _ENTRIES or is_sparse(subject):
+    drawn = {name: _sampled(part) for name, part in parts.items()}
+    if sum(part.numel() for part in drawn.values()) < _ENTRIES:
         return None
-    moves = torch.cat([part.flatten() for part in parts.values()])
-    weights = torch.cat([subject.weights[name].flatten() for name in parts])
-    rounding = torch.cat([subject.rounding(name).flatten() for name in parts])
-    found = _equal(moves, weights, rounding) or _several(parts)
-    if found is None:
+    weights = torch.cat([_sampled(subject.weights[name]) for name in parts])
+    rounding = torch.cat([_sampled(subject.rounding(name)) for name in parts])
+    cut = any(_is_cut(part) for part in parts.values())
+    found = _equal(torch.cat(list(drawn.values())), weights, rounding) or _several(
+        list(drawn.values()), cut, subject.format not in COARSE
+    )
+    if found is None or rms(rounding) > _ROUNDED * found.size:
+        return None
+    few = len(parts) < _FEW_TENSORS
+    if is_sparse(subject) or (few and not _is_known(found, subject.metadata.learning_rate)):
         return None
     return replace(found, towards=any(_shrinks(part, subject.weights[name]) for name, part in parts.items()))
+
+
+def _sampled(part: Tensor) -> Tensor:
+    """Entries of a tensor, evenly taken."""
+    return part.flatten()[:: 1 + part.numel() // _MOST]
+
+
+def _is_known(steps: Steps, rate: float | None) -> bool:
+    """Whether steps are as long as an optimizer's first one; a picture of two colors makes few tensors alike too."""
+    return rate is None or any(_alike(steps.size / rate, factor) for factor in _FIRST_STEPS)
 
 
 def _shrinks(part: Tensor, weight: Tensor) -> bool:
@@ -100,10 +124,11 @@ def _equal(moves: Tensor, weights: Tensor, rounding: Tensor) -> Steps | None:
     most = float(sizes.max())
     size, decay = _fitted(sizes, own, sizes > 0.5 * most)
     allowed = _SAME * size + 4 * rounding
-    if size <= 0 or float((rounding > 0.25 * size).double().mean()) > 0.5:
+    sure = rounding <= _ROUNDED * size
+    if size <= 0 or float(sure.double().mean()) < _MOST_OF:
         return None
     equal = (sizes - size - decay * own).abs() <= allowed
-    moved = (sizes > _SMALL * size) & ((moves - decay * weights).abs() > allowed)
+    moved = sure & (sizes > _SMALL * size) & ((moves - decay * weights).abs() > allowed)
     share = float((equal & moved).sum() / moved.sum().clamp_min(1))
     if share < _MOST_OF or int((equal & moved).sum()) < _ENTRIES:
         return None
@@ -126,21 +151,24 @@ def _fitted(sizes: Tensor, own: Tensor, chosen: Tensor) -> tuple[float, float]:
     return size, decay
 
 
-def _several(parts: dict[str, Tensor]) -> Steps | None:
-    """No entry moved much farther than many others, in no tensor."""
-    moved = [part[part != 0].abs() for part in parts.values()]
+def _several(parts: Sequence[Tensor], cut: bool, fine: bool) -> Steps | None:
+    """No entry moved much farther than many others, in no tensor.
+
+    `cut` says that small ones are missing, `fine` that the format tells sizes apart.
+    """
+    moved = [part[part != 0].abs() for part in parts]
     moved = [sizes for sizes in moved if len(sizes) >= _ENTRIES]
     if len(moved) < 2 or sum(map(len, moved)) < 16 * _ENTRIES:
         return None
     levels = sorted(rms(sizes) / float(sizes.max()) for sizes in moved)
     greatest = [float(sizes.max()) for sizes in moved]
     # Where small entries are missing, those that are left are all large.
-    least = _LEVEL_OF_CUT if any(_is_cut(part) for part in parts.values()) else _LEVEL
+    least = _LEVEL_OF_CUT if cut else _LEVEL
     if levels[0] < least or levels[len(levels) // 2] < _TYPICAL or max(greatest) > _BETWEEN * min(greatest):
         return None
     flat = torch.cat(moved)
     # What was cut at a bound has it exactly, many times.
-    if int((flat >= max(greatest) * (1 - 1e-6)).sum()) >= max(4, len(flat) // 100):
+    if fine and int((flat >= max(greatest) * (1 - 1e-6)).sum()) >= max(4, len(flat) // 100):
         return None
     return Steps(max(greatest), float((flat > (1 - _SAME) * max(greatest)).double().mean()), 0.0, False)
 
@@ -198,7 +226,7 @@ def _made_by(subject: Subject, steps: Steps, times: float) -> tuple[str, LocalAd
     """What it looks like, the optimizer that makes the same, and its local steps."""
     stated = subject.metadata.local_steps or 1
     if not steps.equal:
-        count = subject.metadata.local_steps or max(2, round(times))
+        count = subject.metadata.local_steps or min(max(2, round(times)), _MOST_STEPS)
         return "several steps of Adam or another optimizer that scales each entry", LocalAdam(), count
     if stated > 1 and _alike(times, float(stated)):
         return f"{stated} steps of Adam or signSGD", LocalAdam(), stated

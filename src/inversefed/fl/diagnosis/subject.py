@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from inversefed.fl.formats import number_format
+from inversefed.fl.formats import COARSE, number_format
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.metadata import Kind, Metadata
 from inversefed.fl.network import Network
@@ -122,8 +122,20 @@ class Subject:
         """The coarsest number format that holds every value of the update."""
         return number_format(self.tensors)
 
+    @cached_property
+    def decoded(self) -> torch.dtype | None:
+        """The 16-bit format of the new weights that a weight delta is the difference of; `None` for others."""
+        if self.kind != "weight_delta":
+            return None
+        sums = [(self.weights[name] + part, part) for name, part in self.values.items()]
+        held = (dtype for dtype in COARSE if all(_on_grid(new, part, dtype) for new, part in sums))
+        return next(held, None)
+
     def rounding(self, name: str) -> Tensor:
         """Standard deviation that rounding leaves in each entry of `raw`, computed and saved in its format."""
+        if self.decoded is not None:
+            rounded: Tensor = _relative_error(self.decoded) * (self.weights[name] + self.values[name]).abs()
+            return rounded
         saved = _relative_error(self.format) * self.values[name].abs()
         if self.kind == "gradient":
             return saved
@@ -165,6 +177,11 @@ def passes(steps: int, momentum: float) -> float:
 def rms(part: Tensor) -> float:
     """Root mean square of the entries; 0 where there are none."""
     return float(part.square().mean().sqrt()) if part.numel() else 0.0
+
+
+def _on_grid(new: Tensor, change: Tensor, dtype: torch.dtype) -> bool:
+    """Whether new weights are numbers of a format, but for the rounding of their difference to float32."""
+    return bool(((new.to(dtype).double() - new).abs() <= 2.0**-22 * (new.abs() + change.abs())).all())
 
 
 def _relative_error(dtype: torch.dtype) -> float:

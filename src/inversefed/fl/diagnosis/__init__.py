@@ -142,7 +142,9 @@ def _of_sgd(subject: Subject) -> tuple[Finding, ...]:
     made: tuple[Callable[[Subject], tuple[Finding, ...]], ...] = (sparsity.pruned, levels.quantized, levels.rounded)
     for check in made:
         found += _asked(check, subject)
-    cut = _asked(clipping.clipped, subject)
+    # Of a change that is less than the last digit of the weights neither size nor bounds are left.
+    lost = any("rounding" in each.evidence and each.level == "warning" for each in found)
+    cut = () if lost else _asked(clipping.clipped, subject)
     # Entries that were cut leave the sums over the classes that noise would.
     altered = any(finding.level == "warning" for finding in found) or any("entries" in each.evidence for each in cut)
     related = _asked(relations, subject)
@@ -154,8 +156,8 @@ def _of_sgd(subject: Subject) -> tuple[Finding, ...]:
     altered = altered or any(finding.code == "noised" for finding in found)
     if not altered:
         found += _asked(places.check_places, subject, related) or _asked(rows.check_rows, subject)
-    found += _asked(scale.signs_and_scale, subject, altered)
-    found += cut
+    if not lost:
+        found += (*_asked(scale.signs_and_scale, subject, altered), *cut)
     found += _asked(normalized_otherwise, subject)
     return tuple(found)
 

@@ -60,7 +60,8 @@ def round_number(value: float, tolerance: float) -> float | None:
 def _clamped(subject: Subject) -> tuple[Finding, ...]:
     """Whether entries were cut at one greatest value."""
     # In new weights a cut change is rounded away; equal ones are scales of BatchNorm, which all began at 1.
-    if subject.kind == "new_weights" or subject.format not in (torch.float32, torch.float64):
+    rounded = subject.kind == "new_weights" or subject.decoded is not None
+    if rounded or subject.format not in (torch.float32, torch.float64):
         return ()
     sizes = {name: part.abs() for name, part in subject.values.items()}
     bound = max(float(part.max()) for part in sizes.values() if part.numel())

@@ -85,7 +85,7 @@ def steps_of(subject: Subject) -> Steps | None:
         return None
     weights = torch.cat([_sampled(subject.weights[name]) for name in parts])
     rounding = torch.cat([_sampled(subject.rounding(name)) for name in parts])
-    cut = any(_is_cut(part) for part in parts.values())
+    cut = [part for part in parts.values() if _is_cut(part)]
     found = _equal(torch.cat(list(drawn.values())), weights, rounding) or _several(
         list(drawn.values()), cut, subject.format not in COARSE
     )
@@ -151,26 +151,31 @@ def _fitted(sizes: Tensor, own: Tensor, chosen: Tensor) -> tuple[float, float]:
     return size, decay
 
 
-def _several(parts: Sequence[Tensor], cut: bool, fine: bool) -> Steps | None:
+def _several(parts: Sequence[Tensor], cut: Sequence[Tensor], fine: bool) -> Steps | None:
     """No entry moved much farther than many others, in no tensor.
 
-    `cut` says that small ones are missing, `fine` that the format tells sizes apart.
+    `cut` are those in which small ones are missing, `fine` says that the format tells sizes apart.
     """
     moved = [part[part != 0].abs() for part in parts]
     moved = [sizes for sizes in moved if len(sizes) >= _ENTRIES]
     if len(moved) < 2 or sum(map(len, moved)) < 16 * _ENTRIES:
         return None
-    levels = sorted(rms(sizes) / float(sizes.max()) for sizes in moved)
+    levels = sorted(_level(sizes) for sizes in moved)
     greatest = [float(sizes.max()) for sizes in moved]
+    if levels[0] < _LEVEL or levels[len(levels) // 2] < _TYPICAL or max(greatest) > _BETWEEN * min(greatest):
+        return None
     # Where small entries are missing, those that are left are all large.
-    least = _LEVEL_OF_CUT if cut else _LEVEL
-    if levels[0] < least or levels[len(levels) // 2] < _TYPICAL or max(greatest) > _BETWEEN * min(greatest):
+    if any(_level(part[part != 0].abs()) < _LEVEL_OF_CUT for part in cut):
         return None
     flat = torch.cat(moved)
     # What was cut at a bound has it exactly, many times.
     if fine and int((flat >= max(greatest) * (1 - 1e-6)).sum()) >= max(4, len(flat) // 100):
         return None
     return Steps(max(greatest), float((flat > (1 - _SAME) * max(greatest)).double().mean()), 0.0, False)
+
+
+def _level(sizes: Tensor) -> float:
+    return rms(sizes) / float(sizes.max())
 
 
 def _is_cut(part: Tensor) -> bool:

@@ -289,6 +289,10 @@ def test_spectral_coefficients_are_scaled_by_frequency_and_color() -> None:
     red_blue = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     torch.testing.assert_close(spectral(red_blue), 0.5 * red_blue)
     assert spectral(torch.ones(2, 1, 5, 7)).shape == (2, 1, 5, 7)
+    for dtype in (torch.float16, torch.bfloat16):  # for which there is no Fourier transform
+        halved = spectral(stripes.to(dtype))
+        assert halved.dtype is dtype
+        torch.testing.assert_close(halved.float(), 1.6 / 4 * stripes, rtol=1e-2, atol=1e-2)
 
 
 def test_normalized_momentum_moves_by_its_step_length_whatever_the_scale() -> None:

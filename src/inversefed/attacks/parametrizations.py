@@ -46,10 +46,10 @@ class Spectral:
         height, width = variables.shape[-2:]
         down = torch.fft.fftfreq(height, device=variables.device)[:, None]
         across = torch.fft.rfftfreq(width, device=variables.device)[None, :]
-        # There is no Fourier transform in 16 bits, nor under autocast.
-        wide = variables.float() if variables.dtype in (torch.float16, torch.bfloat16) else variables
-        scale = (max(height, width) * (down.square() + across.square()).sqrt()).clamp(min=1.0).to(wide.dtype)
-        inputs: Tensor = torch.fft.irfft2(torch.fft.rfft2(wide) / scale, s=(height, width)).to(variables.dtype)
+        wide = torch.promote_types(variables.dtype, torch.float32)  # there is no transform of 16-bit numbers
+        scale = (max(height, width) * (down.square() + across.square()).sqrt()).clamp(min=1.0).to(wide)
+        spectrum = torch.fft.rfft2(variables.to(wide)) / scale
+        inputs: Tensor = torch.fft.irfft2(spectrum, s=(height, width)).to(variables.dtype)
         if variables.shape[1] != 3:
             return inputs * self.colors[0]
         return torch.einsum("dc,nchw->ndhw", self._matrix(variables), inputs)

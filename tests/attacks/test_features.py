@@ -1,3 +1,6 @@
+import time
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -67,3 +70,21 @@ def test_layers_that_hold_channels_last_are_searched_through() -> None:
     found = invert_features(module, features, image + 0.1 * torch.randn_like(image), 0.0, 50, Watch())
     with torch.no_grad():
         assert (module(found) - features).norm() < 1e-2 * features.norm()
+
+
+def test_the_clock_is_asked_in_every_evaluation_and_the_best_so_far_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of L-BFGS has ten evaluations, each of seconds where pictures are large."""
+    module, image, start = faint_corner()
+    features, now, errors = module(image).detach(), [0.0], list[float]()
+
+    def slow(images: Tensor) -> Tensor:
+        now[0] += 1.0
+        found = module(images)
+        errors.append(float((found.detach() - features).square().sum()))
+        return found
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    found = invert_features(slow, features, start, 0.0, 100, Watch(Budget(seconds=4.5)))
+    assert len(errors) == 5
+    assert float((module(found).detach() - features).square().sum()) == pytest.approx(min(errors))
+    assert min(errors) < errors[0]

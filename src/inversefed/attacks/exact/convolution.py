@@ -91,7 +91,7 @@ def solve_convolution(
         output: its outputs, where known.
         slope: how much each output counts; zero where it is not known.
         tolerance: relative accuracy of the data, at which LSMR stops.
-        go_on: called in each of its iterations; it may raise.
+        go_on: called in each of its iterations, and for each channel whose signs are asked; it may raise.
         beside: `gradient_matrix` and `gradient_rows` of another convolution with the same input.
         signed: the relative error up to which equations hold, if no input is negative; 0 where that is not known.
 
@@ -114,7 +114,7 @@ def solve_convolution(
         again = joint.solved(joint.rows(probe), tolerance, go_on)
         unseen = float((again - probe).square().mean().nan_to_num(nan=1.0))
     if signed and unseen > _OPEN and len(delta) == 1 and matrix.shape[1] <= _MOST_SIGNED:
-        found, known = by_sign(matrix, rows, signed)
+        found, known = by_sign(matrix, rows, signed, go_on)
         if float(known.double().mean()) > _MOSTLY:
             solution, unseen, settled = images(found.T, shape), 0.0, known
     rest = (rows - matrix @ solution.transpose(0, 1).flatten(1).T)[:own]
@@ -149,7 +149,9 @@ def by_gradient_alone(matrix: Tensor, rows: Tensor) -> Tensor | None:
     return None if factors is None else torch.linalg.solve_triangular(factors[1], factors[0].T @ rows, upper=True)
 
 
-def by_sign(matrix: Tensor, rows: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+def by_sign(
+    matrix: Tensor, rows: Tensor, tolerance: float, go_on: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
     """The channels that too few equations settle all the same, since no value is negative and many are zero.
 
     Of all inputs that fulfill the equations, those without negative numbers may be one alone, where many of its numbers
@@ -161,13 +163,14 @@ def by_sign(matrix: Tensor, rows: Tensor, tolerance: float) -> tuple[Tensor, Ten
         matrix: `gradient_matrix`.
         rows: its right-hand sides, `[equations, c]`.
         tolerance: the relative error up to which equations hold.
+        go_on: called for each channel; it may raise.
 
     Returns:
         The values, `[pixels, c]`, the mean of both searches where they differ, and which channels are settled, `[c]`.
     """
     order = torch.rand(matrix.shape[1], generator=torch.Generator().manual_seed(0), dtype=matrix.dtype) + 0.25
-    found, fulfilled = _not_negative(matrix, rows, tolerance)
-    again, too = _not_negative(matrix * order, rows, tolerance)
+    found, fulfilled = _not_negative(matrix, rows, tolerance, go_on)
+    again, too = _not_negative(matrix * order, rows, tolerance, go_on)
     again = again * order[:, None]
     same = (again - found).norm(dim=0) <= _SAME * found.norm(dim=0)
     sizes = torch.linalg.svdvals(matrix)
@@ -176,11 +179,12 @@ def by_sign(matrix: Tensor, rows: Tensor, tolerance: float) -> tuple[Tensor, Ten
     return torch.where(same, found, (found + again) / 2), fulfilled & too & same
 
 
-def _not_negative(matrix: Tensor, rows: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+def _not_negative(matrix: Tensor, rows: Tensor, tolerance: float, go_on: Callable[[], None]) -> tuple[Tensor, Tensor]:
     """For each right-hand side a solution without negative numbers, `[pixels, c]`, and whether there is one, `[c]`."""
     found = torch.zeros(matrix.shape[1], rows.shape[1], dtype=matrix.dtype)
     fulfilled = torch.zeros(rows.shape[1], dtype=torch.bool)
     for number, column in enumerate(rows.T):
+        go_on()
         try:
             found[:, number] = torch.from_numpy(nnls(matrix.numpy(), column.numpy())[0])
         except RuntimeError:  # it takes too many steps

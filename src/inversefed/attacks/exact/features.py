@@ -72,14 +72,24 @@ def invert_features(
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
+    nearest, least = start.detach(), math.inf
+
     def closure() -> Tensor:
+        nonlocal nearest, least
+        watch.go_on()  # one round may take minutes where pictures are large
         loss = (function(x) - features).square().sum() / scale
         x.grad = torch.autograd.grad(loss, x)[0].contiguous()  # L-BFGS wants it flat, and channels_last is not
-        return loss.detach()
+        value = loss.detach()
+        if float(value) < least:
+            nearest, least = x.detach().clone(), float(value)
+        return value
 
     used, losses = 0, list[float]()
     while used < evaluations and not watch.stop():
-        loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
+        try:
+            loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
+        except Stopped:  # in the middle of a line search, whose last point is as good as any
+            return nearest
         losses.append(loss)
         before, used = used, optimizer.state[x]["func_evals"]
         if watch(loss, shown(x.detach())) or used - before < _CHUNK:  # it ended by its own criterion

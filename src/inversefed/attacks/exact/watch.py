@@ -29,7 +29,7 @@ class Watch:
 
     budget: Budget = Budget()
     denormalize: Callable[[Tensor], Tensor] = field(default=lambda inputs: inputs, repr=False)
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
     rounds: int = 1
     _losses: list[float] = field(default_factory=list, repr=False)
     _asked: list[bool] = field(default_factory=list, repr=False)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,9 @@ from inversefed.evaluation import gate
 from inversefed.evaluation.plainly import answer, meaning, outcome
 from inversefed.evaluation.report import Report
 from inversefed.fl.null import null_observation
+from inversefed.fl.threat import Observation
 from inversefed.pipeline import audit_observation, observed
-from inversefed.types import Batch, Reconstruction, Status
+from inversefed.types import Batch, Budget, Reconstruction, Status
 from inversefed.zoo import networks, pictures
 
 SHORT = recipes.geiping(max_iterations=3)
@@ -302,6 +304,101 @@ def test_an_attack_that_was_ended_has_no_null_runs_and_a_verdict_that_says_why(
     assert "<html" in report.to_html() and said in report.to_json() and "Not decided" in report.to_markdown()
     side = gate.outcome(gate.leakage(json.loads(report.to_json())))
     assert side == "unknown"
+
+
+class Clock:
+    """A machine that is busy: each look at the clock costs time, as work does."""
+
+    def __init__(self, tick: float) -> None:
+        self.now, self.tick = 0.0, tick
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+def clocked(monkeypatch: pytest.MonkeyPatch, tick: float) -> None:
+    clock = Clock(tick)
+    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(time, "perf_counter", clock)
+
+
+@functools.cache
+def sixteen_bits(kind: str) -> tuple[Observation, Batch]:
+    """An update rounded to 16 bits, which no exact method brings back exactly; or one of random numbers."""
+    torch.manual_seed(0)
+    activation = nn.ReLU() if kind == "kinked" else nn.Sigmoid()
+    module = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), activation, nn.Flatten(), nn.Linear(1024, 4)).eval()
+    observation, truth = observed(module, photos()[:1], torch.tensor([1]), **SMALL)
+    update = {name: part.to(torch.bfloat16).to(part.dtype) for name, part in observation.update.items()}
+    observation = replace(observation, update=update)
+    return (null_observation(observation, Generator().manual_seed(5)) if kind == "random" else observation), truth
+
+
+@functools.cache
+def unlimited(kind: str, known: bool) -> bool:
+    observation, truth = sixteen_bits(kind)
+    return audit_observation(observation, truth=truth if known else None, nulls=1, attack=QUICK).verdict.leaked
+
+
+QUICK = replace(recipes.best(), kinked=recipes.spectral(32))
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("kind", ["kinked", "smooth", "random"])
+@pytest.mark.parametrize("tick", [1e-4, 0.02, 10.0])
+def test_a_slow_machine_answers_as_a_fast_one_or_leaves_it_open(
+    monkeypatch: pytest.MonkeyPatch, kind: str, known: bool, tick: float
+) -> None:
+    expected, (observation, truth) = unlimited(kind, known), sixteen_bits(kind)
+    clocked(monkeypatch, tick)
+    report = audit_observation(observation, truth=truth if known else None, nulls=1, attack=QUICK, time_budget=10.0)
+    verdict = report.verdict
+    assert verdict is not None and bool(report.images.isfinite().all())
+    assert verdict.leaked == expected or not verdict.figures["decided"]
+    assert verdict.figures["decided"] or verdict.figures["undecided_because"] or "without the truth" in verdict.sentence
+    if tick == 1e-4:
+        assert verdict.leaked == expected and verdict.figures["decided"]
+
+
+@pytest.mark.parametrize("seconds", [1e-3, 0.01, 0.3])
+@pytest.mark.parametrize("count", [1, 2])
+def test_hardly_any_time_leaves_a_picture_and_an_open_verdict(tiny: nn.Module, seconds: float, count: int) -> None:
+    report = inversefed.audit(tiny, photos()[:count], torch.tensor([1, 2])[:count], time_budget=seconds)
+    assert report.images.shape == (count, *SHAPE) and bool(report.images.isfinite().all())
+    assert report.verdict.leaked or not report.verdict.figures["decided"]
+
+
+def test_repeats_have_the_pace_of_the_search_and_not_of_an_exact_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peeling takes most of the time and is one iteration; there is time for all iterations of a repeat."""
+    observation, _ = sixteen_bits("smooth")
+
+    def slow(observation: Observation, generator: Generator, budget: Budget) -> Reconstruction:
+        found = recipes.peel()(observation, generator, Budget())
+        time.monotonic.now += 5.0
+        return found
+
+    clocked(monkeypatch, 1e-4)
+    attack = replace(recipes.best(), exact=(slow,))
+    figures = audit_observation(observation, attack=attack, nulls=2, time_budget=10.0).verdict.figures
+    assert figures["null_iterations"] == figures["null_iterations_without_limit"] == 5
+
+
+def test_repeats_begin_anew_with_fewer_iterations_where_the_machine_slows_down(
+    monkeypatch: pytest.MonkeyPatch, tiny: nn.Module
+) -> None:
+    clocked(monkeypatch, 1e-3)
+
+    def slower(done: int, total: int) -> bool:
+        time.monotonic.tick = 1.7e-3 if done == 2 else time.monotonic.tick
+        return False
+
+    report = inversefed.audit(
+        tiny, photos()[:1], torch.tensor([1]), attack=recipes.geiping(max_iterations=32), time_budget=2.0, nulls=9,
+        on_control=slower,
+    )  # fmt: skip
+    figures = report.verdict.figures
+    assert figures["nulls"] == 9 and figures["null_iterations"] < figures["null_iterations_without_limit"] == 30
 
 
 def test_a_report_of_a_batch_pairs_the_controls_with_the_truth(others: Batch) -> None:

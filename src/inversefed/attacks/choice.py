@@ -264,7 +264,7 @@ class _Best:
     asked: bool = False
     color: tuple[Images, float] | None = None
     cut: dict[str, str] = field(default_factory=dict)
-    _began: float = field(default_factory=time.monotonic)
+    _began: float = field(default_factory=lambda: time.monotonic())
 
     def take(self, attack: Attack, generator: Generator, last: bool) -> None:
         """Run an attack in its part of the time that is left, and take in what it found.

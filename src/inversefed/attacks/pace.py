@@ -24,6 +24,8 @@ _SHARE = 0.02
 """Of the time there is, what is measured for at least: the shorter, the more another process counts."""
 _LATER = 2
 """The iteration from which a measurement may end."""
+_WORTH = 4
+"""How many more steps than those that were taken must fit, for it to be worth it to begin anew."""
 _MARGIN = 0.8
 """Of the time that is left, what is planned for: later steps may cost more, and another process may come up."""
 
@@ -34,13 +36,14 @@ class Pace:
 
     Args:
         seconds: how long to look, at least; two iterations in any case.
-        planned: how many steps there are to be; at a pace at which they take more than `left`, the search is stopped.
+        planned: how many steps there are to be; at a pace at which they take more than `left`, the search is stopped,
+            unless hardly more than what was done fits into it anyway.
         left: the time for all of them; `None` for no limit.
         budget: whose watcher is told of the steps as well.
 
     Attributes:
         measured: whether it was looked long enough.
-        fits: whether all steps fit into the time, as far as is known.
+        fits: whether to go on: all steps fit into the time, as far as is known, or it is not worth it to begin anew.
         asked: whether the budget's watcher asked for the end.
     """
 
@@ -51,7 +54,7 @@ class Pace:
     measured: bool = field(default=False, init=False)
     fits: bool = field(default=True, init=False)
     asked: bool = field(default=False, init=False)
-    _began: float = field(default_factory=time.monotonic, init=False)
+    _began: float = field(default_factory=lambda: time.monotonic(), init=False)
     _times: list[float] = field(default_factory=list, init=False)
 
     def __call__(self, step: Step) -> bool:
@@ -60,9 +63,9 @@ class Pace:
         self.asked |= self.budget.on_step is not None and bool(self.budget.on_step(step))
         if not self.measured and step.iteration >= _LATER and self._times[-1] - self._times[0] >= self.seconds:
             self.measured = True
-            steps = self.planned - len(self._times)
-            spent = self._times[-1] - self._began
-            self.fits = self.left is None or spent + steps * self.step <= self.left
+            done, spent = len(self._times), self._times[-1] - self._began
+            left = math.inf if self.left is None else self.left - spent
+            self.fits = (self.planned - done) * self.step <= left or left < _WORTH * done * self.step
         return self.asked or not self.fits
 
     @property

@@ -71,8 +71,8 @@ class Restarts:
     keeps_last: bool = False
     abreast: bool = False
     unsaved: str | None = field(default=None, init=False)
-    _began: float = field(default_factory=time.monotonic)
-    _saved: float = field(default_factory=time.monotonic)
+    _began: float = field(default_factory=lambda: time.monotonic())
+    _saved: float = field(default_factory=lambda: time.monotonic())
     _steps: int = 0
     _rung: int = 0
     _complete: dict[int, dict[str, Any]] = field(default_factory=dict)

@@ -55,6 +55,12 @@ _PART = 0.8
 _LOOK = 0.5
 """Of the time of a run, for how long its steps are measured."""
 
+_PASSES = 2
+"""A step of a search takes more than this many updates of the client: the update, and its derivative."""
+
+_ONCE = 0.1
+"""The share of the time from which they are measured only once."""
+
 _FEWER = 0.4
 """The share of their iterations down to which it is worth it to begin repeats anew; with less they show no more than
 those that are done."""
@@ -179,8 +185,9 @@ def plan(
     planned = replace(planned, fewest=min(wanted, _fewest(repeated)))
     if left is None or left <= 0:
         return planned
-    iterations = _affordable(planned, observation, left)
-    return replace(planned, iterations=iterations, seconds=left - (time.monotonic() - began))
+    iterations = _affordable(planned, observation, found, left)
+    seconds = left - (time.monotonic() - began)
+    return replace(planned, iterations=max(1, iterations), seconds=seconds if iterations else 0.0)
 
 
 def _steps_of(attack: Attack, found: Reconstruction) -> int:
@@ -191,24 +198,28 @@ def _steps_of(attack: Attack, found: Reconstruction) -> int:
     return steps
 
 
-def _affordable(planned: Plan, observation: Observation, left: float) -> int:
+def _affordable(planned: Plan, observation: Observation, found: Reconstruction, left: float) -> int:
     """As many of the iterations as fit into the time, by those of the same search on a null update.
 
-    Where they do not, it is asked twice: the first run of a search may wait for what is loaded only once.
+    None where not even one does, by what the client takes for one update. Where not all do, it is asked twice: the
+    first run of a search may wait for what is loaded only once. Where that takes much of the time, once is enough.
     """
-    began, iterations = time.monotonic(), 1
-    for _ in range(2):
-        each = _PART * (left - (time.monotonic() - began)) / _count(planned)
-        iterations = max(iterations, _measured(planned, observation, each))
-    return iterations
+    began, share = time.monotonic(), _PART / _count(planned)
+    relative_matching_cost(observation, found.images, found.labels)
+    took = time.monotonic() - began
+    if share * (left - took) < _PASSES * took:
+        return 0
+    iterations = _measured(planned, observation, share * (left - took))
+    took = time.monotonic() - began
+    if iterations == planned.iterations or took > _ONCE * left:
+        return iterations
+    return max(iterations, _measured(planned, observation, share * (left - took)))
 
 
 def _measured(planned: Plan, observation: Observation, each: float) -> int:
     """How many of the iterations of a run fit into its seconds."""
     attack, wanted = planned.attack, planned.iterations
     assert isinstance(attack, GradientInversion) and wanted is not None
-    if each <= 0:
-        return 1
     pace, nothing = Pace(_LOOK * each), null_observation(observation, _generator(planned.seed, 1))
     budget = Budget(each, wanted, lambda step: pace(step) or pace.measured)
     try:
@@ -301,6 +312,8 @@ def _carried_out(
     try:
         for count, step in enumerate(steps, start=1):
             began = began if done.nulls else time.monotonic()
+            if began >= deadline:
+                raise _Cut
             done = step(done)
             if watch is not None and watch(count, len(steps)):
                 break

@@ -20,6 +20,7 @@ from inversefed.attacks import Attack
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.likelihoods import GaussianLikelihood, LaplaceLikelihood, PrunedError
 from inversefed.attacks.objectives import RelativeSquaredError
+from inversefed.attacks.pace import as_fits
 from inversefed.attacks.priors import TotalVariation
 from inversefed.attacks.problem import Problem
 from inversefed.attacks.quantized import Masked, RoundingLikelihood, SignError
@@ -31,7 +32,7 @@ from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.defenses.soteria import defended_tensor
 from inversefed.fl.dropout import noise_layers
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Finding, Reconstruction
+from inversefed.types import Budget, Finding, Reconstruction, Status
 
 __all__ = ["Adaptive"]
 
@@ -110,7 +111,8 @@ class Adaptive:
         if not self.told(observation):
             return self.attack(replace(observation, defenses=()), generator, budget)
         search = self.search(observation)
-        found = search(observation, generator, budget)
+        found, fewer = as_fits(search, observation, generator, budget)
+        found = replace(found, status=Status.STOPPED) if fewer else found
         known = ", ".join(map(repr, self._known(observation))) or "noise in the network itself"
         message = f"The search was adapted to what is known of the client's defenses: {known}."
         finding = Finding("attack-adapted", "info", message, {"attack": repr(search)})

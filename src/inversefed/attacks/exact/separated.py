@@ -19,6 +19,7 @@ from inversefed.attacks.exact.features import invert_features, solve_features
 from inversefed.attacks.exact.verify import EXACT, exactness, matched
 from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.pace import as_fits
 from inversefed.attacks.separate import Separated, separate
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.kinks import hides_contrast, pools
@@ -56,7 +57,7 @@ class SeparatedFeatures:
         self.check(observation)
         began, known, network = time.monotonic(), separate(observation), observation.network
         observation = replace(observation, labels=known.labels)
-        found = self.search(observation, generator, replace(budget, checkpoint=None, resume=None))
+        found, fewer = as_fits(self.search, observation, generator, replace(budget, checkpoint=None, resume=None))
         if found.status not in (Status.FINISHED, Status.CONVERGED):
             return found
         rounds = self.evaluations // 10
@@ -66,6 +67,7 @@ class SeparatedFeatures:
             inputs = _inverted(network, known, inputs, self.evaluations, watch)
         except KeyboardInterrupt:
             inputs, status = watch.kept[-1] if watch.kept else inputs, Status.INTERRUPTED
+        status = Status.STOPPED if status is Status.FINISHED and (fewer or watch.stopped) else status
         return _nearest(observation, found, _pictures(network, inputs), known, watch, status)
 
     def check(self, observation: Observation) -> str:
@@ -93,7 +95,8 @@ def _nearest(
     """What matches the update better, the search's pictures or the inverted ones, verified."""
     tried = [matched(observation, each, known.labels) for each in (images, found.images)]
     images, loss = min(tried, key=lambda pair: pair[1])
-    status = Status.STOPPED if watch.stopped and loss >= EXACT and status is Status.FINISHED else status
+    if loss < EXACT and status is Status.STOPPED:  # nothing is left to do
+        status = Status.FINISHED
     how = f"what went into the head was solved for, for each of {len(images)} examples, and inverted"
     history = (*found.candidates[0].history, *watch.history)
     chosen = Candidate(images, known.labels, loss, status, len(history), history)

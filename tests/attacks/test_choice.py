@@ -10,7 +10,7 @@ from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, Status, Threa
 from inversefed.attacks import precision, pruning
 from inversefed.errors import ThreatModelError
 from inversefed.fl.kinks import averages, kinks, pools
-from inversefed.types import Candidate, Finding, Reconstruction
+from inversefed.types import Candidate, Finding, Reconstruction, Step
 
 SHAPE = (3, 8, 8)
 HEADS = {
@@ -146,6 +146,38 @@ def test_a_time_budget_is_shared_by_all_that_is_tried() -> None:
     chosen = replace(recipes.best(), exact=(Asked(0.1), Asked(0.2)), kinked=recipes.spectral(2))
     chosen(observed(HEADS["kinked"]), Generator().manual_seed(0), Budget(seconds=5.0))
     assert 0 < left[1] < left[0] <= 5
+
+
+def test_an_exact_method_gets_half_of_the_time_and_the_search_follows_what_was_cut() -> None:
+    asked: list[float | None] = []
+
+    class Slow(Guess):
+        def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+            asked.append(budget.seconds)
+            return super().__call__(observation, generator, budget)
+
+    slow = Slow(-9.0, status=Status.STOPPED)
+    chosen = replace(recipes.best(), exact=(slow, slow), kinked=recipes.spectral(5))
+    found = chosen(observed(HEADS["kinked"]), Generator().manual_seed(0), Budget(seconds=1000.0))
+    assert all(490 < seconds <= 500 for seconds in asked) and len(asked) == 2
+    assert found.status is Status.STOPPED and found.candidates[0].iterations == 5  # the search's own
+    assert found.findings[0].evidence["cut"] == ["Slow"] and "For want of time" in found.findings[0].message
+    exact = replace(recipes.best(), exact=(slow, Guess(0.3, exact=True)))
+    done = exact(observed(HEADS["kinked"]), Generator().manual_seed(0), Budget(seconds=1000.0))
+    assert done.status is Status.FINISHED and "cut" not in done.findings[0].evidence
+
+
+def test_who_stops_an_exact_method_stops_the_attack_though_there_is_time_left() -> None:
+    class Watched(Guess):
+        def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+            step = Step(0, 1, 1, 1, 0.0, 0.0, lambda: torch.zeros(observation.batch_shape))
+            assert budget.on_step(step)
+            return super().__call__(observation, generator, budget)
+
+    chosen = replace(recipes.best(), exact=(Watched(0.4, status=Status.STOPPED),))
+    budget = Budget(seconds=1000.0, on_step=lambda step: True)
+    found = chosen(observed(HEADS["kinked"]), Generator().manual_seed(0), budget)
+    assert float(found.images.mean()) == pytest.approx(0.4) and "cut" not in found.findings[0].evidence
 
 
 def test_its_searches_are_changed_together() -> None:

@@ -13,7 +13,7 @@ from inversefed.attacks.exact.convolution import gradient_matrix
 from inversefed.attacks.exact.descent import descend
 from inversefed.attacks.exact.front import Setting as Peeling
 from inversefed.attacks.exact.linear import LinearInput
-from inversefed.attacks.exact.patch_embedding import PatchEmbedding
+from inversefed.attacks.exact.patch_embedding import EmbeddedPatches
 from inversefed.attacks.exact.peel import Peel, head_of, known_exactly
 from inversefed.attacks.exact.reach import reach
 from inversefed.attacks.exact.sparse import SparseBatch
@@ -205,7 +205,7 @@ def test_methods_keep_the_reasons_that_they_refuse_with(photos: torch.Tensor) ->
     for observation in (seen(networks.build("ResNet50", seed=0).eval(), photos[:1]), seen(perceptron(), pictures(2))):
         for method, attack in zip(
             identify(observation).methods,
-            (LinearInput(), Peel(), SparseBatch(), PatchEmbedding(), AttentionInput()),
+            (LinearInput(), Peel(), SparseBatch(), EmbeddedPatches(), AttentionInput()),
             strict=True,
         ):
             if method.name in ("peel", "sparse") and observation.num_examples == 2:

@@ -22,10 +22,10 @@ from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.convolution import gradient_matrix
 from inversefed.attacks.exact.front import Front
 from inversefed.attacks.exact.linear import LinearInput
-from inversefed.attacks.exact.patch_embedding import TokenSystem, token_system, told
 from inversefed.attacks.exact.peel import Peel, known_exactly
 from inversefed.attacks.exact.reach import reach
 from inversefed.attacks.exact.sparse import SparseBatch
+from inversefed.attacks.exact.token_system import TokenSystem, token_system, told
 from inversefed.attacks.exact.tokens import TokenEntry
 from inversefed.attacks.hidden import hidden
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError

@@ -15,7 +15,7 @@ from inversefed.attacks.exact.attention import AttentionInput
 from inversefed.attacks.exact.directions import NullVectors
 from inversefed.attacks.exact.independent import IndependentComponents
 from inversefed.attacks.exact.linear import LinearInput
-from inversefed.attacks.exact.patch_embedding import PatchEmbedding
+from inversefed.attacks.exact.patch_embedding import EmbeddedPatches
 from inversefed.attacks.exact.peel import Peel
 from inversefed.attacks.exact.separated import SeparatedFeatures
 from inversefed.attacks.exact.sparse import SparseBatch
@@ -298,7 +298,7 @@ def separated() -> SeparatedFeatures:
     return SeparatedFeatures(in_range(100))
 
 
-def patch_embedding() -> PatchEmbedding:
+def patch_embedding() -> EmbeddedPatches:
     """The closed form for any transformer with learned positions: patches by linear equations, whatever follows them.
 
     Paper: own derivation, on Lu et al. (2022), arXiv:2112.14087.
@@ -308,7 +308,7 @@ def patch_embedding() -> PatchEmbedding:
     The gradient of the positions is that of each token (Lu et al. 2022), and the patch embedding's gradient is the sum
     of tokens' gradients with patches.
     """
-    return PatchEmbedding(curvature(60))
+    return EmbeddedPatches(curvature(60))
 
 
 def april() -> AttentionInput:

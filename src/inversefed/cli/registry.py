@@ -31,6 +31,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         "attacks.exact.attention",
         "attacks.exact.independent",
         "attacks.exact.linear",
+        "attacks.exact.patch_embedding",
         "attacks.exact.peel",
         "attacks.exact.separated",
         "attacks.exact.sparse",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from inversefed import Batch, FedSGD, ThreatModel, freeze, observe, recipes
 from inversefed.attacks import Attack
@@ -34,6 +35,15 @@ def perceptron(width: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
+def transformer(width: int) -> nn.Module:
+    """torchvision's `VisionTransformer` of two blocks on patches of 4x4, its head, which starts at zero, drawn."""
+    torch.manual_seed(0)
+    built = VisionTransformer(32, 4, num_layers=2, num_heads=4, hidden_dim=width, mlp_dim=2 * width, num_classes=10)
+    nn.init.normal_(built.heads.head.weight, std=0.02)
+    module: nn.Module = built
+    return module
+
+
 def cases() -> Iterator[tuple[str, str, Attack, nn.Module, int, torch.dtype]]:
     """Attack, network, batch size and number format."""
     double, single = torch.float64, torch.float32
@@ -44,12 +54,19 @@ def cases() -> Iterator[tuple[str, str, Attack, nn.Module, int, torch.dtype]]:
             yield "sparse", f"perceptron {width}", recipes.sparse(), perceptron(width), count, dtype
     for count in (8, 16, 32, 64):
         yield "cocktail_party", "perceptron 1024", recipes.cocktail_party(), perceptron(1024), count, single
-    for dtype in (double, single):
-        yield "april", "BareViT", recipes.april(), networks.build("BareViT", seed=0), 1, dtype
+    yield from _transformers()
     for name in ("LeNetZhu", "AllConv", "McMahan", "ConvNet16", "ResNet20", "ResNet20-4", "ResNet18"):
         yield "peel", name, recipes.peel(), networks.build(name, seed=0), 1, single
     for name, count in (("AllConv", 2), ("AllConv", 4), ("ResNet20-4", 3), ("ResNet18", 2), ("ResNet18", 4)):
         yield "peel", name, recipes.peel(), networks.build(name, seed=0), count, single
+
+
+def _transformers() -> Iterator[tuple[str, str, Attack, nn.Module, int, torch.dtype]]:
+    for dtype in (torch.float64, torch.float32):
+        yield "april", "BareViT", recipes.april(), networks.build("BareViT", seed=0), 1, dtype
+        yield "patch_embedding", "BareViT", recipes.patch_embedding(), networks.build("BareViT", seed=0), 1, dtype
+    for width in (128, 64, 48, 32):
+        yield "patch_embedding", f"ViT {width}", recipes.patch_embedding(), transformer(width), 1, torch.float32
 
 
 def run(attack: Attack, module: nn.Module, images: Tensor, dtype: torch.dtype, seconds: float) -> str:

@@ -279,6 +279,12 @@ def frozen_embedding() -> nn.Module:
     return module
 
 
+def parametrized_embedding() -> nn.Module:
+    module = ViT()
+    nn.utils.parametrizations.weight_norm(module.embed.proj)
+    return module
+
+
 def maxvit() -> nn.Module:
     return MaxVit((64, 64), 16, 2, [16, 32], [1, 1], 8, 0.0, num_classes=10)
 
@@ -292,6 +298,7 @@ REFUSED = {
     "positions added twice": (lambda: Twice(extra=0), "positions is not what comes back to each patch's token"),
     "a norm between": (lambda: ViT(between=nn.LayerNorm), "a norm stands between"),
     "a frozen embedding": (frozen_embedding, "the patch embedding, embed.proj, are frozen"),
+    "a parametrized embedding": (parametrized_embedding, "embed.proj, are made of others, or shared"),
     "too narrow": (lambda: ViT(width=24), "24 equations, the tokens' width, for 64 patches, so 40 of every 64"),
     "Swin": (swin, "could be added to each of the 64 patches"),
     "MaxViT": (maxvit, "could be added to each of the 1024 patches"),

@@ -42,6 +42,8 @@ _LEAST = 1e-6
 """The strength of a search's directions where the plain solution was the best."""
 _HOPELESS = 0.1
 """Relative matching cost above which the equations do not hold, and no search goes on from their solution."""
+_ALIKE = 1e-3
+"""Relative difference of two matching costs up to which it is the processor's rounding, and not another draw."""
 _MOST_CLASSES = 64
 """Most classes that are tried where no rule tells the label; each costs an update."""
 
@@ -201,7 +203,7 @@ def _repeats(observation: Observation, images: Images, labels: Labels) -> bool:
     """Whether the client can be run again: its settings are known, and it draws nothing at random."""
     again = replace(observation, network=observation.network.with_masks(observation.network.mask_seed + 1))
     costs = [relative_matching_cost(each, images, labels) for each in (observation, again)]
-    return costs[0] == costs[1] < math.inf
+    return max(costs) < math.inf and math.isclose(*costs, rel_tol=_ALIKE)
 
 
 def _left(budget: Budget, began: float) -> Budget:

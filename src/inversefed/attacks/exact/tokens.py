@@ -82,7 +82,9 @@ def token_entry(observation: Observation) -> TokenEntry:
     patches = patch_map(network)
     embed = f"{patches.layer}.weight".lstrip(".")
     if embed not in network.params:
-        raise unsuited(f"the weights of the patch embedding, {patches.layer}, are frozen, and so have no gradient")
+        frozen = embed in dict(network.module.named_parameters())
+        why = "frozen, and so have no gradient" if frozen else "made of others, or shared with another layer"
+        raise unsuited(f"the weights of the patch embedding, {patches.layer}, are {why}")
     count, width = len(patches.index), len(network.params[embed])
     if count == 1:
         raise unsuited(f"the first layer on the picture, {patches.layer}, sees all of it at once, and no patches")

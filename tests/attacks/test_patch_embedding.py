@@ -174,6 +174,12 @@ def test_the_patches_of_every_kind_are_exact(kind: str, photos: Tensor) -> None:
     assert found.labels.tolist() == [4] and found.findings[0].evidence["unseen"] == 0
 
 
+def test_it_works_where_gradients_are_switched_off(photos: Tensor) -> None:
+    observation = seen(ViT().eval(), photos[:1])
+    with torch.no_grad():
+        assert solved(observation).findings[0].code == "exact"
+
+
 def test_double_precision_leaves_nothing_but_its_rounding(photos: Tensor) -> None:
     assert decibels(solved(seen(ViT().eval().double(), photos[:1].double() ** 1.1)), photos[:1].double() ** 1.1) > 200
 
@@ -279,6 +285,19 @@ def frozen_embedding() -> nn.Module:
     return module
 
 
+class Standardized(ViT):
+    """Pictures are divided by their own contrast first, and one of a single color has none."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward((images - images.mean()) / images.std())
+
+
+def grouped() -> nn.Module:
+    module = ViT(extra=0)
+    module.embed.proj = nn.Conv2d(3, WIDTH, 4, 4, groups=3)
+    return module
+
+
 def parametrized_embedding() -> nn.Module:
     module = ViT()
     nn.utils.parametrizations.weight_norm(module.embed.proj)
@@ -299,6 +318,8 @@ REFUSED = {
     "a norm between": (lambda: ViT(between=nn.LayerNorm), "a norm stands between"),
     "a frozen embedding": (frozen_embedding, "the patch embedding, embed.proj, are frozen"),
     "a parametrized embedding": (parametrized_embedding, "embed.proj, are made of others, or shared"),
+    "pictures of their own contrast": (Standardized, "sees pixels that are mixed or normalized before it"),
+    "channels in groups": (grouped, "takes its channels in groups"),
     "too narrow": (lambda: ViT(width=24), "24 equations, the tokens' width, for 64 patches, so 40 of every 64"),
     "Swin": (swin, "could be added to each of the 64 patches"),
     "MaxViT": (maxvit, "could be added to each of the 1024 patches"),

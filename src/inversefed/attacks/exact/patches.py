@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from inversefed.errors import InversefedError, UnsupportedNetworkError
 from inversefed.fl.network import Network
 
-__all__ = ["PatchMap", "patch_map", "probed", "unsuited"]
+__all__ = ["PatchMap", "first_layer", "patch_map", "probed", "unsuited"]
 
 _T = TypeVar("_T")
 _SAME = 1e-4
@@ -89,7 +89,7 @@ def patch_map(network: Network) -> PatchMap:
     noise = torch.rand(size, generator=Generator().manual_seed(0))
     pictures = (torch.zeros(size), torch.ones(size), number.div(base, rounding_mode="floor") / base,
                 (number % base) / base, noise)  # fmt: skip
-    runs = [_first(network, picture.reshape(1, *network.image_shape)) for picture in pictures]
+    runs = [first_layer(network, picture.reshape(1, *network.image_shape)) for picture in pictures]
     layer = runs[0][0]
     if len({(name, entries.shape) for name, entries in runs}) > 1:
         raise unsuited(f"which layer sees the picture first ({layer}) depends on the picture")
@@ -99,7 +99,8 @@ def patch_map(network: Network) -> PatchMap:
     digits = [((part - black) / gain.where(used, torch.ones_like(gain)) * base).round() for part in (high, low)]
     index = (digits[0] * base + digits[1]).long().clamp(0, size - 1).where(used, torch.tensor(-1))
     found = PatchMap(layer, network.image_shape, index, gain, black)
-    if bool((found.entries(noise) - rest).abs().max() > _SAME * (gain.abs().max() + black.abs().max())):
+    error, allowed = (found.entries(noise) - rest).abs().max(), _SAME * (gain.abs().max() + black.abs().max())
+    if not bool(error <= allowed):  # or it is no number: a picture of one color, divided by its contrast
         raise unsuited(f"the first layer on the picture, {layer}, sees pixels that are mixed or normalized before it")
     return found
 
@@ -108,8 +109,16 @@ class _Reached(InversefedError):
     """Ends a probe's run at the layer that was looked for; of our own kind, or boundaries would take it for foreign."""
 
 
-def _first(network: Network, picture: Tensor) -> tuple[str, Tensor]:
-    """The first layer that sees something of the picture, and the entries that it sees, `[places, values]`."""
+def first_layer(network: Network, picture: Tensor) -> tuple[str, Tensor]:
+    """The first layer that sees something of the picture, and the entries that it sees, `[places, values]`, float64.
+
+    Args:
+        network: a private copy in eval mode.
+        picture: in pixel space, `[1, c, h, w]`.
+
+    Raises:
+        UnsupportedNetworkError: no linear layer and no convolution sees it, or the network does not run.
+    """
     seen: list[tuple[str, Tensor]] = []
     frozen = {name: weight.detach() for name, weight in network.params.items()}
 
@@ -126,7 +135,8 @@ def _first(network: Network, picture: Tensor) -> tuple[str, Tensor]:
     hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in named]
     picture = picture.to(network.device, network.dtype).requires_grad_()
     try:
-        probed(lambda: network.apply(frozen, picture))
+        with torch.enable_grad():
+            probed(lambda: network.apply(frozen, picture))
     except _Reached:
         pass
     finally:

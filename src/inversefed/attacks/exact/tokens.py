@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.attacks.equations import passes
-from inversefed.attacks.exact.patches import PatchMap, patch_map, probed, unsuited
+from inversefed.attacks.exact.patches import PatchMap, first_layer, patch_map, probed, unsuited
 from inversefed.errors import ThreatModelError
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.network import Network
@@ -79,19 +79,10 @@ def token_entry(observation: Observation) -> TokenEntry:
     dtype = torch.promote_types(observation.network.dtype, torch.float32)
     network = observation.network.to(dtype)
     network.module.eval()  # the copy that `to` made
+    candidates = _required(network, *first_layer(network, torch.full((1, *network.image_shape), 0.5)))
     patches = patch_map(network)
-    embed = f"{patches.layer}.weight".lstrip(".")
-    if embed not in network.params:
-        frozen = embed in dict(network.module.named_parameters())
-        why = "frozen, and so have no gradient" if frozen else "made of others, or shared with another layer"
-        raise unsuited(f"the weights of the patch embedding, {patches.layer}, are {why}")
-    count, width = len(patches.index), len(network.params[embed])
-    if count == 1:
-        raise unsuited(f"the first layer on the picture, {patches.layer}, sees all of it at once, and no patches")
-    candidates = tuple(_candidates(network, width, count))
-    if not candidates:
-        raise unsuited(_without_positions(network, width, count))
-    entry = _identified(network, patches, embed, candidates)
+    count, width = len(patches.index), len(network.params[_weight(patches.layer)])
+    entry = _identified(network, patches, _weight(patches.layer), candidates)
     _check_sent(entry, observation.gradient)
     if count > _MOST_OPEN * width:
         raise unsuited(
@@ -99,6 +90,28 @@ def token_entry(observation: Observation) -> TokenEntry:
             f"every {count} numbers stay open"
         )
     return entry
+
+
+def _required(network: Network, layer: str, entries: Tensor) -> tuple[tuple[str, bool], ...]:
+    """Weights that may be positions, told from shapes: most networks have none, and no picture more is sent."""
+    embed, count = _weight(layer), len(entries)
+    if embed not in network.params:
+        frozen = embed in dict(network.module.named_parameters())
+        why = "frozen, and so have no gradient" if frozen else "made of others, or shared with another layer"
+        raise unsuited(f"the weights of the patch embedding, {layer}, are {why}")
+    width = len(network.params[embed])
+    if count == 1:
+        raise unsuited(f"the first layer on the picture, {layer}, sees all of it at once, and no patches")
+    if network.params[embed].numel() != width * entries.shape[1]:
+        raise unsuited(f"the first layer on the picture, {layer}, takes its channels in groups")
+    candidates = tuple(_candidates(network, width, count))
+    if not candidates:
+        raise unsuited(_without_positions(network, width, count))
+    return candidates
+
+
+def _weight(layer: str) -> str:
+    return f"{layer}.weight".lstrip(".")
 
 
 def _check_update(observation: Observation) -> None:

@@ -10,7 +10,7 @@ number of each pixel in digits, and one of noise, on which the rest must hold. E
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,9 +19,8 @@ from torch.nn import functional as F
 from inversefed.errors import InversefedError, UnsupportedNetworkError
 from inversefed.fl.network import Network
 
-__all__ = ["PatchMap", "first_layer", "patch_map", "probed", "unsuited"]
+__all__ = ["PatchMap", "first_layer", "patch_map", "unsuited"]
 
-_T = TypeVar("_T")
 _SAME = 1e-4
 """Relative error up to which an entry counts as the pixel that it should be; probes run in single precision."""
 
@@ -136,7 +135,7 @@ def first_layer(network: Network, picture: Tensor) -> tuple[str, Tensor]:
     picture = picture.to(network.device, network.dtype).requires_grad_()
     try:
         with torch.enable_grad():
-            probed(lambda: network.apply(frozen, picture))
+            network.apply(frozen, picture)
     except _Reached:
         pass
     finally:
@@ -155,23 +154,6 @@ def _entries(layer: nn.Module, inputs: Tensor) -> Tensor:
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(inputs.reshape(-1, *inputs.shape[-3:]), layer._reversed_padding_repeated_twice, mode)
     return F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)[0].T
-
-
-def probed(run: Callable[[], _T]) -> _T:
-    """Run a network, which is foreign code: whatever it raises means that it does not run.
-
-    Raises:
-        UnsupportedNetworkError: with what it raised.
-    """
-    try:
-        return run()
-    except (InversefedError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise UnsupportedNetworkError(
-            f"the network does not run on one made-up picture in eval mode: {str(error)[:200]}; use an optimization "
-            "attack such as geiping()"
-        ) from error
 
 
 def unsuited(why: str) -> UnsupportedNetworkError:

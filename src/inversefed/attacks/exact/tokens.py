@@ -13,9 +13,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.attacks.equations import passes
-from inversefed.attacks.exact.patches import PatchMap, first_layer, patch_map, probed, unsuited
+from inversefed.attacks.exact.patches import PatchMap, first_layer, patch_map, unsuited
 from inversefed.errors import ThreatModelError
 from inversefed.fl.arithmetic import float32_products
+from inversefed.fl.foreign import foreign_code
 from inversefed.fl.network import Network
 from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
@@ -203,10 +204,9 @@ def _probe_gradient(network: Network, picture: Tensor, names: list[str]) -> Para
     """The gradient of a made-up mixture of the logits: which loss the client takes does not matter here."""
     mixture = torch.randn(network.num_classes, generator=Generator().manual_seed(2))
 
-    def parts() -> tuple[Tensor, ...]:
+    with torch.enable_grad(), float32_products(network.device), foreign_code("the gradient of a made-up picture"):
         logits = network.apply(network.params, picture.to(network.device, network.dtype))
         value = (logits * mixture.to(logits)).sum()
-        return torch.autograd.grad(value, [network.params[name] for name in names], materialize_grads=True)
-
-    with torch.enable_grad(), float32_products(network.device):
-        return dict(zip(names, probed(parts), strict=True))
+        weights = [network.params[name] for name in names]
+        found = torch.autograd.grad(value, weights, materialize_grads=True)
+    return dict(zip(names, found, strict=True))

@@ -93,7 +93,7 @@ def test_inspect_counts_and_writes_nothing(tmp_path: Path, capsys: pytest.Captur
     found = json.loads(capsys.readouterr().out)["identifiability"]
     assert found["verdict"] == "open" and found["examples"] == found["least_examples"] == 3
     assert found["layers"][0]["name"] == "fc" and found["unknowns"] == 3 * 3072
-    assert [method["applies"] for method in found["methods"]] == [False] * 4
+    assert [method["applies"] for method in found["methods"]] == [False] * 5
     assert not list(tmp_path.iterdir())
 
 

@@ -170,7 +170,7 @@ def test_a_loss_of_the_caller_s_own_is_what_the_client_minimizes(tiny: nn.Module
         (
             {"loss": nn.CrossEntropyLoss(reduction="none"), "images": images(2), "labels": torch.tensor([1, 2])},
             UnsupportedNetworkError,
-            "scalar",
+            r"one real number for a batch.*gives \[2\]",
         ),
         ({"threat": "honest"}, ConfigError, "ThreatModel"),
         ({"seed": 2**63}, ConfigError, "seed"),

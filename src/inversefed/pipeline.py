@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from inversefed.attacks import Attack, recipes
 from inversefed.errors import ConfigError, InputError, InversefedError
@@ -28,7 +27,8 @@ from inversefed.fl.foreign import Callback, foreign_code, refusal
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
-from inversefed.fl.threat import Observation, ThreatModel, check_labels, observe
+from inversefed.fl.targets import as_rows, as_targets, check_labels
+from inversefed.fl.threat import Observation, ThreatModel, observe
 from inversefed.trials.case import Case
 from inversefed.trials.runs import SHARE
 from inversefed.types import Batch, Budget, Finding, Images, Labels, Params, SoftLabels, Step
@@ -64,14 +64,15 @@ def audit(
     Args:
         module: any classifier, in the mode (train or eval) that the client uses; it is not changed.
         images: the private pictures, `[n, c, h, w]`, pixel space, [0, 1].
-        labels: their classes, `[n]`; the attack sees them only if `threat` says so.
+        labels: their classes, `[n]`, or numbers, `[n]` or `[n, k]`, as the loss takes them; the attack sees them only
+            if `threat` says so.
         mean: what the client's input normalization subtracts, one number or one a channel; `None` for 0.
         std: what it divides by; `None` for 1.
         client: how the update is made.
         defenses: what is done to it before it leaves, in order.
         threat: what the server knows beside it.
         attack: how the server attacks; `None` for `recipes.best()`.
-        loss: the client's training loss, (logits, labels) -> scalar; `None` for the mean cross entropy.
+        loss: the client's training loss, (outputs, labels) -> scalar; `None` for the mean cross entropy.
         seed: fixes all randomness; the global random state is neither used nor changed.
         time_budget: seconds for attack and null runs together; the best so far counts.
         max_iterations: replaces the attack's own number.
@@ -247,8 +248,8 @@ def observed(
     check_pieces(client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
     check_threat(threat, seed)
     network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
-    check_labels(labels, images.shape[0], network.num_classes)
-    truth = Batch(images.detach().to(network.device, network.dtype), labels.detach().to(network.device).long())
+    check_labels(labels, images.shape[0], network)
+    truth = Batch(images.detach().to(network.device, network.dtype), as_targets(network, labels))
     world = Generator().manual_seed(2 * seed)
 
     # Far from 0 and the steps that follow it, which are the masks that the server simulates.
@@ -272,7 +273,7 @@ def prepared(
     images, labels = batch.images, batch.labels
     for defense in data_defenses(defenses):
         if getattr(defense, "mixes_labels", False) and not labels.is_floating_point():
-            labels = F.one_hot(labels, network.num_classes).to(images.dtype)
+            labels = as_targets(network, as_rows(network, labels))
         images, labels = defense(images, labels, generator)
     return images, labels
 

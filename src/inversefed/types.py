@@ -43,6 +43,7 @@ __all__ = [
     "SoftLabels",
     "Status",
     "Step",
+    "Targets",
 ]
 
 Images: TypeAlias = Float[Tensor, "n c h w"]
@@ -51,8 +52,11 @@ Images: TypeAlias = Float[Tensor, "n c h w"]
 Labels: TypeAlias = Int[Tensor, "n"]
 """Class indices."""
 
-SoftLabels: TypeAlias = Float[Tensor, "n k"]
-"""Class probabilities, one row an example."""
+SoftLabels: TypeAlias = Float[Tensor, "n *k"]
+"""Labels that are no class indices: class probabilities `[n, k]`, one row an example, or other numbers, `[n]` too."""
+
+Targets: TypeAlias = Labels | SoftLabels
+"""Labels as a loss takes them."""
 
 Logits: TypeAlias = Float[Tensor, "n k"]
 """What the network says of a batch."""
@@ -107,11 +111,11 @@ class Batch:
 
     Args:
         images: pictures in pixel space, [0, 1].
-        labels: class indices; -1 where the owner of pictures did not tell them.
+        labels: class indices, -1 where the owner of pictures did not tell them; or numbers, as the loss takes them.
     """
 
     images: Images = field(repr=False)
-    labels: Labels
+    labels: Targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,7 @@ class Candidate:
     """
 
     images: Images = field(repr=False)
-    labels: Labels
+    labels: Targets
     loss: float
     status: Status = Status.FINISHED
     iterations: int = 0
@@ -151,7 +155,7 @@ class Reconstruction:
     """
 
     images: Images = field(repr=False)
-    labels: Labels
+    labels: Targets
     loss: float
     status: Status
     candidates: tuple[Candidate, ...] = field(default=(), repr=False)

@@ -38,6 +38,7 @@ from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.foreign import Callback, foreign_code
 from inversefed.fl.kinks import averages, hides_contrast, kinks, normalizes, pools
 from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.network import Network
 from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Images, Reconstruction, Status, Step
@@ -103,7 +104,8 @@ class Choose:
         network, client = observation.network, trainer(observation.client)
         if isinstance(client, UnknownClient):
             return self.unknown, "the client's settings are unknown, so a gradient between the weights stands for them"
-        if isinstance(client, FedAvg) and client.shuffle and len(client.one_pass(observation.num_examples)) > 1:
+        several = isinstance(client, FedAvg) and client.shuffle and len(client.one_pass(observation.num_examples)) > 1
+        if several and _is_plain(network):
             return self.shuffled, "the client shuffles in an order that is not known, so the order is searched too"
         if hides_contrast(network):
             return self.training, "BatchNorm in train mode takes contrast and brightness out of the update"
@@ -225,14 +227,18 @@ def _unplaced(observation: Observation) -> bool:
     client, network, count = trainer(observation.client), observation.network, observation.num_examples
     if observation.labels is not None or not isinstance(client, FedAvg) or len(client.one_pass(count)) < 2:
         return False
-    plain = isinstance(network.loss, CrossEntropy) and not network.loss.label_smoothing
-    if not plain or dropout_layers(network.module) or count > _PLACED:
+    if not _is_plain(network) or dropout_layers(network.module) or count > _PLACED:
         return False
     try:
         separate(observation)
     except (ThreatModelError, UnsupportedNetworkError):
         return _order_matters(observation)
     return False
+
+
+def _is_plain(network: Network) -> bool:
+    """Whether the loss is one whose order of examples can be searched, by shares of each."""
+    return isinstance(network.loss, CrossEntropy) and not network.loss.label_smoothing
 
 
 def _order_matters(observation: Observation) -> bool:

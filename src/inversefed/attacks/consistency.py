@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inversefed.attacks.registration import medoid, moved_mean, shifted, translation
 from inversefed.errors import ConfigError
+from inversefed.fl.targets import kinds as label_kinds
 
 __all__ = ["GroupConsistency"]
 
@@ -75,7 +76,7 @@ class GroupConsistency:
             `[restarts, n, c, h, w]`.
         """
         n = restarts.shape[1]
-        kinds = torch.zeros(n, dtype=torch.long, device=restarts.device) if labels is None else labels
+        kinds = torch.zeros(n, dtype=torch.long, device=restarts.device) if labels is None else label_kinds(labels)
         orders = [matched(each, restarts[0], kinds) for each in restarts]
         ordered = torch.stack([each[order] for each, order in zip(restarts, orders, strict=True)])
         agreed = torch.stack([self._agreed(ordered[:, number]) for number in range(n)], dim=1)

@@ -178,7 +178,7 @@ class GradientInversion:
         dtype = observation.network.dtype
         return Reconstruction(
             chosen.images.to(dtype),
-            chosen.labels,
+            chosen.labels.to(dtype) if chosen.labels.is_floating_point() else chosen.labels,
             chosen.loss,
             _overall(candidates, chosen, status),
             tuple(replace(candidate, images=candidate.images.to(dtype)) for candidate in candidates),
@@ -311,15 +311,15 @@ class GradientInversion:
 
     def _candidate(self, problem: Problem, descent: Descent) -> Candidate:
         variables = self._kept(problem, descent)
-        images, labels = problem.images(variables), problem.targets(variables)
+        images, (labels, soft) = problem.images(variables), problem.decoded(variables)
         return Candidate(
             images,
-            labels.argmax(dim=1) if labels.is_floating_point() else labels,
+            labels,
             problem.fit(variables),
             descent.status or Status.STOPPED,
             len(descent.history),
             tuple(descent.history),
-            labels if labels.is_floating_point() else None,
+            soft,
         )
 
     def _enough(self, problem: Problem, descent: Descent) -> bool:
@@ -384,7 +384,9 @@ def _computed_in(observation: Observation, dtype: torch.dtype) -> Observation:
         else {n: each.to(dtype) if each.is_floating_point() else each for n, each in parts.items()}
         for parts in (observation.update, observation.buffers)
     )
-    return replace(observation, network=network, update=update or {}, buffers=buffers)
+    labels = observation.labels
+    labels = labels.to(dtype) if labels is not None and labels.is_floating_point() else labels
+    return replace(observation, network=network, update=update or {}, buffers=buffers, labels=labels)
 
 
 def _fingerprint(settings: str, problem: Problem, starts: Tensor) -> str:

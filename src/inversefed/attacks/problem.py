@@ -21,8 +21,9 @@ from inversefed.errors import ThreatModelError
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.clients import FedAvg, FedSGD
 from inversefed.fl.sharing import UnknownClient, trainer
+from inversefed.fl.targets import as_targets, forms
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Labels, Params, Scalar
+from inversefed.types import Images, Params, Scalar, SoftLabels, Targets
 
 __all__ = ["Objective", "Prior", "Problem", "relative_matching_cost"]
 
@@ -69,6 +70,7 @@ class Problem:
         joint: how open labels are decoded.
         labels: the labels, where they are known or were recovered.
         simulation: how the client is simulated.
+        rows: whether the loss takes open labels as rows; else, of a single output, as one number an example.
     """
 
     observation: Observation
@@ -76,8 +78,9 @@ class Problem:
     priors: Sequence[Prior]
     parametrization: Callable[[Tensor], Tensor]
     joint: JointLabels
-    labels: Labels | None
+    labels: Targets | None
     simulation: Simulation = KnownClient()
+    rows: bool = True
 
     @classmethod
     def of(
@@ -108,6 +111,7 @@ class Problem:
             joint,
             labels,
             simulation,
+            labels is not None or "rows" in forms(observation.network),
         )
 
     def functional(self) -> "Problem":
@@ -140,9 +144,21 @@ class Problem:
 
     def targets(self, variables: Mapping[str, Tensor]) -> Tensor:
         """The labels, hard or soft, that the simulated client trains on."""
-        if self.labels is None:
-            return self.joint.decode(variables["labels"], self.observation.num_examples)
-        return self.labels
+        if self.labels is not None:
+            return self.labels
+        found = self.joint.decode(variables["labels"], self.observation.num_examples)
+        return found if self.rows else found.squeeze(1)
+
+    def decoded(self, variables: Mapping[str, Tensor]) -> tuple[Targets, SoftLabels | None]:
+        """The labels of a result as the loss takes them, and the probabilities behind them, where they were open."""
+        targets = self.targets(variables)
+        if self.labels is not None:
+            return targets, None
+        network = self.observation.network
+        if network.num_classes > 1 and "classes" not in forms(network):
+            return targets, targets
+        classes = (targets > 0.5).flatten() if network.num_classes == 1 else targets.argmax(dim=1)
+        return as_targets(network, classes.long()), targets
 
     def loss(self, variables: Mapping[str, Tensor], conditions: Mapping[str, Tensor] = _NONE) -> Scalar:
         """What is minimized.
@@ -203,13 +219,20 @@ def _separated(observation: Observation) -> Separated | None:
         return None
 
 
-def _settled(observation: Observation, rule: LabelRule | JointLabels) -> Labels | None:
-    """The labels that were granted or that a rule finds; nothing where they are left open."""
+def _settled(observation: Observation, rule: LabelRule | JointLabels) -> Targets | None:
+    """The labels that were granted or that a rule finds; nothing where they are left open.
+
+    Raises:
+        ThreatModelError: a rule was asked for that does not apply, or the loss takes no open labels.
+    """
     if isinstance(rule, JointLabels):
+        if observation.labels is None:
+            rule.check(observation.network)
         return observation.labels
     try:
         return granted_or_recovered(observation, rule)
     except ThreatModelError:
         if not isinstance(rule, RecoveredLabels):
             raise
+        JointLabels().check(observation.network, guessed=True)
         return None

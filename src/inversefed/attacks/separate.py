@@ -24,8 +24,9 @@ from inversefed.fl.clients import FedAvg
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.optimizers import LocalSGD
 from inversefed.fl.sharing import new_weights, trainer
+from inversefed.fl.targets import as_targets, classes_of
 from inversefed.fl.threat import Observation
-from inversefed.types import Labels
+from inversefed.types import Labels, Targets
 
 __all__ = ["Separated", "separate"]
 
@@ -57,7 +58,7 @@ class Separated:
     """
 
     features: Tensor = field(repr=False)
-    labels: Labels
+    labels: Targets
     residual: float
 
 
@@ -105,7 +106,7 @@ def _separated(observation: Observation) -> Separated:
             f"the head's gradient is not that of {head.total} examples: its next singular value is "
             f"{equations.beyond:.1g} of the first; noise, pruning or quantization do that"
         )
-    tried = [observation.labels] if observation.labels is not None else list(islice(_plausible(head), _COUNTS))
+    tried = _granted(observation) if observation.labels is not None else list(islice(_plausible(head), _COUNTS))
     best: list[Solution] = []
     for keep, starts, steps in _ROUNDS:
         if observation.labels is None and len(equations.steps) > 1:
@@ -114,12 +115,22 @@ def _separated(observation: Observation) -> Separated:
         else:
             best, enough = _tried(equations, tried, starts, steps, eps), _ENOUGH * eps
         if best[0].residual < enough:
-            return Separated(best[0].coefficients @ equations.basis, best[0].labels, best[0].residual)
+            labels = as_targets(observation.network, best[0].labels)
+            return Separated(best[0].coefficients @ equations.basis, labels, best[0].residual)
         tried = [found.labels for found in best[:keep]]
     raise ThreatModelError(
         f"no features of {head.total} examples explain the head's gradient (residual {best[0].residual:.1g}); noise, "
         "clipping of single examples, or labels that could not be counted, do that"
     )
+
+
+def _granted(observation: Observation) -> list[Labels]:
+    """The labels that were handed over, as class indices."""
+    assert observation.labels is not None
+    labels = classes_of(observation.labels, observation.network.num_classes)
+    if labels is None:
+        raise ThreatModelError("the head's inputs are separated by class indices, and the labels are other numbers")
+    return [labels]
 
 
 def _check(observation: Observation, head: Head) -> None:

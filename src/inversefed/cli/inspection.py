@@ -28,6 +28,7 @@ from inversefed.errors import ConfigError, InputError, InversefedError, Metadata
 from inversefed.evaluation.plain import plain
 from inversefed.fl.diagnosis import MISFITS, check_example, diagnose
 from inversefed.fl.network import Network
+from inversefed.fl.targets import class_count
 from inversefed.fl.threat import Observation
 from inversefed.fl.updates import Update, as_observation
 from inversefed.pipeline import observed
@@ -169,8 +170,8 @@ def _example(options: Inspect, network: Network, update: Update) -> tuple[Findin
         raise ConfigError(f"--example names {len(options.example)} pictures; give as many classes by --example-label")
     images = torch.stack([read_picture(path, network.image_shape) for path in options.example])
     labels = torch.tensor(options.example_label)
-    if not 0 <= int(labels.min()) <= int(labels.max()) < network.num_classes:
-        raise ConfigError(f"--example-label must lie in 0..{network.num_classes - 1} for this network")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < class_count(network):
+        raise ConfigError(f"--example-label must lie in 0..{class_count(network) - 1} for this network")
     return check_example(network, update.tensors, update.metadata, images, labels)
 
 

@@ -14,6 +14,7 @@ from inversefed.fl.described import stated_by
 from inversefed.fl.diagnosis import diagnose, require_usable
 from inversefed.fl.network import Network, freeze
 from inversefed.fl.sharing import UnknownClient, trainer, unknown
+from inversefed.fl.targets import as_targets, class_count
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.fl.updates import Metadata, Update, as_observation, assumptions, expected_tensors, read_update
 from inversefed.types import Batch, Finding
@@ -170,6 +171,7 @@ def _truth(setting: Setting, observation: Observation) -> Batch | None:
             f"the update is one of {count} examples, with {len(setting.images)} pictures by --truth and "
             f"{len(setting.labels)} labels; give as many of each, or --num-examples"
         )
-    if int(setting.labels.max()) >= network.num_classes:
-        raise InputError(f"--labels must lie in 0..{network.num_classes - 1} for this network")
-    return Batch(setting.images.to(network.device, network.dtype), setting.labels.to(network.device, torch.long))
+    images, labels = setting.images.to(network.device, network.dtype), setting.labels.to(network.device, torch.long)
+    if int(labels.max()) >= class_count(network):
+        raise InputError(f"--labels must lie in 0..{class_count(network) - 1} for this network")
+    return Batch(images, labels if bool((labels < 0).any()) else as_targets(network, labels))

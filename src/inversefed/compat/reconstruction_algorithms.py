@@ -19,7 +19,8 @@ from inversefed.errors import UpdateMismatchError
 from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Network, freeze
-from inversefed.fl.threat import Observation, check_labels
+from inversefed.fl.targets import check_labels
+from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Params, Reconstruction, Step
 
 __all__ = ["DEFAULT_CONFIG", "FedAvgReconstructor", "GradientReconstructor", "loss_steps", "reconstruction_costs"]
@@ -105,7 +106,7 @@ class GradientReconstructor:
         return next(self.model.parameters()).dtype
 
     def _given(self, labels: Tensor, network: Network) -> Tensor:
-        check_labels(labels, self.num_images, network.num_classes)
+        check_labels(labels, self.num_images, network)
         return labels.to(network.device).long()
 
     def _client(self) -> Client:

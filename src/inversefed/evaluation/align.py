@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InputError
-from inversefed.types import Batch, Images, Labels
+from inversefed.types import Batch, Images, Labels, Targets
 
 __all__ = ["Permutation", "align", "paired"]
 
@@ -35,8 +35,8 @@ def align(
     reconstruction_images: Images,
     target_images: Images,
     *,
-    reconstruction_labels: Labels | None = None,
-    target_labels: Labels | None = None,
+    reconstruction_labels: Targets | None = None,
+    target_labels: Targets | None = None,
 ) -> Permutation:
     """Find which reconstruction belongs to which target.
 
@@ -46,7 +46,7 @@ def align(
         target_images: the truths, as many, of the same shape.
         reconstruction_labels: hand these in, with `target_labels`, where the attack was told the labels:
             as many pairs as possible then have equal labels, and the cost decides among such pairings.
-        target_labels: the true class indices.
+        target_labels: the true ones, class indices or numbers.
 
     Returns:
         A permutation: entry `i` is the index of the reconstruction paired with target `i`.
@@ -69,7 +69,7 @@ def align(
     return permutation
 
 
-def paired(images: Images, labels: Labels, truth: Batch, told: bool) -> Permutation:
+def paired(images: Images, labels: Targets, truth: Batch, told: bool) -> Permutation:
     """Which picture of a result belongs to which truth: by pixels, and within a label where labels were told.
 
     Args:
@@ -104,5 +104,6 @@ def _label_mismatch(reconstruction: Tensor | None, target: Tensor | None, like: 
         return torch.zeros_like(like)
     if reconstruction is None or target is None or not len(reconstruction) == len(target) == len(like):
         raise InputError("align expects labels of both sides, one an image, or of neither")
-    differ = reconstruction.detach().cpu()[:, None] != target.detach().cpu()[None, :]
+    found, true = (each.detach().cpu().double().reshape(len(like), -1) for each in (reconstruction, target))
+    differ = ~torch.isclose(found[:, None], true[None, :], rtol=1e-5, atol=1e-6).all(dim=2)
     return differ * (1.0 - len(like) * math.log(_LEAST))

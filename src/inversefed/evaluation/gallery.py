@@ -83,7 +83,7 @@ def _rows(report: Report) -> Iterator[Row]:
     table = next((table for table in report.tables if table.metric == PSNR), None)
     for index in range(min(report.count, MOST_PICTURES)):
         scores = _scores(table, index)
-        label = f"label {labels[index]}"
+        label = f"label {_said(labels[index])}"
         recovered = Figure("Recovered", scores.get("recovered", ""), data_uri(found[index]))
         if truth is None:
             yield f"Picture {index}, {label}", [recovered]
@@ -91,8 +91,19 @@ def _rows(report: Report) -> Iterator[Row]:
         target = truth.images[index]
         beside = [_control(name, images[index], scores) for name, images in others.items()]
         changed = Figure("Difference", _largest(found[index], target), data_uri(difference(found[index], target)))
-        title = f"Picture {index}, {label}, true label {truth.labels[index].item()}"
+        title = f"Picture {index}, {label}, true label {_said(truth.labels[index].tolist())}"
         yield title, [Figure("Private picture", "the truth", data_uri(target)), recovered, changed, *beside]
+
+
+_MOST_NUMBERS = 8
+
+
+def _said(label: object) -> str:
+    """A class, a number, or the first of a row of numbers."""
+    if not isinstance(label, list):
+        return f"{label:.4g}" if isinstance(label, float) else str(label)
+    more = ", ..." if len(label) > _MOST_NUMBERS else ""
+    return f"({', '.join(map(_said, label[:_MOST_NUMBERS]))}{more})"
 
 
 def _largest(image: Tensor, target: Tensor) -> str:

@@ -162,6 +162,8 @@ def _labels(over: Callable[..., Interval], reports: Sequence[Report]) -> dict[st
     if known or any("label_accuracy" not in report.scores for report in reports):
         return None
     labels = torch.cat([report.truth.labels.cpu() for report in reports if report.truth is not None])
+    if labels.is_floating_point():  # several answers each: none is the most frequent
+        return None
     classes = [int(report.scenario["num_classes"]) for report in reports if "num_classes" in report.scenario]
     return over(lambda report: float(report.scores["label_accuracy"].double().mean()), share=True).plain() | {
         "majority": float(labels.bincount().max() / len(labels)),

@@ -1,10 +1,10 @@
 """How close a reconstruction is to the truth: one number per image, never pooled over the batch.
 
 `__all__` is the registry, and a parameter's name says what a metric is given: `images`, `target`
-(pixel space, reconstruction first), `labels`, `target_labels`, `features` (a callable, images to
-`[n, d]`), `perceptual` (a callable, two pictures to one distance). A reconstruction is judged as the
-picture it would be shown as, so pixels are clamped to [0, 1] first. A new metric is a function, its
-name in `__all__`, and its line in `FACTS`.
+(pixel space, reconstruction first), `labels`, `target_labels` (classes, or answers of yes and no),
+`features` (a callable, images to `[n, d]`), `perceptual` (a callable, two pictures to one distance).
+A reconstruction is judged as the picture it would be shown as, so pixels are clamped to [0, 1] first.
+A new metric is a function, its name in `__all__`, and its line in `FACTS`.
 
     MSE = mean (x - x*)^2        PSNR = -10 log10 MSE        SSIM: luminance x contrast x structure
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InputError
-from inversefed.types import Images, Labels, Scores
+from inversefed.types import Images, Scores, Targets
 
 __all__ = [
     "feature_mean_squared_error",
@@ -108,11 +108,11 @@ def feature_mean_squared_error(images: Images, target: Images, features: Callabl
         return (found - true).square().mean(dim=1)
 
 
-def label_accuracy(labels: Labels, target_labels: Labels) -> Scores:
-    """Whether each label is the true one: 1 or 0 per example.
+def label_accuracy(labels: Targets, target_labels: Targets) -> Scores:
+    """Whether each label is the true one: 1 or 0 per example; of several answers of yes or no all must be.
 
     Args:
-        labels: the recovered class indices.
+        labels: the recovered class indices, or answers of 0 and 1, `[n]` or `[n, k]`.
         target_labels: the true ones, as many.
 
     Raises:
@@ -121,9 +121,10 @@ def label_accuracy(labels: Labels, target_labels: Labels) -> Scores:
     >>> label_accuracy(torch.tensor([3, 1]), torch.tensor([3, 2]))
     tensor([1., 0.])
     """
-    if labels.shape != target_labels.shape:
+    if labels.numel() != target_labels.numel() or len(labels) != len(target_labels):
         raise InputError(f"label_accuracy expects as many labels as truths, got {len(labels)} and {len(target_labels)}")
-    return (labels == target_labels.to(labels.device)).float()
+    found, true = (each.to(labels.device).double().reshape(len(labels), -1) for each in (labels, target_labels))
+    return (found.round() == true).all(dim=1).float()
 
 
 def learned_perceptual_image_patch_similarity(

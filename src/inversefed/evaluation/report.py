@@ -19,7 +19,7 @@ from inversefed.evaluation.reading import FORMAT
 from inversefed.evaluation.tables import Table, tables
 from inversefed.evaluation.verdict import Verdict
 from inversefed.evaluation.words import headline
-from inversefed.types import Batch, Finding, Images, Labels, Reconstruction, Scores, Status
+from inversefed.types import Batch, Finding, Images, Reconstruction, Scores, Status, Targets
 
 __all__ = ["Report"]
 
@@ -95,7 +95,7 @@ class Report:
         return images if self.permutation is None else images[self.permutation.to(images.device)]
 
     @property
-    def labels(self) -> Labels:
+    def labels(self) -> Targets:
         """The recovered labels, in the order of the truth."""
         labels = self.reconstruction.labels
         return labels if self.permutation is None else labels[self.permutation.to(labels.device)]

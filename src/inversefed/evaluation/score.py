@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from inversefed.evaluation import metrics
-from inversefed.types import Batch, Images, Scores
+from inversefed.types import Batch, Images, Scores, Targets
 
 __all__ = ["score"]
 
@@ -27,7 +27,8 @@ def score(
     Args:
         found: pictures and their labels, in the order of the truth; or pictures alone, which leaves out
             what needs labels.
-        truth: the private examples; labels below 0 are not known, and leave out what needs labels.
+        truth: the private examples; labels that are not known, below 0, or that are numbers such as those of a
+            regression, leave out what needs labels.
         features: takes images to `[n, d]`; `None` leaves out what needs it.
         perceptual: takes two batches of images to one distance each; `None` leaves out what needs it.
 
@@ -51,7 +52,7 @@ def score(
         "features": features,
         "perceptual": perceptual,
     }
-    if bool((truth.labels < 0).any()):  # the owner gave pictures without their labels
+    if labels is None or not _judged(labels, truth.labels):
         given |= {"labels": None, "target_labels": None}
     known = {name: value for name, value in given.items() if value is not None}
     wanted = {name: inspect.signature(getattr(metrics, name)).parameters.keys() for name in metrics.__all__}
@@ -60,3 +61,10 @@ def score(
         for name, parameters in wanted.items()
         if parameters <= known.keys()
     }
+
+
+def _judged(found: Targets, true: Targets) -> bool:
+    """Whether labels are right or wrong: classes that are known, or answers of yes and no, not other numbers."""
+    if true.is_floating_point():
+        return found.numel() == true.numel() and bool(((true == 0) | (true == 1)).all())
+    return not bool((true < 0).any())  # the owner gave pictures without their labels

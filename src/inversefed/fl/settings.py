@@ -96,7 +96,8 @@ def setting_findings(
         evidence = {repr(defense): _first_sentence(defense) for defense in defenses}
         found.append(Finding("defense-unknown-to-attack", "warning", message, evidence))
     found += _client_defense_findings(client, len(truth.images), defenses)
-    repeated = len(truth.labels) - len(set(truth.labels.tolist()))
+    classes = [] if truth.labels.is_floating_point() else truth.labels.tolist()
+    repeated = len(classes) - len(set(map(str, classes)))
     if repeated:
         message = f"{repeated} of the {len(truth.labels)} examples share a label with another one."
         found.append(Finding("repeated-labels", "info", message))

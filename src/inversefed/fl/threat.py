@@ -14,7 +14,8 @@ from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.dpsgd import DPSGD
 from inversefed.fl.network import Network
 from inversefed.fl.sharing import sent_names, trainer, unknown, with_trainer
-from inversefed.types import Batch, Labels, Params
+from inversefed.fl.targets import check_labels
+from inversefed.types import Batch, Params, Targets
 
 __all__ = ["Observation", "ThreatModel", "observe"]
 
@@ -94,7 +95,7 @@ class Observation:
     client: Client
     update: Params = field(repr=False)
     num_examples: int
-    labels: Labels | None = None
+    labels: Targets | None = None
     buffers: Params | None = field(default=None, repr=False)
     defenses: tuple[Defense, ...] = ()
 
@@ -104,7 +105,7 @@ class Observation:
         sent = sent_names(self.client, self.network)
         check_update({name: self.network.params[name] for name in sent}, self.update)
         if self.labels is not None:
-            check_labels(self.labels, self.num_examples, self.network.num_classes)
+            check_labels(self.labels, self.num_examples, self.network)
         if self.buffers is not None:
             check_buffers(dict(self.network.module.named_buffers()), self.buffers)
 
@@ -220,20 +221,3 @@ def check_buffers(own: Params, sent: Mapping[str, Tensor]) -> None:
     ]
     if wrong:
         raise UpdateMismatchError(f"the buffers do not fit the network: {'; '.join(wrong[:3])}")
-
-
-def check_labels(labels: Tensor, num_examples: int, num_classes: int) -> None:
-    """Refuse labels that are not one class index an example.
-
-    Raises:
-        InputError: wrong shape or type, or a label out of range.
-    """
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.dtype.is_complex:
-        what = f"shape {tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else repr(labels)
-        raise InputError(f"labels are class indices, an integer tensor of shape [n]; got {what}")
-    if labels.shape[0] != num_examples:
-        raise InputError(f"{num_examples} images need as many labels; got {labels.shape[0]}")
-    if num_examples and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise InputError(
-            f"labels must lie in 0..{num_classes - 1} for this network; got {int(labels.min())}..{int(labels.max())}"
-        )

@@ -26,7 +26,7 @@ from inversefed.fl.network import Network
 from inversefed.fl.parts import parted
 from inversefed.fl.sharing import sent_names, trainer
 from inversefed.fl.threat import Observation, check_update
-from inversefed.types import Finding, Labels, Params
+from inversefed.types import Finding, Params, Targets
 
 __all__ = [
     "Metadata",
@@ -109,7 +109,7 @@ def as_observation(
     num_examples: int | None = None,
     *,
     client: Client | None = None,
-    labels: Labels | None = None,
+    labels: Targets | None = None,
 ) -> Observation:
     """Turn what a file holds into what an attack receives.
 
@@ -119,7 +119,7 @@ def as_observation(
         after: they are new weights, whatever the metadata say.
         num_examples: how many examples made it; `None` for what the metadata say, else a batch, else one.
         client: the client as the attacker believes it to be; `None` for the one that the metadata describe.
-        labels: the labels, where they are handed to the attack.
+        labels: the labels, where they are handed to the attack, in any form that the loss takes.
 
     Returns:
         An observation in the network's number format and on its device. Frozen parameters are left out if the update
@@ -146,6 +146,9 @@ def as_observation(
         params = {name: part / count for name, part in params.items()}
     believed = described(told, kind, count, summed) if client is None else client
     _check_parts(network, believed, params)
+    if labels is not None:
+        check_labels(labels, count, network)
+        labels = as_targets(network, labels)
     return Observation(network, believed, params, count, labels, buffers)
 
 

@@ -35,11 +35,13 @@ from inversefed.evaluation.scope import scope
 from inversefed.evaluation.verdict import EXACT_DB, Evidence, Verdict, decide, greatest, margins
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.batchnorm import sent_buffers
+from inversefed.fl.network import Network
 from inversefed.fl.sharing import UnknownClient, trainer
+from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.trials.runs import NULLS, Trials, own_repeat, plan, run
 from inversefed.trials.unseen import unseen
-from inversefed.types import Batch, Budget, Finding, Images, Reconstruction, Scores, Status
+from inversefed.types import Batch, Budget, Finding, Images, Reconstruction, Scores, Status, Targets
 
 __all__ = ["Case", "paired"]
 
@@ -365,12 +367,21 @@ def another(observation: Observation, others: Batch | None) -> Observation | Non
     if others is None or len(others.images) < count or isinstance(trainer(observation.client), UnknownClient):
         return None
     images = others.images[:count].to(network.device, network.dtype)
-    labels = others.labels[:count].to(network.device).long() % network.num_classes
+    labels = _of_others(network, others.labels[:count])
+    if labels is None:
+        return None
     with float32_products(network.device):
         update = observation.client(network, images, labels)
         sent = None if observation.buffers is None else sent_buffers(observation.client, network, images, labels)
     known = None if observation.labels is None else labels
     return Observation(network, observation.client, dict(update), count, known, sent)
+
+
+def _of_others(network: Network, labels: Targets) -> Targets | None:
+    """Labels for public pictures, as the loss takes them; nothing where it takes no classes, and nobody can tell."""
+    if labels.is_floating_point() or (network.num_classes > 1 and "classes" not in forms(network)):
+        return None
+    return as_targets(network, labels.to(network.device).long() % class_count(network))
 
 
 def _ordered(found: Reconstruction, order: align.Permutation | None) -> Batch:

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from inversefed.errors import InversefedError
 from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Labels, Scores
+from inversefed.types import Images, Scores, Targets
 
 __all__ = ["unseen"]
 
@@ -32,14 +32,14 @@ _DONE = 1e-12
 
 
 def unseen(
-    observation: Observation, images: Images, labels: Labels, generator: Generator, steps: int = _STEPS
+    observation: Observation, images: Images, labels: Targets, generator: Generator, steps: int = _STEPS
 ) -> Scores:
     """Measure how much of a random change of each picture its update does not show.
 
     Args:
         observation: network and client.
         images: the pictures, `[n, c, h, w]`, in pixel space.
-        labels: their classes.
+        labels: theirs, as the loss takes them.
         generator: draws the change.
         steps: of conjugate gradients, most.
 
@@ -73,7 +73,7 @@ def unseen(
 class _Derivative:
     """J and its transpose, by autograd: the client's update is differentiated once, and that once more."""
 
-    def __init__(self, observation: Observation, images: Images, labels: Labels) -> None:
+    def __init__(self, observation: Observation, images: Images, labels: Targets) -> None:
         network = replace(observation.network, functional=True)
         self.images = images.detach().clone().requires_grad_()
         update = observation.client(network, self.images, labels)

@@ -65,7 +65,7 @@ class IndependentComponents:
         scale = unmix @ mixed.ones
         images = pictures(scaled(mixed, unmix))
         deltas = (mixed.rows @ torch.linalg.inv(unmix) * scale).T
-        labels = assigned_labels(observation, mixed.layer, images, deltas)
+        labels, _ = assigned_labels(observation, mixed.layer, images, deltas)
         loss = relative_matching_cost(observation, images, labels)
         message = f"{mixed.count} pictures were taken apart by their statistics: an approximation, not exact."
         finding = Finding("approximate", "info", message, {"relative_matching_cost": loss})

@@ -15,8 +15,9 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.exact.linear import layer_on_the_picture
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.targets import class_count, forms
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Labels
+from inversefed.types import Images, Targets
 
 __all__ = ["Mixture", "assigned_labels", "mixture"]
 
@@ -111,7 +112,7 @@ def _check_rank(values: Tensor, count: int, eps: float, layer: str) -> None:
         )
 
 
-def assigned_labels(observation: Observation, layer: str, images: Images, deltas: Tensor) -> Labels:
+def assigned_labels(observation: Observation, layer: str, images: Images, deltas: Tensor) -> tuple[Targets, Tensor]:
     """The label of each picture: the class whose backward pass comes nearest to the picture's row of D.
 
     Labels that the threat model grants are dealt out to the pictures, for the least distance in all.
@@ -121,17 +122,30 @@ def assigned_labels(observation: Observation, layer: str, images: Images, deltas
         layer: name of the linear layer.
         images: `[b, c, h, w]`, pixel space.
         deltas: D, `[b, m]`.
+
+    Returns:
+        The labels, and the order `[b]` that pictures take to stand as the granted labels do; as they are without.
+
+    Raises:
+        ThreatModelError: no label is granted, and the loss takes no classes that could be tried.
     """
-    distances = _label_distances(observation, layer, images, deltas)
-    if observation.labels is None:
-        return distances.argmin(dim=1).to(images.device)
-    granted = observation.labels.cpu()
-    _, dealt = linear_sum_assignment(distances[:, granted].numpy())
-    return granted[torch.from_numpy(dealt)].to(images.device)
+    network, granted = observation.network, observation.labels
+    if granted is None and "classes" not in forms(network):
+        raise ThreatModelError(
+            f"which picture has which label cannot be tried under the loss {network.loss!r}, which takes no class "
+            "indices; hand the labels over (known labels)"
+        )
+    tried = torch.arange(class_count(network), device=network.device) if granted is None else granted
+    distances = _label_distances(observation, layer, images, deltas, tried)
+    if granted is None:
+        return distances.argmin(dim=1).to(images.device), torch.arange(len(images), device=images.device)
+    _, dealt = linear_sum_assignment(distances.numpy())
+    places = torch.from_numpy(dealt).to(images.device)
+    return granted[places], places.argsort()
 
 
-def _label_distances(observation: Observation, layer: str, images: Images, deltas: Tensor) -> Tensor:
-    """Squared distances of D to the backward passes of each class, `[b, classes]`."""
+def _label_distances(observation: Observation, layer: str, images: Images, deltas: Tensor, tried: Tensor) -> Tensor:
+    """Squared distances of D to the backward passes of each label that is tried, `[b, labels]`."""
     network, outputs = observation.network, list[Tensor]()
     hook = network.module.get_submodule(layer).register_forward_hook(lambda *parts: outputs.append(parts[2]))
     try:
@@ -140,8 +154,8 @@ def _label_distances(observation: Observation, layer: str, images: Images, delta
     finally:
         hook.remove()
     distances = []
-    for label in range(network.num_classes):
-        targets = torch.full((len(images),), label, device=images.device)
+    for target in tried:
+        targets = target.expand(len(images), *target.shape)
         with torch.enable_grad():
             loss = network.loss(logits, targets)
         (delta,) = torch.autograd.grad(loss, outputs[0], retain_graph=True)

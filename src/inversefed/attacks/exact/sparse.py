@@ -342,10 +342,8 @@ def _verified(
             f"fewer than {mixed.count} directions with zeros were found in the gradient of {mixed.layer}; "
             "allow more time or rounds, or use cocktail_party() for an approximation"
         )
-    labels = assigned_labels(observation, mixed.layer, images, chosen.deltas)
-    if observation.labels is not None:  # in the order in which they were granted
-        order = labels.argsort(stable=True)[observation.labels.argsort(stable=True).argsort()]
-        images, labels = images[order], labels[order]
+    labels, order = assigned_labels(observation, mixed.layer, images, chosen.deltas)
+    images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
     images, loss = matched(observation, images, labels)
     evidence = {"signs_agree": chosen.agreement, "examples_settled": int(chosen.settled.sum())}
     finding = exactness(loss, f"the zeros of the gradient of {mixed.layer} told {mixed.count} pictures apart", evidence)

@@ -2,8 +2,8 @@
 
 For softmax cross entropy the gradient with respect to the head's bias is `p - y`, averaged over the
 batch: negative only where a label is present. The rows of the head's weight gradient are the same factors times the
-features in front of the head. A rule is a file: `single` (one example), `columns` (distinct labels), `impact`, `counts`
-and `mean_feature` (any labels), `recovered` (which of them), `joint` (none).
+features in front of the head. A rule is a file: `single` and `solved` (one example), `columns` (distinct
+labels), `impact`, `counts` and `mean_feature` (any labels), `recovered` (which of them), `joint` (none).
 """
 
 from inversefed.attacks.labels.columns import ColumnMinimum
@@ -14,8 +14,10 @@ from inversefed.attacks.labels.mean_feature import MeanFeatureCounts
 from inversefed.attacks.labels.recovered import RecoveredLabels
 from inversefed.attacks.labels.rule import LabelRule as LabelRule
 from inversefed.attacks.labels.single import SignRule, SoftTargets
+from inversefed.attacks.labels.solved import SolvedTarget
+from inversefed.fl.targets import as_targets
 from inversefed.fl.threat import Observation
-from inversefed.types import Labels
+from inversefed.types import Targets
 
 __all__ = [
     "BiasCounts",
@@ -27,9 +29,13 @@ __all__ = [
     "RecoveredLabels",
     "SignRule",
     "SoftTargets",
+    "SolvedTarget",
 ]
 
 
-def granted_or_recovered(observation: Observation, rule: LabelRule = RecoveredLabels()) -> Labels:
-    """The labels that the threat model grants, or those that a rule finds."""
-    return rule(observation) if observation.labels is None else observation.labels
+def granted_or_recovered(observation: Observation, rule: LabelRule = RecoveredLabels()) -> Targets:
+    """The labels that the threat model grants, or those that a rule finds, as the loss takes them."""
+    if observation.labels is not None:
+        return observation.labels
+    found = rule(observation)
+    return found if found.is_floating_point() else as_targets(observation.network, found)

@@ -3,8 +3,9 @@
     gW_c = mean_i (p_ic - T[y_i, c]) h_i,    gb_c = mean_i (p_ic - T[y_i, c])
 
 `h_i` is what goes into the head, `p_i` its softmax, and `T[y]` what the loss pulls a label `y` to: the class itself, or
-with label smoothing a bit of all. A FedAvg update gives their mean over the local steps; the weights moved meanwhile,
-so probabilities are taken at the mean of the weights that the steps saw.
+with label smoothing a bit of all. A single output z is two classes with the logits 0 and z, since binary cross entropy
+is the cross entropy of these. A FedAvg update gives their mean over the local steps; the weights moved meanwhile, so
+probabilities are taken at the mean of the weights that the steps saw.
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,24 +13,28 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Generator, Tensor, nn
 
-from inversefed.errors import ThreatModelError
+from inversefed.attacks.labels.behind import Behind, behind_head
+from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.aggregation import one_of
 from inversefed.fl.clients import FedAvg
-from inversefed.fl.network import Network
+from inversefed.fl.network import Loss, Network
 from inversefed.fl.optimizers import State
 from inversefed.fl.sharing import UnknownClient, trainer
+from inversefed.fl.targets import as_targets, class_count, loss_slope
 from inversefed.fl.threat import Observation
-from inversefed.types import Params
+from inversefed.types import Params, Targets
 
-__all__ = ["Head", "deal", "pulls", "read_head"]
+__all__ = ["Head", "LastLayer", "at_head", "deal", "head_slope", "last_layer", "pulls", "read_head", "slopes"]
 
 _CHUNK = 32
+_DRAWS = 8
+"""Outputs at which the loss of a single one is differentiated."""
 _OPEN = "hand the labels over (known labels), or use JointLabels()"
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The last layer and its gradient of the mean cross entropy, all in float64.
+    """The last layer and its gradient of the mean cross entropy, all in float64; k is 2 for a single output.
 
     Args:
         network: with the weights that the local steps saw on average.
@@ -93,37 +98,78 @@ def read_head(observation: Observation, scale_free: bool = False) -> Head:
             "this rule needs the scale of the gradient, and the client's settings are unknown; use ImpactCounts(), "
             f"{_OPEN}"
         )
-    name, pulled = network.head, pulls(network)
-    if name is None or not isinstance(network.module.get_submodule(name), nn.Linear):
-        raise ThreatModelError(f"the network has no clear linear last layer with one row a class; {_OPEN}")
+    layer, pulled = last_layer(observation), pulls(network)
     if pulled is None:
         raise ThreatModelError(
-            f"counting labels needs softmax cross entropy as the loss, not {network.loss!r}; {_OPEN}"
+            "counting labels needs softmax cross entropy as the loss, or binary for one output, not "
+            f"{network.loss!r}; {_OPEN}"
         )
-    weights, decay, gain = _seen_weights(observation)
     scale, pull = pulled
+    bias_gradient = layer.bias_gradient
+    return Head(
+        network=layer.network,
+        total=total,
+        weight=_lifted(layer.weight, 0.0),
+        bias=_lifted(layer.bias, 0.0),
+        weight_gradient=_lifted(layer.weight_gradient) / scale(total),
+        bias_gradient=None if bias_gradient is None else _lifted(bias_gradient) / scale(total),
+        pull=pull.to(layer.weight.device),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayer:
+    """The last layer and its mean gradient over the local steps, of whatever loss, in float64.
+
+    Args:
+        network: with the weights that the local steps saw on average.
+        weight: `[k, d]`.
+        bias: `[k]`; zeros where there is none.
+        weight_gradient: `[k, d]`.
+        bias_gradient: `[k]`, or `None` for a layer without bias, or one whose bias was not sent.
+    """
+
+    network: Network
+    weight: Tensor = field(repr=False)
+    bias: Tensor = field(repr=False)
+    weight_gradient: Tensor = field(repr=False)
+    bias_gradient: Tensor | None = field(repr=False)
+
+
+def last_layer(observation: Observation) -> LastLayer:
+    """Read the last layer and its gradient.
+
+    Raises:
+        ThreatModelError: no clear linear head, or local steps whose mean gradient cannot be read.
+    """
+    network, name = observation.network, observation.network.head
+    if name is None or not isinstance(network.module.get_submodule(name), nn.Linear):
+        raise ThreatModelError(f"the network has no clear linear last layer with one row a class; {_OPEN}")
+    weights, decay, gain = _seen_weights(observation)
 
     def gradient(part: str) -> Tensor | None:
         if f"{name}.{part}" not in observation.update:
             return None
         raw = observation.gradient[f"{name}.{part}"].double()
-        return (raw / gain - decay * weights[f"{name}.{part}"].double()) / scale(total)
+        return raw / gain - decay * weights[f"{name}.{part}"].double()
 
     weight_gradient = gradient("weight")
     if weight_gradient is None:
         raise ThreatModelError(f"the update does not hold the head's weights, {name}.weight; {_OPEN}")
-    layer = network.module.get_submodule(name)
-    bias = weights.get(f"{name}.bias", layer.bias)
+    bias = weights.get(f"{name}.bias", network.module.get_submodule(name).bias)
     weight = weights[f"{name}.weight"].double()
-    return Head(
+    return LastLayer(
         network=replace(network, params=weights),
-        total=total,
         weight=weight,
         bias=weight.new_zeros(len(weight)) if not isinstance(bias, Tensor) else bias.detach().double(),
         weight_gradient=weight_gradient,
         bias_gradient=gradient("bias"),
-        pull=pull.to(weight.device),
     )
+
+
+def _lifted(rows: Tensor, first: float = -1.0) -> Tensor:
+    """The row of a single output as those of two classes: the first is so many times the second."""
+    return torch.cat([first * rows, rows]) if len(rows) == 1 else rows
 
 
 @dataclass(frozen=True)
@@ -140,25 +186,97 @@ class _Scale:
 def pulls(network: Network) -> tuple[_Scale, Tensor] | None:
     """What the loss pulls each label to, `[k, k]`, found by differentiating it; `None` if it is no cross entropy.
 
-    Of the loss of one example, `dl/dz = s (softmax(z) - T[y])` must hold with the same `s` and `T` for all logits `z`.
+    Of the loss of one example, `dl/dz = s (softmax(z) - T[y])` must hold with the same `s` and `T` for all outputs `z`
+    of the head; what stands behind the head, such as a log-softmax, is part of the loss. A single output is two
+    classes.
     """
-    classes = network.num_classes
-    logits = torch.randn(2, classes, generator=Generator().manual_seed(0), dtype=torch.float64)
+    drawn = torch.randn(_DRAWS, network.num_classes, generator=Generator().manual_seed(0), dtype=torch.float64)
+    drawn = drawn[:2] if network.num_classes > 1 else drawn  # a single output tells less, and costs nothing
     try:
-        slopes = torch.stack([torch.stack([_slope(network, z, y) for y in range(classes)]) for z in logits])
-        one, two = (_loss(network, logits[:1].expand(n, -1), torch.zeros(n, dtype=torch.long)) for n in (1, 2))
-    except (RuntimeError, TypeError, ValueError, IndexError):  # a loss is foreign code
+        own, sums = slopes(network, drawn), _sums(network, drawn[:1])
+    except UnsupportedNetworkError:
         return None
-    p = logits.softmax(dim=1)
-    moved, change = (slopes[0] - slopes[1]), (p[0] - p[1])
+    p = (torch.cat([0 * drawn, drawn], dim=1) if network.num_classes == 1 else drawn).softmax(dim=1)
+    moved, change = (own[0] - own[1]), (p[0] - p[1])
     factor = float((moved @ change).mean() / change.square().sum())
     if not factor > 0:
         return None
-    targets = p[:, None] - slopes / factor
-    plain = torch.allclose(targets[0], targets[1], atol=1e-6) and torch.allclose(
-        targets.sum(-1), torch.ones(2, classes, dtype=torch.float64), atol=1e-6
+    targets = p[:, None] - own / factor
+    plain = torch.allclose(targets, targets[:1].expand_as(targets), atol=1e-6) and torch.allclose(
+        targets.sum(-1), torch.ones(targets.shape[:2], dtype=torch.float64), atol=1e-6
     )
-    return (_Scale(factor, bool(two > 1.5 * one)), targets[0]) if plain else None
+    plain = plain and bool((targets[0].argmax(dim=1) == torch.arange(len(targets[0]))).all())
+    return (_Scale(factor, sums), targets[0]) if plain else None
+
+
+def slopes(network: Network, outputs: Tensor) -> Tensor:
+    """What the loss of one example with each label does to each of some outputs of the head, `[m, k, k]`.
+
+    Args:
+        network: for its loss, and what stands behind its head.
+        outputs: of the head, `[m, k]`.
+
+    Raises:
+        UnsupportedNetworkError: the loss does not take class indices.
+    """
+    inner, labels = at_head(network), as_targets(network, torch.arange(class_count(network)))
+    found = [_lifted(head_slope(inner, z[None], y[None])[0]) for z in outputs for y in labels]
+    return torch.stack(found).view(len(outputs), len(labels), -1)
+
+
+def _sums(network: Network, outputs: Tensor) -> bool:
+    """Whether the loss of two equal examples is twice that of one, and not their mean."""
+    inner, label = at_head(network), as_targets(network, torch.zeros(1, dtype=torch.long))
+    one, two = (head_slope(inner, outputs.expand(n, -1), label.expand(n, *label.shape[1:])) for n in (1, 2))
+    return bool(two[0] @ one[0] > 0.75 * (one[0] @ one[0]))
+
+
+def at_head(network: Network) -> Network:
+    """The same network with its loss as one of what the head gives: what stands behind the head is part of it."""
+    return replace(network, loss=_BehindHead(network.loss, behind_head(network) or _unchanged))
+
+
+def head_slope(inner: Network, outputs: Tensor, targets: Targets) -> Tensor:
+    """The derivative of the loss with respect to what the head gives, `[n, k]`, in the precision of `outputs`.
+
+    A loss that holds numbers of its own, such as class weights, may refuse it: then in the network's precision.
+
+    Args:
+        inner: what `at_head` gives.
+        outputs: of the head, `[n, k]`.
+        targets: labels in the form that the loss takes.
+
+    Raises:
+        UnsupportedNetworkError: the loss does not take them.
+    """
+    try:
+        return _slope(inner, outputs.to(inner.device), targets).to(outputs)
+    except UnsupportedNetworkError:
+        if outputs.dtype == inner.dtype:
+            raise
+    return _slope(inner, outputs.to(inner.device, inner.dtype), targets).to(outputs)
+
+
+def _slope(inner: Network, outputs: Tensor, targets: Targets) -> Tensor:
+    return loss_slope(inner, outputs, targets.to(outputs.dtype) if targets.is_floating_point() else targets)
+
+
+@dataclass(frozen=True)
+class _BehindHead:
+    """A loss of the head's outputs."""
+
+    loss: Loss
+    behind: Behind
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(self.behind(outputs), labels)
+
+    def __repr__(self) -> str:
+        return repr(self.loss)
+
+
+def _unchanged(outputs: Tensor) -> Tensor:
+    return outputs
 
 
 def deal(expected: Tensor, total: int, least: Tensor | None = None) -> Tensor:
@@ -221,18 +339,6 @@ def _drift(client: FedAvg, size: float, steps: int) -> float:
         gradient = torch.full((1,), size, dtype=torch.float64) + pull * params["w"]
         params, state = client.optimizer(params, {"w": gradient}, state, 1.0, step)
     return -float(params["w"])
-
-
-def _loss(network: Network, logits: Tensor, labels: Tensor) -> Tensor:
-    loss = network.loss(logits.to(network.device), labels.to(network.device))
-    return loss.cpu()
-
-
-def _slope(network: Network, logits: Tensor, label: int) -> Tensor:
-    with torch.enable_grad():
-        row = logits[None].clone().requires_grad_()
-        slope: Tensor = torch.autograd.grad(_loss(network, row, torch.tensor([label])), row)[0]
-    return slope[0]
 
 
 def _pictures(number: int, network: Network) -> Tensor:

@@ -2,21 +2,24 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from inversefed.attacks.labels.head import pulls
 from inversefed.attacks.labels.impact import ImpactCounts
 from inversefed.attacks.labels.mean_feature import MeanFeatureCounts
 from inversefed.attacks.labels.rule import LabelRule
 from inversefed.attacks.labels.single import SignRule, SoftTargets
+from inversefed.attacks.labels.solved import SolvedTarget
 from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.threat import Observation
-from inversefed.types import Labels
+from inversefed.types import Targets
 
 __all__ = ["RecoveredLabels"]
 
 
 @dataclass(frozen=True)
 class RecoveredLabels:
-    """The rule that fits: for one example its sign, or its target under label smoothing; for several their counts.
+    """The rule that fits: for one example its sign, or its target under another loss; for several their counts.
 
     Of a client whose settings are unknown the gradient's scale is too: then `ImpactCounts`, which does without.
 
@@ -24,15 +27,18 @@ class RecoveredLabels:
         ThreatModelError: no rule applies; the message says what is missing.
     """
 
-    def __call__(self, observation: Observation) -> Labels:
-        """Labels, `[n]`; of several examples in rising order."""
+    def __call__(self, observation: Observation) -> Targets:
+        """Labels, `[n]`; of several examples in rising order. Of losses that take no classes, as they take them."""
         return self.rule(observation)(observation)
 
     def rule(self, observation: Observation) -> LabelRule:
         """Choose by the number of examples, the client, the loss, and whether the head has a bias."""
-        hidden = isinstance(trainer(observation.client), UnknownClient)
+        network, hidden = observation.network, isinstance(trainer(observation.client), UnknownClient)
         if observation.num_examples > 1:
             return ImpactCounts() if hidden else MeanFeatureCounts()
-        pulled, head = pulls(observation.network), observation.network.head
-        smoothed = pulled is not None and float(pulled[1].diagonal().min()) < 1 - 1e-6
-        return SoftTargets() if smoothed and not hidden and f"{head}.bias" in observation.update else SignRule()
+        pulled, biased = pulls(network), f"{network.head}.bias" in observation.update and not hidden
+        if pulled is None or network.num_classes == 1:
+            linear = network.head is not None and isinstance(network.module.get_submodule(network.head), nn.Linear)
+            return SolvedTarget() if biased and linear else SignRule()
+        smoothed = float(pulled[1].diagonal().min()) < 1 - 1e-6
+        return SoftTargets() if smoothed and biased else SignRule()

@@ -3,7 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 from inversefed.fl.threat import Observation
-from inversefed.types import Labels
+from inversefed.types import Targets
 
 __all__ = ["LabelRule"]
 
@@ -12,6 +12,6 @@ __all__ = ["LabelRule"]
 class LabelRule(Protocol):
     """Recovers the labels of a batch, in any order."""
 
-    def __call__(self, observation: Observation) -> Labels:
+    def __call__(self, observation: Observation) -> Targets:
         """Labels, or `ThreatModelError` where the rule does not apply."""
         ...

@@ -7,10 +7,12 @@ to zero. With a bias the head's input is known, so its probabilities are, and so
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from inversefed.attacks.labels.head import pulls, read_head
-from inversefed.errors import ThreatModelError
+from inversefed.attacks.labels.features import check_not_negative
+from inversefed.attacks.labels.head import pulls, read_head, slopes
+from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels, SoftLabels
 
@@ -76,19 +78,50 @@ class SoftTargets:
 
 def _factors(observation: Observation) -> Tensor:
     """One number a class, negative where the label is."""
-    name, gradient = observation.network.head, observation.gradient
+    network, gradient = observation.network, observation.gradient
+    name, pulled = network.head, pulls(network)
     if name is None or f"{name}.weight" not in gradient:
         raise ThreatModelError(
             "the network has no clear last layer with one row a class; hand the label over (known labels), "
             "or use JointLabels()"
         )
+    if pulled is None:
+        _check_signs(network)
     bias = gradient.get(f"{name}.bias")
+    if network.num_classes == 1:
+        bias = _one_sign(observation) if bias is None else bias
+        return torch.cat([-bias, bias])
     if bias is None:
         lengths: Tensor = torch.linalg.vector_norm(gradient[f"{name}.weight"].flatten(start_dim=1), dim=1)
         return -lengths
-    pulled = pulls(observation.network)
     if pulled is None:
         return bias
     scale, pull = pulled
     spread = float(pull.min())
     return bias + scale(1) * spread if spread > 1e-9 else bias
+
+
+def _check_signs(network: Network) -> None:
+    """Refuse a loss whose derivative does not point at the label: whose only negative entry, and largest, is not it.
+
+    Raises:
+        ThreatModelError: it is such a loss.
+    """
+    drawn = torch.randn(2, network.num_classes, generator=Generator().manual_seed(0), dtype=torch.float64)
+    try:
+        found = slopes(network, drawn)
+    except UnsupportedNetworkError as error:
+        raise ThreatModelError(f"no rule finds this loss's labels: {error}; hand them over (known labels)") from error
+    own = found.diagonal(dim1=1, dim2=2)
+    rest = found - own.diag_embed()
+    if bool((own >= 0).any()) or bool((rest < -1e-9).any()) or bool((rest.amax(dim=2) > -own * (1 + 1e-6)).any()):
+        raise ThreatModelError(
+            f"the derivative of the loss {network.loss!r} does not point at the label; hand it over (known labels)"
+        )
+
+
+def _one_sign(observation: Observation) -> Tensor:
+    """The sign of a single output's derivative, where no bias says it and features are not negative, `[1]`."""
+    head = read_head(observation, scale_free=True)
+    check_not_negative(head, 32, "the label of a head with one output and no bias")
+    return head.weight_gradient[1:].sum(dim=1)

@@ -16,7 +16,6 @@ from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from inversefed.attacks.simulations.known import KnownClient
 from inversefed.attacks.simulations.simulation import Compared, Simulation
@@ -27,6 +26,7 @@ from inversefed.fl.defenses.clipping import Clip
 from inversefed.fl.defenses.mixing import mixed
 from inversefed.fl.dropout import mask_shapes, noise_layers
 from inversefed.fl.sharing import trainer, with_trainer
+from inversefed.fl.targets import as_rows
 from inversefed.fl.threat import Observation
 from inversefed.types import Images
 
@@ -152,7 +152,7 @@ class Unmixed(Wrapping):
         """Mix pictures and labels, then simulate."""
         logit = torch.logit(images.new_tensor(self.share))
         share = torch.sigmoid(variables.get("share", images.new_zeros(())) + logit)
-        soft = labels if labels.is_floating_point() else F.one_hot(labels, observation.network.num_classes)
+        soft = as_rows(observation.network, labels)
         partners = torch.arange(len(images), device=images.device).roll(-1)
         targets = mixed(soft.to(images.dtype), share, partners)
         return self.inner(observation, variables, mixed(images, share, partners), targets)

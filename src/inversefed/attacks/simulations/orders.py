@@ -15,6 +15,7 @@ from inversefed.errors import ConfigError, ThreatModelError
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.sharing import UnknownClient, trainer, with_trainer
+from inversefed.fl.targets import kinds
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Scalar
 
@@ -84,7 +85,8 @@ class PerEpoch(Simulation):
     def result(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean over the epochs, after each is matched with the first; equal labels with equal labels only."""
         epochs = images.reshape(-1, labels.shape[0], *images.shape[1:])
-        classes = labels.argmax(dim=1) if labels.is_floating_point() else labels
+        soft = labels.is_floating_point() and labels.ndim == 2 and labels.shape[1] > 1
+        classes = labels.argmax(dim=1) if soft else kinds(labels)
         return torch.stack([epoch[_matched(epoch, epochs[0], classes)] for epoch in epochs]).mean(dim=0)
 
 

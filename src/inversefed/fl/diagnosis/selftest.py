@@ -19,9 +19,10 @@ from inversefed.fl.clients import FedSGD
 from inversefed.fl.diagnosis.stand_ins import stand_ins
 from inversefed.fl.metadata import Metadata
 from inversefed.fl.network import Network
+from inversefed.fl.targets import as_targets, made_up_targets
 from inversefed.fl.threat import Observation
 from inversefed.fl.updates import Update, as_observation
-from inversefed.types import Finding, Images, Labels, Params
+from inversefed.types import Finding, Images, Params, Targets
 
 __all__ = ["check_example", "self_test"]
 
@@ -57,8 +58,9 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
         batch_size=None if metadata.batch_size is None else min(metadata.batch_size, count),
         local_steps=None if metadata.local_steps is None else min(metadata.local_steps, _MOST_STEPS),
     )
-    images, labels = stand_ins(network, count), torch.arange(count, device=network.device) % network.num_classes
+    images = stand_ins(network, count)
     try:
+        labels = made_up_targets(network, count)
         nothing = {name: torch.zeros_like(weight) for name, weight in network.params.items()}
         believed = as_observation(network, Update(nothing, small))
         sent = believed.client(believed.network, images, labels)
@@ -91,7 +93,7 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
 
 
 def check_example(
-    network: Network, tensors: Params, metadata: Metadata, images: Images, labels: Labels
+    network: Network, tensors: Params, metadata: Metadata, images: Images, labels: Targets
 ) -> tuple[Finding, ...]:
     """Ask whether the believed client makes this update of the owner's own examples.
 
@@ -100,13 +102,14 @@ def check_example(
         tensors: the update that was made of these examples and no others.
         metadata: what is stated about it.
         images: the examples, in pixel space.
-        labels: their classes.
+        labels: their classes, or numbers as the loss takes them.
 
     Returns:
         One finding: an info if they match, else an error that names what would make them match, if that was found.
     """
     told = replace(metadata, num_examples=len(images))
     try:
+        labels = as_targets(network, labels)
         theirs = as_observation(network, Update(tensors, told))
         cosine, ratio = _match(theirs, images, labels)
     except InversefedError as error:
@@ -134,7 +137,7 @@ def check_example(
 
 
 def _cause(
-    network: Network, tensors: Params, told: Metadata, images: Images, labels: Labels, evidence: dict[str, float]
+    network: Network, tensors: Params, told: Metadata, images: Images, labels: Targets, evidence: dict[str, float]
 ) -> Finding:
     """What would make the example match."""
     start = f"The believed client does not make this update of the example (cosine {evidence['cosine']:.3f})"
@@ -151,7 +154,7 @@ def _cause(
 
 
 def _tried(
-    network: Network, tensors: Params, told: Metadata, images: Images, labels: Labels
+    network: Network, tensors: Params, told: Metadata, images: Images, labels: Targets
 ) -> Iterator[tuple[float, str, str]]:
     """The cosine that other settings give, with finding code and options; 0 where the client cannot run with them."""
     for code, cure, other, stated in _others(network, told):
@@ -192,7 +195,7 @@ def _normalizing(network: Network, mean: _Constants, std: _Constants) -> Network
     return replace(network, mean=constant(mean, network.mean), std=constant(std, network.std))
 
 
-def _match(seen: Observation, images: Images, labels: Labels) -> tuple[float, float]:
+def _match(seen: Observation, images: Images, labels: Targets) -> tuple[float, float]:
     """Cosine between the real update and that of the believed client, and the real one's norm over the other."""
     where = seen.network.device
     ours = seen.client(seen.network, images.to(where, seen.network.dtype), labels.to(where))

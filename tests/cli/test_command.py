@@ -320,14 +320,14 @@ def test_a_time_budget_stops_with_the_best_so_far(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
+    "what", ["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "losses", "metrics"]
 )
 def test_list_names_what_there_is(what: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["list", what]) == 0
     lines = capsys.readouterr().out.splitlines()
     expected = {
         "networks": "LeNetZhu", "datasets": "CIFAR10", "clients": "FedAvg", "attacks": "geiping",
-        "priors": "TotalVariation", "objectives": "Cosine", "defenses": "GaussianNoise",
+        "priors": "TotalVariation", "objectives": "Cosine", "defenses": "GaussianNoise", "losses": "BinaryCrossEntropy",
         "metrics": "peak_signal_noise_ratio",
     }  # fmt: skip
     assert any(line.split(" ")[0] == expected[what] for line in lines)

@@ -33,7 +33,7 @@ def _listed(what: str) -> Mapping[str, str]:
         from inversefed.evaluation import metrics
 
         return {name: _sentence(getattr(metrics, name)) for name in metrics.__all__}
-    pieces = registry.choices(what.removesuffix("s"))
+    pieces = registry.choices("loss" if what == "losses" else what.removesuffix("s"))
     if what == "attacks":
         return {
             name: "\n    ".join([_describe(piece), *facts(piece)]) for name, piece in pieces.items() if facts(piece)

@@ -16,7 +16,7 @@ from inversefed.errors import ConfigError, InputError, unknown_name
 
 __all__ = ["Audit", "Command", "Convert", "Defend", "Gate", "Inspect", "List", "Purge", "Setting", "Train", "parse"]
 
-Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "metrics"]
+Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "losses", "metrics"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,8 @@ class Scene:
     """How many classes the network has; by default as many as the data set."""
     train_mode: bool = False
     """Run the network in train mode (BatchNorm on the batch, dropout on), as a client that trains does."""
-    labels: tuple[int, ...] | None = None
-    """The true classes of --images, one each (0 by default)."""
+    labels: tuple[int | float, ...] | None = None
+    """The true classes of --images, one each (0 by default); for --loss MeanSquaredError numbers such as 63.0."""
     known_labels: bool = False
     """Hand the true labels to the attack, which otherwise recovers them."""
     sent_buffers: bool = False
@@ -83,7 +83,7 @@ class Scene:
     defenses: tuple[str, ...] = ()
     """What is done to the update before it leaves, in order."""
     loss: str = "CrossEntropy"
-    """What the client minimizes."""
+    """What the client minimizes, such as BinaryCrossEntropy for a network of one output (--num-classes 1)."""
     mean: tuple[float, ...] | None = None
     """What the network's input normalization subtracts, one number or one a channel; by default the data set's."""
     std: tuple[float, ...] | None = None

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import torch
-
 from inversefed.cli import options as given
 from inversefed.cli import registry
 from inversefed.cli.setting import Setting, granted
@@ -171,7 +169,9 @@ def _truth(setting: Setting, observation: Observation) -> Batch | None:
             f"the update is one of {count} examples, with {len(setting.images)} pictures by --truth and "
             f"{len(setting.labels)} labels; give as many of each, or --num-examples"
         )
-    images, labels = setting.images.to(network.device, network.dtype), setting.labels.to(network.device, torch.long)
+    images, labels = setting.images.to(network.device, network.dtype), setting.labels.to(network.device)
+    if labels.is_floating_point():
+        return Batch(images, as_targets(network, labels))
     if int(labels.max()) >= class_count(network):
         raise InputError(f"--labels must lie in 0..{class_count(network) - 1} for this network")
-    return Batch(images, labels if bool((labels < 0).any()) else as_targets(network, labels))
+    return Batch(images, labels.long() if bool((labels < 0).any()) else as_targets(network, labels))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from inversefed.errors import ThreatModelError
 from inversefed.fl.clients import Client
 from inversefed.fl.network import Network
-from inversefed.types import Images, Labels, Params
+from inversefed.types import Images, Params, Targets
 
 __all__ = ["Moments", "batch_moments", "buffers_of", "moments", "running_moments", "sent_buffers"]
 
@@ -112,7 +112,7 @@ def batch_moments(network: Network, buffers: Params, counts: Mapping[str, int]) 
     return found
 
 
-def sent_buffers(client: Client, network: Network, images: Images, labels: Labels) -> Params:
+def sent_buffers(client: Client, network: Network, images: Images, labels: Targets) -> Params:
     """The running buffers that a client has after its update, and sends along with it.
 
     The client runs on a network that takes its buffers from one call to the next; the network itself is left as it was.

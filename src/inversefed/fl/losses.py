@@ -4,10 +4,15 @@ Labels are class indices `[n]`, or probabilities `[n, k]` where an attack optimi
 entropy and regression they are numbers, one an output. Any other function of outputs and labels is a loss as well.
 """
 
+import copy
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inversefed.types import Labels, Logits, Scalar, SoftLabels, Targets
@@ -116,6 +121,62 @@ class FocalLoss:
         log = logits.log_softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
         each = -((1 - log.exp()) ** self.gamma) * log
         return each.mean() if self.reduction == "mean" else each.sum()
+
+
+@dataclass(frozen=True)
+class _Cast:
+    """A loss that only computes in its own number format, since it holds numbers such as class weights in it."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    dtype: torch.dtype
+
+    @property
+    def reduction(self) -> str:
+        """That of the loss itself."""
+        return str(getattr(self.loss, "reduction", "mean"))
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss, in the number format of the outputs."""
+        labels = labels.to(self.dtype) if labels.is_floating_point() else labels
+        return self.loss(logits.to(self.dtype), labels).to(logits.dtype)
+
+    def __repr__(self) -> str:
+        return repr(self.loss)
+
+
+def in_precision(
+    loss: Callable[[Tensor, Tensor], Tensor], outputs: int, own: torch.dtype, dtype: torch.dtype, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same loss for outputs of another number format: a module is cast, and what cannot be runs in its own.
+
+    Args:
+        loss: any.
+        outputs: how many outputs the network has.
+        own: the number format that it runs in now.
+        dtype: the one that it is to take.
+        device: where it runs.
+    """
+    wanted = _taken(loss, outputs, own, device)
+    if wanted <= _taken(loss, outputs, dtype, device):
+        return loss
+    if isinstance(loss, nn.Module):
+        cast = copy.deepcopy(loss).to(dtype)
+        if wanted <= _taken(cast, outputs, dtype, device):
+            return cast
+    return _Cast(loss, own)
+
+
+def _taken(
+    loss: Callable[[Tensor, Tensor], Tensor], outputs: int, dtype: torch.dtype, device: torch.device
+) -> set[int]:
+    """With labels of which form, by number, a loss runs in a number format."""
+    zeros, found = torch.zeros(2, outputs, dtype=dtype, device=device), set[int]()
+    for number, labels in enumerate((zeros[:, 0].long(), zeros[:, 0], zeros)):
+        with suppress(Exception), warnings.catch_warnings():  # the loss is foreign code
+            warnings.simplefilter("ignore")
+            loss(zeros, labels)
+            found.add(number)
+    return found
 
 
 def _like(labels: Tensor, logits: Tensor) -> Tensor:

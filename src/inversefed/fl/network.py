@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from inversefed.errors import InputError, InversefedError, UnsupportedNetworkError
 from inversefed.fl.dropout import given_masks
 from inversefed.fl.foreign import foreign_code, refusal
-from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.losses import CrossEntropy, in_precision
 from inversefed.fl.second_derivatives import Seen, TwiceDifferentiable, unwrap_parts, unwrapped
 from inversefed.types import Images, Logits, Params
 
@@ -197,7 +197,8 @@ class Network:
         """The same network in another number format."""
         params = {name: weight.detach().to(dtype).requires_grad_() for name, weight in self.params.items()}
         constants = {name: getattr(self, name).to(dtype) for name in ("mean", "std", "low", "high")}
-        return replace(self, module=copy.deepcopy(self.module).to(dtype), params=params, **constants)
+        loss = in_precision(self.loss, self.num_classes, self.dtype, dtype, self.device)
+        return replace(self, module=copy.deepcopy(self.module).to(dtype), params=params, loss=loss, **constants)
 
     @contextmanager
     def _fixed_masks(self) -> Iterator[None]:

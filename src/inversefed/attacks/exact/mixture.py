@@ -7,6 +7,7 @@ A thin singular value decomposition gives the space that the pictures span, `gW 
 arXiv:2403.03945, theorem 3.1). `sparse` and `independent` find Q, each from what it knows of D or of X.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,8 +15,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
 from inversefed.attacks.exact.linear import layer_on_the_picture
+from inversefed.attacks.labels.head import pulls
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.targets import class_count, forms
+from inversefed.fl.network import Network
+from inversefed.fl.targets import as_targets, class_count, forms, loss_slope, made_up_outputs
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Targets
 
@@ -23,6 +26,8 @@ __all__ = ["Mixture", "assigned_labels", "mixture"]
 
 _SPARE = 8
 """Directions beyond b in the sketch, enough to see a rank that is higher."""
+_AFFINE, _HARD = 1e-4, 1e-3
+"""How far a backward pass may be from affine in its labels, relative; how near 0 or 1 an answer counts as that."""
 _TOLERANCE = 32
 """Singular values up to this many roundings of the number format, times the largest, count as zero."""
 
@@ -115,7 +120,8 @@ def _check_rank(values: Tensor, count: int, eps: float, layer: str) -> None:
 def assigned_labels(observation: Observation, layer: str, images: Images, deltas: Tensor) -> tuple[Targets, Tensor]:
     """The label of each picture: the class whose backward pass comes nearest to the picture's row of D.
 
-    Labels that the threat model grants are dealt out to the pictures, for the least distance in all.
+    Labels that the threat model grants are dealt out to the pictures, for the least distance in all. Of a loss of other
+    numbers, whose backward pass is affine in them, they are solved for.
 
     Args:
         observation: for the network, its loss, and labels that are granted.
@@ -127,37 +133,75 @@ def assigned_labels(observation: Observation, layer: str, images: Images, deltas
         The labels, and the order `[b]` that pictures take to stand as the granted labels do; as they are without.
 
     Raises:
-        ThreatModelError: no label is granted, and the loss takes no classes that could be tried.
+        ThreatModelError: no label is granted, and the loss does not tell them.
     """
     network, granted = observation.network, observation.labels
-    if granted is None and "classes" not in forms(network):
-        raise ThreatModelError(
-            f"which picture has which label cannot be tried under the loss {network.loss!r}, which takes no class "
-            "indices; hand the labels over (known labels)"
-        )
-    tried = torch.arange(class_count(network), device=network.device) if granted is None else granted
-    distances = _label_distances(observation, layer, images, deltas, tried)
+    backward, own = _backward(network, layer, images), torch.arange(len(images), device=images.device)
+    if granted is None and not _has_classes(network):
+        return _solved(network, backward, deltas), own
+    tried = as_targets(network, torch.arange(class_count(network))) if granted is None else granted
+    distances = torch.stack([(backward(target) - deltas).square().sum(dim=1) for target in tried], dim=1)
     if granted is None:
-        return distances.argmin(dim=1).to(images.device), torch.arange(len(images), device=images.device)
+        return tried[distances.argmin(dim=1).to(tried.device)].to(images.device), own
     _, dealt = linear_sum_assignment(distances.numpy())
     places = torch.from_numpy(dealt).to(images.device)
     return granted[places], places.argsort()
 
 
-def _label_distances(observation: Observation, layer: str, images: Images, deltas: Tensor, tried: Tensor) -> Tensor:
-    """Squared distances of D to the backward passes of each label that is tried, `[b, labels]`."""
-    network, outputs = observation.network, list[Tensor]()
+def _has_classes(network: Network) -> bool:
+    """Whether labels are classes; those of a single output are only under binary cross entropy."""
+    return pulls(network) is not None if network.num_classes == 1 else "classes" in forms(network)
+
+
+def _backward(network: Network, layer: str, images: Images) -> Callable[[Tensor], Tensor]:
+    """What a label, given to all pictures, makes D to be, `[b, m]`."""
+    outputs = list[Tensor]()
     hook = network.module.get_submodule(layer).register_forward_hook(lambda *parts: outputs.append(parts[2]))
     try:
         with torch.enable_grad():
             logits = network.apply(network.params, images)
     finally:
         hook.remove()
-    distances = []
-    for target in tried:
-        targets = target.expand(len(images), *target.shape)
-        with torch.enable_grad():
-            loss = network.loss(logits, targets)
-        (delta,) = torch.autograd.grad(loss, outputs[0], retain_graph=True)
-        distances.append((delta.cpu().double() - deltas).square().sum(dim=1))
-    return torch.stack(distances, dim=1)
+
+    def backward(target: Tensor) -> Tensor:
+        slope = loss_slope(network, logits, target.expand(len(images), *target.shape))
+        (delta,) = torch.autograd.grad(logits, outputs[0], slope, retain_graph=True)
+        return delta.cpu().double()
+
+    return backward
+
+
+def _solved(network: Network, backward: Callable[[Tensor], Tensor], deltas: Tensor) -> Targets:
+    """The numbers, `[b]` or `[b, k]`, whose backward pass is D.
+
+    Raises:
+        ThreatModelError: the backward pass is not affine in them, or not for them alone.
+    """
+    taken, width = forms(network), network.num_classes
+    values = "values" in taken and width == 1
+    own = torch.eye(width, device=network.device, dtype=network.dtype)
+    own = own.flatten() if values else own
+    refused = f"the loss {network.loss!r} does not tell the labels of several pictures; hand them over (known labels)"
+    if not values and "rows" not in taken:
+        raise ThreatModelError(refused)
+    zero = backward(0 * own[0])
+    jacobian = torch.stack([backward(each) - zero for each in own], dim=2)
+    off = (backward(0.5 + 0 * own[0]) - zero - jacobian.sum(dim=2) / 2).norm()
+    sizes = torch.linalg.svdvals(jacobian)
+    if off > _AFFINE * jacobian.norm() or sizes.shape[1] < width or bool((sizes[:, -1] <= _AFFINE * sizes[:, 0]).any()):
+        raise ThreatModelError(refused)
+    found = torch.linalg.lstsq(jacobian, (deltas - zero)[..., None]).solution[..., 0]
+    answers = found.clamp(0, 1).round()  # of yes or no, where they come out so
+    found = answers if bool(((found - answers).abs() < _HARD).all()) else found
+    targets: Targets = (found[:, 0] if values else found).to(network.device, network.dtype)
+    return targets if _is_taken(network, targets) else targets.clamp(0, 1)
+
+
+def _is_taken(network: Network, targets: Targets) -> bool:
+    """Whether the loss takes these numbers: that of probabilities refuses those outside [0, 1]."""
+    outputs = made_up_outputs(network)
+    try:
+        loss_slope(network, outputs[torch.arange(len(targets), device=outputs.device) % len(outputs)], targets)
+    except UnsupportedNetworkError:
+        return False
+    return True

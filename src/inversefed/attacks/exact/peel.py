@@ -27,15 +27,18 @@ from inversefed.attacks.exact.reach import Reach, pools, reach
 from inversefed.attacks.exact.verify import EXACT, exactness, matched
 from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.labels import granted_or_recovered
+from inversefed.attacks.labels.behind import behind_head
+from inversefed.attacks.labels.head import at_head
 from inversefed.attacks.separate import separate
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl import kinks
 from inversefed.fl.chain import Layer, Residual, chain, flat
 from inversefed.fl.clients import Client, FedAvg, FedSGD
+from inversefed.fl.network import Network
 from inversefed.fl.optimizers import LocalSGD
 from inversefed.fl.sharing import trainer
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Labels, Params, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Params, Reconstruction, Status, Targets
 
 __all__ = ["Peel"]
 
@@ -167,10 +170,19 @@ def _setting(observation: Observation, watch: Watch, layers: tuple[Layer, ...] |
     if observation.num_examples > 1 and not isinstance(client, FedSGD) and not _one_step(client, observation):
         raise ThreatModelError(f"several examples are peeled from one gradient of all of them, not from {client!r}")
     low, high = (network.normalize(bound).double().cpu() for bound in (network.low, network.high))
+    layers = _to_head(network, chain(network) if layers is None else layers)
     return Setting(
-        chain(network) if layers is None else layers, _double(observation.gradient), network.image_shape, (low, high),
+        layers, _double(observation.gradient), network.image_shape, (low, high),
         torch.finfo(network.dtype).eps, watch,
     )  # fmt: skip
+
+
+def _to_head(network: Network, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The layers up to the head, where what stands behind it, such as a log-softmax, can be counted to the loss."""
+    last = next((i for i, layer in enumerate(layers) if layer.name == network.head), len(layers))
+    if last + 1 < len(layers) and behind_head(network) is not None:
+        return layers[: last + 1]
+    return layers
 
 
 def _one_step(client: Client, observation: Observation) -> bool:
@@ -189,14 +201,14 @@ def _head_layer(setting: Setting) -> tuple[nn.Linear, Tensor, Tensor]:
     return layer.module, weight, bias
 
 
-def head_of(setting: Setting, observation: Observation) -> tuple[Front, Labels | None]:
+def head_of(setting: Setting, observation: Observation) -> tuple[Front, Targets | None]:
     """In front of the head, and the labels where they came out with it."""
     module, weight, bias = _head_layer(setting)
     if observation.num_examples == 1:
         features, delta = (bias @ weight)[None] / bias.square().sum(), bias[None] @ module.weight.detach()
         front = Front(setting.layers[:-1], features, delta, torch.ones_like(features), tolerance=_HOLDS * setting.eps)
         return front, None
-    known, loss = separate(observation), observation.network.loss
+    known, loss = separate(observation), at_head(observation.network).loss
     features, labels = known.features.cpu(), known.labels.cpu()
     logits = module(features).requires_grad_()
     (pulls,) = torch.autograd.grad(loss(logits, labels), logits)
@@ -249,7 +261,7 @@ def _double(gradient: Params) -> Params:
 
 def _verified(
     observation: Observation,
-    labels: Labels,
+    labels: Targets,
     found: tuple[Tensor, ...],
     evidence: dict[str, Any],
     watch: Watch,

@@ -8,9 +8,10 @@ from inversefed.attacks.labels.head import pulls
 from inversefed.attacks.labels.impact import ImpactCounts
 from inversefed.attacks.labels.mean_feature import MeanFeatureCounts
 from inversefed.attacks.labels.rule import LabelRule
-from inversefed.attacks.labels.single import SignRule, SoftTargets
+from inversefed.attacks.labels.single import SignRule, SoftTargets, is_mixture
 from inversefed.attacks.labels.solved import SolvedTarget
 from inversefed.fl.sharing import UnknownClient, trainer
+from inversefed.fl.targets import forms
 from inversefed.fl.threat import Observation
 from inversefed.types import Targets
 
@@ -37,8 +38,10 @@ class RecoveredLabels:
         if observation.num_examples > 1:
             return ImpactCounts() if hidden else MeanFeatureCounts()
         pulled, biased = pulls(network), f"{network.head}.bias" in observation.update and not hidden
+        linear = network.head is not None and isinstance(network.module.get_submodule(network.head), nn.Linear)
         if pulled is None or network.num_classes == 1:
-            linear = network.head is not None and isinstance(network.module.get_submodule(network.head), nn.Linear)
             return SolvedTarget() if biased and linear else SignRule()
         smoothed = float(pulled[1].diagonal().min()) < 1 - 1e-6
+        if biased and linear and "rows" in forms(network) and is_mixture(observation):
+            return SoftTargets(mixtures=True)
         return SoftTargets() if smoothed and biased else SignRule()

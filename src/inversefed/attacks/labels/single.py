@@ -12,11 +12,18 @@ from torch import Generator, Tensor
 from inversefed.attacks.labels.features import check_not_negative
 from inversefed.attacks.labels.head import pulls, read_head, slopes
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.clients import FedAvg, FedSGD
 from inversefed.fl.network import Network
+from inversefed.fl.sharing import trainer
 from inversefed.fl.threat import Observation
-from inversefed.types import Labels, SoftLabels
+from inversefed.types import Labels, SoftLabels, Targets
 
-__all__ = ["SignRule", "SoftTargets"]
+__all__ = ["SignRule", "SoftTargets", "is_mixture"]
+
+_MIXED = 1e-2
+"""How far a target must be from every class to be a mixture of several."""
+_ROUNDING = 1e-4
+"""What may be left of a head's gradient, relative, where it is that of one example as it was computed."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,22 @@ class SoftTargets:
     The input of a linear layer, Geiping et al. (2020), arXiv:2003.14053, Proposition 3.1, and from it the target,
     smoothed, mixed or hard. Exact for the gradient of one example; close for a FedAvg update of a few small steps.
 
+    Args:
+        mixtures: give the probabilities themselves, as the client handed them to the loss, instead of a class.
+
     Raises:
         ThreatModelError: more than one example, or no linear head with a bias under softmax cross entropy.
     """
 
-    def __call__(self, observation: Observation) -> Labels:
-        """The label whose target is nearest, `[1]`; a smoothed label is undone."""
-        head = read_head(observation)
-        return (head.pull - self.probabilities(observation)).square().sum(dim=1).argmin().reshape(1)
+    mixtures: bool = False
+
+    def __call__(self, observation: Observation) -> Targets:
+        """The label whose target is nearest, `[1]`; a smoothed label is undone. Of mixtures the whole, `[1, k]`."""
+        head, found = read_head(observation), self.probabilities(observation)
+        if self.mixtures:
+            whole: SoftLabels = torch.linalg.solve(head.pull.T, found[0])[None].to(observation.network.dtype)
+            return whole
+        return (head.pull - found).square().sum(dim=1).argmin().reshape(1)
 
     def probabilities(self, observation: Observation) -> SoftLabels:
         """The target itself, `[1, k]`, as the loss uses it: smoothing is still in it."""
@@ -74,6 +89,26 @@ class SoftTargets:
             raise ThreatModelError("the head's bias gradient is zero, so the head's input cannot be read from it")
         features = bias_gradient @ head.weight_gradient / size
         return (head.softmax(features) - bias_gradient)[None]
+
+
+def is_mixture(observation: Observation) -> bool:
+    """Whether a single example was trained towards several classes at once, which its gradient shows.
+
+    It does so only as it was computed, at one set of weights: noise and several local steps look like mixtures too.
+    """
+    client, name = trainer(observation.client), observation.network.head
+    if not isinstance(client, FedSGD | FedAvg) or (isinstance(client, FedAvg) and len(client.slices(1)) > 1):
+        return False
+    weight, bias = (observation.gradient[f"{name}.{part}"].double() for part in ("weight", "bias"))
+    if not bool(bias.any()) or not _of_rank_one(weight, bias):
+        return False
+    away = read_head(observation).pull - SoftTargets().probabilities(observation)
+    return bool(away.norm(dim=1).min() > _MIXED)
+
+
+def _of_rank_one(weight: Tensor, bias: Tensor) -> bool:
+    rest = weight - torch.outer(bias, bias @ weight / bias.square().sum())
+    return bool(rest.norm() <= _ROUNDING * weight.norm())
 
 
 def _factors(observation: Observation) -> Tensor:

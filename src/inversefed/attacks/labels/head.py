@@ -8,7 +8,9 @@ is the cross entropy of these. A FedAvg update gives their mean over the local s
 probabilities are taken at the mean of the weights that the steps saw.
 """
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor, nn
@@ -183,6 +185,10 @@ class _Scale:
         return self.factor * (total if self.sums else 1)
 
 
+_PULLS: MutableMapping[Network, tuple[_Scale, Tensor] | None] = WeakKeyDictionary()
+"""What was found for each network that still lives: a choice of rules asks, and then its rule."""
+
+
 def pulls(network: Network) -> tuple[_Scale, Tensor] | None:
     """What the loss pulls each label to, `[k, k]`, found by differentiating it; `None` if it is no cross entropy.
 
@@ -190,6 +196,12 @@ def pulls(network: Network) -> tuple[_Scale, Tensor] | None:
     of the head; what stands behind the head, such as a log-softmax, is part of the loss. A single output is two
     classes.
     """
+    if network not in _PULLS:
+        _PULLS[network] = _pulls(network)
+    return _PULLS[network]
+
+
+def _pulls(network: Network) -> tuple[_Scale, Tensor] | None:
     drawn = torch.randn(_DRAWS, network.num_classes, generator=Generator().manual_seed(0), dtype=torch.float64)
     drawn = drawn[:2] if network.num_classes > 1 else drawn  # a single output tells less, and costs nothing
     try:

@@ -54,6 +54,8 @@ CLIENTS = {"FedSGD": FedSGD(), "FedAvg": FedAvg(local_steps=2, lr=1e-2)}
 CLASSES = 10
 SIDES = {"BeyondInferringMNIST": 28, "alexnet": 63, "inception_v3": 75, "maxvit_t": 224}
 """The smallest pictures that a network of the zoo takes, where 32 pixels are too few or too many."""
+PRELOADED = ("inversefed.pipeline", "benchmarks.small_networks", "torchmetrics.functional.image", "torchvision")
+"""Read once, in the process that those of the rows are forked from."""
 OUTCOMES = ("exact", "above", "below", "refused", "crash", "killed")
 
 
@@ -341,7 +343,7 @@ def _read(row: Mapping[str, Any]) -> Row:
 def rows(todo: Sequence[Setting], options: Options, commit: str) -> Iterator[Row]:
     """Measure them, so many side by side, in the order in which they end."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["inversefed.pipeline", "benchmarks.small_networks", "torchvision"])
+    context.set_forkserver_preload(list(PRELOADED))
     waiting, running = list(todo), list[Running]()
     try:
         while waiting or running:

@@ -112,7 +112,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "instancenorm": lambda c: nn.InstanceNorm2d(c, affine=True),
     "channelwise": lambda c: nn.GroupNorm(c, c),
     "relu": lambda _: nn.ReLU(),
-    "in place": lambda _: nn.LeakyReLU(inplace=True),
+    "in place": lambda _: nn.SiLU(inplace=True),
     "prelu": lambda _: nn.PReLU(),
     "sigmoid": lambda _: nn.Sigmoid(),
     "gelu": lambda _: Function(F.gelu),
@@ -189,6 +189,14 @@ def test_any_network_out_of_a_grammar_ends_in_a_report_or_in_our_own_error(part:
         audited(one.build(), images, torch.arange(one.count), **options)
 
     holds()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_first_layer_that_works_in_place_changes_no_picture(count: int) -> None:
+    one = Drawn(("in place", "strided", "sigmoid"), "linear", False, count, FedSGD(), False, torch.float32)
+    images = torch.rand(count, 3, 8, 8, generator=Generator().manual_seed(1))
+    found = audited(one.build(), images, torch.arange(count), max_iterations=2, time_budget=2.0)
+    assert isinstance(found, Report)
 
 
 # --- networks that fail on the way -------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from torch import Generator, Tensor
 from inversefed.attacks import Attack
 from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.constant_color import matched_color
-from inversefed.attacks.exact.peel import Peel
 from inversefed.attacks.inversion import GradientInversion
 from inversefed.attacks.pace import as_fits
 from inversefed.attacks.problem import relative_matching_cost
@@ -65,6 +64,7 @@ class Choose:
 
     Args:
         exact: methods that apply to one example, in the order they are tried.
+        slow: methods that follow these where nothing came near.
         batch: the same for several examples.
         smooth: the search for one example through a network without kinks.
         several: the search for several examples through such a network, or one that averages over places.
@@ -80,6 +80,7 @@ class Choose:
     """
 
     exact: tuple[Attack, ...]
+    slow: tuple[Attack, ...]
     batch: tuple[Attack, ...]
     smooth: GradientInversion
     several: GradientInversion
@@ -137,12 +138,11 @@ class Choose:
         search, why = self.search(observation)
         if observation.num_examples > 1:
             return (*self.batch, search), why
-        # Peeling that ends above the image is slow, and leaves the rest to an inversion that `separated` does as well.
-        exact = sorted(self.exact, key=lambda method: _partly(method, observation))
         if not (found := pools(observation.network)):
-            return (*exact, search), why
-        if any(_applies(method, observation) for method in self.exact):
-            return (self.pooled, *self.exact), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
+            return (*self.exact, *self.slow, search), why
+        methods = (*self.exact, *self.slow)
+        if any(_applies(method, observation) for method in methods):
+            return (self.pooled, *methods), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
         return (search,), f"{why}; no exact method applies"
 
     def informed(self) -> Adaptive:
@@ -165,7 +165,9 @@ class Choose:
         plan, why = self.plan(observation)
         reasons: list[str] = []
         for attack in plan:
-            if best.enough_for(attack):
+            if best.distance < _SOLVED and (attack in self.slow or isinstance(attack, GradientInversion)):
+                break
+            if best.searched and isinstance(attack, GradientInversion):
                 break
             if isinstance(attack, GradientInversion):
                 reasons.append(why)
@@ -212,14 +214,6 @@ class _Found:
     def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
         """The same for every restart, `[restarts, n, c, h, w]`."""
         return self.inputs.to(generator.device, dtype).expand(tuple(shape)).clone()
-
-
-def _partly(method: Attack, observation: Observation) -> bool:
-    """Whether this is peeling that is expected to end above the image."""
-    try:
-        return isinstance(method, Peel) and not method.reaches_image(observation)
-    except (ThreatModelError, UnsupportedNetworkError):
-        return False
 
 
 def _unplaced(observation: Observation) -> bool:
@@ -297,11 +291,6 @@ class _Best:
         self.add(found, attack)
         if left is not None and (fewer or found.status is Status.STOPPED) and not self.asked:
             self.cut[type(attack).__name__] = fewer or "ended"
-
-    def enough_for(self, attack: Attack) -> bool:
-        """Whether an attack would bring no more: a search, or peeling in part, after what comes nearer than they do."""
-        search = isinstance(attack, GradientInversion)
-        return (search and self.searched) or (self.distance < _SOLVED and (search or _partly(attack, self.observation)))
 
     def add(self, found: Reconstruction, attack: Attack) -> None:
         """Take in what an attack found; it is the last if it is exact, or was ended from outside, not by its part."""

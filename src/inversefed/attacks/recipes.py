@@ -71,7 +71,8 @@ def best() -> Choose:
     """
     early = EarlyBFloat16(worthwhile=True)
     return Choose(
-        exact=(linear(), patch_embedding(), april(), peel(), separated()),
+        exact=(linear(), patch_embedding(), april(), Peel(ends="image"), separated()),
+        slow=(Peel(ends="features"),),
         batch=(sparse(), peel(), separated()),
         smooth=curvature(),
         several=smoothed(),

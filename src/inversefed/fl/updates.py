@@ -25,6 +25,7 @@ from inversefed.fl.metadata import Kind, Metadata, read_metadata
 from inversefed.fl.network import Network
 from inversefed.fl.parts import parted
 from inversefed.fl.sharing import sent_names, trainer
+from inversefed.fl.targets import as_targets, check_labels
 from inversefed.fl.threat import Observation, check_update
 from inversefed.types import Finding, Params, Targets
 

@@ -12,7 +12,7 @@ reached (see `features`). The result is called exact only if the forward operato
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -64,16 +64,20 @@ class Peel:
 
     Args:
         evaluations: most evaluations of the shallow layers where their features have to be inverted.
+        ends: where peeling has to be expected to end, or it refuses: at the `"image"`, at `"features"` of it, from which
+            the image has to be found, which is slow, or `"anywhere"`.
     """
 
     evaluations: int = 1500
+    ends: Literal["anywhere", "image", "features"] = "anywhere"
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """Peel; the generator is not used. A search that the budget stops leaves the best so far.
 
         Raises:
             ThreatModelError: parts of the update are missing, or its examples cannot be told apart.
-            UnsupportedNetworkError: the network is no chain, or a layer cannot be peeled.
+            UnsupportedNetworkError: the network is no chain, a layer cannot be peeled, or it is expected to end elsewhere
+                than it is asked to.
         """
         network = observation.network
         watch = Watch(
@@ -81,6 +85,8 @@ class Peel:
             rounds=_ROUNDS if kinks.pools(network) else self.evaluations // 10,
         )  # fmt: skip
         setting = _setting(observation, watch)
+        if self.ends != "anywhere":
+            self._forecast(setting, observation.num_examples)
         depth, found, interrupted = len(setting.layers), torch.zeros(observation.batch_shape).double(), False
         left_open, labels = None, None
         try:
@@ -111,8 +117,8 @@ class Peel:
             ThreatModelError: as when it is called.
             UnsupportedNetworkError: likewise.
         """
-        far = _forecast(observation, layers)
         number, pixels = observation.num_examples, math.prod(observation.network.image_shape)
+        far = self._forecast(_setting(observation, Watch(), layers), number)
         alternation = "; the winners of max pooling are found by an alternation, which may not settle"
         how = f"peels {far.count - far.depth} of {far.count} layers{alternation if far.alternates else ''}"
         how += "" if number == 1 else f" of {number} examples at once, if the head tells them apart"
@@ -122,20 +128,19 @@ class Peel:
             raise UnsupportedNetworkError(f"peeling ends at {far.values} features for {pixels} pixels, since {far.why}")
         return f"{how}; then it looks for the image's {pixels} values behind {far.values} features, since {far.why}"
 
-    def reaches_image(self, observation: Observation) -> bool:
-        """Whether it should come down to the image itself, and not end at features of it.
+    def _forecast(self, setting: Setting, number: int) -> Reach:
+        """How far it should come, if it is to begin.
 
         Raises:
-            ThreatModelError: as when it is called.
-            UnsupportedNetworkError: likewise.
+            UnsupportedNetworkError: it is expected to end elsewhere than it is asked to, or cannot begin.
         """
-        return _forecast(observation).depth == 0
-
-
-def _forecast(observation: Observation, layers: tuple[Layer, ...] | None = None) -> Reach:
-    setting = _setting(observation, Watch(), layers)
-    _head_layer(setting)
-    return reach(setting.layers, setting.image_shape, observation.num_examples)
+        _head_layer(setting)
+        far = reach(setting.layers, setting.image_shape, number)
+        if self.ends == "image" and far.depth > 0:
+            raise UnsupportedNetworkError(f"peeling would end at {far.values} features of the image, since {far.why}")
+        if self.ends == "features" and far.depth == 0:
+            raise UnsupportedNetworkError("peeling down to the image was tried")
+        return far
 
 
 def known_exactly(observation: Observation) -> tuple[tuple[Layer, ...], Front]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks import Attack
+from inversefed.attacks import Attack, equations
 from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.constant_color import matched_color
 from inversefed.attacks.inversion import GradientInversion
@@ -142,7 +142,8 @@ class Choose:
             return (*self.exact, *self.slow, search), why
         methods = (*self.exact, *self.slow)
         if any(_applies(method, observation) for method in methods):
-            return (self.pooled, *methods), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
+            first = search if search == self.normalized else self.pooled
+            return (first, *methods), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
         return (search,), f"{why}; no exact method applies"
 
     def informed(self) -> Adaptive:
@@ -165,9 +166,7 @@ class Choose:
         plan, why = self.plan(observation)
         reasons: list[str] = []
         for attack in plan:
-            if best.distance < _SOLVED and (attack in self.slow or isinstance(attack, GradientInversion)):
-                break
-            if best.searched and isinstance(attack, GradientInversion):
+            if not self._brings_more(attack, best):
                 break
             if isinstance(attack, GradientInversion):
                 reasons.append(why)
@@ -183,6 +182,12 @@ class Choose:
         if failed is not None and best.found is None:
             raise failed
         return self._refined(best, generator).explained(reasons)
+
+    def _brings_more(self, attack: Attack, best: "_Best") -> bool:
+        """Whether an attack may come nearer than what was found: no search and no slow method where that is near."""
+        if isinstance(attack, GradientInversion):
+            return not best.searched and best.distance >= _SOLVED
+        return attack not in self.slow or best.distance >= _SOLVED
 
     def _refined(self, best: "_Best", generator: Generator) -> "_Best":
         """Go on from what a search found where features are normalized, and never end below one color."""
@@ -214,6 +219,11 @@ class _Found:
     def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
         """The same for every restart, `[restarts, n, c, h, w]`."""
         return self.inputs.to(generator.device, dtype).expand(tuple(shape)).clone()
+
+
+def _scarce(observation: Observation) -> bool:
+    """Whether an update holds less than half as many independent numbers as its pictures have values."""
+    return 2 * sum(row.numbers for row in equations.count(observation)) < math.prod(observation.batch_shape)
 
 
 def _unplaced(observation: Observation) -> bool:
@@ -305,11 +315,11 @@ class _Best:
             self.found = replace(self.found, status=found.status)
 
     def below_color(self) -> bool:
-        """Whether pictures of one color each explain the update better than what was found."""
+        """Whether pictures of one color each explain the update better, or hardly worse where it holds few numbers."""
         if self.found is None or isinstance(trainer(self.observation.client), UnknownClient):
             return False
         self.color = matched_color(self.observation, self.found.labels, self._left())
-        return self.distance >= self.color[1]
+        return self.distance >= self.color[1] * (_CLEARLY if _scarce(self.observation) else 1.0)
 
     def settle(self) -> None:
         """Take the colors, unless something was found in the meantime that explains clearly more."""

@@ -9,8 +9,8 @@ other branches, that uses weights twice, or whose forward pass depends on its da
 import copy
 import operator
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,25 +21,47 @@ from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import Network
 from inversefed.types import Params
 
-__all__ = ["Layer", "Residual", "chain", "flat", "run"]
+__all__ = ["Affine", "Layer", "Residual", "chain", "flat", "run"]
 
-_FUNCTIONS: Mapping[Any, type[nn.Module]] = {
-    torch.sigmoid: nn.Sigmoid,
-    F.sigmoid: nn.Sigmoid,
-    "sigmoid": nn.Sigmoid,
-    torch.tanh: nn.Tanh,
-    F.tanh: nn.Tanh,
-    "tanh": nn.Tanh,
-    torch.relu: nn.ReLU,
-    F.relu: nn.ReLU,
-    "relu": nn.ReLU,
+_WINDOW = ("kernel_size", "stride", "padding")
+_FUNCTIONS: Mapping[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+    target: (kind, names)
+    for kind, names, *targets in (
+        (nn.ReLU, (), torch.relu, F.relu, "relu", "relu_"),
+        (nn.Sigmoid, (), torch.sigmoid, F.sigmoid, "sigmoid"),
+        (nn.Tanh, (), torch.tanh, F.tanh, "tanh"),
+        (nn.LeakyReLU, ("negative_slope",), F.leaky_relu),
+        (nn.GELU, ("approximate",), F.gelu),
+        (nn.SiLU, (), F.silu),
+        (nn.Mish, (), F.mish),
+        (nn.ELU, ("alpha",), F.elu),
+        (nn.SELU, (), F.selu),
+        (nn.Softplus, ("beta", "threshold"), F.softplus),
+        (nn.Hardswish, (), F.hardswish),
+        (nn.Hardsigmoid, (), F.hardsigmoid),
+        (nn.ReLU6, (), F.relu6),
+        (nn.LogSoftmax, ("dim",), F.log_softmax, torch.log_softmax, "log_softmax"),
+        (nn.Softmax, ("dim",), F.softmax, torch.softmax, "softmax"),
+        (nn.MaxPool2d, (*_WINDOW, "dilation", "ceil_mode"), F.max_pool2d, torch.max_pool2d),
+        (nn.AvgPool2d, (*_WINDOW, "ceil_mode"), F.avg_pool2d),
+        (nn.Upsample, ("size", "scale_factor", "mode", "align_corners"), F.interpolate),
+        (nn.Identity, (), "contiguous", "clone", torch.clone),
+    )
+    for target in targets
 }
-_POOLINGS: Mapping[Any, type[nn.Module]] = {
-    F.max_pool2d: nn.MaxPool2d,
-    torch.max_pool2d: nn.MaxPool2d,
-    F.avg_pool2d: nn.AvgPool2d,
+"""Functions, the module that computes the same, and the names of its arguments by position."""
+_NO_MATTER = ("inplace", "return_indices", "input", "_stacklevel", "dtype", "memory_format")
+_CONSTANTS: Mapping[Any, Callable[[float], tuple[float, float]]] = {
+    target: affine
+    for affine, *targets in (
+        (lambda c: (1.0, c), operator.add, operator.iadd, torch.add, "add", "add_"),
+        (lambda c: (1.0, -c), operator.sub, operator.isub, torch.sub, "sub", "sub_"),
+        (lambda c: (c, 0.0), operator.mul, operator.imul, torch.mul, "mul", "mul_"),
+        (lambda c: (1 / c, 0.0), operator.truediv, operator.itruediv, torch.div, "div", "div_"),
+    )
+    for target in targets
 }
-_POOLING_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+"""Arithmetic with a constant c behind the tensor: by what it multiplies, and what it adds."""
 _RESHAPES = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _AVERAGES = (torch.mean, "mean")
@@ -82,6 +104,23 @@ class Layer:
                 f"the update holds no gradient of {self.name}.weight by itself (frozen, parametrized, or shared with "
                 "another layer), and so no equations for what went into it"
             )
+
+
+class Affine(nn.Module):
+    """Arithmetic with constants: `scale * x + shift`, the same for all numbers.
+
+    Args:
+        scale: not 0.
+        shift: is added.
+    """
+
+    def __init__(self, scale: float, shift: float) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The result."""
+        return self.scale * inputs + self.shift
 
 
 class Residual(nn.Module):
@@ -176,17 +215,43 @@ def _way_to(
     """The layers from the image to a node, those to the nodes in front of it being known."""
     if node.op == "placeholder":
         return ()
+    if node.op == "get_attr":
+        raise UnsupportedNetworkError(f"the network uses its tensor {node.target} outside of a layer")
     sources = [source for source in node.all_input_nodes if source in ways]
-    if len(sources) == 1 and not (node.target in _SUMS and node.op != "call_module"):
+    if len(sources) == 1 and len([each for each in node.args if each is sources[0]]) < 2:
         name = str(node.target) if node.op == "call_module" else ""
-        return (*ways[sources[0]], *_layers(traced, node, name, name not in untrained))
+        way = ways[sources[0]]
+        for layer in _layers(traced, node, name, name not in untrained):
+            way = _followed_by(way, layer)
+        return way
     if len(sources) != 2 or node.target not in _SUMS or node.kwargs:
-        raise UnsupportedNetworkError(f"the network is no chain of layers: it branches at {node.name}")
+        raise UnsupportedNetworkError(
+            f"the network is no chain of layers: branches come together in {_called(node)}, which is no sum of two"
+        )
     body, shortcut = sorted((ways[source] for source in sources), key=len, reverse=True)
     fork = next(
         (i for i, pair in enumerate(zip(body, shortcut, strict=False)) if pair[0] is not pair[1]), len(shortcut)
     )
     return (*body[:fork], Layer("", Residual(body[fork:], shortcut[fork:]), _shape(node)))
+
+
+def _followed_by(way: tuple[Layer, ...], layer: Layer) -> tuple[Layer, ...]:
+    """A way with one more layer; zeros around a convolution's input become the padding of the convolution itself."""
+    conv, pad = layer.module, way[-1].module if way else None
+    if not isinstance(pad, nn.ZeroPad2d) or not isinstance(conv, nn.Conv2d) or conv.padding not in ((0, 0), "valid"):
+        return (*way, layer)
+    left, right, top, bottom = pad.padding
+    if left != right or top != bottom or left < 0 or top < 0:
+        return (*way, layer)
+    conv = copy.copy(conv)
+    conv.padding, conv.padding_mode = (top, left), "zeros"
+    return (*way[:-1], replace(layer, module=conv))
+
+
+def _called(node: fx.Node) -> str:
+    """What a node calls, as its author wrote it."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"layer {name}" if node.op == "call_module" else f"{name}()"
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
@@ -201,38 +266,63 @@ def _layers(traced: fx.GraphModule, node: fx.Node, name: str, trained: bool) -> 
     before, given = _shape(source), {**dict(zip(("dim", "keepdim"), node.args[1:], strict=False)), **node.kwargs}
     over = given.get("dim")
     if not isinstance(over, list | tuple) or {axis % 4 for axis in over} != {2, 3} or len(before) != 3:
-        raise UnsupportedNetworkError(f"the network takes a mean over {over}, which has no layer of its own")
+        raise UnsupportedNetworkError(f"the network takes a mean over {over}, which is not read as a layer")
     average = Layer(name, nn.AdaptiveAvgPool2d(1), (before[0], 1, 1))
     return (average,) if len(shape) == 3 else (average, Layer("", nn.Flatten(), shape))
 
 
 def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
+    """What a node computes, as a module.
+
+    Raises:
+        UnsupportedNetworkError: there is none.
+    """
     if node.op == "call_module":
         return traced.get_submodule(str(node.target))
-    if node.op in ("call_function", "call_method"):
-        if node.target in _FUNCTIONS:
-            return _FUNCTIONS[node.target]()
-        if node.target in _RESHAPES and len(_shape(node)) == 1:
-            return nn.Flatten()
-        pooling = _pooling(node)
-        if pooling is not None:
-            return pooling
-    raise UnsupportedNetworkError(f"the network uses {node.target}, which has no layer of its own")
-
-
-def _pooling(node: fx.Node) -> nn.Module | None:
-    """The module of a pooling function, with the node's own arguments."""
-    if node.target is F.adaptive_avg_pool2d:
-        return nn.AdaptiveAvgPool2d(_shape(node)[1:])
-    kind = _POOLINGS.get(node.target)
+    target: Any = node.target
     # F.max_pool2d is one of two functions behind a switch, and traced as either of them.
-    if kind is None and getattr(node.target, "__name__", "") == "boolean_dispatch":
-        kind = nn.MaxPool2d
-    if kind is None:
-        return None
-    names = _POOLING_ARGUMENTS if kind is nn.MaxPool2d else ("kernel_size", "stride", "padding", "ceil_mode")
+    target = F.max_pool2d if getattr(target, "__name__", "") == "boolean_dispatch" else target
+    if target in _RESHAPES and len(_shape(node)) == 1:
+        return nn.Flatten()
+    if target in (F.dropout, F.dropout2d):  # in eval mode, as everything here
+        return nn.Identity()
+    if target is F.adaptive_avg_pool2d:
+        return nn.AdaptiveAvgPool2d(_shape(node)[1:])
+    found = _padding(node) if target is F.pad else _affine(node) if target in _CONSTANTS else None
+    if target in _FUNCTIONS:
+        found = _named(node, *_FUNCTIONS[target])
+    if found is None:
+        raise UnsupportedNetworkError(f"the network uses {_called(node)}, which is not read as a layer")
+    return found
+
+
+def _named(node: fx.Node, kind: type[nn.Module], names: tuple[str, ...]) -> nn.Module | None:
+    """The module of a kind with the arguments that a node gives its function; nothing where it has others."""
     given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-    return kind(**{name: value for name, value in given.items() if name not in ("return_indices", "input")})
+    given = {name: value for name, value in given.items() if name not in _NO_MATTER and value not in (None, False)}
+    known = set(given) <= set(names) and not any(isinstance(value, fx.Node) for value in given.values())
+    return kind(**given) if known else None
+
+
+def _padding(node: fx.Node) -> nn.Module | None:
+    """Zeros around height and width."""
+    given = {**dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)), **node.kwargs}
+    sides, value = given.get("pad"), given.get("value")
+    plain = given.get("mode", "constant") == "constant" and value in (None, 0)
+    if not plain or not isinstance(sides, list | tuple) or not all(isinstance(side, int) for side in sides):
+        return None
+    return nn.ZeroPad2d((*sides, *(0,) * (4 - len(sides)))) if len(sides) <= 4 else None
+
+
+def _affine(node: fx.Node) -> nn.Module | None:
+    """Arithmetic of a tensor with a number behind it, or of a sum or product in any order."""
+    first, second, *more = (*node.args, None)
+    if isinstance(first, int | float) and node.target in (operator.add, operator.mul):
+        first, second = second, first
+    if not isinstance(second, int | float) or len(more) > 1 or node.kwargs:
+        return None
+    scale, shift = _CONSTANTS[node.target](float(second)) if second or node.target in _SUMS else (0.0, 0.0)
+    return Affine(scale, shift) if scale else None
 
 
 def run(layers: tuple[Layer, ...], inputs: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from inversefed.attacks.exact.reach import cannot_peel, ends_block
 from inversefed.attacks.exact.sides import equations_beside, sides
 from inversefed.attacks.exact.watch import Stopped
 from inversefed.errors import UnsupportedNetworkError
-from inversefed.fl.chain import Layer, Residual
+from inversefed.fl.chain import Affine, Layer, Residual
 
 __all__ = ["descend", "step"]
 
@@ -86,14 +86,21 @@ def _shape(setting: Setting, left: tuple[Layer, ...]) -> tuple[int, ...]:
 
 def _below(setting: Setting, front: Front) -> Front:
     """In front of a layer that is undone number by number."""
-    module, values, delta, weight = front.left[-1].module, front.values, front.delta, front.weight
+    module, parts = front.left[-1].module, (front.values, front.delta, front.weight)
+    values, delta, weight = parts
     match module:
         case nn.Flatten() | nn.Identity() | nn.Dropout() | nn.Dropout2d():
             shape = (len(values), *_shape(setting, front.left[:-1]))
-            return front.below(*(part.reshape(shape) for part in (values, delta, weight)))
+            return front.below(*(part.reshape(shape) for part in parts))
         case nn.Sigmoid() | nn.Tanh() if front.known:
             values, slope = _inverse(module, values, setting.eps)
             return front.below(values, delta * slope, weight * slope)
+        case Affine():
+            return front.below((values - module.shift) / module.scale, delta * module.scale, weight * abs(module.scale))
+        case nn.ZeroPad2d():
+            left, right, top, bottom = module.padding
+            crop = [part[..., top : part.shape[-2] - bottom, left : part.shape[-1] - right] for part in parts]
+            return front.below(*crop)
         case nn.BatchNorm2d():
             scale, shift = affine(module)
             return front.below((values - shift) / scale, delta * scale, weight * scale.abs())

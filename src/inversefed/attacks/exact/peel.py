@@ -64,8 +64,8 @@ class Peel:
 
     Args:
         evaluations: most evaluations of the shallow layers where their features have to be inverted.
-        ends: where peeling has to be expected to end, or it refuses: at the `"image"`, at `"features"` of it, from which
-            the image has to be found, which is slow, or `"anywhere"`.
+        ends: where peeling has to be expected to end, else it refuses: at the `"image"`, at `"features"` of it, from
+            which the image has to be found, which is slow, or `"anywhere"`.
     """
 
     evaluations: int = 1500
@@ -76,8 +76,8 @@ class Peel:
 
         Raises:
             ThreatModelError: parts of the update are missing, or its examples cannot be told apart.
-            UnsupportedNetworkError: the network is no chain, a layer cannot be peeled, or it is expected to end elsewhere
-                than it is asked to.
+            UnsupportedNetworkError: the network is no chain, a layer cannot be peeled, or it is expected to end
+                elsewhere than it is asked to.
         """
         network = observation.network
         watch = Watch(

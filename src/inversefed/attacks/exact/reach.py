@@ -16,12 +16,13 @@ from inversefed.attacks.exact.convolution import require_plain
 from inversefed.attacks.exact.feeding import Feeding, feeding, overdetermined, require_enough, require_shifts
 from inversefed.attacks.exact.front import Fork
 from inversefed.errors import UnsupportedNetworkError
-from inversefed.fl.chain import Layer, Residual, flat
+from inversefed.fl.chain import Affine, Layer, Residual, flat
 
 __all__ = ["Reach", "cannot_peel", "ends_block", "pools", "reach"]
 
 _FREE = (
-    nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ReLU, nn.Linear
+    nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ReLU, nn.Linear,
+    nn.ZeroPad2d, Affine,
 )  # fmt: skip
 _KINKS = (nn.ReLU, nn.LeakyReLU)
 _AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)

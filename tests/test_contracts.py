@@ -66,7 +66,14 @@ ARGUMENTS = {
     "Leaving": (("0.weight",),),
     "Masked": (objectives.SquaredError(),),
     "RoundingLikelihood": (4,),
-    "Choose": ((recipes.peel(),), (), (recipes.separated(),), *[recipes.geiping()] * 10),
+    "Choose": (
+        (),
+        recipes.peel(),
+        recipes.separated(),
+        recipes.peel(),
+        (recipes.separated(),),
+        *[recipes.geiping()] * 10,
+    ),
 }
 
 NEED_RELU = {"spear", "sparse"}

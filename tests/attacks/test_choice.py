@@ -47,6 +47,12 @@ class Guess:
         return Reconstruction(images, observation.labels, 0.0, self.status, (candidate,), findings)
 
 
+def trying(*methods: object, **searches: object) -> object:
+    """The default with these exact methods and no others."""
+    refused = Guess(0.0, error=ThreatModelError("not asked"))
+    return replace(recipes.best(), exact=methods, layers=refused, wide=refused, quickly=refused, **searches)
+
+
 @pytest.mark.parametrize(
     ("name", "chosen", "said"),
     [
@@ -94,8 +100,12 @@ def test_train_mode_decides_which_search() -> None:
 
 def test_exact_methods_come_first_and_under_max_pooling_last() -> None:
     chosen = recipes.best()
-    assert chosen.plan(observed(HEADS["kinked"]))[0] == (*chosen.exact, *chosen.slow, chosen.kinked)
-    assert chosen.plan(observed(HEADS["pooled"]))[0] == (chosen.pooled, *chosen.exact, *chosen.slow)
+    assert chosen.plan(observed(HEADS["kinked"]))[0] == (
+        *chosen.exact, chosen.quickly, chosen.wide, chosen.layers, chosen.kinked,
+    )  # fmt: skip
+    narrow = observed([nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4)])
+    assert chosen.plan(narrow)[0] == (*chosen.exact, chosen.layers, chosen.kinked)
+    assert chosen.plan(observed(HEADS["pooled"]))[0] == (chosen.pooled, *chosen.exact, chosen.layers)
     no_chain = observed(
         [nn.Conv2d(3, 6, 3), nn.Softplus(), nn.MaxPool2d(2), nn.LayerNorm(3), nn.Flatten(), nn.Linear(54, 4)]
     )
@@ -104,7 +114,7 @@ def test_exact_methods_come_first_and_under_max_pooling_last() -> None:
 
 def test_what_is_exact_ends_it_and_what_does_not_apply_is_told() -> None:
     refused = Guess(0.0, error=ThreatModelError("needs something else"))
-    chosen = replace(recipes.best(), exact=(refused, Guess(0.3, exact=True)))
+    chosen = trying(refused, Guess(0.3, exact=True))
     found = chosen(observed(HEADS["kinked"]), Generator().manual_seed(0))
     assert float(found.images.mean()) == pytest.approx(0.3)
     finding = found.findings[0]
@@ -121,16 +131,16 @@ def test_the_better_match_wins_and_the_watcher_never_sees_a_worse_one() -> None:
         def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
             return replace(super().__call__(observation, generator, budget), images=good)
 
-    chosen = replace(recipes.best(), exact=(Full(0.5),), kinked=recipes.spectral(3))
+    chosen = trying(Full(0.5), kinked=recipes.spectral(3))
     found = chosen(observation, Generator().manual_seed(0), watch)
     assert torch.equal(found.images, good) and all(torch.equal(images, good) for images in shown) and len(shown) == 3
-    worse = replace(recipes.best(), exact=(Guess(0.9),), kinked=recipes.spectral(100))
+    worse = trying(Guess(0.9), kinked=recipes.spectral(100))
     assert not torch.equal(worse(observation, Generator().manual_seed(0)).images, torch.full((1, *SHAPE), 0.9))
 
 
 @pytest.mark.parametrize("status", [Status.STOPPED, Status.INTERRUPTED])
 def test_an_attack_that_was_ended_is_the_last(status: Status) -> None:
-    chosen = replace(recipes.best(), exact=(Guess(0.4, status=status),))
+    chosen = trying(Guess(0.4, status=status))
     found = chosen(observed(HEADS["kinked"]), Generator().manual_seed(0))
     assert found.status is status and float(found.images.mean()) == pytest.approx(0.4)
 
@@ -143,7 +153,7 @@ def test_a_time_budget_is_shared_by_all_that_is_tried() -> None:
             left.append(budget.seconds)
             return super().__call__(observation, generator, budget)
 
-    chosen = replace(recipes.best(), exact=(Asked(0.1), Asked(0.2)), kinked=recipes.spectral(2))
+    chosen = trying(Asked(0.1), Asked(0.2), kinked=recipes.spectral(2))
     chosen(observed(HEADS["kinked"]), Generator().manual_seed(0), Budget(seconds=5.0))
     assert 0 < left[1] < left[0] <= 5
 
@@ -157,12 +167,12 @@ def test_an_exact_method_gets_half_of_the_time_and_the_search_follows_what_was_c
             return super().__call__(observation, generator, budget)
 
     slow = Slow(-9.0, status=Status.STOPPED)
-    chosen = replace(recipes.best(), exact=(slow, slow), kinked=recipes.spectral(5))
+    chosen = trying(slow, slow, kinked=recipes.spectral(5))
     found = chosen(observed(HEADS["kinked"]), Generator().manual_seed(0), Budget(seconds=1000.0))
     assert all(490 < seconds <= 500 for seconds in asked) and len(asked) == 2
     assert found.status is Status.STOPPED and found.candidates[0].iterations == 5  # the search's own
     assert found.findings[0].evidence["cut"] == ["Slow"] and "For want of time" in found.findings[0].message
-    exact = replace(recipes.best(), exact=(slow, Guess(0.3, exact=True)))
+    exact = trying(slow, Guess(0.3, exact=True))
     done = exact(observed(HEADS["kinked"]), Generator().manual_seed(0), Budget(seconds=1000.0))
     assert done.status is Status.FINISHED and "cut" not in done.findings[0].evidence
 
@@ -174,7 +184,7 @@ def test_who_stops_an_exact_method_stops_the_attack_though_there_is_time_left() 
             assert budget.on_step(step)
             return super().__call__(observation, generator, budget)
 
-    chosen = replace(recipes.best(), exact=(Watched(0.4, status=Status.STOPPED),))
+    chosen = trying(Watched(0.4, status=Status.STOPPED))
     budget = Budget(seconds=1000.0, on_step=lambda step: True)
     found = chosen(observed(HEADS["kinked"]), Generator().manual_seed(0), budget)
     assert float(found.images.mean()) == pytest.approx(0.4) and "cut" not in found.findings[0].evidence
@@ -243,10 +253,10 @@ def test_a_dead_network_costs_no_result(pooled: bool) -> None:
 def test_what_was_found_survives_a_search_that_refuses_and_nothing_found_is_its_refusal() -> None:
     observation = replace(observed(HEADS["kinked"]), labels=None)
     refusing = replace(recipes.spectral(3), labels=_Refuses())
-    kept = replace(recipes.best(), exact=(Guess(0.4),), kinked=refusing)
+    kept = trying(Guess(0.4), kinked=refusing)
     with_labels = replace(observation, labels=torch.tensor([0]))
     assert float(kept(with_labels, Generator().manual_seed(0)).images.mean()) > -10
-    nothing = replace(recipes.best(), exact=(Guess(0.4, error=ThreatModelError("not this one")),), kinked=refusing)
+    nothing = trying(Guess(0.4, error=ThreatModelError("not this one")), kinked=refusing)
     with pytest.raises(ThreatModelError, match="no label"):
         nothing(observation, Generator().manual_seed(0))
 

@@ -88,7 +88,7 @@ def test_what_does_not_reproduce_the_update_is_not_called_exact(photos: torch.Te
     ("name", "reason"),
     [
         ("ResNet50", "a convolution with kernel 3 or more"),
-        ("iRevNet", "branches|layer by layer|no layer"),
+        ("iRevNet", "branches|layer by layer|not read as a layer"),
         ("DenseNet40", "branches|no layer of its own|layer by layer"),
     ],
 )

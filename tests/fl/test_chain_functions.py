@@ -31,8 +31,9 @@ class Net(nn.Module):
 
 READ: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "gelu": (F.gelu, 8), "tanh gelu": (lambda x: F.gelu(x, approximate="tanh"), 8), "silu": (F.silu, 8),
-    "leaky": (lambda x: F.leaky_relu(x, 0.2), 8), "elu": (lambda x: F.elu(x, alpha=0.5), 8), "hardswish": (F.hardswish, 8),
-    "softplus": (lambda x: F.softplus(x, 2.0), 8), "pad": (lambda x: F.pad(x, (1, 1, 1, 1)), 10),
+    "leaky": (lambda x: F.leaky_relu(x, 0.2), 8), "elu": (lambda x: F.elu(x, alpha=0.5), 8),
+    "hardswish": (F.hardswish, 8), "softplus": (lambda x: F.softplus(x, 2.0), 8),
+    "pad": (lambda x: F.pad(x, (1, 1, 1, 1)), 10),
     "uneven pad": (lambda x: F.pad(x, (0, 2)), None), "add": (lambda x: x + 0.5, 8), "before": (lambda x: 2 * x, 8),
     "div": (lambda x: (x - 0.1) / 3, 8), "max": (lambda x: F.max_pool2d(x, 2), 4),
     "average": (lambda x: F.avg_pool2d(x, 2, stride=2), 4), "double": (lambda x: F.interpolate(x, scale_factor=2), 16),

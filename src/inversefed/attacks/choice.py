@@ -64,7 +64,9 @@ class Choose:
 
     Args:
         exact: methods that apply to one example, in the order they are tried.
-        slow: methods that follow these where nothing came near.
+        layers: peeling, which follows.
+        wide: what the head sees, inverted, where that is as much as the picture holds.
+        quickly: peeling that comes before that, without what takes long in it.
         batch: the same for several examples.
         smooth: the search for one example through a network without kinks.
         several: the search for several examples through such a network, or one that averages over places.
@@ -80,7 +82,9 @@ class Choose:
     """
 
     exact: tuple[Attack, ...]
-    slow: tuple[Attack, ...]
+    layers: Attack
+    wide: Attack
+    quickly: Attack
     batch: tuple[Attack, ...]
     smooth: GradientInversion
     several: GradientInversion
@@ -138,9 +142,10 @@ class Choose:
         search, why = self.search(observation)
         if observation.num_examples > 1:
             return (*self.batch, search), why
+        peeled = (self.quickly, self.wide, self.layers) if _applies(self.wide, observation) else (self.layers,)
+        methods = (*self.exact, *peeled)
         if not (found := pools(observation.network)):
-            return (*self.exact, *self.slow, search), why
-        methods = (*self.exact, *self.slow)
+            return (*methods, search), why
         if any(_applies(method, observation) for method in methods):
             first = search if search == self.normalized else self.pooled
             return (first, *methods), f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
@@ -184,16 +189,16 @@ class Choose:
         return self._refined(best, generator).explained(reasons)
 
     def _brings_more(self, attack: Attack, best: "_Best") -> bool:
-        """Whether an attack may come nearer than what was found: no search and no slow method where that is near."""
+        """Whether an attack may come nearer than what was found; no search nor more peeling does, where it is near."""
         if isinstance(attack, GradientInversion):
             return not best.searched and best.distance >= _SOLVED
-        return attack not in self.slow or best.distance >= _SOLVED
+        return attack != self.layers or best.distance >= _SOLVED
 
     def _refined(self, best: "_Best", generator: Generator) -> "_Best":
         """Go on from what a search found where features are normalized, and never end below one color."""
         if best.ended:
             return best
-        with suppress(ThreatModelError, UnsupportedNetworkError):
+        with suppress(InversefedError), foreign_code("what goes on from the search", best.watcher):
             if best.attack == self.normalized:
                 best.take(self._from(best), generator, last=False)
             if best.below_color():

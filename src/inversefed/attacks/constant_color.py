@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inversefed.attacks.evaluate import differentiate
 from inversefed.attacks.objectives import RelativeSquaredError
-from inversefed.attacks.problem import relative_matching_cost
+from inversefed.attacks.problem import relative_matching_cost, widened
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Params
 
@@ -47,15 +47,17 @@ def matched_color(observation: Observation, labels: Tensor, seconds: float | Non
     [0.9, 0.2, 0.1]
     """
     network, began, lowest, best, used = observation.network, time.monotonic(), float("inf"), None, 0
-    logits = torch.zeros(observation.num_examples, network.image_shape[0], 1, 1, dtype=network.dtype)
-    logits = logits.to(network.device).requires_grad_()
+    format_ = torch.promote_types(network.dtype, torch.float32)  # in 16 bits L-BFGS overflows
+    logits = torch.zeros(observation.num_examples, network.image_shape[0], 1, 1, dtype=format_, device=network.device)
+    logits.requires_grad_()
 
     def pictures(at: Tensor) -> Tensor:
-        return (network.low + (network.high - network.low) * at.sigmoid()).expand(observation.batch_shape)
+        colors = network.low + (network.high - network.low) * at.sigmoid()
+        return colors.to(network.dtype).expand(observation.batch_shape)
 
     def distance(variables: Params) -> Tensor:
         update = observation.client(network, pictures(variables["logits"]), labels)
-        return RelativeSquaredError()(update, observation.update)
+        return RelativeSquaredError()(widened(update), widened(observation.update))
 
     def closure() -> float:
         nonlocal lowest, best, used

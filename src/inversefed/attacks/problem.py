@@ -25,7 +25,7 @@ from inversefed.fl.targets import as_targets, forms
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Params, Scalar, SoftLabels, Targets
 
-__all__ = ["Objective", "Prior", "Problem", "relative_matching_cost"]
+__all__ = ["Objective", "Prior", "Problem", "relative_matching_cost", "widened"]
 
 Objective = Callable[[Params, Params], Scalar]
 Prior = Callable[[Images, Observation], Scalar]
@@ -43,11 +43,11 @@ def relative_matching_cost(observation: Observation, images: Images, labels: Ten
         return math.inf
     with torch.no_grad(), float32_products(observation.network.device):
         update = observation.client(observation.network, images, labels)
-        cost = float(RelativeSquaredError()(_wide(update), _wide(observation.update)))
+        cost = float(RelativeSquaredError()(widened(update), widened(observation.update)))
     return cost if math.isfinite(cost) else math.inf
 
 
-def _wide(update: Params) -> Params:
+def widened(update: Params) -> Params:
     """An update of 16 bits in float32, where its squares do not overflow."""
     return {
         name: part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for name, part in update.items()

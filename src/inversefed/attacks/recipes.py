@@ -71,8 +71,10 @@ def best() -> Choose:
     """
     early = EarlyBFloat16(worthwhile=True)
     return Choose(
-        exact=(linear(), patch_embedding(), april(), Peel(ends="image"), separated()),
-        slow=(Peel(ends="features"),),
+        exact=(linear(), patch_embedding(), april()),
+        layers=peel(),
+        wide=separated(),
+        quickly=Peel(starts=0),
         batch=(sparse(), peel(), separated()),
         smooth=curvature(),
         several=smoothed(),

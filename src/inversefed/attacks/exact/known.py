@@ -21,8 +21,8 @@ from inversefed.fl.chain import Layer, run
 
 __all__ = ["Known", "invert_each"]
 
-_STARTS, _GRAIN, _ROUNDS = 8, 0.5, 250
-"""How many searches a local minimum leads to, how much noise in the coefficients they start from, and their steps."""
+_GRAIN, _ROUNDS = 0.5, 250
+"""How much noise in the coefficients the searches start from, and their steps."""
 _SPECK = 0.1
 """Noise that the first image starts from: where all is off nothing tells a way."""
 _NEAR, _FOUND = 0.035, 1e-6
@@ -57,7 +57,7 @@ class Known:
 
 
 def invert_each(
-    known: Sequence[Known], image_shape: tuple[int, int, int], eps: float, evaluations: int, watch: Watch
+    known: Sequence[Known], image_shape: tuple[int, int, int], eps: float, evaluations: int, watch: Watch, starts: int
 ) -> Tensor:
     """Find, one by one, the normalized images, `[n, c, h, w]` in double precision.
 
@@ -70,9 +70,10 @@ def invert_each(
         eps: rounding of what is known.
         evaluations: most evaluations of a start.
         watch: shown the images from time to time.
+        starts: most searches that a local minimum leads to.
     """
     number = len(known[0].values)
-    found, starts = torch.zeros(number, *image_shape, dtype=torch.float64), 1 + _STARTS
+    found, starts = torch.zeros(number, *image_shape, dtype=torch.float64), 1 + starts
     one = _One(known, image_shape, eps, evaluations, watch)
     for place in range(number):
 

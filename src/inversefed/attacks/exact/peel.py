@@ -12,7 +12,7 @@ reached (see `features`). The result is called exact only if the forward operato
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,7 +23,7 @@ from inversefed.attacks.exact.features import search_features, shallow
 from inversefed.attacks.exact.front import Front, Setting
 from inversefed.attacks.exact.known import invert_each
 from inversefed.attacks.exact.pooled import image_from_pooled
-from inversefed.attacks.exact.reach import Reach, pools, reach
+from inversefed.attacks.exact.reach import pools, reach
 from inversefed.attacks.exact.verify import EXACT, exactness, matched
 from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.labels import granted_or_recovered
@@ -64,20 +64,18 @@ class Peel:
 
     Args:
         evaluations: most evaluations of the shallow layers where their features have to be inverted.
-        ends: where peeling has to be expected to end, else it refuses: at the `"image"`, at `"features"` of it, from
-            which the image has to be found, which is slow, or `"anywhere"`.
+        starts: most searches from other starts where that ends in a local minimum, which takes a minute; 0 for none.
     """
 
     evaluations: int = 1500
-    ends: Literal["anywhere", "image", "features"] = "anywhere"
+    starts: int = 8
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """Peel; the generator is not used. A search that the budget stops leaves the best so far.
 
         Raises:
             ThreatModelError: parts of the update are missing, or its examples cannot be told apart.
-            UnsupportedNetworkError: the network is no chain, a layer cannot be peeled, or it is expected to end
-                elsewhere than it is asked to.
+            UnsupportedNetworkError: the network is no chain, or a layer cannot be peeled.
         """
         network = observation.network
         watch = Watch(
@@ -85,8 +83,6 @@ class Peel:
             rounds=_ROUNDS if kinks.pools(network) else self.evaluations // 10,
         )  # fmt: skip
         setting = _setting(observation, watch)
-        if self.ends != "anywhere":
-            self._forecast(setting, observation.num_examples)
         depth, found, interrupted = len(setting.layers), torch.zeros(observation.batch_shape).double(), False
         left_open, labels = None, None
         try:
@@ -94,7 +90,7 @@ class Peel:
             front = descend(setting, front)
             if len(front.values) > 1 and front.left:
                 _require_features(front, math.prod(network.image_shape))
-            depth, found = len(flat(front.left)), _images(setting, front, self.evaluations)
+            depth, found = len(flat(front.left)), _images(setting, front, self.evaluations, self.starts)
             left_open = front.unseen if depth == 0 else None
         except KeyboardInterrupt:
             interrupted = True
@@ -117,8 +113,10 @@ class Peel:
             ThreatModelError: as when it is called.
             UnsupportedNetworkError: likewise.
         """
-        number, pixels = observation.num_examples, math.prod(observation.network.image_shape)
-        far = self._forecast(_setting(observation, Watch(), layers), number)
+        setting = _setting(observation, Watch(), layers)
+        _head_layer(setting)
+        number, pixels = observation.num_examples, math.prod(setting.image_shape)
+        far = reach(setting.layers, setting.image_shape, number)
         alternation = "; the winners of max pooling are found by an alternation, which may not settle"
         how = f"peels {far.count - far.depth} of {far.count} layers{alternation if far.alternates else ''}"
         how += "" if number == 1 else f" of {number} examples at once, if the head tells them apart"
@@ -127,20 +125,6 @@ class Peel:
         if number > 1 and far.values < pixels:
             raise UnsupportedNetworkError(f"peeling ends at {far.values} features for {pixels} pixels, since {far.why}")
         return f"{how}; then it looks for the image's {pixels} values behind {far.values} features, since {far.why}"
-
-    def _forecast(self, setting: Setting, number: int) -> Reach:
-        """How far it should come, if it is to begin.
-
-        Raises:
-            UnsupportedNetworkError: it is expected to end elsewhere than it is asked to, or cannot begin.
-        """
-        _head_layer(setting)
-        far = reach(setting.layers, setting.image_shape, number)
-        if self.ends == "image" and far.depth > 0:
-            raise UnsupportedNetworkError(f"peeling would end at {far.values} features of the image, since {far.why}")
-        if self.ends == "features" and far.depth == 0:
-            raise UnsupportedNetworkError("peeling down to the image was tried")
-        return far
 
 
 def known_exactly(observation: Observation) -> tuple[tuple[Layer, ...], Front]:
@@ -222,7 +206,7 @@ def head_of(setting: Setting, observation: Observation) -> tuple[Front, Targets 
     return Front(setting.layers[:-1], features, delta, weight, exact=False, tolerance=tolerance), known.labels
 
 
-def _images(setting: Setting, front: Front, evaluations: int) -> Tensor:
+def _images(setting: Setting, front: Front, evaluations: int, starts: int) -> Tensor:
     """The normalized images, `[n, c, h, w]`, from where peeling stopped."""
     layers, shape, watch = front.left, setting.image_shape, setting.watch
     if not layers:
@@ -231,7 +215,7 @@ def _images(setting: Setting, front: Front, evaluations: int) -> Tensor:
         return watch.kept[-1].reshape(-1, *shape) if watch.kept else torch.zeros(len(front.values), *shape)
     if pools(layers):
         return _image_behind_pooling(setting, front)[None]
-    return invert_each((*front.shown, *front.also), shape, setting.eps, evaluations, watch)
+    return invert_each((*front.shown, *front.also), shape, setting.eps, evaluations, watch, starts)
 
 
 def _image_behind_pooling(setting: Setting, front: Front) -> Tensor:

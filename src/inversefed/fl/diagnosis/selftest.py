@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from inversefed.errors import InversefedError, ThreatModelError
+from inversefed.errors import InversefedError, ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import FedSGD
 from inversefed.fl.diagnosis.stand_ins import stand_ins
 from inversefed.fl.metadata import Metadata
@@ -112,10 +112,10 @@ def check_example(
         labels = as_targets(network, labels)
         theirs = as_observation(network, Update(tensors, told))
         cosine, ratio = _match(theirs, images, labels)
+    except UnsupportedNetworkError as error:  # foreign code of the network or the loss
+        return (_cannot_run("The believed client cannot run on the example", error),)
     except InversefedError as error:
         return (Finding("names", "error", f"The example cannot be compared with the update: {error}"),)
-    except Exception as error:  # foreign code of the network: whatever it raises means the same
-        return (_cannot_run("The believed client cannot run on the example", error),)
     evidence = {"cosine": cosine, "scale": ratio}
     if cosine > _SAME and abs(math.log(ratio)) < 0.02:
         message = (

@@ -66,14 +66,7 @@ ARGUMENTS = {
     "Leaving": (("0.weight",),),
     "Masked": (objectives.SquaredError(),),
     "RoundingLikelihood": (4,),
-    "Choose": (
-        (),
-        recipes.peel(),
-        recipes.separated(),
-        recipes.peel(),
-        (recipes.separated(),),
-        *[recipes.geiping()] * 10,
-    ),
+    "Choose": ((), *[recipes.peel()] * 3, (recipes.separated(),), *[recipes.geiping()] * 9, (recipes.geiping(),)),
 }
 
 NEED_RELU = {"spear", "sparse"}

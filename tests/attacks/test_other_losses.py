@@ -1,5 +1,6 @@
 """Heads and losses beside softmax cross entropy of classes: audited, labels found where the algebra allows."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from inversefed.attacks.labels import RecoveredLabels, SignRule, SoftTargets, So
 from inversefed.attacks.labels.behind import behind_head
 from inversefed.attacks.labels.head import pulls
 from inversefed.errors import InversefedError, ThreatModelError
+from inversefed.evaluation.metrics import label_accuracy
 from inversefed.fl.losses import BinaryCrossEntropy, FocalLoss, MeanSquaredError, NegativeLogLikelihood
 from inversefed.fl.network import freeze
 from inversefed.fl.threat import Observation, ThreatModel
@@ -164,3 +166,16 @@ def test_numbers_have_no_accuracy_and_answers_do() -> None:
 
     assert "label_accuracy" not in scores(nn.MSELoss(), NUMBERS[:1])
     assert scores(nn.BCEWithLogitsLoss(), ANSWERS[:1])["label_accuracy"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.03, 1e-4])
+def test_a_clipped_gradient_of_one_class_is_no_mixture(factor: float) -> None:
+    observation = seen(smooth(5), None, torch.tensor([2]))
+    clipped = replace(observation, update={name: factor * part for name, part in observation.update.items()})
+    assert isinstance(RecoveredLabels().rule(clipped), SignRule)
+    assert RecoveredLabels()(clipped).tolist() == [2]
+
+
+def test_probabilities_count_by_the_greatest_where_the_truth_is_one_class() -> None:
+    found = label_accuracy(torch.tensor([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]]), torch.tensor([1, 1]))
+    assert found.tolist() == [1.0, 0.0]

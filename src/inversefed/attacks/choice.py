@@ -77,7 +77,7 @@ class Choose:
         shuffled: the search where the client shuffles, or where it is not known which of its steps saw which label.
         training: the search where the first layers are a convolution and BatchNorm in train mode.
         normalized: the search where the network normalizes its features otherwise.
-        polish: goes on in pixels from what that found.
+        polish: searches that go on from what was found then, each from where the one before it came.
         masks: how the other searches simulate a client whose dropout is on.
     """
 
@@ -95,13 +95,13 @@ class Choose:
     shuffled: GradientInversion
     training: GradientInversion
     normalized: GradientInversion
-    polish: GradientInversion
+    polish: tuple[GradientInversion, ...]
     masks: Simulation = OptimizedMasks()
 
     def searching(self, **changes: Any) -> "Choose":
         """The same choice, its searches with other restarts, precision or compilation."""
         names = ("smooth", "several", "kinked", "averaged", "pooled", "unknown", "shuffled", "training",
-                 "normalized", "polish")  # fmt: skip
+                 "normalized")  # fmt: skip
         return replace(self, **{name: getattr(self, name).searching(**changes) for name in names})
 
     def search(self, observation: Observation) -> tuple[GradientInversion, str]:
@@ -186,29 +186,32 @@ class Choose:
                 break
         if failed is not None and best.found is None:
             raise failed
-        return self._refined(best, generator).explained(reasons)
+        return self._refined(best, plan, generator).explained(reasons)
 
     def _brings_more(self, attack: Attack, best: "_Best") -> bool:
         """Whether an attack may come nearer than what was found; no search nor more peeling does, where it is near."""
-        if isinstance(attack, GradientInversion):
-            return not best.searched and best.distance >= _SOLVED
-        return attack != self.layers or best.distance >= _SOLVED
+        late = isinstance(attack, GradientInversion) or attack == self.layers
+        return not late or best.distance >= _SOLVED
 
-    def _refined(self, best: "_Best", generator: Generator) -> "_Best":
+    def _refined(self, best: "_Best", plan: Sequence[Attack], generator: Generator) -> "_Best":
         """Go on from what a search found where features are normalized, and never end below one color."""
         if best.ended:
             return best
         with suppress(InversefedError), foreign_code("what goes on from the search", best.watcher):
-            if best.attack == self.normalized:
-                best.take(self._from(best), generator, last=False)
+            if self.normalized in plan and best.distance >= _SOLVED:
+                self._polished(best, generator)
             if best.below_color():
-                best.take(self._from(best) if best.attack == self.normalized else self.normalized, generator, last=True)
+                if self.normalized not in plan:
+                    best.take(self.normalized, generator, last=True)
                 best.settle()
         return best
 
-    def _from(self, best: "_Best") -> GradientInversion:
-        assert best.found is not None
-        return replace(self.polish, start=_Found(best.observation.network.normalize(best.found.images)))
+    def _polished(self, best: "_Best", generator: Generator) -> None:
+        """Go on in pixels from what is best."""
+        for attack in self.polish:
+            if best.found is not None and not best.ended:
+                start = _Found(best.observation.network.normalize(best.found.images))
+                best.take(replace(attack, start=start), generator, last=attack is self.polish[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +278,6 @@ class _Best:
     distance: float = math.inf
     exact: bool = False
     ended: bool = False
-    searched: bool = False
     asked: bool = False
     color: tuple[Images, float] | None = None
     cut: dict[str, str] = field(default_factory=dict)
@@ -287,10 +289,10 @@ class _Best:
         Args:
             attack: what is run.
             generator: the only source of randomness.
-            last: whether nothing follows; else, and unless it brings a search along, half of the time is left.
+            last: whether nothing follows; else half of the time is left.
         """
         before, left = time.monotonic() - self._began, self._left()
-        if left is not None and not last and not hasattr(attack, "search"):
+        if left is not None and not last:
             left /= 2
         turn = self.watched(replace(self.budget, seconds=left), before)
         try:
@@ -309,7 +311,6 @@ class _Best:
 
     def add(self, found: Reconstruction, attack: Attack) -> None:
         """Take in what an attack found; it is the last if it is exact, or was ended from outside, not by its part."""
-        self.searched |= hasattr(attack, "search")  # its own, with all that is known; a second one brings no more
         self.exact = any(finding.code == "exact" for finding in found.findings)
         stopped = found.status is Status.STOPPED and (self.asked or self._over)
         self.ended = self.exact or stopped or found.status is Status.INTERRUPTED

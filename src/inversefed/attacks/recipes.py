@@ -85,7 +85,10 @@ def best() -> Choose:
         shuffled=relaxed_order(),
         training=train_mode(),
         normalized=in_range(),
-        polish=replace(geiping(max_iterations=600), optimizer=Adam(lr=0.02, signed=True)),
+        polish=(
+            replace(geiping(max_iterations=600), optimizer=Adam(lr=0.02, signed=True)),
+            replace(geiping(max_iterations=300, total_variation=1e-3), optimizer=Adam(lr=0.01, signed=True)),
+        ),
     )
 
 

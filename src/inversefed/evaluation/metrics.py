@@ -112,7 +112,8 @@ def label_accuracy(labels: Targets, target_labels: Targets) -> Scores:
     """Whether each label is the true one: 1 or 0 per example; of several answers of yes or no all must be.
 
     Args:
-        labels: the recovered class indices, or answers of 0 and 1, `[n]` or `[n, k]`.
+        labels: the recovered class indices, or answers of 0 and 1, `[n]` or `[n, k]`. Probabilities `[n, k]` where the
+            truth is one class each count by the greatest.
         target_labels: the true ones, as many.
 
     Raises:
@@ -121,6 +122,8 @@ def label_accuracy(labels: Targets, target_labels: Targets) -> Scores:
     >>> label_accuracy(torch.tensor([3, 1]), torch.tensor([3, 2]))
     tensor([1., 0.])
     """
+    if labels.ndim == 2 and target_labels.ndim == 1 and labels.shape[1] > 1:
+        labels = labels.argmax(dim=1)
     if labels.numel() != target_labels.numel() or len(labels) != len(target_labels):
         raise InputError(f"label_accuracy expects as many labels as truths, got {len(labels)} and {len(target_labels)}")
     found, true = (each.to(labels.device).double().reshape(len(labels), -1) for each in (labels, target_labels))

@@ -102,8 +102,11 @@ def is_mixture(observation: Observation) -> bool:
     weight, bias = (observation.gradient[f"{name}.{part}"].double() for part in ("weight", "bias"))
     if not bool(bias.any()) or not _of_rank_one(weight, bias):
         return False
-    away = read_head(observation).pull - SoftTargets().probabilities(observation)
-    return bool(away.norm(dim=1).min() > _MIXED)
+    head, target = read_head(observation), SoftTargets().probabilities(observation)
+    # softmax - target is the bias gradient: of one class at another scale, as clipping leaves it, its direction
+    single = target + head.needed_bias("telling mixtures") - head.pull
+    alike = torch.cosine_similarity(single, bias[None], dim=1).max()
+    return bool((head.pull - target).norm(dim=1).min() > _MIXED and alike < 1 - _MIXED**2)
 
 
 def _of_rank_one(weight: Tensor, bias: Tensor) -> bool:

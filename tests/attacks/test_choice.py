@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Generator, nn
 
+from benchmarks.small_networks import SMALL_NETWORKS
 from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
 from inversefed.attacks import precision, pruning
+from inversefed.attacks.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError
 from inversefed.fl.kinks import averages, kinks, pools
 from inversefed.types import Candidate, Finding, Reconstruction, Step
+from inversefed.zoo import pictures
 
 SHAPE = (3, 8, 8)
 HEADS = {
@@ -48,8 +51,9 @@ class Guess:
 
 
 def trying(*methods: object, **searches: object) -> object:
-    """The default with these exact methods and no others."""
+    """The default with these exact methods and no others, and nothing behind its search."""
     refused = Guess(0.0, error=ThreatModelError("not asked"))
+    searches = {"polish": (), **searches}
     return replace(recipes.best(), exact=methods, layers=refused, wide=refused, quickly=refused, **searches)
 
 
@@ -264,3 +268,19 @@ def test_what_was_found_survives_a_search_that_refuses_and_nothing_found_is_its_
 class _Refuses:
     def __call__(self, observation: Observation) -> torch.Tensor:
         raise ThreatModelError("no label")
+
+
+def test_a_search_goes_on_in_pixels_and_what_is_hardly_nearer_does_not_count() -> None:
+    module = SMALL_NETWORKS["two-linear"].build().eval()
+    network = freeze(module, (3, 16, 16), mean=0.5, std=0.25)
+    batch = Batch(pictures.photo("astronaut", (3, 16, 16))[None], torch.tensor([3]))
+    update = FedSGD()(network, batch.images, batch.labels)
+    observation = observe(network, FedSGD(), update, batch, ThreatModel(labels="known"))
+    alone = trying()
+    polished = replace(alone, polish=recipes.best().polish)
+    first, second = (each(observation, Generator().manual_seed(0)) for each in (alone, polished))
+    before, after = (relative_matching_cost(observation, each.images, each.labels) for each in (first, second))
+    assert after < 0.6 * before
+    assert second.candidates[0].iterations == 600
+    hardly = replace(alone, polish=(replace(recipes.best().polish[0], max_iterations=1),))
+    assert torch.equal(hardly(observation, Generator().manual_seed(0)).images, first.images)

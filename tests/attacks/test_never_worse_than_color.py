@@ -12,7 +12,7 @@ from inversefed.attacks.constant_color import matched_color
 from inversefed.attacks.problem import relative_matching_cost
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.fl.clients import FedAvg, FedSGD
-from inversefed.fl.kinks import normalizes
+from inversefed.fl.kinks import averages, normalizes
 from inversefed.pipeline import observed
 from inversefed.types import Budget
 from inversefed.zoo import pictures
@@ -100,3 +100,19 @@ def test_what_normalizes_is_told_by_layer_and_by_function() -> None:
     assert normalizes(freeze(Functional(), (3, 16, 16))) == ("layer_norm",)
     assert normalizes(freeze(normalized(nn.BatchNorm2d(16)), (3, 16, 16))) == ()
     assert normalizes(freeze(normalized(nn.BatchNorm2d(16)).train(), (3, 16, 16))) == ("BatchNorm2d",)
+
+
+def test_a_mean_over_channels_that_a_norm_takes_is_no_average_over_places() -> None:
+    class ByHand(nn.Module):
+        def __init__(self, dims: int | tuple[int, int]) -> None:
+            super().__init__()
+            self.conv, self.head, self.dims = nn.Conv2d(3, 4, 3), nn.LazyLinear(4), dims
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            return self.head((x / x.square().mean(self.dims, keepdim=True).sqrt()).flatten(1))
+
+    for dims, found in ((1, ()), ((2, 3), ("mean",))):
+        module = ByHand(dims)
+        module(CHELSEA)
+        assert averages(freeze(module, (3, 16, 16))) == found

@@ -54,6 +54,9 @@ than by a wrong one."""
 _CLEARLY = 0.03
 """Share of what pictures of one color each leave of the update, below which a picture explains clearly more. Above it
 an underdetermined search is as often farther from the truth than one color as it is nearer."""
+_NEARER, _SMALL = 0.6, 1e8
+"""Share of its matching cost that going on in pixels must bring a search to where nothing hides contrast, for a smaller
+gain often leads away from the truth; and operations of a forward pass up to which that costs little."""
 _SOLVED = 1e-3
 """Relative matching cost below which what an exact method found is nearer than any search comes."""
 
@@ -199,19 +202,23 @@ class Choose:
             return best
         with suppress(InversefedError), foreign_code("what goes on from the search", best.watcher):
             if self.normalized in plan and best.distance >= _SOLVED:
-                self._polished(best, generator)
+                self._polished(best, self.polish, generator)
+            elif self.kinked in plan and best.distance >= _SOLVED and _is_small(best.observation):
+                self._polished(best, self.polish[:1], generator, _NEARER)
             if best.below_color():
                 if self.normalized not in plan:
                     best.take(self.normalized, generator, last=True)
                 best.settle()
         return best
 
-    def _polished(self, best: "_Best", generator: Generator) -> None:
-        """Go on in pixels from what is best."""
-        for attack in self.polish:
-            if best.found is not None and not best.ended:
-                start = _Found(best.observation.network.normalize(best.found.images))
-                best.take(replace(attack, start=start), generator, last=attack is self.polish[-1])
+    def _polished(
+        self, best: "_Best", searches: Sequence[GradientInversion], generator: Generator, share: float = 1.0
+    ) -> None:
+        """Go on in pixels from where the search came, and keep what leaves less than a share of what is best."""
+        for attack in searches:
+            if best.latest is not None and not best.ended:
+                start = _Found(best.observation.network.normalize(best.latest))
+                best.take(replace(attack, start=start), generator, attack is searches[-1], share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +234,10 @@ class _Found:
     def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
         """The same for every restart, `[restarts, n, c, h, w]`."""
         return self.inputs.to(generator.device, dtype).expand(tuple(shape)).clone()
+
+
+def _is_small(observation: Observation) -> bool:
+    return observation.network.operations() * observation.num_examples < _SMALL
 
 
 def _scarce(observation: Observation) -> bool:
@@ -279,17 +290,19 @@ class _Best:
     exact: bool = False
     ended: bool = False
     asked: bool = False
+    latest: Images | None = None
     color: tuple[Images, float] | None = None
     cut: dict[str, str] = field(default_factory=dict)
     _began: float = field(default_factory=lambda: time.monotonic())
 
-    def take(self, attack: Attack, generator: Generator, last: bool) -> None:
+    def take(self, attack: Attack, generator: Generator, last: bool, share: float = 1.0) -> None:
         """Run an attack in its part of the time that is left, and take in what it found.
 
         Args:
             attack: what is run.
             generator: the only source of randomness.
             last: whether nothing follows; else half of the time is left.
+            share: of what is best, what must not be left for it to be better.
         """
         before, left = time.monotonic() - self._began, self._left()
         if left is not None and not last:
@@ -305,17 +318,18 @@ class _Best:
             if left is not None and time.monotonic() - self._began - before >= left:
                 self.cut[type(attack).__name__] = "ended"  # it may refuse what it had no time for
             raise
-        self.add(found, attack)
+        self.add(found, attack, share)
         if left is not None and (fewer or found.status is Status.STOPPED) and not self.asked:
             self.cut[type(attack).__name__] = fewer or "ended"
 
-    def add(self, found: Reconstruction, attack: Attack) -> None:
+    def add(self, found: Reconstruction, attack: Attack, share: float = 1.0) -> None:
         """Take in what an attack found; it is the last if it is exact, or was ended from outside, not by its part."""
         self.exact = any(finding.code == "exact" for finding in found.findings)
         stopped = found.status is Status.STOPPED and (self.asked or self._over)
         self.ended = self.exact or stopped or found.status is Status.INTERRUPTED
         distance = relative_matching_cost(self.observation, found.images, found.labels)
-        if self.found is None or distance < self.distance:
+        self.latest = found.images
+        if self.found is None or distance < share * self.distance:
             self.found, self.attack, self.distance = found, attack, distance
         elif self.ended:
             self.found = replace(self.found, status=found.status)

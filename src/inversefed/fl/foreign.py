@@ -19,8 +19,8 @@ _ADVICE = (
     ("aot_autograd does not currently support double backward",
      "give the module as it was before torch.compile, compiled._orig_mod"),
     ("DataParallel", "give the module inside it, its .module"),
-    ("more than 1 value per channel", "BatchNorm in train mode needs more than one value a channel: audit a client "
-     "with at least two pictures a step, or call .eval() on the network"),
+    ("more than 1 value per channel", "a normalization is left with one value: BatchNorm in train mode needs at least "
+     "two pictures a step, or .eval(); GroupNorm needs larger pictures or fewer groups"),
     ("more than 1 spatial element", "InstanceNorm needs more than one place a channel: audit larger pictures, or call "
      ".eval() where it keeps running statistics"),
     ("derivative for", "torch has no second derivative of that operation, which every search needs: build the network "

@@ -5,7 +5,7 @@ linear between its kinks, and there all the difficulty lies. One that averages o
 how much there is of a feature, not where.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import fx, nn
@@ -55,7 +55,7 @@ def averages(network: Network) -> tuple[str, ...]:
     >>> averages(freeze(pooled, (3, 8, 8)))
     ('AdaptiveAvgPool2d',)
     """
-    return _used(network, _AVERAGES, _AVERAGE_FUNCTIONS)
+    return _used(network, _AVERAGES, _AVERAGE_FUNCTIONS, _over_places)
 
 
 def pools(network: Network) -> tuple[str, ...]:
@@ -100,13 +100,26 @@ def hides_contrast(network: Network) -> bool:
     return len(own) > 1 and isinstance(own[0], nn.Conv2d) and isinstance(own[1], nn.BatchNorm2d) and own[1].training
 
 
-def _used(network: Network, layers: tuple[type[nn.Module], ...], functions: Collection[object]) -> tuple[str, ...]:
+def _over_places(node: fx.Node) -> bool:
+    """Whether a mean is not one over channels that keeps its axes, as a norm written by hand takes it."""
+    given = {**dict(zip(("dim", "keepdim"), node.args[1:], strict=False)), **node.kwargs}
+    over = given.get("dim")
+    axes = {over} if isinstance(over, int) else set(over) if isinstance(over, list | tuple) else set()
+    return not given.get("keepdim") or {axis % 4 for axis in axes if isinstance(axis, int)} == {2, 3}
+
+
+def _used(
+    network: Network,
+    layers: tuple[type[nn.Module], ...],
+    functions: Collection[object],
+    counts: Callable[[fx.Node], bool] = lambda _: True,
+) -> tuple[str, ...]:
     found = {type(layer).__name__ for layer in network.module.modules() if isinstance(layer, layers)}
     try:
         nodes = list(fx.symbolic_trace(network.module).graph.nodes)
     except Exception:  # tracing runs foreign code: whatever it raises means that only layers can be seen
         nodes = []
     for node in nodes:
-        if node.op in ("call_function", "call_method") and node.target in functions:
+        if node.op in ("call_function", "call_method") and node.target in functions and counts(node):
             found.add(getattr(node.target, "__name__", str(node.target)))
     return tuple(sorted(found))

@@ -32,7 +32,11 @@ _AVERAGE_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
 
 
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.LocalResponseNorm)
-_NORM_FUNCTIONS = {F.group_norm, F.layer_norm, F.rms_norm, F.instance_norm, F.local_response_norm, F.normalize}
+_NORM_FUNCTIONS = {
+    F.group_norm, F.layer_norm, F.rms_norm, F.instance_norm, F.local_response_norm, F.normalize,
+    torch.rsqrt, torch.std, torch.var, torch.norm, "rsqrt", "std", "var", "norm",
+}  # fmt: skip
+"""The last ones are what a norm that is written by hand is made of."""
 
 
 def kinks(network: Network) -> tuple[str, ...]:

@@ -36,6 +36,9 @@ READ: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "pad": (lambda x: F.pad(x, (1, 1, 1, 1)), 10),
     "uneven pad": (lambda x: F.pad(x, (0, 2)), None), "add": (lambda x: x + 0.5, 8), "before": (lambda x: 2 * x, 8),
     "div": (lambda x: (x - 0.1) / 3, 8), "max": (lambda x: F.max_pool2d(x, 2), 4),
+    "hard leaky": (lambda x: F.leaky_relu(x, 0.0), 8), "zero": (lambda x: x - 0, 8),
+    "without pad": (lambda x: F.avg_pool2d(x, 2, 2, 1, count_include_pad=False), 5),
+    "without pad by place": (lambda x: F.avg_pool2d(x, 2, 2, 1, False, False), 5),
     "average": (lambda x: F.avg_pool2d(x, 2, stride=2), 4), "double": (lambda x: F.interpolate(x, scale_factor=2), 16),
     "nothing": (lambda x: F.dropout(x, 0.5, training=False).contiguous(), 8),
 }  # fmt: skip
@@ -44,7 +47,9 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "chunk": (lambda x: torch.cat(x.chunk(2, 1), 1), r"chunk|getitem|cat"),
     "square": (lambda x: x * x, r"mul\(\)"),
     "reflected": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")[..., 1:-1, 1:-1], r"pad\(\)"),
-    "minus": (lambda x: 1 - x, r"sub\(\)"),
+    "minus": (lambda x: 1 - x, r"sub\(\)"), "nothing left": (lambda x: x * 0, r"mul\(\)"),
+    "always dropped": (lambda x: F.dropout(x, 0.5), r"dropout\(\)"),
+    "smoothed": (lambda x: F.interpolate(x, scale_factor=1.0, mode="bilinear", antialias=True), r"interpolate\(\)"),
 }  # fmt: skip
 
 

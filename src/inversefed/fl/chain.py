@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import Network
+from inversefed.fl.parts import first_names
 from inversefed.types import Params
 
-__all__ = ["Affine", "Layer", "Residual", "chain", "flat", "run"]
+__all__ = ["Affine", "Layer", "Residual", "arguments", "chain", "flat", "run"]
 
 _WINDOW = ("kernel_size", "stride", "padding")
 _FUNCTIONS: Mapping[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -43,25 +44,26 @@ _FUNCTIONS: Mapping[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
         (nn.LogSoftmax, ("dim",), F.log_softmax, torch.log_softmax, "log_softmax"),
         (nn.Softmax, ("dim",), F.softmax, torch.softmax, "softmax"),
         (nn.MaxPool2d, (*_WINDOW, "dilation", "ceil_mode"), F.max_pool2d, torch.max_pool2d),
-        (nn.AvgPool2d, (*_WINDOW, "ceil_mode"), F.avg_pool2d),
+        (nn.AvgPool2d, (*_WINDOW, "ceil_mode", "count_include_pad", "divisor_override"), F.avg_pool2d),
         (nn.Upsample, ("size", "scale_factor", "mode", "align_corners"), F.interpolate),
         (nn.Identity, (), "contiguous", "clone", torch.clone),
     )
     for target in targets
 }
 """Functions, the module that computes the same, and the names of its arguments by position."""
-_NO_MATTER = ("inplace", "return_indices", "input", "_stacklevel", "dtype", "memory_format")
+_NO_MATTER = ("inplace", "return_indices", "_stacklevel", "dtype", "memory_format")
+"""Arguments that change no value here."""
 _CONSTANTS: Mapping[Any, Callable[[float], tuple[float, float]]] = {
     target: affine
     for affine, *targets in (
         (lambda c: (1.0, c), operator.add, operator.iadd, torch.add, "add", "add_"),
         (lambda c: (1.0, -c), operator.sub, operator.isub, torch.sub, "sub", "sub_"),
         (lambda c: (c, 0.0), operator.mul, operator.imul, torch.mul, "mul", "mul_"),
-        (lambda c: (1 / c, 0.0), operator.truediv, operator.itruediv, torch.div, "div", "div_"),
+        (lambda c: (1 / c if c else 0.0, 0.0), operator.truediv, operator.itruediv, torch.div, "div", "div_"),
     )
     for target in targets
 }
-"""Arithmetic with a constant c behind the tensor: by what it multiplies, and what it adds."""
+"""Arithmetic with a constant c behind the tensor: what it multiplies by, 0 for nothing that can be undone, and adds."""
 _RESHAPES = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _AVERAGES = (torch.mean, "mean")
@@ -200,9 +202,8 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def _untrained(network: Network) -> frozenset[str]:
     """Names of the layers whose weight is frozen, parametrized or shared with another layer."""
-    every = list(network.module.named_parameters(remove_duplicate=False))
-    uses = Counter(id(weight) for _, weight in every)
-    own = {name for name, weight in every if name in network.params and uses[id(weight)] == 1}
+    uses = Counter(first_names(network.module).values())
+    own = {name for name in network.params if uses[name] == 1}
     weighted = [
         name for name, layer in network.module.named_modules() if isinstance(getattr(layer, "weight", 0), Tensor)
     ]
@@ -263,8 +264,7 @@ def _layers(traced: fx.GraphModule, node: fx.Node, name: str, trained: bool) -> 
     shape, (source, *_) = _shape(node), [each for each in node.all_input_nodes if _is_tensor(each)]
     if node.target not in _AVERAGES:
         return (Layer(name, _module(traced, node), shape, trained),)
-    before, given = _shape(source), {**dict(zip(("dim", "keepdim"), node.args[1:], strict=False)), **node.kwargs}
-    over = given.get("dim")
+    before, over = _shape(source), arguments(node, "dim", "keepdim").get("dim")
     if not isinstance(over, list | tuple) or {axis % 4 for axis in over} != {2, 3} or len(before) != 3:
         raise UnsupportedNetworkError(f"the network takes a mean over {over}, which is not read as a layer")
     average = Layer(name, nn.AdaptiveAvgPool2d(1), (before[0], 1, 1))
@@ -284,7 +284,7 @@ def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
     target = F.max_pool2d if getattr(target, "__name__", "") == "boolean_dispatch" else target
     if target in _RESHAPES and len(_shape(node)) == 1:
         return nn.Flatten()
-    if target in (F.dropout, F.dropout2d):  # in eval mode, as everything here
+    if target in (F.dropout, F.dropout2d) and arguments(node, "p", "training").get("training") is False:
         return nn.Identity()
     if target is F.adaptive_avg_pool2d:
         return nn.AdaptiveAvgPool2d(_shape(node)[1:])
@@ -296,17 +296,28 @@ def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
     return found
 
 
+def arguments(node: fx.Node, *names: str) -> dict[str, Any]:
+    """What a node gives its function behind the tensor, by name.
+
+    Args:
+        node: calls a function or a method.
+        names: of the arguments that may be given by position.
+    """
+    return {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+
+
 def _named(node: fx.Node, kind: type[nn.Module], names: tuple[str, ...]) -> nn.Module | None:
     """The module of a kind with the arguments that a node gives its function; nothing where it has others."""
-    given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-    given = {name: value for name, value in given.items() if name not in _NO_MATTER and value not in (None, False)}
-    known = set(given) <= set(names) and not any(isinstance(value, fx.Node) for value in given.values())
-    return kind(**given) if known else None
+    given = {name: value for name, value in arguments(node, *names).items() if name not in _NO_MATTER}
+    more = any(value for name, value in given.items() if name not in names)  # `antialias=False` asks for nothing
+    if more or any(isinstance(value, fx.Node) for value in given.values()) or len(node.args) > len(names) + 1:
+        return None
+    return kind(**{name: value for name, value in given.items() if name in names and value is not None})
 
 
 def _padding(node: fx.Node) -> nn.Module | None:
     """Zeros around height and width."""
-    given = {**dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)), **node.kwargs}
+    given = arguments(node, "pad", "mode", "value")
     sides, value = given.get("pad"), given.get("value")
     plain = given.get("mode", "constant") == "constant" and value in (None, 0)
     if not plain or not isinstance(sides, list | tuple) or not all(isinstance(side, int) for side in sides):
@@ -316,12 +327,11 @@ def _padding(node: fx.Node) -> nn.Module | None:
 
 def _affine(node: fx.Node) -> nn.Module | None:
     """Arithmetic of a tensor with a number behind it, or of a sum or product in any order."""
-    first, second, *more = (*node.args, None)
-    if isinstance(first, int | float) and node.target in (operator.add, operator.mul):
-        first, second = second, first
-    if not isinstance(second, int | float) or len(more) > 1 or node.kwargs:
+    numbers = [each for each in node.args if isinstance(each, int | float)]
+    behind = numbers == [*node.args[1:]] or node.target in (operator.add, operator.mul)
+    if len(numbers) != 1 or len(node.args) != 2 or node.kwargs or not behind:
         return None
-    scale, shift = _CONSTANTS[node.target](float(second)) if second or node.target in _SUMS else (0.0, 0.0)
+    scale, shift = _CONSTANTS[node.target](float(numbers[0]))
     return Affine(scale, shift) if scale else None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from inversefed.fl.chain import arguments
 from inversefed.fl.network import Network
 
 __all__ = ["averages", "hides_contrast", "kinks", "normalizes", "pools"]
@@ -106,7 +107,7 @@ def hides_contrast(network: Network) -> bool:
 
 def _over_places(node: fx.Node) -> bool:
     """Whether a mean is not one over channels that keeps its axes, as a norm written by hand takes it."""
-    given = {**dict(zip(("dim", "keepdim"), node.args[1:], strict=False)), **node.kwargs}
+    given = arguments(node, "dim", "keepdim")
     over = given.get("dim")
     axes = {over} if isinstance(over, int) else set(over) if isinstance(over, list | tuple) else set()
     return not given.get("keepdim") or {axis % 4 for axis in axes if isinstance(axis, int)} == {2, 3}

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.attacks import Attack, recipes
-from inversefed.errors import ConfigError, InputError, InversefedError
+from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation import environment
 from inversefed.evaluation.identification import unlike
 from inversefed.evaluation.report import Report
@@ -23,7 +23,7 @@ from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
-from inversefed.fl.foreign import Callback, foreign_code, refusal
+from inversefed.fl.foreign import Callback, foreign_code
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
@@ -284,12 +284,8 @@ def computed(client: Client, network: Network, images: Images, labels: Labels | 
     Raises:
         UnsupportedNetworkError: network, loss and client do not go together.
     """
-    try:
+    with foreign_code("the client's update of this batch"):
         return client(network, images, labels)
-    except InversefedError:
-        raise
-    except Exception as error:  # the network and the loss are foreign code: whatever they raise means the same
-        raise refusal("the client's update of this batch", error) from error
 
 
 def defended(

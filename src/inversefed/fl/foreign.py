@@ -12,7 +12,7 @@ import torch
 
 from inversefed.errors import InversefedError, UnsupportedNetworkError
 
-__all__ = ["Callback", "foreign_code", "refusal"]
+__all__ = ["Callback", "foreign_code"]
 
 _ADVICE = (
     ("use_reentrant", "build the network with checkpoint(..., use_reentrant=False), or without checkpointing"),
@@ -82,18 +82,9 @@ def foreign_code(doing: str, *callbacks: Callback[..., object] | None) -> Iterat
             raise
         if "can't allocate memory" in str(error):
             raise MemoryError(f"{doing} ran out of memory: {_first_line(error)}") from error
-        raise refusal(doing, error) from error
-
-
-def refusal(doing: str, error: Exception) -> UnsupportedNetworkError:
-    """The error that says what foreign code raised.
-
-    Args:
-        doing: what was being done, as the beginning of a sentence.
-        error: what came.
-    """
-    advice = next((f"; {what}" for told, what in _ADVICE if told in str(error)), "")
-    return UnsupportedNetworkError(f"{doing} failed with {type(error).__name__}: {_first_line(error)}{advice}")
+        advice = next((f"; {what}" for told, what in _ADVICE if told in str(error)), "")
+        message = f"{doing} failed with {type(error).__name__}: {_first_line(error)}{advice}"
+        raise UnsupportedNetworkError(message) from error
 
 
 def _first_line(error: Exception) -> str:

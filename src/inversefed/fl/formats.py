@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["COARSE", "is_rounding", "number_format"]
+__all__ = ["COARSE", "is_rounding", "is_single", "number_format"]
 
 COARSE = (torch.bfloat16, torch.float16)
 """The formats of 16 bits, the coarser one first."""
@@ -55,6 +55,14 @@ def is_rounding(given: Tensor, own: Tensor, dtype: torch.dtype) -> bool:
     ours, theirs = own.detach().to("cpu", torch.float64), given.detach().to("cpu", torch.float64)
     allowed = [_rounding(ours, each, own.is_floating_point()) for each in formats]
     return any(bool(((theirs - ours).abs() <= most).all()) for most in (*allowed, torch.zeros_like(ours)))
+
+
+def is_single(own: Tensor) -> bool:
+    """Whether a tensor is one whole number, such as BatchNorm's counter: files have it in any shape and format.
+
+    What has no entry, or several, is what torch's constructor makes of the number 0, or 3: it says nothing.
+    """
+    return own.numel() == 1 and not own.is_floating_point() and not own.is_complex()
 
 
 def _holds(dtype: torch.dtype, part: Tensor) -> bool:

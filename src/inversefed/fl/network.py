@@ -19,14 +19,14 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from inversefed.errors import InputError, InversefedError, UnsupportedNetworkError
+from inversefed.errors import InputError, UnsupportedNetworkError
 from inversefed.fl.dropout import given_masks
-from inversefed.fl.foreign import foreign_code, refusal
+from inversefed.fl.foreign import foreign_code
 from inversefed.fl.losses import CrossEntropy, in_precision
-from inversefed.fl.second_derivatives import Seen, TwiceDifferentiable, unwrap_parts, unwrapped
+from inversefed.fl.second_derivatives import TwiceDifferentiable, unwrap_parts, unwrapped
 from inversefed.types import Images, Logits, Params
 
-__all__ = ["Loss", "Network", "freeze"]
+__all__ = ["Loss", "Network", "eval_mode", "freeze"]
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(logits `[n, k]`, labels `[n]` or probabilities `[n, k]`) -> scalar."""
@@ -178,7 +178,7 @@ class Network:
 
         Counted in eval mode: in train mode BatchNorm refuses one picture where a layer has one value a channel.
         """
-        with FlopCounterMode(display=False) as counter, _eval_mode(self.module):
+        with FlopCounterMode(display=False) as counter, eval_mode(self.module):
             self.features(torch.full((1, *self.image_shape), 0.5))
         return int(counter.get_total_flops())
 
@@ -268,9 +268,9 @@ def freeze(
     )
     if not bool((network.std > 0).all()):
         raise InputError(f"std must be positive in every channel, but is {network.std.flatten().tolist()}")
-    with Seen() as seen:
+    with TwiceDifferentiable() as mode:
         num_classes, head = _probe(network)
-    return replace(network, num_classes=num_classes, head=head, replaces=seen.replaceable)
+    return replace(network, num_classes=num_classes, head=head, replaces=mode.replaced)
 
 
 def _check_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -319,16 +319,11 @@ def _probe(network: Network) -> tuple[int, str | None]:
         for name, layer in network.module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
     ]
+    doing = f"the network cannot run on images of shape {network.image_shape}: its forward pass"
     try:
-        with torch.no_grad(), _eval_mode(network.module):
+        with foreign_code(doing), torch.no_grad(), eval_mode(network.module):
             gray = torch.full((2, *network.image_shape), 0.5, device=network.device, dtype=network.dtype)
             logits = network._run(network.params, network.normalize(gray))
-    except InversefedError:
-        raise
-    except Exception as error:  # the network is foreign code: whatever it raises means the same
-        raise refusal(
-            f"the network cannot run on images of shape {network.image_shape}: its forward pass", error
-        ) from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -339,7 +334,8 @@ def _probe(network: Network) -> tuple[int, str | None]:
 
 
 @contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Within it, all parts of a module are in eval mode; each is put back then."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

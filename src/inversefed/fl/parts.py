@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from inversefed.errors import InputError, UpdateMismatchError, shown
-from inversefed.fl.formats import is_rounding, number_format
+from inversefed.fl.formats import is_rounding, is_single, number_format
 from inversefed.fl.metadata import Kind
 from inversefed.fl.network import Network
 from inversefed.types import Params
 
-__all__ = ["buffers_after", "first_names", "is_single", "parted"]
+__all__ = ["buffers_after", "first_names", "parted"]
 
 
 def parted(network: Network, tensors: Params, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -57,14 +57,6 @@ def first_names(module: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     both = module.named_parameters(remove_duplicate=False)
     return {name: first.setdefault(id(weight), name) for name, weight in both}
-
-
-def is_single(own: Tensor) -> bool:
-    """Whether a tensor is one whole number, such as BatchNorm's counter: files have it in any shape and format.
-
-    What has no entry, or several, is what torch's constructor makes of the number 0, or 3: it says nothing.
-    """
-    return own.numel() == 1 and not own.is_floating_point() and not own.is_complex()
 
 
 def _check_frozen(own: Params, given: Params, kind: Kind) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Seen", "TwiceDifferentiable", "unwrap_parts", "unwrapped"]
+__all__ = ["TwiceDifferentiable", "unwrap_parts", "unwrapped"]
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -62,25 +62,17 @@ _EQUAL: Mapping[Callable[..., Any], Callable[..., Any]] = {F.hardsigmoid: _hards
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Within it, operations that torch cannot differentiate twice run in an equal form that it can."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation."""
-        return _EQUAL.get(func, func)(*args, **(kwargs or {}))
-
-
-class Seen(TorchFunctionMode):
-    """Notes whether an operation ran that `TwiceDifferentiable` would replace.
+    """Within it, operations that torch cannot differentiate twice run in an equal form that it can.
 
     Attributes:
-        replaceable: whether one did.
+        replaced: whether one did.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.replaceable = False
+        self.replaced = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation."""
-        self.replaceable = self.replaceable or func in _EQUAL
-        return func(*args, **(kwargs or {}))
+        self.replaced = self.replaced or func in _EQUAL
+        return _EQUAL.get(func, func)(*args, **(kwargs or {}))

@@ -16,9 +16,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Generator, Tensor
 
-from inversefed.errors import InputError, InversefedError, UnsupportedNetworkError
+from inversefed.errors import InputError, UnsupportedNetworkError
+from inversefed.fl.foreign import foreign_code
 from inversefed.fl.losses import CrossEntropy
-from inversefed.fl.network import Network, _eval_mode
+from inversefed.fl.network import Network, eval_mode
 from inversefed.types import Labels, Logits, SoftLabels, Targets
 
 __all__ = [
@@ -62,17 +63,11 @@ def loss_slope(network: Network, outputs: Logits, targets: Targets) -> Tensor:
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         leaf = outputs.detach().clone().requires_grad_()
-        try:
+        given = f"outputs {list(outputs.shape)} and labels {list(targets.shape)} of {targets.dtype}"
+        with foreign_code(f"the loss {network.loss!r} on {given}"):
             value = network.loss(leaf, targets)
             _check_value(network, value)
             (slope,) = torch.autograd.grad(value.reshape(()), leaf, materialize_grads=True)
-        except (InversefedError, MemoryError):
-            raise
-        except Exception as error:  # the loss is foreign code: whatever it raises means the same
-            raise UnsupportedNetworkError(
-                f"the loss {network.loss!r} fails on outputs {list(outputs.shape)} and labels {list(targets.shape)} of "
-                f"{targets.dtype}: {error}"
-            ) from error
     if not bool(slope.isfinite().all()):
         raise UnsupportedNetworkError(f"the derivative of the loss {network.loss!r} is not finite")
     return slope.detach()
@@ -120,13 +115,8 @@ def made_up_outputs(network: Network, least: int = 2) -> Logits:
     number = least + (least == network.num_classes)
     images = torch.rand((number, *network.image_shape), generator=Generator().manual_seed(0))
     images = (network.low.cpu() + (network.high - network.low).cpu() * images).to(network.device, network.dtype)
-    try:
-        with _eval_mode(network.module):
-            return replace(network, masks={}, carried=None).features(images)
-    except (InversefedError, MemoryError):
-        raise
-    except Exception as error:  # the network is foreign code
-        raise UnsupportedNetworkError(f"the network cannot run on {number} random pictures: {error}") from error
+    with eval_mode(network.module):
+        return replace(network, masks={}, carried=None, functional=False).features(images)
 
 
 def _takes(network: Network, outputs: Logits, form: Form) -> bool:

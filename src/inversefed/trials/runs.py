@@ -223,8 +223,9 @@ def _measured(planned: Plan, observation: Observation, each: float) -> int:
     pace, nothing = Pace(_LOOK * each), null_observation(observation, _generator(planned.seed, 1))
     budget = Budget(each, wanted, lambda step: pace(step) or pace.measured)
     try:
-        attack(nothing, Generator().manual_seed(planned.seed), budget)
-    except (InversefedError, RuntimeError):  # as in `_attempt`
+        with foreign_code("a repeat of the attack"):  # as in `_attempt`
+            attack(nothing, Generator().manual_seed(planned.seed), budget)
+    except InversefedError:
         return wanted
     return max(1, min(wanted, int((each - pace.setup) / pace.step)))
 

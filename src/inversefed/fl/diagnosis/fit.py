@@ -9,9 +9,9 @@ from torch import Tensor
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.files.axes import advice, in_order
 from inversefed.fl.files.axes import fits as same_shape
+from inversefed.fl.formats import is_single
 from inversefed.fl.left_out import left_out
 from inversefed.fl.network import Network
-from inversefed.fl.parts import is_single
 from inversefed.types import Finding, Params
 
 __all__ = ["fits"]

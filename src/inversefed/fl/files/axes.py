@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from inversefed.fl.formats import is_single
+
 __all__ = ["advice", "fits", "in_order", "turned"]
 
 _Shape = tuple[int, ...]
@@ -18,8 +20,7 @@ _Shape = tuple[int, ...]
 
 def fits(shape: Sequence[int], own: Tensor) -> bool:
     """Whether a shape is that of the network's tensor; of a single whole number, a counter, any shape is."""
-    counter = own.numel() == 1 and not own.is_floating_point() and not own.is_complex()
-    return counter or tuple(shape) == tuple(own.shape)
+    return is_single(own) or tuple(shape) == tuple(own.shape)
 
 
 def turned(given: Sequence[int], own: Sequence[int]) -> str:

@@ -30,7 +30,7 @@ from inversefed.fl.settings import describe_observation, describe_setting, setti
 from inversefed.fl.targets import as_rows, as_targets, check_labels
 from inversefed.fl.threat import Observation, ThreatModel, observe
 from inversefed.trials.case import Case
-from inversefed.trials.runs import SHARE
+from inversefed.trials.runs import SHARE, Trials
 from inversefed.types import Batch, Budget, Finding, Images, Labels, Params, SoftLabels, Step
 
 __all__ = ["audit", "audit_observation", "observed"]
@@ -204,28 +204,37 @@ def audit_observation(
         case = Case(observation, truth, threat, reconstruction, others)
         left = None if time_budget is None else time_budget - seconds
         runs = case.trials(attack, budget, nulls, seed, left, controlled, stopper.stopped)
-        order, found = case.order, case.found
-        features = observation.network.features
-        pictures = case.pictures(runs)
         described = describe_observation(observation, threat, seed) | dict(scenario or {})
-        return Report(
-            scenario=described,
-            attack=repr(attack),
-            reconstruction=reconstruction,
-            truth=truth,
-            permutation=order,
-            scores={} if truth is None else score(found, truth, features),
-            baselines={}
-            if truth is None
-            else {name: score(guess, truth, features) for name, guess in pictures.items()},
-            findings=(*findings, *reconstruction.findings, *case.findings(runs)),
-            seconds=seconds,
-            config=dict(config or {}),
-            environment=environment.describe(),
-            verdict=case.verdict(runs, repr(attack), seconds, described),
-            agreement=case.agreement(runs),
-            controls=pictures,
-        )
+        return reported(case, runs, repr(attack), seconds, described, findings, config)
+
+
+def reported(
+    case: Case,
+    runs: Trials,
+    attack: str,
+    seconds: float,
+    scenario: Mapping[str, Any],
+    findings: Sequence[Finding],
+    config: Mapping[str, Any] | None,
+) -> Report:
+    """The last part of the line: what an attack and its controls came to, scored and judged."""
+    features, truth, pictures = case.observation.network.features, case.truth, case.pictures(runs)
+    return Report(
+        scenario=scenario,
+        attack=attack,
+        reconstruction=case.reconstruction,
+        truth=truth,
+        permutation=case.order,
+        scores={} if truth is None else score(case.found, truth, features),
+        baselines={} if truth is None else {name: score(guess, truth, features) for name, guess in pictures.items()},
+        findings=(*findings, *case.reconstruction.findings, *case.findings(runs)),
+        seconds=seconds,
+        config=dict(config or {}),
+        environment=environment.describe(),
+        verdict=case.verdict(runs, attack, seconds, scenario),
+        agreement=case.agreement(runs),
+        controls=pictures,
+    )
 
 
 def observed(

@@ -6,6 +6,7 @@ beartype in the tests; without those two packages the same names mean plain tens
 
 import importlib.util
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -212,6 +213,14 @@ class Budget:
     on_step: Callable[[Step], object] | None = None
     checkpoint: Path | None = None
     resume: Path | None = None
+
+    def left(self, began: float) -> float | None:
+        """Seconds that are left, at least a moment; `None` without a limit.
+
+        Args:
+            began: when it began to run, by `time.monotonic`.
+        """
+        return None if self.seconds is None else max(1e-3, self.seconds - (time.monotonic() - began))
 
     def __post_init__(self) -> None:
         enough = self.max_iterations is None or (type(self.max_iterations) is int and self.max_iterations >= 1)

@@ -90,9 +90,9 @@ class Adaptive:
         half = None if budget.seconds is None else budget.seconds / 2
         untold = replace(observation, defenses=())
         found = self.informed(observation, generator, replace(budget, seconds=half))
-        left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
         try:
-            other = self.attack(untold, generator, replace(budget, seconds=left, checkpoint=None, resume=None))
+            rest = replace(budget, seconds=budget.left(began), checkpoint=None, resume=None)
+            other = self.attack(untold, generator, rest)
         except InversefedError:
             return found  # what cannot be attacked without knowledge of its defense was attacked with it
         return self.better(observation, found, other)

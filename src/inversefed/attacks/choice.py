@@ -103,9 +103,10 @@ class Choose:
 
     def searching(self, **changes: Any) -> "Choose":
         """The same choice, its searches with other restarts, precision or compilation."""
-        names = ("smooth", "several", "kinked", "averaged", "pooled", "unknown", "shuffled", "training",
-                 "normalized")  # fmt: skip
-        return replace(self, **{name: getattr(self, name).searching(**changes) for name in names})
+        changed: dict[str, Any] = {
+            name: each.searching(**changes) for name, each in vars(self).items() if isinstance(each, GradientInversion)
+        }
+        return replace(self, **changed)
 
     def search(self, observation: Observation) -> tuple[GradientInversion, str]:
         """The search that fits, and why."""
@@ -201,14 +202,15 @@ class Choose:
         if best.ended:
             return best
         with suppress(InversefedError), foreign_code("what goes on from the search", best.watcher):
-            if self.normalized in plan and best.distance >= _SOLVED:
+            normalized, near = self.normalized in plan, best.distance < _SOLVED
+            if normalized and not near:
                 self._polished(best, self.polish, generator)
-            elif self.kinked in plan and best.distance >= _SOLVED and _is_small(best.observation):
+            elif self.kinked in plan and not near and _is_small(best.observation):
                 self._polished(best, self.polish[:1], generator, _NEARER)
-            if best.below_color():
-                if self.normalized not in plan:
+            if (colors := best.colors()) is not None:
+                if not normalized:
                     best.take(self.normalized, generator, last=True)
-                best.settle()
+                best.settle(*colors)
         return best
 
     def _polished(
@@ -291,7 +293,6 @@ class _Best:
     ended: bool = False
     asked: bool = False
     latest: Images | None = None
-    color: tuple[Images, float] | None = None
     cut: dict[str, str] = field(default_factory=dict)
     _began: float = field(default_factory=lambda: time.monotonic())
 
@@ -304,7 +305,7 @@ class _Best:
             last: whether nothing follows; else half of the time is left.
             share: of what is best, what must not be left for it to be better.
         """
-        before, left = time.monotonic() - self._began, self._left()
+        before, left = time.monotonic() - self._began, self.budget.left(self._began)
         if left is not None and not last:
             left /= 2
         turn = self.watched(replace(self.budget, seconds=left), before)
@@ -334,17 +335,20 @@ class _Best:
         elif self.ended:
             self.found = replace(self.found, status=found.status)
 
-    def below_color(self) -> bool:
-        """Whether pictures of one color each explain the update better, or hardly worse where it holds few numbers."""
-        if self.found is None or isinstance(trainer(self.observation.client), UnknownClient):
-            return False
-        self.color = matched_color(self.observation, self.found.labels, self._left())
-        return self.distance >= self.color[1] * (_CLEARLY if _scarce(self.observation) else 1.0)
+    def colors(self) -> tuple[Images, float] | None:
+        """Pictures of one color each, and their matching cost, if they explain the update as well as what was found.
 
-    def settle(self) -> None:
-        """Take the colors, unless something was found in the meantime that explains clearly more."""
-        assert self.found is not None and self.color is not None
-        (images, cost), labels = self.color, self.found.labels
+        Where the update holds few numbers, hardly worse is as well.
+        """
+        if self.found is None or isinstance(trainer(self.observation.client), UnknownClient):
+            return None
+        images, cost = matched_color(self.observation, self.found.labels, self.budget.left(self._began))
+        worse = self.distance < cost and (self.distance < _CLEARLY * cost or not _scarce(self.observation))
+        return None if worse else (images, cost)
+
+    def settle(self, images: Images, cost: float) -> None:
+        """Take pictures of one color each, unless something was found in the meantime that explains clearly more."""
+        assert self.found is not None
         if self.distance < _CLEARLY * cost:
             return
         message = (
@@ -353,16 +357,12 @@ class _Best:
         )
         evidence = {"relative_matching_cost": cost, "of_the_search": self.distance}
         finding = Finding("constant-color", "warning", message, evidence)
-        candidate = Candidate(images, labels, cost, self.found.status, iterations=1)
+        candidate = Candidate(images, self.found.labels, cost, self.found.status, iterations=1)
         self.found = replace(
             self.found, images=images, loss=cost, candidates=(*self.found.candidates, candidate),
             findings=(*self.found.findings, finding),
         )  # fmt: skip
         self.distance = cost
-
-    def _left(self) -> float | None:
-        spent = time.monotonic() - self._began
-        return None if self.budget.seconds is None else max(1e-3, self.budget.seconds - spent)
 
     @property
     def _over(self) -> bool:

@@ -196,10 +196,11 @@ class GradientInversion:
         """The search computes in float64 if asked, and never in 16 bits, where its own steps would be rounded away."""
         dtype = observation.network.dtype
         if self.precision.double:
-            observation = _computed_in(observation, torch.float64)
-        elif dtype in (torch.float16, torch.bfloat16):
+            observation = observation.to(torch.float64)
+        elif (wide := observation.to(torch.promote_types(dtype, torch.float32))) is not observation:
             with suppress(UnsupportedNetworkError):  # a forward pass that converts to 16 bits by itself
-                observation = _computed_in(observation, torch.float32)
+                wide.network.operations()
+                observation = wide
         return Problem.of(
             observation, self.objective, self.priors, self.parametrization, self.labels, self.simulation, self.features
         )
@@ -368,25 +369,6 @@ class _Need:
         level: Literal["info", "warning"] = "info" if needed < free else "warning"
         message = f"A step was predicted to take {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB were free."
         return (Finding("memory", level, message, {"step_bytes": needed, "available_bytes": free}),)
-
-
-def _computed_in(observation: Observation, dtype: torch.dtype) -> Observation:
-    """The same observation in another number format.
-
-    Raises:
-        UnsupportedNetworkError: the network does not run in it.
-    """
-    network = observation.network.to(dtype)
-    network.operations()
-    update, buffers = (
-        None
-        if parts is None
-        else {n: each.to(dtype) if each.is_floating_point() else each for n, each in parts.items()}
-        for parts in (observation.update, observation.buffers)
-    )
-    labels = observation.labels
-    labels = labels.to(dtype) if labels is not None and labels.is_floating_point() else labels
-    return replace(observation, network=network, update=update or {}, buffers=buffers, labels=labels)
 
 
 def _fingerprint(settings: str, problem: Problem, starts: Tensor) -> str:

@@ -110,7 +110,8 @@ def as_fits(
     found = search(observation, generator, replace(budget, on_step=pace))
     if pace.fits or pace.asked or found.status is not Status.STOPPED:
         return found, ""
-    left = max(1e-3, budget.seconds - (time.monotonic() - began))
+    left = budget.left(began)
+    assert left is not None
     steps = max(1, int((_MARGIN * left - pace.setup) / pace.step))
     fewer = _fewer(search, iterations, steps)
     generator.set_state(state)

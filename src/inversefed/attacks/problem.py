@@ -49,9 +49,7 @@ def relative_matching_cost(observation: Observation, images: Images, labels: Ten
 
 def widened(update: Params) -> Params:
     """An update of 16 bits in float32, where its squares do not overflow."""
-    return {
-        name: part.float() if part.dtype in (torch.float16, torch.bfloat16) else part for name, part in update.items()
-    }
+    return {name: part.to(torch.promote_types(part.dtype, torch.float32)) for name, part in update.items()}
 
 
 @dataclass(frozen=True, eq=False)

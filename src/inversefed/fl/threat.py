@@ -1,9 +1,10 @@
 """What the server knows, and the wall: an attack receives an `Observation` and nothing else."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from inversefed.errors import ConfigError, InputError, UpdateMismatchError, shown
@@ -109,6 +110,15 @@ class Observation:
         if self.buffers is not None:
             check_buffers(dict(self.network.module.named_buffers()), self.buffers)
 
+    def to(self, dtype: torch.dtype) -> "Observation":
+        """The same observation in another number format; itself in its own."""
+        if dtype == self.network.dtype:
+            return self
+        network = self.network.to(dtype)
+        labels = self.labels.to(dtype) if self.labels is not None and self.labels.is_floating_point() else self.labels
+        buffers = None if self.buffers is None else _in_format(self.buffers, dtype)
+        return replace(self, network=network, update=_in_format(self.update, dtype), buffers=buffers, labels=labels)
+
     @property
     def gradient(self) -> Params:
         """The update read as a gradient of the loss."""
@@ -118,6 +128,10 @@ class Observation:
     def batch_shape(self) -> tuple[int, int, int, int]:
         """`(n, c, h, w)` of what is to be found."""
         return (self.num_examples, *self.network.image_shape)
+
+
+def _in_format(tensors: Params, dtype: torch.dtype) -> Params:
+    return {name: part.to(dtype) if part.is_floating_point() else part for name, part in tensors.items()}
 
 
 def observe(

@@ -69,7 +69,9 @@ class EmbeddedPatches:
             UnsupportedNetworkError: no learned positions are added to patches of the picture, or there are more than
                 twice as many patches as the tokens are wide.
         """
-        began, dtype, observation = time.monotonic(), observation.network.dtype, _single(observation)
+        began, dtype = time.monotonic(), observation.network.dtype
+        # Where a network of 16 bits made the update, its rounding is noise either way.
+        observation = observation.to(torch.promote_types(dtype, torch.float32))
         entry, system = token_system(observation)
         images = entry.image(system.solution(0.0), observation.network)
         labels = _labels(observation, images)
@@ -155,14 +157,6 @@ class _Scaled:
         return self.factor * RelativeSquaredError()(update, observed)
 
 
-def _single(observation: Observation) -> Observation:
-    """The same in single precision, where a network of 16 bits made the update: its rounding is noise either way."""
-    if torch.finfo(observation.network.dtype).bits >= 32:
-        return observation
-    update = {name: part.float() for name, part in observation.update.items()}
-    return replace(observation, network=observation.network.to(torch.float32), update=update)
-
-
 def _steadied(
     observation: Observation, entry: TokenEntry, system: TokenSystem, best: Candidate, budget: Budget
 ) -> tuple[float, Candidate]:
@@ -207,8 +201,7 @@ def _repeats(observation: Observation, images: Images, labels: Labels) -> bool:
 
 def _left(budget: Budget, began: float) -> Budget:
     """What is left of a budget's time, for a search that keeps no checkpoint."""
-    left = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - began))
-    return replace(budget, seconds=left, checkpoint=None, resume=None)
+    return replace(budget, seconds=budget.left(began), checkpoint=None, resume=None)
 
 
 def _finding(entry: TokenEntry, system: TokenSystem, best: Candidate, proven: bool) -> Finding:

@@ -58,8 +58,8 @@ class Watch:
 
     def left(self) -> float:
         """Seconds that are left, at least a moment; infinite without a limit."""
-        seconds = math.inf if self.budget.seconds is None else self.budget.seconds
-        return max(1e-3, seconds - (time.monotonic() - self.began))
+        seconds = self.budget.left(self.began)
+        return math.inf if seconds is None else seconds
 
     def stop(self) -> bool:
         """Whether the time is used up, or the caller said so; rounds are no iterations of a restart."""

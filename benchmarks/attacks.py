@@ -26,9 +26,9 @@ from benchmarks.labels import right
 from benchmarks.pictures import CLASSES, Example
 from benchmarks.settings import SETTINGS, Setting
 from inversefed.attacks import Attack
-from inversefed.cli import registry
 from inversefed.errors import InversefedError
-from inversefed.evaluation.report import Report
+from inversefed.report.model import Report
+from inversefed.specs import registry
 from inversefed.zoo import checkpoints, constants, networks
 
 __all__ = ["Options", "Row", "main", "run"]

@@ -38,8 +38,8 @@ from benchmarks.small_networks import SHAPE, SMALL_NETWORKS
 from inversefed import FedAvg, FedSGD, recipes
 from inversefed.attacks import Attack
 from inversefed.errors import ConfigError, InputError, InversefedError, unknown_name
-from inversefed.evaluation.report import Report
 from inversefed.fl.network import Loss
+from inversefed.report.model import Report
 from inversefed.zoo import constants, networks, pictures
 
 __all__ = ["Options", "Row", "Setting", "main", "run"]

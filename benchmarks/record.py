@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inversefed.errors import InputError
-from inversefed.evaluation import environment
+from inversefed.report import environment
 
 __all__ = ["machine", "refusing", "write"]
 

@@ -16,8 +16,8 @@ from torch import Generator
 from benchmarks.measure import World, observation_of
 from benchmarks.stopwatch import decibels
 from inversefed.attacks import recipes
-from inversefed.attacks.inversion import GradientInversion
-from inversefed.attacks.pruning import KeepAll, SuccessiveHalving
+from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.attacks.search.restart_pruning import KeepAll, SuccessiveHalving
 from inversefed.fl.threat import Observation
 from inversefed.types import Status
 

@@ -14,11 +14,12 @@ from torch import Generator
 
 from benchmarks.measure import World, observation_of
 from benchmarks.pictures import bundled
-from inversefed.attacks import memory, recipes
-from inversefed.attacks.evaluate import Evaluator
-from inversefed.attacks.inversion import GradientInversion
-from inversefed.attacks.precision import EarlyBFloat16, Native
-from inversefed.attacks.problem import Problem
+from inversefed.attacks import recipes
+from inversefed.attacks.search import memory
+from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.attacks.search.precision import EarlyBFloat16, Native
+from inversefed.attacks.search.problem import Problem
+from inversefed.attacks.search.step_evaluator import Evaluator
 from inversefed.types import Finding
 
 __all__ = ["Options", "main"]

@@ -18,8 +18,8 @@ from torch import Generator, nn
 from benchmarks.record import machine, write
 from inversefed import ThreatModel, recipes
 from inversefed.attacks import Attack
+from inversefed.controls.null_update import null_observation
 from inversefed.evaluation.intervals import mean_interval
-from inversefed.fl.null import null_observation
 from inversefed.pipeline import audit_observation, observed
 from inversefed.types import Batch
 from inversefed.zoo import networks, pictures

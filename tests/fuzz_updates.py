@@ -28,7 +28,7 @@ from hypothesis import strategies as some
 from torch import nn
 
 from inversefed.errors import InversefedError
-from inversefed.fl.updates import Metadata, Update, expected_tensors, read_update, write_update
+from inversefed.updates import Metadata, Update, expected_tensors, read_update, write_update
 
 NETWORK = expected_tensors(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)))
 SUFFIXES = (".safetensors", ".npz", ".pt")

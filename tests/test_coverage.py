@@ -19,9 +19,9 @@ import inversefed
 from benchmarks.small_networks import SHAPE, SMALL_NETWORKS, Function, Residual
 from inversefed import FedAvg, FedSGD, errors
 from inversefed.errors import InversefedError
-from inversefed.evaluation.report import Report
 from inversefed.fl.clients import Client
 from inversefed.pipeline import audit
+from inversefed.report.model import Report
 from inversefed.types import Status
 
 # What torch and a user's network say while they run is not the house's.

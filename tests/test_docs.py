@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 import inversefed
-from inversefed.attacks import priors
-from inversefed.cli import main, registry
+from inversefed.attacks.pieces import priors
+from inversefed.cli import main
 from inversefed.cli.options import Audit, Defend, Inspect, Train, parse
+from inversefed.specs import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")] + [

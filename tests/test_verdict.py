@@ -11,13 +11,13 @@ from torch import Generator, nn
 
 import inversefed
 from inversefed import ThreatModel, defenses, recipes
+from inversefed.controls.null_update import null_observation
 from inversefed.errors import ConfigError, InputError
-from inversefed.evaluation import gate
-from inversefed.evaluation.plainly import answer, meaning, outcome
-from inversefed.evaluation.report import Report
-from inversefed.fl.null import null_observation
 from inversefed.fl.threat import Observation
 from inversefed.pipeline import audit_observation, observed
+from inversefed.report import gate
+from inversefed.report.model import Report
+from inversefed.report.summary import answer, meaning, outcome
 from inversefed.types import Batch, Budget, Reconstruction, Status
 from inversefed.zoo import networks, pictures
 

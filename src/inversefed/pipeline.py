@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from inversefed.assessment import Case
 from inversefed.attacks import Attack, recipes
+from inversefed.controls.runs import SHARE, Trials
 from inversefed.errors import ConfigError, InputError
-from inversefed.evaluation import environment
 from inversefed.evaluation.identification import unlike
-from inversefed.evaluation.report import Report
 from inversefed.evaluation.score import score
-from inversefed.fl.arithmetic import float32_products
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
@@ -29,8 +28,9 @@ from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
 from inversefed.fl.targets import as_rows, as_targets, check_labels
 from inversefed.fl.threat import Observation, ThreatModel, observe
-from inversefed.trials.case import Case
-from inversefed.trials.runs import SHARE, Trials
+from inversefed.numerics import float32_products
+from inversefed.report import environment
+from inversefed.report.model import Report
 from inversefed.types import Batch, Budget, Finding, Images, Labels, Params, SoftLabels, Step
 
 __all__ = ["audit", "audit_observation", "observed"]

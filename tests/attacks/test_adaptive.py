@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from inversefed import Batch, Budget, FedSGD, Observation, ThreatModel, defenses, recipes
+from inversefed.assessment import paired
 from inversefed.attacks.adaptive import Adaptive
-from inversefed.attacks.objectives import SquaredError
-from inversefed.attacks.quantized import RoundingLikelihood
+from inversefed.attacks.pieces.objectives import SquaredError
+from inversefed.attacks.pieces.quantized import RoundingLikelihood
 from inversefed.attacks.simulations import Augmented, Clipped, Leaving, Noised, Unmixed
+from inversefed.controls.runs import searched
 from inversefed.evaluation import controls, metrics
 from inversefed.fl.clients import FedAvg
-from inversefed.fl.dpsgd import DPSGD
+from inversefed.fl.clients.dpsgd import DPSGD
 from inversefed.pipeline import observed
-from inversefed.trials.case import paired
-from inversefed.trials.runs import searched
 
 SIDE = 8
 SEARCH = replace(recipes.curvature(), max_iterations=25)

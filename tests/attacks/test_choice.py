@@ -8,10 +8,10 @@ from torch import Generator, nn
 
 from benchmarks.small_networks import SMALL_NETWORKS
 from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
-from inversefed.attacks import precision, pruning
-from inversefed.attacks.problem import relative_matching_cost
+from inversefed.attacks.search import precision, restart_pruning
+from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError
-from inversefed.fl.kinks import averages, kinks, pools
+from inversefed.networks.architecture import averages, kinks, pools
 from inversefed.types import Candidate, Finding, Reconstruction, Step
 from inversefed.zoo import pictures
 
@@ -198,7 +198,7 @@ def test_its_searches_are_changed_together() -> None:
     chosen = recipes.best().searching(restarts=4, precision=precision.Double())
     for search in (chosen.smooth, chosen.kinked, chosen.averaged, chosen.several, chosen.pooled):
         assert search.restarts == 4 and search.precision == precision.Double()
-        assert search.pruning == pruning.SuccessiveHalving() and search.width is None
+        assert search.pruning == restart_pruning.SuccessiveHalving() and search.width is None
     assert chosen.exact == recipes.best().exact
 
 

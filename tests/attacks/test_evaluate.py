@@ -11,10 +11,10 @@ import torch
 from torch import Generator, nn
 
 from inversefed import Batch, Budget, FedSGD, GradientInversion, Observation, ThreatModel, freeze, observe, recipes
-from inversefed.attacks import evaluate
-from inversefed.attacks.evaluate import Evaluator, differentiate
-from inversefed.attacks.precision import Native
-from inversefed.attacks.problem import Problem
+from inversefed.attacks.search import step_evaluator
+from inversefed.attacks.search.precision import Native
+from inversefed.attacks.search.problem import Problem
+from inversefed.attacks.search.step_evaluator import Evaluator, differentiate
 
 SHAPE = (3, 8, 8)
 
@@ -114,7 +114,7 @@ def test_auto_compiles_only_where_that_pays(observation, monkeypatch, planned: i
     problem = Problem.of(observation, *(getattr(recipes.geiping(), name) for name in NAMES))
     tried = Evaluator(problem, Native(), "auto", planned, planned, {})
     point = problem.start(torch.zeros(observation.batch_shape), Generator())
-    for iteration in range(evaluate._TRIALS + 2):
+    for iteration in range(step_evaluator._TRIALS + 2):
         tried([point], [{}], iteration)
     assert bool(asked) is compiles and len(asked) <= 1
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from inversefed import Batch, FedAvg, FedSGD, Observation, ThreatModel, freeze, observe, recipes
-from inversefed.attacks.exact.directions import NullVectors, SparseDescent
-from inversefed.attacks.exact.sparse import SparseBatch
+from inversefed.attacks.exact.dense_batch.sparse_directions import NullVectors, SparseDescent
+from inversefed.attacks.exact.dense_batch.spear import SparseBatch
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.defenses import Context, GaussianNoise
 from inversefed.types import Budget, Reconstruction, Status

@@ -6,7 +6,7 @@ from torchvision.models import VisionTransformer
 
 import inversefed
 from inversefed import FedAvg, FedSGD, Observation, recipes
-from inversefed.attacks.identify import identify
+from inversefed.attacks.identifiability.identify import identify
 from inversefed.zoo import networks
 
 

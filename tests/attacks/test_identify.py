@@ -7,20 +7,20 @@ import torch
 from torch import nn
 
 from inversefed import Batch, FedAvg, FedSGD, LocalAdam, Observation, ThreatModel, defenses, freeze, observe
-from inversefed.attacks.equations import LayerEquations, numerical_rank
-from inversefed.attacks.exact.attention import AttentionInput
-from inversefed.attacks.exact.convolution import gradient_matrix
-from inversefed.attacks.exact.descent import descend
-from inversefed.attacks.exact.front import Setting as Peeling
+from inversefed.attacks.exact.april import AttentionInput
+from inversefed.attacks.exact.dense_batch.spear import SparseBatch
 from inversefed.attacks.exact.linear import LinearInput
-from inversefed.attacks.exact.patch_embedding import EmbeddedPatches
-from inversefed.attacks.exact.peel import Peel, head_of, known_exactly
-from inversefed.attacks.exact.reach import reach
-from inversefed.attacks.exact.sparse import SparseBatch
-from inversefed.attacks.identify import Identifiability, identify
+from inversefed.attacks.exact.peel.attack import Peel, head_of, known_exactly
+from inversefed.attacks.exact.peel.conv_input import gradient_matrix
+from inversefed.attacks.exact.peel.forecast import reach
+from inversefed.attacks.exact.peel.layers import descend
+from inversefed.attacks.exact.peel.state import Setting as Peeling
+from inversefed.attacks.exact.transformer.patch_embedding import EmbeddedPatches
+from inversefed.attacks.identifiability.identify import Identifiability, identify
+from inversefed.attacks.identifiability.layer_counts import LayerEquations, numerical_rank
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.chain import chain, flat
-from inversefed.fl.geometry import geometry
+from inversefed.networks.layer_chain import chain, flat
+from inversefed.networks.layer_shapes import geometry
 from inversefed.zoo import networks
 
 

@@ -22,7 +22,15 @@ from inversefed import (
     priors,
     recipes,
 )
-from inversefed.attacks import layers, optimizers, parametrizations, projections, schedules, selection, starts
+from inversefed.attacks.pieces import (
+    optimizers,
+    parametrizations,
+    projections,
+    schedules,
+    selection,
+    starts,
+    tensor_weights,
+)
 from inversefed.errors import ConfigError
 from inversefed.evaluation.align import align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
@@ -238,15 +246,15 @@ def test_a_median_filter_removes_single_pixels(unchecked: None) -> None:
 @pytest.mark.parametrize(
     ("select", "expected"),
     [
-        (layers.AllTensors(), [0, 1, 2]),
-        (layers.First(2), [0, 1]),
-        (layers.Last(2), [1, 2]),
-        (layers.Largest(1), [1]),
-        (layers.Largest(1, of_predicted=True), [2]),
-        (layers.At((2, -3)), [2, -3]),
+        (tensor_weights.AllTensors(), [0, 1, 2]),
+        (tensor_weights.First(2), [0, 1]),
+        (tensor_weights.Last(2), [1, 2]),
+        (tensor_weights.Largest(1), [1]),
+        (tensor_weights.Largest(1, of_predicted=True), [2]),
+        (tensor_weights.At((2, -3)), [2, -3]),
     ],
 )
-def test_selectors_choose_by_place_or_norm(select: layers.Selector, expected: list[int]) -> None:
+def test_selectors_choose_by_place_or_norm(select: tensor_weights.Selector, expected: list[int]) -> None:
     observed = [torch.ones(2), torch.full((2,), 9.0), torch.zeros(2)]
     predicted = [torch.zeros(2), torch.zeros(2), torch.ones(2)]
     assert list(select(predicted, observed)) == expected
@@ -254,8 +262,8 @@ def test_selectors_choose_by_place_or_norm(select: layers.Selector, expected: li
 
 def test_weights_fall_as_stated() -> None:
     parts = [torch.ones(1)] * 4
-    torch.testing.assert_close(layers.LinearWeights()(parts), torch.tensor([1.0, 0.75, 0.5, 0.25]))
-    torch.testing.assert_close(layers.ExponentialWeights()(parts), torch.exp(-torch.arange(4.0)))
+    torch.testing.assert_close(tensor_weights.LinearWeights()(parts), torch.tensor([1.0, 0.75, 0.5, 0.25]))
+    torch.testing.assert_close(tensor_weights.ExponentialWeights()(parts), torch.exp(-torch.arange(4.0)))
 
 
 def on_photograph(name: str, photo: torch.Tensor, attack: GradientInversion) -> float:

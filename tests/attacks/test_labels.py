@@ -20,7 +20,7 @@ from inversefed import (
     observe,
     recipes,
 )
-from inversefed.attacks.problem import Problem
+from inversefed.attacks.search.problem import Problem
 from inversefed.errors import ThreatModelError
 from inversefed.fl.losses import CrossEntropy
 from inversefed.zoo import networks, pictures

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from inversefed import Batch, FedAvg, FedSGD, LocalAdam, ThreatModel, freeze, observe, recipes
-from inversefed.attacks import memory
-from inversefed.attacks.problem import Problem
+from inversefed.attacks.search import memory
+from inversefed.attacks.search.problem import Problem
 from inversefed.zoo import networks
 
 SHAPE = (3, 32, 32)

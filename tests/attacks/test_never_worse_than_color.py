@@ -9,10 +9,10 @@ from torch import nn
 from inversefed import audit, freeze
 from inversefed.attacks import recipes
 from inversefed.attacks.constant_color import matched_color
-from inversefed.attacks.problem import relative_matching_cost
+from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.fl.clients import FedAvg, FedSGD
-from inversefed.fl.kinks import averages, normalizes
+from inversefed.networks.architecture import averages, normalizes
 from inversefed.pipeline import observed
 from inversefed.types import Budget
 from inversefed.zoo import pictures

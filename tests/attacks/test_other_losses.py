@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import inversefed
 from inversefed import FedAvg, FedSGD
+from inversefed.attacks.head.gradient import pulls
+from inversefed.attacks.head.output_activation import behind_head
 from inversefed.attacks.labels import RecoveredLabels, SignRule, SoftTargets, SolvedTarget
-from inversefed.attacks.labels.behind import behind_head
-from inversefed.attacks.labels.head import pulls
 from inversefed.errors import InversefedError, ThreatModelError
 from inversefed.evaluation.metrics import label_accuracy
 from inversefed.fl.losses import BinaryCrossEntropy, FocalLoss, MeanSquaredError, NegativeLogLikelihood

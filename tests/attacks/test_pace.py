@@ -8,7 +8,7 @@ import torch
 from torch import Generator, nn
 
 from inversefed import Batch, Budget, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
-from inversefed.attacks.pace import Pace, as_fits
+from inversefed.attacks.search.time_schedule import Pace, as_fits
 from inversefed.types import Step
 
 SHAPE = (3, 8, 8)

@@ -12,8 +12,8 @@ from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, ThreatModel, 
 from inversefed.errors import ConfigError
 from inversefed.evaluation.align import align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
-from inversefed.fl.lora import low_rank
-from inversefed.fl.sharing import Shares
+from inversefed.fl.clients.partial import Shares
+from inversefed.networks.lora import low_rank
 from inversefed.zoo import pictures
 
 SHAPE = (3, 8, 8)

@@ -8,9 +8,9 @@ from torch import nn
 
 from inversefed import audit, freeze
 from inversefed.attacks import recipes
-from inversefed.attacks.identify import identify
+from inversefed.attacks.identifiability.identify import identify
 from inversefed.errors import UnsupportedNetworkError
-from inversefed.fl.chain import chain, flat
+from inversefed.networks.layer_chain import chain, flat
 from inversefed.pipeline import observed
 from inversefed.zoo import networks, pictures
 

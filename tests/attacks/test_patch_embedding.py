@@ -12,13 +12,13 @@ from torchvision.models.maxvit import MaxVit
 
 import inversefed
 from inversefed import FedAvg, FedSGD, Observation, recipes
-from inversefed.attacks.exact.patch_embedding import EmbeddedPatches
-from inversefed.attacks.exact.patches import patch_map
-from inversefed.attacks.identify import identify
+from inversefed.attacks.exact.transformer.embedded_patches import patch_map
+from inversefed.attacks.exact.transformer.patch_embedding import EmbeddedPatches
+from inversefed.attacks.identifiability.identify import identify
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import Client
-from inversefed.fl.optimizers import LocalAdam, LocalSGD
-from inversefed.fl.sharing import Shares, UnknownClient
+from inversefed.fl.clients.local_optimizers import LocalAdam, LocalSGD
+from inversefed.fl.clients.partial import Shares, UnknownClient
 from inversefed.zoo import networks
 
 WIDTH, PATCHES = 96, 64

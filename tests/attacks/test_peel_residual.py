@@ -9,18 +9,18 @@ from torch.nn import functional as F
 
 import inversefed
 from inversefed import FedSGD, recipes
-from inversefed.attacks.exact import sides as sides_module
-from inversefed.attacks.exact.convolution import by_sign
-from inversefed.attacks.exact.descent import descend
-from inversefed.attacks.exact.feeding import feeding, overdetermined
-from inversefed.attacks.exact.front import Front, Setting
-from inversefed.attacks.exact.peel import head_of
-from inversefed.attacks.exact.places import places_on
-from inversefed.attacks.exact.reach import reach
-from inversefed.attacks.exact.sides import sides
+from inversefed.attacks.exact.peel.attack import head_of
+from inversefed.attacks.exact.peel.attack import relu_pattern as sides_module
+from inversefed.attacks.exact.peel.conv_input import by_sign
+from inversefed.attacks.exact.peel.forecast import reach
+from inversefed.attacks.exact.peel.layers import descend
+from inversefed.attacks.exact.peel.preceding_conv import feeding, overdetermined
+from inversefed.attacks.exact.peel.relu_pattern import sides
+from inversefed.attacks.exact.peel.relu_pattern_pooled import places_on
+from inversefed.attacks.exact.peel.state import Front, Setting
 from inversefed.errors import UnsupportedNetworkError
-from inversefed.fl.chain import Residual, chain, flat, run
 from inversefed.fl.network import freeze
+from inversefed.networks.layer_chain import Residual, chain, flat, run
 from inversefed.zoo import constants, networks, pictures
 from inversefed.zoo.networks.resnet import ResNetSpec, resnet
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from inversefed import Candidate
-from inversefed.attacks import selection
-from inversefed.attacks.consistency import GroupConsistency, matched
-from inversefed.attacks.registration import medoid, registered_mean, shifted, translation
+from inversefed.attacks.pieces import selection
+from inversefed.attacks.pieces.group_consistency import GroupConsistency, matched
+from inversefed.attacks.pieces.registration import medoid, registered_mean, shifted, translation
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.pipeline import observed
 from inversefed.zoo import pictures

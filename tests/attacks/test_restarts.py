@@ -20,8 +20,10 @@ from inversefed import (
     observe,
     recipes,
 )
-from inversefed.attacks import checkpoint, convergence, labels, optimizers, precision, pruning, selection, starts
-from inversefed.attacks.restarts import planned_steps
+from inversefed.attacks import labels
+from inversefed.attacks.pieces import optimizers, selection, starts
+from inversefed.attacks.search import checkpoint, convergence, precision, restart_pruning
+from inversefed.attacks.search.restarts import planned_steps
 from inversefed.errors import ConfigError, InputError
 
 SHAPE = (3, 8, 8)
@@ -45,7 +47,7 @@ def many(restarts: int = 8, iterations: int = 40, **changes: object) -> Gradient
 
 
 def test_halving_gives_the_winner_of_all_restarts_at_a_fraction_of_the_steps(observation: Observation) -> None:
-    halved, full = many(pruning=pruning.SuccessiveHalving()), many()
+    halved, full = many(pruning=restart_pruning.SuccessiveHalving()), many()
     found, everything = halved(observation, seeded()), full(observation, seeded())
     spent = sum(candidate.iterations for candidate in found.candidates)
     assert spent == planned_steps(8, halved.pruning(8, 40)) < 0.3 * 8 * 40
@@ -57,7 +59,7 @@ def test_halving_gives_the_winner_of_all_restarts_at_a_fraction_of_the_steps(obs
 
 
 def test_a_pruned_restart_was_matched_worse_when_it_was_pruned(observation: Observation) -> None:
-    attack = many(pruning=pruning.SuccessiveHalving(at=(0.25,), keep=(0.5,)))
+    attack = many(pruning=restart_pruning.SuccessiveHalving(at=(0.25,), keep=(0.5,)))
     found = attack(observation, seeded())
     at_rung = many(iterations=40)(observation, seeded(), Budget(max_iterations=None))
     pruned = [c for c in found.candidates if c.status is Status.PRUNED]
@@ -100,8 +102,8 @@ class _Stop(Exception):
 
 
 ATTACKS = {
-    "adam": many(5, 30, pruning=pruning.SuccessiveHalving((0.2, 0.5), (0.6, 0.2))),
-    "together": many(4, 30, width=2, pruning=pruning.SuccessiveHalving((0.3,), (0.5,))),
+    "adam": many(5, 30, pruning=restart_pruning.SuccessiveHalving((0.2, 0.5), (0.6, 0.2))),
+    "together": many(4, 30, width=2, pruning=restart_pruning.SuccessiveHalving((0.3,), (0.5,))),
     "joint labels": many(2, 20, labels=labels.JointLabels()),
     "lbfgs": replace(recipes.curvature(6), restarts=2, start=starts.Normal()),
     "spectral": recipes.spectral(25),
@@ -275,8 +277,8 @@ def test_bfloat16_is_not_used_where_its_gradient_is_wrong(observation: Observati
 @pytest.mark.parametrize(
     "bad",
     [
-        lambda: pruning.SuccessiveHalving((0.5, 0.1), (0.5, 0.1)),
-        lambda: pruning.SuccessiveHalving((0.5,), ()),
+        lambda: restart_pruning.SuccessiveHalving((0.5, 0.1), (0.5, 0.1)),
+        lambda: restart_pruning.SuccessiveHalving((0.5,), ()),
         lambda: convergence.Stalled(0),
         lambda: precision.EarlyBFloat16(2.0),
         lambda: many(2, 5, width=0),
@@ -321,14 +323,16 @@ def test_restarts_that_are_lost_take_no_place_and_are_not_hidden(observation: Ob
     def explodes(images: torch.Tensor, _: object) -> torch.Tensor:
         return images.sum() * float("nan")
 
-    lost = many(4, 10, priors=(explodes,), pruning=pruning.SuccessiveHalving((0.2,), (0.5,)))(observation, seeded())
+    lost = many(4, 10, priors=(explodes,), pruning=restart_pruning.SuccessiveHalving((0.2,), (0.5,)))(
+        observation, seeded()
+    )
     assert lost.status is Status.NON_FINITE
     assert {candidate.status for candidate in lost.candidates} == {Status.NON_FINITE}
 
 
 def test_searching_keeps_what_it_was_told() -> None:
     changed = recipes.geiping().searching(restarts=8, width=4)
-    assert changed.width == 4 and changed.pruning == pruning.SuccessiveHalving()
+    assert changed.width == 4 and changed.pruning == restart_pruning.SuccessiveHalving()
     assert recipes.geiping().searching(restarts=8).width is None
 
 

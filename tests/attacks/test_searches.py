@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from inversefed import Budget, GradientInversion, Observation, ThreatModel, defenses, objectives, priors, recipes
-from inversefed.attacks import (
-    batchnorm,
-    consistency,
+from inversefed.attacks.pieces import (
+    batchnorm_prior,
     deep_prior,
     denoisers,
-    layers,
+    group_consistency,
     likelihoods,
     optimizers,
     projections,
     schedules,
     starts,
+    tensor_weights,
 )
 from inversefed.errors import ConfigError, ThreatModelError, UnsupportedNetworkError
 from inversefed.evaluation.align import align
@@ -91,7 +91,7 @@ def anywhere(found: Tensor) -> float:
 
 def test_restarts_that_hold_each_other_end_better_only_if_they_are_registered() -> None:
     observation = seen(averaging())
-    group = consistency.GroupConsistency(weight=0.003, start=0.3, every=20, reach=0.5, circular=True, gain=0.02)
+    group = group_consistency.GroupConsistency(weight=0.003, start=0.3, every=20, reach=0.5, circular=True, gain=0.02)
     attack = replace(recipes.geiping(6, 200, 1e-3), width=6)
     chosen, means = [], []
     for each in (None, replace(group, reach=0.0), group):
@@ -107,7 +107,7 @@ def test_a_group_taken_up_again_ends_with_the_same_bits_and_one_by_one_with_the_
     tiny: nn.Module, tmp_path: Path
 ) -> None:
     observation, file = seen(tiny), tmp_path / "state.pt"
-    group = consistency.GroupConsistency(weight=0.01, start=0.2, every=10)
+    group = group_consistency.GroupConsistency(weight=0.01, start=0.2, every=10)
     attack = replace(recipes.geiping(3, 40), consistency=group, langevin=0.1)
     whole = attack(observation, seeded())
     cut = attack(observation, seeded(), Budget(on_step=lambda step: step.iteration == 25, checkpoint=file))
@@ -123,7 +123,8 @@ def test_a_group_taken_up_again_ends_with_the_same_bits_and_one_by_one_with_the_
 def test_the_pull_moves_restarts_but_does_not_count_so_the_best_is_kept(tiny: nn.Module) -> None:
     observation = seen(tiny)
     attack = replace(
-        recipes.geiping(2, 60), consistency=consistency.GroupConsistency(weight=100.0, start=0.0, every=5, reach=0.0)
+        recipes.geiping(2, 60),
+        consistency=group_consistency.GroupConsistency(weight=100.0, start=0.0, every=5, reach=0.0),
     )
     found = attack(observation, seeded())
     for candidate in found.candidates:
@@ -138,9 +139,9 @@ def test_the_pull_moves_restarts_but_does_not_count_so_the_best_is_kept(tiny: nn
 
 def test_a_group_refuses_a_line_search() -> None:
     with pytest.raises(ConfigError, match="line search"):
-        replace(recipes.curvature(), consistency=consistency.GroupConsistency())
+        replace(recipes.curvature(), consistency=group_consistency.GroupConsistency())
     with pytest.raises(ConfigError, match="at least 1 iteration apart"):
-        consistency.GroupConsistency(every=0)
+        group_consistency.GroupConsistency(every=0)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_the_batch_s_own_statistics_improve_a_reconstruction_of_two_pictures(
     attack: GradientInversion, relative: bool, gain: float
 ) -> None:
     observation = seen(averaging("zeros", norm=True).train(), 2, SENT)
-    prior = batchnorm.BatchNormStatistics(0.1, "batch", relative)
+    prior = batchnorm_prior.BatchNormStatistics(0.1, "batch", relative)
     plain = decibels(attack(observation, seeded()).images, 2)
     guided = decibels(replace(attack, priors=(*attack.priors, prior))(observation, seeded()).images, 2)
     assert guided > plain + gain and guided > constant(2)
@@ -165,17 +166,17 @@ def test_statistics_of_each_source_are_nearest_at_the_truth_if_they_are_the_batc
 ) -> None:
     observation = seen(averaging("zeros", norm=True).train(), 2, SENT)
     truth, other = images(2), 1 - images(2)
-    own = batchnorm.BatchNormStatistics(1.0, "batch")
+    own = batchnorm_prior.BatchNormStatistics(1.0, "batch")
     assert own(truth, observation).item() < 1e-4 < 0.1 < own(other, observation).item()
     for source in ("network", "sent"):
-        assert batchnorm.BatchNormStatistics(1.0, source)(truth, observation).item() > 0.1
+        assert batchnorm_prior.BatchNormStatistics(1.0, source)(truth, observation).item() > 0.1
     with pytest.raises(ThreatModelError, match="buffers='sent'"):
         own(truth, replace(observation, buffers=None))
     with pytest.raises(UnsupportedNetworkError, match="no BatchNorm layer"):
         own(truth, seen(tiny, 2, SENT))
-    assert batchnorm.BatchNormStatistics()(truth, seen(tiny, 2)).item() == 0
+    assert batchnorm_prior.BatchNormStatistics()(truth, seen(tiny, 2)).item() == 0
     with pytest.raises(ConfigError, match="one of network, sent, batch"):
-        batchnorm.BatchNormStatistics(1.0, "truth")
+        batchnorm_prior.BatchNormStatistics(1.0, "truth")
 
 
 # Objectives that know the defense
@@ -229,7 +230,7 @@ def test_tag_s_cost_counts_the_first_tensors_most() -> None:
     assert costs == [4 + 0.5 * 2, 4 + 0.5 * 0.5 * 2]
 
 
-@pytest.mark.parametrize("select", [layers.First(2), layers.Last(2), layers.At((0, 2))])
+@pytest.mark.parametrize("select", [tensor_weights.First(2), tensor_weights.Last(2), tensor_weights.At((0, 2))])
 def test_some_of_the_layers_are_enough_for_a_picture(tiny: nn.Module, select: object) -> None:
     attack = replace(recipes.geiping(1, 300, 1e-3), objective=objectives.Cosine(select))
     assert decibels(attack(seen(tiny), seeded()).images) > constant() + 10
@@ -310,7 +311,7 @@ def test_a_patterned_start_repeats_its_tile_and_color_edges_cost_more_than_gray_
 
 
 def test_soft_signs_are_bounded_at_first_and_the_gradient_itself_in_the_end(unchecked: None) -> None:
-    from inversefed.attacks.minimize import _signed
+    from inversefed.attacks.search.minimize import _signed
 
     gradient = torch.tensor([-5.0, 0.1, 3.0])
     torch.testing.assert_close(_signed(gradient, "soft", 1.0), gradient.tanh())

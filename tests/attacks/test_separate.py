@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 import inversefed
 from inversefed import Batch, FedAvg, FedSGD, Observation, ThreatModel, freeze, observe, recipes
-from inversefed.attacks.separate import separate
+from inversefed.attacks.head.inputs import separate
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.defenses import Context, GaussianNoise
 from inversefed.zoo import networks
@@ -130,7 +130,7 @@ def test_an_observation_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = separate(good)
     with pytest.raises(ThreatModelError) as refused:
         separate(noisy)
-    monkeypatch.setattr("inversefed.attacks.separate.read_head", lambda _: pytest.fail("solved again"))
+    monkeypatch.setattr("inversefed.attacks.head.inputs.read_head", lambda _: pytest.fail("solved again"))
     assert separate(good) is first
     with pytest.raises(ThreatModelError, match=re.escape(str(refused.value))):
         separate(noisy)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from inversefed import Batch, FedAvg, FedSGD, Observation, ThreatModel, freeze, labels, observe, recipes
-from inversefed.attacks.objectives import RelativeSquaredError
+from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.simulations import (
     AveragedMasks,
     KnownClient,
@@ -19,7 +19,7 @@ from inversefed.attacks.simulations import (
 from inversefed.errors import ConfigError, ThreatModelError
 from inversefed.evaluation.align import align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
-from inversefed.fl.optimizers import LocalSGD
+from inversefed.fl.clients.local_optimizers import LocalSGD
 from inversefed.zoo import pictures
 
 SHAPE = (3, 8, 8)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from inversefed import Batch, FedAvg, FedSGD, Observation, ThreatModel, freeze, observe, recipes
-from inversefed.attacks.parametrizations import SpansRange, Spectral
+from inversefed.attacks.pieces.parametrizations import SpansRange, Spectral
 from inversefed.attacks.simulations import AveragedMasks, OptimizedMasks
 from inversefed.evaluation.align import align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio

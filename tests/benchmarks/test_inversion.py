@@ -16,7 +16,7 @@ from benchmarks.pictures import Example, bundled, first, label_of, read_folder
 from benchmarks.restarts import measure_restarts, optimization_attack
 from benchmarks.stopwatch import Stopwatch, decibels
 from inversefed import FedSGD, ThreatModel, freeze, observe, recipes
-from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.errors import ConfigError, InputError, ThreatModelError
 from inversefed.types import Batch, Budget, Reconstruction, Status, Step
 from inversefed.zoo import constants, networks

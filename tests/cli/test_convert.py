@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inversefed.cli import main
-from inversefed.fl.updates import read_update
+from inversefed.updates.update import read_update
 
 TENSORS = {"0.weight": torch.linspace(-1, 1, 12).view(3, 4), "0.bias": torch.tensor([1.0, 2.0, 3.0]).half()}
 

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from inversefed.cli import main
-from inversefed.fl.metadata import read_metadata
-from inversefed.fl.updates import read_update
+from inversefed.updates.metadata import read_metadata
+from inversefed.updates.update import read_update
 from inversefed.zoo import networks, pictures
 
 SETTING = [
@@ -180,7 +180,7 @@ def test_what_was_found_is_said_even_where_the_network_cannot_be_counted(
     def fails(observation: object) -> None:
         raise ValueError("my forward is broken")
 
-    monkeypatch.setattr("inversefed.cli.inspection.identify", fails)
+    monkeypatch.setattr("inversefed.cli.inspect_.identify", fails)
     save(elsewhere, kind="gradient", num_examples="1")
     status, told = inspected(capsys, "--update", "update.safetensors")
     assert status == 0 and told["findings"] and told["identifiability"] is None

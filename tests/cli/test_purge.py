@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inversefed.attacks import checkpoint
+from inversefed.attacks.search import checkpoint
 from inversefed.cli import main
 
 SEARCH = ["audit", "--attack", "geiping", "--max-iterations", "2", "--quiet"]

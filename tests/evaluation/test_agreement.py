@@ -8,7 +8,7 @@ import inversefed
 from inversefed import recipes
 from inversefed.evaluation.agreement import agreement
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
-from inversefed.evaluation.words import believed
+from inversefed.report.sentences import believed
 from inversefed.zoo import pictures
 
 

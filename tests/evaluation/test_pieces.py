@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from inversefed.evaluation.curve import MOST_POINTS, loss_curve
-from inversefed.evaluation.pictures import difference, png
-from inversefed.evaluation.plain import plain
-from inversefed.evaluation.tables import tables
-from inversefed.evaluation.words import headline, pairing, recovery, status_note
+from inversefed.report.loss_curve import MOST_POINTS, loss_curve
+from inversefed.report.png import difference, png
+from inversefed.report.sentences import headline, pairing, recovery, status_note
+from inversefed.report.tables import tables
+from inversefed.report.to_json import plain
 from inversefed.types import Status
 
 INF, NAN = float("inf"), float("nan")

@@ -5,8 +5,8 @@ import torch
 
 from inversefed.errors import InputError
 from inversefed.evaluation.identification import nearest, unlike
-from inversefed.evaluation.scope import scope
 from inversefed.evaluation.verdict import Evidence, decide, greatest, margins
+from inversefed.report.scope import scope
 from inversefed.types import Candidate, Finding, Reconstruction, Status
 
 

@@ -9,8 +9,8 @@ from inversefed import DPSGD, Batch, FedAvg, FedSGD, SumOfClients, ThreatModel, 
 from inversefed.attacks.simulations import OptimizedMasks
 from inversefed.errors import ConfigError
 from inversefed.fl.batchnorm import sent_buffers
+from inversefed.fl.clients.partial import Shares, new_weights
 from inversefed.fl.network import Network
-from inversefed.fl.sharing import Shares, new_weights
 from inversefed.pipeline import observed
 
 IMAGES = torch.rand((6, 3, 8, 8), generator=torch.Generator().manual_seed(5))

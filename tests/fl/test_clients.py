@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inversefed import FedAvg, FedSGD, LocalAdam, LocalSGD, freeze
-from inversefed.attacks import memory
+from inversefed.attacks.search import memory
 from inversefed.errors import ConfigError
 
 SHAPE = (3, 8, 8)

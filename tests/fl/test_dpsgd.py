@@ -13,9 +13,9 @@ import inversefed
 from inversefed import DPSGD, Batch, FedAvg, FedSGD, LocalSGD, ThreatModel, freeze, observe, recipes
 from inversefed.errors import ConfigError, UnsupportedNetworkError
 from inversefed.fl.batchnorm import sent_buffers
+from inversefed.fl.clients.partial import new_weights
+from inversefed.fl.clients.per_example import _one_by_one, clipped_sum, example_gradients
 from inversefed.fl.network import Network
-from inversefed.fl.per_example import _one_by_one, clipped_sum, example_gradients
-from inversefed.fl.sharing import new_weights
 
 IMAGES = torch.rand((6, 3, 8, 8), generator=torch.Generator().manual_seed(5))
 LABELS = torch.tensor([0, 3, 1, 1, 2, 0])

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from inversefed import Batch, FedAvg, FedSGD, LocalAdam, LocalSGD, Observation, ThreatModel, freeze, observe
 from inversefed.errors import ConfigError, ThreatModelError, UpdateMismatchError
+from inversefed.fl.clients.partial import Shares, new_weights
 from inversefed.fl.settings import setting_findings
-from inversefed.fl.sharing import Shares, new_weights
 
 SHAPE = (3, 8, 8)
 

@@ -14,13 +14,13 @@ from torch import nn
 
 import inversefed
 from inversefed import DPSGD, Accounting, FedSGD, SumOfClients, defenses, recipes
-from inversefed.cli import registry
 from inversefed.errors import ConfigError
-from inversefed.evaluation.frontier import Row
 from inversefed.fl import privacy
+from inversefed.fl.clients.partial import Shares
 from inversefed.fl.privacy import dp_client, epsilon_spent, privacy_of
-from inversefed.fl.sharing import Shares
 from inversefed.frontier.points import Point, measure
+from inversefed.report.frontier import Row
+from inversefed.specs import registry
 
 
 def exact(sigma: float, delta: float) -> float:

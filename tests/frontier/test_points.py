@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from inversefed import recipes
-from inversefed.attacks.inversion import GradientInversion
-from inversefed.evaluation.frontier import table
+from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.frontier.points import Point, measure
+from inversefed.report.frontier import table
 from inversefed.types import Reconstruction
 
 

@@ -17,14 +17,14 @@ import torch
 from torch import Generator
 
 from inversefed.attacks import Attack
-from inversefed.attacks.inversion import GradientInversion
-from inversefed.attacks.likelihoods import GaussianLikelihood, LaplaceLikelihood, PrunedError
-from inversefed.attacks.objectives import RelativeSquaredError
-from inversefed.attacks.pace import as_fits
-from inversefed.attacks.priors import TotalVariation
-from inversefed.attacks.problem import Problem
-from inversefed.attacks.quantized import Masked, RoundingLikelihood, SignError
-from inversefed.attacks.schedules import Constant
+from inversefed.attacks.pieces.likelihoods import GaussianLikelihood, LaplaceLikelihood, PrunedError
+from inversefed.attacks.pieces.objectives import RelativeSquaredError
+from inversefed.attacks.pieces.priors import TotalVariation
+from inversefed.attacks.pieces.quantized import Masked, RoundingLikelihood, SignError
+from inversefed.attacks.pieces.schedules import Constant
+from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.attacks.search.problem import Problem
+from inversefed.attacks.search.time_schedule import as_fits
 from inversefed.attacks.simulations import Augmented, Clipped, Leaving, Noised, Unmixed
 from inversefed.errors import ConfigError, InversefedError
 from inversefed.fl import defenses as fl

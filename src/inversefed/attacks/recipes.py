@@ -6,30 +6,36 @@ Each returns a value that can be changed with `dataclasses.replace` and printed 
 from dataclasses import replace
 from typing import Literal
 
-from inversefed.attacks.batchnorm import BatchNormStatistics
-from inversefed.attacks.choice import Choose
-from inversefed.attacks.consistency import GroupConsistency
-from inversefed.attacks.convergence import Stalled
-from inversefed.attacks.deep_prior import DeepImagePrior
-from inversefed.attacks.exact.attention import AttentionInput
-from inversefed.attacks.exact.directions import NullVectors
-from inversefed.attacks.exact.independent import IndependentComponents
+from inversefed.attacks.auto import Choose
+from inversefed.attacks.exact.april import AttentionInput
+from inversefed.attacks.exact.dense_batch.cocktail_party import IndependentComponents
+from inversefed.attacks.exact.dense_batch.sparse_directions import NullVectors
+from inversefed.attacks.exact.dense_batch.spear import SparseBatch
+from inversefed.attacks.exact.head_inversion import SeparatedFeatures
 from inversefed.attacks.exact.linear import LinearInput
-from inversefed.attacks.exact.patch_embedding import EmbeddedPatches
-from inversefed.attacks.exact.peel import Peel
-from inversefed.attacks.exact.separated import SeparatedFeatures
-from inversefed.attacks.exact.sparse import SparseBatch
-from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.exact.peel.attack import Peel
+from inversefed.attacks.exact.transformer.patch_embedding import EmbeddedPatches
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
-from inversefed.attacks.objectives import Cosine, RelativeAbsoluteError, RelativeSquaredError, SquaredError, TagError
-from inversefed.attacks.optimizers import LBFGS, Adam, NormalizedMomentum
-from inversefed.attacks.parametrizations import InRange, SpansRange, Spectral
-from inversefed.attacks.precision import EarlyBFloat16
-from inversefed.attacks.priors import ColorTotalVariation, SquaredNorm, TotalVariation
-from inversefed.attacks.schedules import Constant, CosineDecay, GeometricDecay, LinearDecay, WarmUp
-from inversefed.attacks.selection import PixelMean
+from inversefed.attacks.pieces.batchnorm_prior import BatchNormStatistics
+from inversefed.attacks.pieces.deep_prior import DeepImagePrior
+from inversefed.attacks.pieces.group_consistency import GroupConsistency
+from inversefed.attacks.pieces.objectives import (
+    Cosine,
+    RelativeAbsoluteError,
+    RelativeSquaredError,
+    SquaredError,
+    TagError,
+)
+from inversefed.attacks.pieces.optimizers import LBFGS, Adam, NormalizedMomentum
+from inversefed.attacks.pieces.parametrizations import InRange, SpansRange, Spectral
+from inversefed.attacks.pieces.priors import ColorTotalVariation, SquaredNorm, TotalVariation
+from inversefed.attacks.pieces.schedules import Constant, CosineDecay, GeometricDecay, LinearDecay, WarmUp
+from inversefed.attacks.pieces.selection import PixelMean
+from inversefed.attacks.pieces.starts import NearMean, Normal, Patterned, Zeros
+from inversefed.attacks.search.convergence import Stalled
+from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.attacks.search.precision import EarlyBFloat16
 from inversefed.attacks.simulations import OptimizedMasks, PerEpoch, RelaxedOrder, Surrogate
-from inversefed.attacks.starts import NearMean, Normal, Patterned, Zeros
 
 __all__ = [
     "april",

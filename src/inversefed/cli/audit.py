@@ -6,18 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from inversefed.cli import registry
+from inversefed.cli.load import Setting, granted, read_seconds, read_setting
+from inversefed.cli.load_update import is_received, receive
 from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
-from inversefed.cli.received import is_received, receive
-from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
-from inversefed.cli.standins import stand_ins
+from inversefed.cli.public_images import stand_ins
 from inversefed.errors import ConfigError
-from inversefed.evaluation.lpips import judged, read_perceptual
-from inversefed.evaluation.report import Report
-from inversefed.evaluation.save import check_folder, check_writable
-from inversefed.evaluation.sweep import read_sweep
+from inversefed.evaluation.lpips import read_perceptual
 from inversefed.pipeline import audit, audit_observation
+from inversefed.report.folder import check_folder, check_writable
+from inversefed.report.model import Report
+from inversefed.report.perceptual import judged
+from inversefed.report.sweep import read_sweep
+from inversefed.specs import registry
 from inversefed.types import Status, Step
 
 __all__ = ["carry_out", "run_audit"]

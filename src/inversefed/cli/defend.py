@@ -7,17 +7,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from inversefed.attacks.choice import Choose
-from inversefed.attacks.inversion import GradientInversion
-from inversefed.cli import FAILED, INTERRUPTED, SUCCESS, registry
+from inversefed.attacks.auto import Choose
+from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.cli import FAILED, INTERRUPTED, SUCCESS
+from inversefed.cli.load import Setting, granted, read_seconds, read_setting
 from inversefed.cli.options import Defend
 from inversefed.cli.progress import Tell, progress
-from inversefed.cli.setting import Setting, granted, read_seconds, read_setting
 from inversefed.errors import ConfigError, InputError, InversefedError
-from inversefed.evaluation.frontier import Row, drawing, notes, read_rows, table, to_dict
-from inversefed.evaluation.save import check_writable, write_files
 from inversefed.fl.network import freeze
 from inversefed.frontier import Data, Point, measure
+from inversefed.report.folder import check_writable, write_files
+from inversefed.report.frontier import Row, drawing, notes, read_rows, table, to_dict
+from inversefed.specs import registry
 from inversefed.types import Budget, Step
 from inversefed.zoo import datasets
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from inversefed.cli.options import Audit, Gate, audit_options
 from inversefed.errors import ConfigError, InputError
-from inversefed.evaluation.gate import DEFAULT_LIMIT, Leakage, Outcome, leakage, outcome
-from inversefed.evaluation.reading import read_report
+from inversefed.report.gate import DEFAULT_LIMIT, Leakage, Outcome, leakage, outcome
+from inversefed.report.read import read_report
 from inversefed.types import Status
 
 __all__ = ["run_gate"]

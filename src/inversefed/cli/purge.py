@@ -5,10 +5,10 @@ import sys
 import time
 from pathlib import Path
 
-from inversefed.attacks.checkpoint import is_checkpoint
+from inversefed.attacks.search.checkpoint import is_checkpoint
 from inversefed.cli.options import Purge
 from inversefed.errors import ConfigError
-from inversefed.evaluation.purge import Leftover, find, remove
+from inversefed.report.purge import Leftover, find, remove
 
 __all__ = ["run_purge"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import Generator
 
+from inversefed.cli.load import pick_device
 from inversefed.cli.options import Train
 from inversefed.cli.progress import progress
-from inversefed.cli.setting import pick_device
 from inversefed.errors import ConfigError, InputError
-from inversefed.evaluation.save import check_writable
+from inversefed.report.folder import check_writable
 from inversefed.zoo import datasets, networks, training
 from inversefed.zoo.datasets import Dataset
 

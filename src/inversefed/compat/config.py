@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inversefed.attacks import layers, objectives, optimizers, selection, starts
-from inversefed.attacks.inversion import GradientInversion, Projection, Selection, Start
 from inversefed.attacks.labels import JointLabels, LabelRule
-from inversefed.attacks.priors import TotalVariation
-from inversefed.attacks.problem import Objective
-from inversefed.attacks.projections import Box, MedianFilter
-from inversefed.attacks.schedules import Constant, StepDecay
+from inversefed.attacks.pieces import objectives, optimizers, selection, starts, tensor_weights
+from inversefed.attacks.pieces.priors import TotalVariation
+from inversefed.attacks.pieces.projections import Box, MedianFilter
+from inversefed.attacks.pieces.schedules import Constant, StepDecay
+from inversefed.attacks.search.inversion import GradientInversion, Projection, Selection, Start
+from inversefed.attacks.search.problem import Objective
 from inversefed.compat.metrics import InceptionScore
 from inversefed.errors import ConfigError, unknown_name
 from inversefed.fl.threat import Observation
@@ -67,20 +67,20 @@ COSTS: dict[str, Callable[..., Objective]] = {
     "max": objectives.MaxError,
     "simlocal": objectives.LayerwiseCosine,
 }
-INDICES: dict[str, layers.Selector] = {
-    "def": layers.AllTensors(),
+INDICES: dict[str, tensor_weights.Selector] = {
+    "def": tensor_weights.AllTensors(),
     "batch": RandomTensors(),
-    "topk-1": layers.Largest(4),
-    "topk-2": layers.Largest(4, of_predicted=True),
-    **{f"top{count}": layers.Largest(count) for count in (10, 50)},
-    "first": layers.First(4),
-    **{f"first{count}": layers.First(count) for count in (4, 5, 10, 50)},
-    **{f"last{count}": layers.Last(count) for count in (5, 10, 50)},
+    "topk-1": tensor_weights.Largest(4),
+    "topk-2": tensor_weights.Largest(4, of_predicted=True),
+    **{f"top{count}": tensor_weights.Largest(count) for count in (10, 50)},
+    "first": tensor_weights.First(4),
+    **{f"first{count}": tensor_weights.First(count) for count in (4, 5, 10, 50)},
+    **{f"last{count}": tensor_weights.Last(count) for count in (5, 10, 50)},
 }
-WEIGHTS: dict[str, layers.Weighting] = {
-    "equal": layers.EqualWeights(),
-    "linear": layers.LinearWeights(),
-    "exp": layers.ExponentialWeights(),
+WEIGHTS: dict[str, tensor_weights.Weighting] = {
+    "equal": tensor_weights.EqualWeights(),
+    "linear": tensor_weights.LinearWeights(),
+    "exp": tensor_weights.ExponentialWeights(),
 }
 STARTS: dict[str, Start] = {"randn": starts.Normal(), "rand": starts.Uniform(), "zeros": starts.Zeros()}
 SELECTIONS: dict[str, Selection] = {
@@ -140,15 +140,15 @@ def objective(cost_fn: str, indices: str | Sequence[int], weights: str) -> Objec
     return cost
 
 
-def selector(indices: str | Sequence[int]) -> layers.Selector:
+def selector(indices: str | Sequence[int]) -> tensor_weights.Selector:
     """Which tensors a value of `indices` means: a name, or positions."""
     if isinstance(indices, str):
-        named: layers.Selector = pick("indices", indices, INDICES)
+        named: tensor_weights.Selector = pick("indices", indices, INDICES)
         return named
     positions: tuple[Any, ...] = tuple(indices) if isinstance(indices, Sequence) else ()
     if not positions or not all(type(position) is int for position in positions):
         raise ConfigError(f"indices is a name ({', '.join(INDICES)}) or a list of positions, not {indices!r}")
-    return layers.At(positions)
+    return tensor_weights.At(positions)
 
 
 def pick(key: str, name: str, choices: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversefed.attacks.priors import total_variation
+from inversefed.attacks.pieces.priors import total_variation
 from inversefed.errors import InputError
 
 __all__ = ["InceptionScore", "activation_errors", "psnr", "total_variation"]

@@ -15,7 +15,7 @@ from inversefed.compat.scene import DEMO, Facts, Targets, demo_picture, facts_of
 from inversefed.compat.trained import network_of
 from inversefed.compat.utils import folder, save_to_table, set_deterministic, system_startup, table_file
 from inversefed.errors import InputError
-from inversefed.evaluation.pictures import png
+from inversefed.report.png import png
 from inversefed.zoo.datasets import Dataset
 
 __all__ = ["COLUMNS", "Session", "open_session"]

@@ -349,3 +349,10 @@ def _check_logits(logits: object) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 2:
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UnsupportedNetworkError(f"a network must map 2 images to logits [2, classes]; this one gave {what}")
+
+
+def first_names(module: nn.Module) -> dict[str, str]:
+    """Every name of a tied parameter to the one that the network knows it by."""
+    first: dict[int, str] = {}
+    both = module.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(weight), name) for name, weight in both}

@@ -23,11 +23,11 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from inversefed.errors import ConfigError
-from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client
+from inversefed.fl.clients.dpsgd import DPSGD
+from inversefed.fl.clients.partial import Shares
+from inversefed.fl.clients.secure_sum import SumOfClients
 from inversefed.fl.defenses.protocols import Defense, data_defenses, update_defenses
-from inversefed.fl.dpsgd import DPSGD
-from inversefed.fl.sharing import Shares
 
 __all__ = ["Privacy", "PrivacySpent", "broken_by", "dp_client", "epsilon_spent", "privacy_of"]
 

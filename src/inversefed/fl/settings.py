@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from inversefed.errors import ConfigError
-from inversefed.fl.aggregation import SumOfClients, one_of
 from inversefed.fl.clients import Client, FedAvg, FedSGD
+from inversefed.fl.clients.dpsgd import DPSGD
+from inversefed.fl.clients.partial import sent_names, trainer
+from inversefed.fl.clients.secure_sum import SumOfClients, one_of
 from inversefed.fl.defenses import Defense, acts_on
-from inversefed.fl.dpsgd import DPSGD
 from inversefed.fl.network import Network
 from inversefed.fl.privacy import broken_by, dp_client, privacy_of
-from inversefed.fl.sharing import sent_names, trainer
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.types import Batch, Finding
 

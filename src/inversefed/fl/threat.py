@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import ConfigError, InputError, UpdateMismatchError, shown
-from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client, FedAvg
+from inversefed.fl.clients.dpsgd import DPSGD
+from inversefed.fl.clients.partial import sent_names, trainer, unknown, with_trainer
+from inversefed.fl.clients.secure_sum import SumOfClients
 from inversefed.fl.defenses.noise import GaussianNoise
 from inversefed.fl.defenses.protocols import Defense
-from inversefed.fl.dpsgd import DPSGD
 from inversefed.fl.network import Network
-from inversefed.fl.sharing import sent_names, trainer, unknown, with_trainer
 from inversefed.fl.targets import check_labels
 from inversefed.types import Batch, Params, Targets
 

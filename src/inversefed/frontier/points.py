@@ -12,21 +12,21 @@ from dataclasses import dataclass, replace
 
 from torch import Generator, Tensor, nn
 
+from inversefed.assessment import paired
 from inversefed.attacks.adaptive import Adaptive
-from inversefed.attacks.choice import Choose
-from inversefed.attacks.inversion import GradientInversion
+from inversefed.attacks.auto import Choose
+from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.errors import ConfigError, InputError, InversefedError
 from inversefed.evaluation import controls, metrics
-from inversefed.evaluation.frontier import Row, finite
-from inversefed.fl.aggregation import SumOfClients
 from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.clients.secure_sum import SumOfClients
 from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.network import Loss, freeze
 from inversefed.fl.privacy import broken_by, dp_client, privacy_of
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.frontier.utility import Data, accuracy_of
 from inversefed.pipeline import observed
-from inversefed.trials.case import paired
+from inversefed.report.frontier import Row, finite
 from inversefed.types import Batch, Budget, Reconstruction, Status
 
 __all__ = ["Point", "measure"]

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.exact.verify import exactness
 from inversefed.attacks.labels import granted_or_recovered
-from inversefed.attacks.problem import relative_matching_cost
+from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation

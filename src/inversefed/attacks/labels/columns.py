@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from inversefed.attacks.head.gradient import read_head
 from inversefed.attacks.labels.features import check_not_negative
-from inversefed.attacks.labels.head import read_head
 from inversefed.errors import ThreatModelError
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inversefed.attacks.labels.head import Head, deal, read_head
+from inversefed.attacks.head.gradient import Head, deal, read_head
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from inversefed.attacks.labels.head import Head
+from inversefed.attacks.head.gradient import Head
 from inversefed.errors import ThreatModelError
 
 __all__ = ["check_not_negative", "negative"]

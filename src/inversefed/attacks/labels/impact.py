@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from inversefed.attacks.head.gradient import deal, read_head
 from inversefed.attacks.labels.features import check_not_negative
-from inversefed.attacks.labels.head import deal, read_head
 from inversefed.errors import ThreatModelError
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels

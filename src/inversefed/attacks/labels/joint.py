@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.labels.head import pulls
+from inversefed.attacks.head.gradient import pulls
 from inversefed.errors import ThreatModelError
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_rows, as_targets, class_count, forms, loss_slope, made_up_outputs

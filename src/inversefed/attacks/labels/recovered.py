@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from inversefed.attacks.labels.head import pulls
+from inversefed.attacks.head.gradient import pulls
 from inversefed.attacks.labels.impact import ImpactCounts
 from inversefed.attacks.labels.mean_feature import MeanFeatureCounts
 from inversefed.attacks.labels.rule import LabelRule
 from inversefed.attacks.labels.single import SignRule, SoftTargets, is_mixture
 from inversefed.attacks.labels.solved import SolvedTarget
-from inversefed.fl.sharing import UnknownClient, trainer
+from inversefed.fl.clients.partial import UnknownClient, trainer
 from inversefed.fl.targets import forms
 from inversefed.fl.threat import Observation
 from inversefed.types import Targets

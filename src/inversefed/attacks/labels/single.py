@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from inversefed.attacks.head.gradient import pulls, read_head, slopes
 from inversefed.attacks.labels.features import check_not_negative
-from inversefed.attacks.labels.head import pulls, read_head, slopes
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import FedAvg, FedSGD
+from inversefed.fl.clients.partial import trainer
 from inversefed.fl.network import Network
-from inversefed.fl.sharing import trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels, SoftLabels, Targets
 

@@ -19,13 +19,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from inversefed.attacks.labels.behind import behind_head
-from inversefed.attacks.labels.head import LastLayer, at_head, head_slope, last_layer
+from inversefed.attacks.head.gradient import LastLayer, at_head, head_slope, last_layer
+from inversefed.attacks.head.output_activation import behind_head
 from inversefed.errors import ThreatModelError
 from inversefed.fl.clients import FedAvg
+from inversefed.fl.clients.local_optimizers import LocalSGD
+from inversefed.fl.clients.partial import UnknownClient, trainer
 from inversefed.fl.network import Network
-from inversefed.fl.optimizers import LocalSGD
-from inversefed.fl.sharing import UnknownClient, trainer
 from inversefed.fl.targets import Form, as_targets, class_count, forms
 from inversefed.fl.threat import Observation
 from inversefed.types import Targets

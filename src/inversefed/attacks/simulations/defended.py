@@ -21,11 +21,11 @@ from inversefed.attacks.simulations.known import KnownClient
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError
 from inversefed.fl.clients import FedAvg
+from inversefed.fl.clients.partial import trainer, with_trainer
 from inversefed.fl.defenses.augmentation import ATS
 from inversefed.fl.defenses.clipping import Clip
 from inversefed.fl.defenses.mixing import mixed
 from inversefed.fl.dropout import mask_shapes, noise_layers
-from inversefed.fl.sharing import trainer, with_trainer
 from inversefed.fl.targets import as_rows
 from inversefed.fl.threat import Observation
 from inversefed.types import Images

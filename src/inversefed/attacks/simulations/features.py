@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from inversefed.attacks.separate import Separated
+from inversefed.attacks.head.inputs import Separated
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.network import Network

@@ -8,11 +8,11 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError
-from inversefed.fl.aggregation import SumOfClients, one_of
 from inversefed.fl.clients import Client, FedAvg
-from inversefed.fl.dpsgd import DPSGD
+from inversefed.fl.clients.dpsgd import DPSGD
+from inversefed.fl.clients.partial import trainer, with_trainer
+from inversefed.fl.clients.secure_sum import SumOfClients, one_of
 from inversefed.fl.dropout import dropout_layers, mask_shapes
-from inversefed.fl.sharing import trainer, with_trainer
 from inversefed.fl.threat import Observation
 from inversefed.types import Images
 

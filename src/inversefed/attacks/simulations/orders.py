@@ -13,8 +13,8 @@ from inversefed.attacks.simulations.known import KnownClient
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError, ThreatModelError
 from inversefed.fl.clients import FedAvg
+from inversefed.fl.clients.partial import UnknownClient, trainer, with_trainer
 from inversefed.fl.losses import CrossEntropy
-from inversefed.fl.sharing import UnknownClient, trainer, with_trainer
 from inversefed.fl.targets import kinds
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Scalar

@@ -1,0 +1,1 @@
+"""Several examples from the gradient of one fully connected layer: low rank, sparsity, independence."""

@@ -1,0 +1,351 @@
+"""Several pictures at once, exactly, from a first linear layer that is followed by ReLU.
+
+Needs: an honest update of b examples; a linear layer with bias on the flattened picture, then ReLU; b below its width.
+
+    gW = D^T X = (C Q)(Q^-1 V^T),   D = dL/dZ is zero wherever the ReLU is off
+
+(SPEAR, Dimitrov et al. 2024, arXiv:2403.03945). Directions q in which C is sparse are searched (see `directions`); b of
+them are chosen, first the sparsest, then by exchange, such that the zeros of D agree with the signs of
+`Z = X W^T + c`; the bias gradient gives their scale. An example whose column agrees in every unit is settled, for a
+wrong direction spoils only itself and what it mixes in. Labels: with X known, the backward pass of each example and
+class is known, and that which gives its row of D is its label. The result is called exact only if the client, run once,
+reproduces the update.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor, nn
+
+from inversefed.attacks.exact.dense_batch.cocktail_party import IndependentComponents, scaled
+from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, assigned_labels, mixture
+from inversefed.attacks.exact.dense_batch.sparse_directions import DirectionSearch, NullVectors, SparseDescent
+from inversefed.attacks.exact.progress import Watch
+from inversefed.attacks.exact.verify import EXACT, exactness, matched
+from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.threat import Observation
+from inversefed.networks.layer_chain import chain
+from inversefed.types import Budget, Candidate, Reconstruction, Status
+
+__all__ = ["SparseBatch"]
+
+_ZERO = 64
+"""Roundings of the number format up to which a product with a row of unit length counts as zero."""
+_LEAST_ZERO = 1e-9
+"""Likewise at least, for an eigenvector is not known to the last digit."""
+_ROUGH, _LEAST_ROUGH = 30, 1e-6
+"""How much looser a proposal is judged, before it is fitted to its own zeros: as a factor, and at least."""
+_INDEPENDENT = 1e-3
+"""Share of a white direction that must be new."""
+_AGREES = 0.97
+"""Share of all signs from which on a choice is tried on the client."""
+_FEW = 10
+"""Examples up to which exchange is cheap enough to be tried before most of them are settled."""
+_REFITS, _UNLIKELY = 3, 1e-3
+"""How often the signs of roughly right pictures are used, and the weight of rows that they speak against."""
+_SETTLED = 0.98
+"""Share of units that agree where an example's direction is right; rounding spoils a few."""
+
+
+@dataclass(frozen=True)
+class SparseBatch:
+    """Recover a batch from the zeros that ReLU leaves in the gradient of a first linear layer.
+
+    Args:
+        searches: where directions come from, in turn.
+        separation: after the first of them, the pictures' own statistics give starts for a descent; `None` for none.
+        rounds: most calls of searches.
+        pool: how many directions are kept to choose from, at least; four an example if that is more.
+    """
+
+    searches: tuple[DirectionSearch, ...] = (SparseDescent(), NullVectors(1024))
+    separation: IndependentComponents | None = IndependentComponents()
+    rounds: int = 200
+    pool: int = 64
+
+    def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+        """Search until every example is settled, the rounds are used up, or the budget ends it.
+
+        Raises:
+            ThreatModelError: the gradient's rank is not the number of examples.
+            UnsupportedNetworkError: no linear layer with bias sees the picture, or no ReLU follows it.
+        """
+        network = observation.network
+        mixed = _mixed(observation)
+        shape = observation.batch_shape
+
+        def pictures(inputs: Tensor) -> Tensor:
+            return network.denormalize(inputs.reshape(shape).to(network.device, network.dtype))
+
+        watch, status = Watch(budget, pictures, rounds=self.rounds), Status.FINISHED
+        rows, chosen = _Rows.of(mixed), _Chosen.none(mixed)
+        try:
+            for chosen in self._found(mixed, rows, generator):
+                stop = watch(1 - chosen.agreement, chosen.inputs)
+                if chosen.agreement >= _AGREES:
+                    found = _verified(observation, mixed, chosen, pictures(chosen.inputs), watch, status)
+                    if found.loss < EXACT:
+                        return found
+                if stop:
+                    break
+        except KeyboardInterrupt:
+            status = Status.INTERRUPTED
+        status = Status.STOPPED if watch.stopped else status
+        return _verified(observation, mixed, chosen, pictures(chosen.inputs), watch, status)
+
+    def check(self, observation: Observation) -> str:
+        """Say what it would do.
+
+        Raises:
+            ThreatModelError: as when it is called.
+            UnsupportedNetworkError: likewise.
+        """
+        mixed = _mixed(observation)
+        live = int(mixed.rows.any(dim=1).sum())
+        return (
+            f"looks for the {mixed.count} examples in the zeros that ReLU leaves in the gradient of {mixed.layer}, "
+            f"{live} of whose {len(mixed.rows)} units are on for some of them"
+        )
+
+    def _found(self, mixed: Mixture, rows: "_Rows", generator: Generator) -> Iterator["_Chosen"]:
+        """After each round, the best choice so far."""
+        pool = torch.empty(mixed.count, 0, dtype=rows.white.dtype)
+        chosen = _Chosen.none(mixed)
+        for number in range(self.rounds):
+            if number == 1 and self.separation is not None:
+                pool = torch.cat([pool, _by_statistics(self.separation, mixed, rows, generator)], dim=1)
+            search = self.searches[number % len(self.searches)]
+            proposed = search(rows.white, _found_so_far(pool, generator), generator)
+            pool = rows.sparsest(torch.cat([pool, proposed], dim=1), max(self.pool, 4 * mixed.count))
+            chosen = _choose(mixed, rows, pool, chosen)
+            yield chosen
+
+
+def _by_statistics(separation: IndependentComponents, mixed: Mixture, rows: "_Rows", generator: Generator) -> Tensor:
+    """Directions by the pictures' statistics: where roughly right pictures leave a unit off, a zero is due."""
+    directions = rows.directions(torch.linalg.inv(separation.unmix(mixed, generator, Watch())))
+    proposed = []
+    for _ in range(_REFITS):
+        normals, failed = torch.linalg.inv_ex(rows.normals(directions))
+        if failed:
+            break
+        outputs = scaled(mixed, normals) @ mixed.weight[rows.live].T + mixed.bias[rows.live]
+        off = (outputs < 0).T.to(rows.white)
+        directions = SparseDescent().descend(rows.white, directions, off + _UNLIKELY, widest=-1.0)
+        proposed.append(directions)
+    return torch.cat(proposed, dim=1) if proposed else directions
+
+
+def _found_so_far(pool: Tensor, generator: Generator) -> Tensor:
+    """Independent directions with many zeros; of a full set, of which some must be wrong, a random half."""
+    picked = _independent(pool)
+    if len(picked) == pool.shape[0]:
+        picked = [number for number in picked if float(torch.rand((), generator=generator)) < 0.5]
+    return pool[:, picked]
+
+
+def _mixed(observation: Observation) -> Mixture:
+    """The decomposed gradient, where its layer feeds a ReLU and nothing else."""
+    mixed = mixture(observation)
+    layers = [layer for layer in chain(observation.network) if not isinstance(layer.module, nn.Identity | nn.Dropout)]
+    place = next((number for number, layer in enumerate(layers) if layer.name == mixed.layer), None)
+    follower = layers[place + 1].module if place is not None and place + 1 < len(layers) else None
+    if not isinstance(follower, nn.ReLU):
+        came = "nothing" if follower is None else type(follower).__name__
+        raise UnsupportedNetworkError(
+            f"several pictures are told apart by the zeros of a ReLU behind layer {mixed.layer}; {came} follows it"
+        )
+    return mixed
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The rows of units that are on for some example, as points of unit length.
+
+    Args:
+        live: which units, `[m]`.
+        unit: their coordinates, each of length 1, `[live, b]`.
+        white: the same with orthonormal columns, `unit @ whitening`.
+        whitening: `[b, b]`.
+        tolerance: products up to it count as zero.
+    """
+
+    live: Tensor = field(repr=False)
+    unit: Tensor = field(repr=False)
+    white: Tensor = field(repr=False)
+    whitening: Tensor = field(repr=False)
+    tolerance: float
+
+    @classmethod
+    def of(cls, mixed: Mixture) -> "_Rows":
+        live = mixed.rows.norm(dim=1) > 0
+        unit = mixed.rows[live] / mixed.rows[live].norm(dim=1, keepdim=True)
+        values, vectors = torch.linalg.eigh(unit.T @ unit)
+        whitening = vectors / values.clamp(min=1e-300).sqrt()
+        return cls(live, unit, unit @ whitening, whitening, max(_ZERO * mixed.eps, _LEAST_ZERO))
+
+    def zeros(self, directions: Tensor, rough: bool = False) -> Tensor:
+        """Which rows lie on the hyperplanes of white directions `[b, n]`: `[live, n]`."""
+        tolerance = max(_ROUGH * self.tolerance, _LEAST_ROUGH) if rough else self.tolerance
+        return (self.unit @ self.normals(directions)).abs() < tolerance
+
+    def normals(self, directions: Tensor) -> Tensor:
+        """The directions in the coordinates of the rows as they are, of unit length."""
+        normals = self.whitening @ directions
+        unit: Tensor = normals / normals.norm(dim=0)
+        return unit
+
+    def directions(self, normals: Tensor) -> Tensor:
+        """The inverse of `normals`: unit white directions."""
+        white = torch.linalg.solve(self.whitening, normals)
+        unit: Tensor = white / white.norm(dim=0)
+        return unit
+
+    def sparsest(self, directions: Tensor, most: int) -> Tensor:
+        """Those with most zeros, different from each other, each fitted to its own zeros: `[b, <= most]`."""
+        kept = _distinct(_thinned(self._ordered(directions, rough=True))[:, : 8 * most], most)
+        return _distinct(self._ordered(self._fitted(kept), rough=False), most)
+
+    def _ordered(self, directions: Tensor, rough: bool) -> Tensor:
+        """Those with more zeros than any b - 1 rows allow, the sparsest first."""
+        counts = self.zeros(directions, rough).sum(dim=0)
+        order = counts.argsort(descending=True, stable=True)
+        least = self.unit.shape[1] if self.unit.shape[1] > 1 else 0
+        return directions[:, order[counts[order] >= least]]
+
+    def _fitted(self, directions: Tensor) -> Tensor:
+        """The direction nearest to orthogonal to all rows that count as zeros."""
+        zeros = self.zeros(directions, rough=True).T.to(self.unit)
+        right = torch.linalg.svd(zeros[:, :, None] * self.unit, full_matrices=False)[2]
+        enough = zeros.sum(dim=1) >= self.unit.shape[1] - 1
+        white = torch.linalg.solve(self.whitening, right[:, -1].T)
+        fitted = torch.where(enough, white, directions)
+        unit: Tensor = fitted / fitted.norm(dim=0)
+        return unit
+
+
+def _thinned(directions: Tensor) -> Tensor:
+    """Leave out most repetitions, fast: those that look alike, up to sign, from one side; the first of them stays."""
+    side = torch.linspace(1, 2, directions.shape[0], dtype=directions.dtype).sin() * directions.shape[0]
+    _, group = torch.unique((side @ directions).abs().mul(1e5).round(), return_inverse=True)
+    first = torch.full((directions.shape[1],), directions.shape[1])
+    first = first.scatter_reduce(0, group, torch.arange(directions.shape[1]), "amin")
+    return directions[:, first[first < directions.shape[1]].sort().values]
+
+
+def _distinct(directions: Tensor, most: int) -> Tensor:
+    """Leave out repetitions, up to sign; the first of them stays."""
+    alike = (directions.T @ directions).abs() > 1 - 1e-6
+    first = ~torch.tril(alike, -1).any(dim=1)
+    return directions[:, first][:, :most]
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """b directions, and what they make of the gradient.
+
+    Args:
+        directions: white, `[b, b]`; none before there are b independent ones.
+        inputs: the normalized pictures, `[b, n]`.
+        deltas: D, `[b, m]`.
+        right: for each example, the share of units whose zero agrees with the sign of Z, `[b]`.
+    """
+
+    directions: Tensor = field(repr=False)
+    inputs: Tensor = field(repr=False)
+    deltas: Tensor = field(repr=False)
+    right: Tensor = field(repr=False)
+
+    @classmethod
+    def none(cls, mixed: Mixture) -> "_Chosen":
+        count, like = mixed.count, mixed.rows
+        inputs, deltas = like.new_zeros(mixed.basis.shape), like.new_zeros(count, len(like))
+        return cls(like.new_zeros(count, 0), inputs, deltas, like.new_zeros(count))
+
+    @property
+    def agreement(self) -> float:
+        return float(self.right.mean())
+
+    @property
+    def settled(self) -> Tensor:
+        """For which examples zeros and signs agree, `[b]`."""
+        return self.right >= _SETTLED
+
+
+def _choose(mixed: Mixture, rows: _Rows, pool: Tensor, before: _Chosen) -> _Chosen:
+    """Take the sparsest of full rank, and exchange those that spoil the agreement of signs."""
+    picked = _independent(pool)
+    if len(picked) < mixed.count:
+        return before
+    projected = (mixed.basis @ mixed.weight.T)[:, rows.live]
+    chosen = pool[:, picked]
+    right = _right(mixed, rows, chosen[None], projected)[0]
+    if mixed.count <= max(_FEW, 2 * int((right >= _SETTLED).sum())):  # else most directions are still to be found
+        chosen, right = _exchanged(mixed, rows, pool, chosen, right, projected)
+    if right.mean() < before.right.mean():
+        return before
+    normals = rows.normals(chosen)
+    unmix = torch.linalg.inv(normals)
+    scale = unmix @ mixed.ones
+    return _Chosen(chosen, (unmix @ mixed.basis) / scale[:, None], (mixed.rows @ normals * scale).T, right)
+
+
+def _exchanged(
+    mixed: Mixture, rows: _Rows, pool: Tensor, chosen: Tensor, right: Tensor, projected: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Try every direction of the pool in each place that does not agree, the worst place first."""
+    for place in right.argsort().tolist():
+        if right[place] >= _SETTLED:
+            continue
+        tried = chosen.repeat(pool.shape[1], 1, 1)
+        tried[:, :, place] = pool.T
+        scores = _right(mixed, rows, tried, projected)
+        number = int(scores.mean(dim=1).argmax())
+        if scores[number].mean() > right.mean():
+            chosen, right = tried[number], scores[number]
+    return chosen, right
+
+
+def _independent(pool: Tensor) -> list[int]:
+    """The first directions that together have full rank."""
+    picked: list[int] = []
+    basis = pool.new_zeros(pool.shape[0], 0)
+    for number, direction in enumerate(pool.T):
+        rest = direction - basis @ (basis.T @ direction)
+        rest = rest - basis @ (basis.T @ rest)
+        if rest.norm() > _INDEPENDENT:
+            picked.append(number)
+            basis = torch.cat([basis, (rest / rest.norm())[:, None]], dim=1)
+        if len(picked) == pool.shape[0]:
+            break
+    return picked
+
+
+def _right(mixed: Mixture, rows: _Rows, choices: Tensor, projected: Tensor) -> Tensor:
+    """For each of n choices `[n, b, b]` and each example, the share of live units that agree, `[n, b]`."""
+    normals = rows.whitening @ choices
+    normals = normals / normals.norm(dim=1, keepdim=True)
+    unmix, failed = torch.linalg.inv_ex(normals)
+    scale = unmix @ mixed.ones
+    outputs = (unmix @ projected) / scale[:, :, None] + mixed.bias[rows.live]
+    on = (rows.unit @ normals).abs().mT >= rows.tolerance
+    return torch.where(failed[:, None] > 0, 0.0, (on == (outputs > 0)).double().mean(dim=2))
+
+
+def _verified(
+    observation: Observation, mixed: Mixture, chosen: _Chosen, images: Tensor, watch: Watch, status: Status
+) -> Reconstruction:
+    """Run the client on what was found: only an update that comes out the same makes it exact."""
+    if not chosen.directions.shape[1]:
+        raise ThreatModelError(
+            f"fewer than {mixed.count} directions with zeros were found in the gradient of {mixed.layer}; "
+            "allow more time or rounds, or use cocktail_party() for an approximation"
+        )
+    labels, order = assigned_labels(observation, mixed.layer, images, chosen.deltas)
+    images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
+    images, loss = matched(observation, images, labels)
+    evidence = {"signs_agree": chosen.agreement, "examples_settled": int(chosen.settled.sum())}
+    finding = exactness(loss, f"the zeros of the gradient of {mixed.layer} told {mixed.count} pictures apart", evidence)
+    candidate = Candidate(images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history)
+    return Reconstruction(images, labels, loss, status, (candidate,), (finding,))

@@ -1,0 +1,232 @@
+"""Images whose features are known.
+
+Without pooling, by L-BFGS with strong Wolfe line search: with more features than pixels it converges to the solution.
+
+    x = argmin |f(x) - a|^2 / |a|^2
+
+Where some pixels hardly show in the features, it slows down long before their rounding is reached. Gauss-Newton steps
+end it, each a linear least-squares problem that LSMR solves (Fong and Saunders 2011, arXiv:1006.0758) from products
+with the Jacobian J, which is never formed.
+
+    x <- x + argmin_d |J d - (a - f(x))|^2
+
+Kinks, of max pooling above all, stall a line search. There the search goes through Fourier coefficients and colors
+(`parametrizations.Spectral`), by the absolute error, with noise on the image that fades and total variation that fades.
+
+    x = argmin |f(x + noise) - a|_1 / |a|_1 + weight TV(x)
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, lsmr
+from torch import Generator, Tensor
+
+from inversefed.attacks.exact.progress import Stopped, Watch
+from inversefed.attacks.pieces.optimizers import NormalizedMomentum
+from inversefed.attacks.pieces.parametrizations import Spectral
+from inversefed.networks.layer_chain import Layer, run
+
+__all__ = ["invert_features", "search_features", "shallow", "solve_features"]
+
+_CHUNK = 10
+_STEPS, _PRODUCTS, _GAIN = 16, 100, 0.8
+"""Gauss-Newton steps, LSMR's iterations in each, and the share of the error above which a step is the last."""
+_RATE, _NOISE, _SMOOTH = 1.5, 0.15, 1e-2
+_CALM, _ROUGH = 0.5, 0.7
+"""The parts of the search after which noise and total variation are gone."""
+
+
+def invert_features(
+    function: Callable[[Tensor], Tensor],
+    features: Tensor,
+    start: Tensor,
+    eps: float,
+    evaluations: int,
+    watch: Watch,
+    patience: int | None = None,
+    shown: Callable[[Tensor], Tensor] = lambda images: images,
+) -> Tensor:
+    """Find the normalized images whose features are these.
+
+    Args:
+        function: takes images to their features.
+        features: what comes out of it.
+        start: first images, `[n, c, h, w]`, in the number format that the function computes in.
+        eps: rounding of the features; the search ends when a step gains less than it could.
+        evaluations: most evaluations.
+        watch: shown the images from time to time.
+        patience: rounds after which it ends if they gained less than a share of 1e-2; a local minimum, most likely.
+        shown: from the images that are being found to what the watch is shown.
+    """
+    features, scale = features.to(start.dtype), features.square().sum().to(start.dtype)
+    x = start.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [x], max_iter=_CHUNK, max_eval=_CHUNK, history_size=50, tolerance_grad=0,
+        tolerance_change=max(1e-26, 1e-2 * eps**2),
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    nearest, least = start.detach(), math.inf
+
+    def closure() -> Tensor:
+        nonlocal nearest, least
+        watch.go_on()  # one round may take minutes where pictures are large
+        loss = (function(x) - features).square().sum() / scale
+        x.grad = torch.autograd.grad(loss, x)[0].contiguous()  # L-BFGS wants it flat, and channels_last is not
+        value = loss.detach()
+        if float(value) < least:
+            nearest, least = x.detach().clone(), float(value)
+        return value
+
+    used, losses = 0, list[float]()
+    while used < evaluations and not watch.stop():
+        try:
+            loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
+        except Stopped:  # in the middle of a line search, whose last point is as good as any
+            return nearest
+        losses.append(loss)
+        before, used = used, optimizer.state[x]["func_evals"]
+        if watch(loss, shown(x.detach())) or used - before < _CHUNK:  # it ended by its own criterion
+            break
+        if patience is not None and len(losses) > patience and loss > 0.99 * losses[-1 - patience]:
+            break
+    return x.detach()
+
+
+def solve_features(
+    function: Callable[[Tensor], Tensor],
+    features: Tensor,
+    start: Tensor,
+    eps: float,
+    watch: Watch,
+    shown: Callable[[Tensor], Tensor] = lambda images: images,
+) -> Tensor:
+    """End the search for the normalized images whose features are these, from near enough that few kinks are crossed.
+
+    Args:
+        function: takes images to their features, in double precision.
+        features: what comes out of it.
+        start: first images, `[n, c, h, w]`.
+        eps: rounding of the features, at which it ends.
+        watch: shown the images after each step.
+        shown: from the images that are being found to what the watch is shown.
+    """
+    size, image, error = float(features.norm()), start, _missed(function, features, start)
+    for _ in range(_STEPS):
+        if error <= eps * size:
+            break
+        try:
+            nearer = image + _gauss_newton(function, features, image, watch)
+        except Stopped:
+            break
+        before, error = error, _missed(function, features, nearer)
+        if not error < before:
+            break
+        image = nearer
+        if watch((error / size) ** 2, shown(image)) or error > _GAIN * before:
+            break
+    return image
+
+
+def _missed(function: Callable[[Tensor], Tensor], features: Tensor, image: Tensor) -> float:
+    with torch.no_grad():
+        return float((function(image) - features).norm())
+
+
+def _gauss_newton(function: Callable[[Tensor], Tensor], features: Tensor, image: Tensor, watch: Watch) -> Tensor:
+    """The step from an image, of its shape.
+
+    Raises:
+        Stopped: the time is used up.
+    """
+    image = image.detach().requires_grad_()
+    reached = function(image)
+    weights = torch.zeros_like(reached, requires_grad=True)
+    (pulled,) = torch.autograd.grad(reached, image, weights, create_graph=True)  # J^T weights, so its gradient gives J
+
+    def apply(step: Any) -> Any:
+        watch.go_on()
+        (row,) = torch.autograd.grad(
+            pulled, weights, torch.from_numpy(step).to(image).reshape(image.shape), retain_graph=True
+        )
+        return row.flatten().cpu().numpy()
+
+    def transposed(row: Any) -> Any:
+        (step,) = torch.autograd.grad(
+            reached, image, torch.from_numpy(row).to(image).reshape(reached.shape), retain_graph=True
+        )
+        return step.flatten().cpu().numpy()
+
+    operator = LinearOperator((reached.numel(), image.numel()), matvec=apply, rmatvec=transposed, dtype=np.float64)
+    missing = (features - reached).detach().flatten().cpu().numpy()
+    step: Tensor = torch.from_numpy(lsmr(operator, missing, atol=1e-9, btol=1e-9, conlim=0, maxiter=_PRODUCTS)[0])
+    return step.to(image).reshape(image.shape)
+
+
+def search_features(
+    function: Callable[[Tensor], Tensor],
+    features: Tensor,
+    image_shape: tuple[int, int, int],
+    rounds: int,
+    watch: Watch,
+    grain: float = 0.0,
+    seed: int = 0,
+    shown: Callable[[Tensor], Tensor] = lambda images: images,
+) -> tuple[Tensor, float]:
+    """Find a normalized image whose features behind kinks are these, in single precision.
+
+    Args:
+        function: takes images to their features.
+        features: what comes out of it, `[1, ..]`.
+        image_shape: `(c, h, w)`.
+        rounds: how many steps; with less time than they take, the schedule runs by the clock.
+        watch: asked after each step.
+        grain: standard deviation of the noise in the coefficients that it starts from.
+        seed: of that noise and of the one on the image.
+        shown: from the image that is being found to what the watch is shown.
+
+    Returns:
+        The image, `[c, h, w]`, and the last relative error.
+    """
+    features, spectral, noise = features.float(), Spectral(), Generator().manual_seed(seed)
+    scale = features.abs().sum()
+    variables = (grain * torch.randn((1, *image_shape), generator=noise)).requires_grad_()
+    stepper = NormalizedMomentum(_RATE).build([variables])
+    began, left, share, error = time.monotonic(), watch.left(), 0.0, math.inf
+
+    def closure() -> float:
+        image = spectral(variables)
+        disturbed = image + _NOISE * max(0.0, 1 - share / _CALM) * torch.randn(image.shape, generator=noise)
+        loss = (function(disturbed) - features).abs().sum() / scale
+        total = loss + _SMOOTH * max(0.0, 1 - share / _ROUGH) * _variation(image)
+        (variables.grad,) = torch.autograd.grad(total, variables)
+        return loss.item()
+
+    for number in range(rounds):
+        share = min(1.0, max(number / rounds, (time.monotonic() - began) / left))
+        stepper.param_groups[0]["lr"] = _RATE * (1 + math.cos(math.pi * share)) / 2
+        error = stepper.step(closure)
+        if watch(error, shown(spectral(variables).detach())) or share >= 1:
+            break
+    return spectral(variables).detach()[0], error
+
+
+def _variation(image: Tensor) -> Tensor:
+    down, across = image.diff(dim=-2).abs().mean(), image.diff(dim=-1).abs().mean()
+    return down + across
+
+
+def shallow(layers: tuple[Layer, ...], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Some layers as a function of images, in a number format."""
+    cast = _cast(layers, dtype)
+    return lambda images: run(cast, images)
+
+
+def _cast(layers: tuple[Layer, ...], dtype: torch.dtype) -> tuple[Layer, ...]:
+    return tuple(Layer(part.name, copy.deepcopy(part.module).to(dtype), part.shape, part.trained) for part in layers)

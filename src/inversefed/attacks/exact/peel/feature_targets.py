@@ -1,0 +1,165 @@
+"""Each image of a batch from what is known of it at one or several depths of the network.
+
+    x = argmin sum_k |f_k(x) - a_k|^2 / |a_k|^2
+
+L-BFGS from a little noise finds it where the layers are wide, and Gauss-Newton steps end it. Where they are narrow,
+L-BFGS ends in a local minimum, and a search by the absolute error (see `features`), from one start after another, comes
+near enough for both: a small error tells, since there are more features than pixels.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from inversefed.attacks.exact.peel.feature_inversion import invert_features, search_features, solve_features
+from inversefed.attacks.exact.progress import Watch
+from inversefed.networks.layer_chain import Layer, run
+
+__all__ = ["Known", "invert_each"]
+
+_GRAIN, _ROUNDS = 0.5, 250
+"""How much noise in the coefficients the searches start from, and their steps."""
+_SPECK = 0.1
+"""Noise that the first image starts from: where all is off nothing tells a way."""
+_NEAR, _FOUND = 0.035, 1e-6
+"""The relative error from which a search came near, and the relative squared error from which an image is found."""
+_ENDED = 4
+"""Searches that came near and were no image, or that are all far, after which there are no more."""
+_TRIED, _PROMISING, _PATIENCE = 250, 5e-3, 20
+"""Evaluations after which L-BFGS is given up where the relative squared error is not that small, and rounds without
+gain that end it later."""
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known at one depth.
+
+    Args:
+        layers: those in front of it, which keep examples apart.
+        values: what comes out of them, `[n, ..]`.
+        clipped: negative numbers come out as zeros.
+        channels: of which channels it is known, `[c]`; of all by default.
+    """
+
+    layers: tuple[Layer, ...]
+    values: Tensor = field(repr=False)
+    clipped: bool = False
+    channels: Tensor | None = field(default=None, repr=False)
+
+    def read(self, outputs: Tensor) -> Tensor:
+        """Of what comes out of the layers, or of the values, the numbers that are known, `[n, ..]`."""
+        outputs = outputs if self.channels is None else outputs[:, self.channels]
+        return (outputs.relu() if self.clipped else outputs).flatten(1)
+
+
+def invert_each(
+    known: Sequence[Known], image_shape: tuple[int, int, int], eps: float, evaluations: int, watch: Watch, starts: int
+) -> Tensor:
+    """Find, one by one, the normalized images, `[n, c, h, w]` in double precision.
+
+    Each is looked for in single precision where what is known is no better, and finished in double. Where one cannot be
+    found, no more than one start is spent on each of those behind it.
+
+    Args:
+        known: at each depth, of all examples.
+        image_shape: `(c, h, w)`.
+        eps: rounding of what is known.
+        evaluations: most evaluations of a start.
+        watch: shown the images from time to time.
+        starts: most searches that a local minimum leads to.
+    """
+    number = len(known[0].values)
+    found, starts = torch.zeros(number, *image_shape, dtype=torch.float64), 1 + starts
+    one = _One(known, image_shape, eps, evaluations, watch)
+    for place in range(number):
+
+        def shown(images: Tensor, place: int = place) -> Tensor:
+            return torch.cat([found[:place], images.double(), found[place + 1 :]])
+
+        found[place], misfit = one(place, starts, shown)
+        starts = starts if misfit < _FOUND else 1
+    return found
+
+
+class _One:
+    """Looks for one image after another behind the same layers."""
+
+    def __init__(
+        self, known: Sequence[Known], image_shape: tuple[int, int, int], eps: float, evaluations: int, watch: Watch
+    ) -> None:
+        coarse = torch.float64 if eps < torch.finfo(torch.float32).eps else torch.float32
+        self.rough, self.fine = _together(known, coarse), _together(known, torch.float64)
+        self.single = self.rough if coarse is torch.float32 else _together(known, torch.float32)
+        values = [each.read(each.values.double()) for each in known]
+        sizes = [each.norm(dim=1, keepdim=True).clamp(min=1e-300) for each in values]
+        self.sizes = torch.cat(sizes, dim=1)
+        self.values = [each / size for each, size in zip(values, sizes, strict=True)]
+        self.shape, self.eps, self.evaluations, self.watch, self.coarse = image_shape, eps, evaluations, watch, coarse
+
+    def __call__(self, place: int, starts: int, shown: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
+        """The image, `[c, h, w]`, and its relative squared error."""
+        values, sizes = torch.cat([each[place] for each in self.values])[None], self.sizes[place]
+        noise, errors = Generator().manual_seed(place), list[float]()
+        best, least = torch.zeros(1, *self.shape, dtype=torch.float64), math.inf
+        for number in range(starts):
+            start, near = _SPECK * torch.randn((1, *self.shape), generator=noise), 0.0
+            if number:
+                searched = (self.shape, _ROUNDS, self.watch, _GRAIN, number, shown)
+                start, near = search_features(self.single(sizes), values, *searched)
+                errors.append(near)
+            image = start.reshape(1, *self.shape).to(self.coarse)
+            if near < _NEAR:
+                image = self._inverted(self.rough(sizes), values, image, shown)
+            misfit = _off(self.fine(sizes), image.double(), values)
+            best, least = (image.double(), misfit) if misfit < least else (best, least)
+            if least < _FOUND or self.watch.stop() or _in_vain(errors):
+                break
+        if least < _FOUND:
+            best = solve_features(self.fine(sizes), values, best, self.eps, self.watch, shown)
+        return best[0], least
+
+    def _inverted(
+        self, function: Callable[[Tensor], Tensor], values: Tensor, start: Tensor, shown: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """By L-BFGS, which is given up early where it leads nowhere."""
+        image = invert_features(function, values, start, self.eps, _TRIED, self.watch, _PATIENCE, shown)
+        if _off(function, image, values) > _PROMISING:
+            return image
+        return invert_features(function, values, image, self.eps, self.evaluations, self.watch, _PATIENCE, shown)
+
+
+def _off(function: Callable[[Tensor], Tensor], image: Tensor, values: Tensor) -> float:
+    """The relative squared error."""
+    return float((function(image) - values).square().sum() / values.square().sum())
+
+
+def _in_vain(errors: Sequence[float]) -> bool:
+    """Whether searches with these relative errors leave no hope for the next: none came near, or enough did."""
+    near = [error for error in errors if error < _NEAR]
+    return len(near) >= _ENDED or (len(errors) >= _ENDED and min(errors) > 2 * _NEAR)
+
+
+def _together(known: Sequence[Known], dtype: torch.dtype) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+    """Given the sizes of what is known at each depth, images to all of it in one row, of about unit size each."""
+    shared = 0
+    while all(len(each.layers) > shared and each.layers[shared] is known[0].layers[shared] for each in known):
+        shared += 1
+    cast = copy.deepcopy([known[0].layers[:shared], *[each.layers[shared:] for each in known]])
+    for layer in (layer for part in cast for layer in part):
+        layer.module.to(dtype)
+
+    def of(sizes: Tensor) -> Callable[[Tensor], Tensor]:
+        def features(images: Tensor) -> Tensor:
+            start, rows = run(cast[0], images), []
+            for layers, each, size in zip(cast[1:], known, sizes, strict=True):
+                row = each.read(run(layers, start))
+                rows.append(row / size.to(row))
+            return torch.cat(rows, dim=1)
+
+        return features
+
+    return of

@@ -1,0 +1,218 @@
+"""From the head to the image, one layer after another, as far as the numbers can be trusted.
+
+head:        a = gb^T gW / gb^T gb,  delta = W^T gb              (one example; of several, `separate` solves for a)
+activation:  z = act^{-1}(a),  delta <- delta * act'(z)
+BatchNorm:   x = (z - t) / s,  delta <- s * delta               (eval mode)
+convolution: solve for a (see `convolution`),  delta <- W^T delta
+average:     delta is spread evenly, a is not known; a ReLU in front of it: see `places`
+sum:         delta goes both ways and comes back as the sum; a is what comes out of the longer way's peeling
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from inversefed.attacks.exact.peel.conv_block import Block, affine, block_below
+from inversefed.attacks.exact.peel.conv_input import solve_convolution, transposed
+from inversefed.attacks.exact.peel.feature_inversion import search_features, shallow
+from inversefed.attacks.exact.peel.forecast import cannot_peel, ends_block
+from inversefed.attacks.exact.peel.max_unpool import unpool
+from inversefed.attacks.exact.peel.preceding_conv import never_negative, require_enough
+from inversefed.attacks.exact.peel.relu_pattern import equations_beside, sides
+from inversefed.attacks.exact.peel.state import Fork, Front, Setting
+from inversefed.attacks.exact.progress import Stopped
+from inversefed.errors import UnsupportedNetworkError
+from inversefed.networks.layer_chain import Affine, Layer, Residual
+
+__all__ = ["descend", "step"]
+
+_FIRST = 60
+"""Steps for a first image, which need not be good."""
+
+
+def descend(setting: Setting, front: Front) -> Front:
+    """Go down as far as the numbers can be trusted, within a sum of two ways to where they part.
+
+    Where they lead no further, it ends at the last front at which some were known and all sides were checked.
+
+    Args:
+        setting: what peeling works on.
+        front: where it starts.
+
+    Raises:
+        UnsupportedNetworkError: nothing behind the first layer that has to be solved for can be peeled.
+    """
+    floor, trusted = 0 if front.fork is None else front.fork.floor, front
+    while front.depth > floor and not front.ended and not setting.watch.stop():
+        try:
+            below = step(setting, front)
+        except Stopped:
+            below = None
+        except UnsupportedNetworkError:
+            if not front.rounded:
+                raise
+            below = None
+        if below is None:
+            return replace(trusted, ended=True)
+        front = below
+        trusted = front if front.known and front.checked else trusted
+    return front
+
+
+def step(setting: Setting, front: Front) -> Front | None:
+    """One layer or block down; nothing where the numbers do not tell the side of a kink, or the equations are few."""
+    layer = front.left[-1]
+    if ends_block(front.left, front.rounded):
+        return _below_block(setting, front, block_below(front.left, front.depth, setting.image_shape))
+    match layer.module:
+        case nn.ReLU() | nn.LeakyReLU():
+            return _below_kink(setting, front, getattr(layer.module, "negative_slope", 0.0))
+        case nn.Conv2d():
+            return _below_convolution(setting, front, layer, layer.module)
+        case nn.Linear():
+            return _below_linear(setting, front, layer, layer.module)
+        case nn.AdaptiveAvgPool2d() | nn.AvgPool2d():
+            return _below_average(setting, front, layer.module)
+        case Residual():
+            return _below_sum(setting, front, layer.module)
+    return _below(setting, front)
+
+
+def _shape(setting: Setting, left: tuple[Layer, ...]) -> tuple[int, ...]:
+    """What comes out of these layers, of one example."""
+    return left[-1].shape if left else setting.image_shape
+
+
+def _below(setting: Setting, front: Front) -> Front:
+    """In front of a layer that is undone number by number."""
+    module, parts = front.left[-1].module, (front.values, front.delta, front.weight)
+    values, delta, weight = parts
+    match module:
+        case nn.Flatten() | nn.Identity() | nn.Dropout() | nn.Dropout2d():
+            shape = (len(values), *_shape(setting, front.left[:-1]))
+            return front.below(*(part.reshape(shape) for part in parts))
+        case nn.Sigmoid() | nn.Tanh() if front.known:
+            values, slope = _inverse(module, values, setting.eps)
+            return front.below(values, delta * slope, weight * slope)
+        case Affine():
+            return front.below((values - module.shift) / module.scale, delta * module.scale, weight * abs(module.scale))
+        case nn.ZeroPad2d():
+            left, right, top, bottom = module.padding
+            crop = [part[..., top : part.shape[-2] - bottom, left : part.shape[-1] - right] for part in parts]
+            return front.below(*crop)
+        case nn.BatchNorm2d():
+            scale, shift = affine(module)
+            return front.below((values - shift) / scale, delta * scale, weight * scale.abs())
+    raise cannot_peel(module)
+
+
+def _inverse(module: nn.Module, outputs: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What went into a smooth activation, and its slope there."""
+    if isinstance(module, nn.Sigmoid):
+        inside = outputs.clamp(eps, 1 - eps)
+        return torch.logit(inside), inside * (1 - inside)
+    inside = outputs.clamp(-1 + eps, 1 - eps)
+    return torch.atanh(inside), 1 - inside.square()
+
+
+def _below_kink(setting: Setting, front: Front, negative: float) -> Front | None:
+    told = sides(setting, front, negative)
+    if told is None:
+        return None
+    slope = torch.where(told.on, 1.0, negative).to(front.delta)
+    values = torch.where(told.on, front.values, front.values / negative if negative else 0.0)
+    below = front.below(values, front.delta * slope, front.weight * slope)
+    return replace(below, tolerance=told.tolerance, checked=told.checked)
+
+
+def _below_linear(setting: Setting, front: Front, layer: Layer, module: nn.Linear) -> Front:
+    gradient, delta = layer.weight_gradient(setting.gradient), front.delta
+    if len(delta) == 1:
+        values = (delta @ gradient) / delta.square().sum()
+    else:
+        values = torch.linalg.lstsq(delta.T, gradient).solution
+    below = front.below(values, delta @ module.weight.detach(), torch.ones_like(values))
+    return replace(below, exact=front.exact and len(delta) == 1)
+
+
+def _below_convolution(setting: Setting, front: Front, layer: Layer, module: nn.Conv2d) -> Front | None:
+    channels, height, width = _shape(setting, front.left[:-1])
+    require_enough(module, (channels, height, width), front.left[-1].shape, len(front.delta), front.known)
+    solved = solve_convolution(
+        module,
+        (channels, height, width),
+        layer.weight_gradient(setting.gradient),
+        front.delta,
+        front.values,
+        front.weight,
+        tolerance=setting.eps * 1e-3,
+        go_on=setting.watch.go_on,
+        beside=equations_beside(setting, front, (channels, height, width)) if front.first else None,
+        signed=front.tolerance if never_negative(front.left[:-1]) else 0.0,
+    )
+    if not front.checked and (solved.misfit > front.tolerance or not solved.determined):
+        return None  # the sides behind it were wrong
+    settled = None if bool(solved.settled.all()) else solved.settled
+    if front.first and settled is not None:
+        return None  # what comes together where two ways part has to be known in full
+    delta = transposed(module, (channels, height, width), front.delta)
+    weight = solved.settled.to(solved.values)[:, None, None].expand_as(solved.values)
+    return replace(
+        front.below(solved.values, delta, weight), exact=False, rounded=True, unseen=max(front.unseen, solved.unseen),
+        checked=True, settled=settled,
+    )  # fmt: skip
+
+
+def _below_average(setting: Setting, front: Front, module: nn.Module) -> Front:
+    inside = torch.zeros(len(front.delta), *_shape(setting, front.left[:-1]), dtype=front.delta.dtype)
+    if inside.shape == front.delta.shape:
+        return front.below(front.values, front.delta, front.weight)
+    return front.without_values(_pulled_back(module, inside, front.delta))
+
+
+def _below_sum(setting: Setting, front: Front, both: Residual) -> Front | None:
+    """Peel the longer way; the loss gradient in front of the sum is that of both ways together."""
+    nothing, shortcut, way = torch.zeros_like(front.values), both.shortcut, (*front.left[:-1], *both.body)
+    inputs = [torch.zeros(len(front.delta), *_shape(setting, front.left[:-1]), dtype=front.delta.dtype)]
+    for layer in shortcut:
+        if not isinstance(layer.module, nn.Conv2d | nn.BatchNorm2d | nn.Identity | nn.AvgPool2d):
+            raise cannot_peel(layer.module)
+        inputs.append(layer.module(inputs[-1]))
+    deltas = [front.delta]  # from behind to the front of the other way
+    for layer, seen in zip(reversed(shortcut), reversed(inputs[:-1]), strict=True):
+        deltas.append(_pulled_back(layer.module, seen, deltas[-1]))
+    fork = Fork(front.depth - 1, deltas[-1], outer=front.fork)
+    if shortcut and isinstance(shortcut[0].module, nn.Conv2d) and shortcut[0].trained:
+        fork = replace(fork, beside=shortcut[0], delta=deltas[-2])
+    start = replace(front, left=way, values=nothing, weight=nothing, exact=False, settled=None, fork=fork)
+    inner = descend(setting, start)
+    if inner.depth == fork.floor:
+        return replace(inner, delta=inner.delta + deltas[-1], fork=front.fork)
+    return replace(inner, ended=True, also=(*inner.also, *front.shown)) if inner.known else None
+
+
+def _pulled_back(module: nn.Module, inputs: Tensor, delta: Tensor) -> Tensor:
+    """The loss gradient in front of a layer that is linear up to a constant."""
+    return torch.func.vjp(module, inputs)[1](delta)[0]  # type: ignore[no-any-return]
+
+
+def _below_block(setting: Setting, front: Front, block: Block) -> Front | None:
+    """In front of a convolution with max pooling behind it, of one example."""
+    outputs, _, height, width = block.weight.shape
+    if block.start == 0 or outputs * height * width < block.shape[1] * block.shape[2] or not front.known:
+        return None
+    watch, image, values = setting.watch, front.image, front.values[0]
+    if image is None:
+        function = shallow(front.left, torch.float32)
+        image = watch.keep(search_features(function, values[None], setting.image_shape, _FIRST, watch)[0])
+    if watch.stopped:
+        return None
+    gradient = block.weight_gradient(setting.gradient)
+    found = unpool(front.left, block, values, front.delta[0], gradient, image, watch)
+    if not found.settled:
+        return None
+    return Front(
+        front.left[: block.start], found.values[None], found.delta[None], torch.ones_like(found.values)[None],
+        exact=False, rounded=True, image=found.image, unseen=1.0, fork=front.fork,
+    )  # fmt: skip

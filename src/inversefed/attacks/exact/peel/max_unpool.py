@@ -1,0 +1,194 @@
+"""Max pooling by alternation: which pixel of each window won, and what went into the convolution below.
+
+Behind the pooling the values `v` and the loss gradient `d` are known, one number a window. With winners `j(w)`,
+
+    (1)  gW[o] = sum_w d[o, w] patch(a, j(w))      linear in the input a, and linear in the winners
+    (2)  v[o, w] = (W a + b)[o, j(w)]              where v > 0
+
+Given `a`, a regression of `gW[o]` on all patches shows large coefficients at the winners (1), and the winners'
+forward values are near `v` (2). Each kind is weighted by its own current error, measured at the present winners by the
+median: together they decide windows that neither decides alone. Given the winners, (1) is a linear system for `a`,
+with one matrix for all input channels; rows that fit badly, since a winner behind them is wrong, count less. The two
+are repeated from a first image until no winner changes. This builds on R-GAP (Zhu and Blaschko 2021,
+arXiv:2010.07733), which takes winners as known.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inversefed.attacks.exact.peel.conv_block import Block
+from inversefed.attacks.exact.peel.conv_input import correlation_matrix
+from inversefed.attacks.exact.peel.feature_inversion import search_features, shallow
+from inversefed.attacks.exact.progress import Watch
+from inversefed.networks.layer_chain import Layer, run
+
+__all__ = ["ROUNDS", "Unpooled", "unpool"]
+
+ROUNDS = 80
+"""Most rounds of the alternation; eight are usual, and a narrow network takes fifty."""
+
+_STEPS = 40
+_PROJECTED = 2
+_DAMPING = 1e-3
+_SETTLED = 1e-5
+_ZERO = 1e-5
+"""Where ReLU's output is known to rounding, what is smaller, relative to the root mean square, is a zero."""
+_MAD = 0.6745
+"""Median of |x| for a standard normal x."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unpooled:
+    """What the alternation came to.
+
+    Args:
+        values: what went into the convolution, `[c, h, w]`.
+        delta: the loss gradient there.
+        image: a normalized image that roughly fits, `[c, h, w]`.
+        residual: relative error of the weight gradient's equations.
+        settled: no winner changes any more, and the equations hold.
+    """
+
+    values: Tensor = field(repr=False)
+    delta: Tensor = field(repr=False)
+    image: Tensor = field(repr=False)
+    residual: float
+    settled: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What the gradient gives away at a block: `values` and `delta` are `[o, windows]`, the gradient is folded."""
+
+    block: Block
+    values: Tensor = field(repr=False)
+    delta: Tensor = field(repr=False)
+    gradient: Tensor = field(repr=False)
+
+    @property
+    def alive(self) -> Tensor:
+        return (self.values > 0) & (self.delta != 0)
+
+    def at(self, winners: Tensor) -> Tensor:
+        """The loss gradient in front of the pooling, window by window, `[o, windows, taps]`."""
+        return F.one_hot(winners, self.block.places.shape[1]) * self.delta[..., None]
+
+
+def unpool(
+    layers: tuple[Layer, ...],
+    block: Block,
+    values: Tensor,
+    delta: Tensor,
+    gradient: Tensor,
+    image: Tensor,
+    watch: Watch,
+) -> Unpooled:
+    """Find a block's winners and its input.
+
+    Args:
+        layers: the network up to the end of the block.
+        block: the block, in double precision.
+        values: what comes out of it, `[o, p, q]`.
+        delta: the loss gradient there.
+        gradient: of the loss with respect to the block's folded weight.
+        image: a first normalized image, `[c, h, w]`, from which the search starts.
+        watch: asked after each round.
+    """
+    below = layers[: block.start]
+    known = _Known(block, values.flatten(1), (delta * (values > 0)).flatten(1), gradient)
+    inputs = run(below, image[None].to(values))[0]
+    winners, weights, residual, settled, damping = None, None, 1.0, False, _DAMPING
+    for number in range(ROUNDS):
+        found, damping = decide(known, inputs, winners, damping)
+        changed = winners is None or bool((found != winners)[known.alive].any())
+        winners = found
+        inputs, misfit = solve(known, winners, inputs, weights)
+        residual = float(misfit.norm() / gradient.norm())
+        if number > _PROJECTED + 1:
+            size = misfit.square().mean(1).sqrt()
+            weights = 1 / (size + 1e-6 * gradient.square().mean().sqrt())
+            weights = weights / weights.mean()
+        settled = not changed and residual < _SETTLED
+        stop = watch(residual, image)
+        if number < _PROJECTED and not stop and below:
+            shape, function = (image.shape[0], image.shape[1], image.shape[2]), shallow(below, torch.float32)
+            image = watch.keep(search_features(function, inputs[None], shape, _STEPS, watch)[0])
+            inputs = run(below, image[None].to(values))[0]
+        if settled or stop:
+            break
+    assert winners is not None
+    inputs = inputs * (inputs > _ZERO * inputs.square().mean().sqrt())
+    return Unpooled(inputs, block.backward(block.spread(known.at(winners))), image, residual, settled)
+
+
+def decide(known: _Known, inputs: Tensor, winners: Tensor | None, damping: float) -> tuple[Tensor, float]:
+    """Choose the pixel of each window that won, by both kinds of evidence.
+
+    Args:
+        known: what is known at the block.
+        inputs: the present guess of what goes in.
+        winners: the present winners, at which the errors are measured; `None` at first.
+        damping: of the regression, relative to its diagonal; an inexact guess wants more.
+
+    Returns:
+        The winners, `[o, windows]`, and the damping for the next round.
+    """
+    if known.block.places.shape[1] == 1:
+        return torch.zeros_like(known.values, dtype=torch.long), damping
+    off = known.block.windows(inputs) - known.values[..., None]
+    shown = _regressed(known, inputs, damping)
+    gain, spread = -2 * shown * known.delta[..., None], off.square()
+    if winners is None:
+        winners = (gain / gain.abs().mean() + spread / spread.mean()).argmin(-1)
+    alive, error = known.alive, torch.ones(())
+    for _ in range(2):
+        noise = _median_by_row((shown - known.at(winners)).abs(), alive)[:, None, None] / _MAD
+        error = off.gather(-1, winners[..., None])[..., 0][alive].abs().median() / _MAD
+        winners = (gain / (noise + 1e-12).square() + spread / (error + 1e-12).square()).argmin(-1)
+    relative = float(error / known.values[alive].mean())
+    return winners, min(_DAMPING, max(1e-7, _DAMPING * (10 * relative) ** 2))
+
+
+def _regressed(known: _Known, inputs: Tensor, damping: float) -> Tensor:
+    """Coefficients of the weight gradient on all patches of the input, `[o, windows, taps]`."""
+    patches = known.block.patches(inputs)
+    gram = patches.T @ patches
+    gram.diagonal().add_(damping * gram.diagonal().mean())
+    coefficients = torch.cholesky_solve(patches.T @ known.gradient.flatten(1).T, torch.linalg.cholesky(gram))
+    return coefficients.T[:, known.block.places]
+
+
+def _median_by_row(errors: Tensor, alive: Tensor) -> Tensor:
+    """The median over the live windows of each output channel; over all of them where a channel has none."""
+    overall = errors[alive].median()
+    rows = [row[mask].median() if bool(mask.any()) else overall for row, mask in zip(errors, alive, strict=True)]
+    return torch.stack(rows)
+
+
+def solve(known: _Known, winners: Tensor, prior: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Solve the weight gradient's equations for the input, drawn to a prior where they leave it open.
+
+    Args:
+        known: what is known at the block.
+        winners: the pixel of each window that won.
+        prior: the guess before.
+        weights: how much each row counts; `None` for all the same.
+
+    Returns:
+        The input, not negative where it comes out of a ReLU, and the misfit of each row, `[rows, c]`.
+    """
+    block = known.block
+    kernel = (block.weight.shape[2], block.weight.shape[3])
+    matrix = correlation_matrix(kernel, block.stride, block.padding, block.shape, block.spread(known.at(winners))[None])
+    rows = known.gradient.permute(0, 2, 3, 1).reshape(-1, block.shape[0])
+    weighted = matrix if weights is None else matrix * weights[:, None]
+    gram = matrix.T @ weighted
+    damping = _DAMPING * gram.diagonal().mean()
+    gram.diagonal().add_(damping)
+    right = weighted.T @ rows + damping * prior.flatten(1).T
+    found = torch.cholesky_solve(right, torch.linalg.cholesky(gram))
+    values = found.T.reshape(block.shape)
+    return values.clamp(min=0) if block.start else values, matrix @ found - rows

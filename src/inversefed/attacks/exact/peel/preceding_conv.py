@@ -1,0 +1,161 @@
+"""The convolution in front of an activation: what its weight gradient can tell of the activation's sides."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from inversefed.attacks.exact.peel.conv_block import affine
+from inversefed.attacks.exact.peel.conv_input import require_plain
+from inversefed.attacks.exact.peel.shift_operators import MOST_SHORT
+from inversefed.attacks.exact.peel.state import Fork
+from inversefed.errors import UnsupportedNetworkError
+from inversefed.networks.layer_chain import Layer, Residual
+from inversefed.networks.layer_shapes import residues
+from inversefed.types import Params
+
+_SPARE = 1.1
+"""How many equations an unknown must have to show that one of them is wrong."""
+
+__all__ = ["Feeding", "feeding", "never_negative", "overdetermined", "require_enough", "require_shifts"]
+
+
+@dataclass(frozen=True, eq=False)
+class Feeding:
+    """The convolution that an activation gets its input from.
+
+    Args:
+        layer: where it stands in the network.
+        conv: itself.
+        shape: `(c, h, w)` of its input.
+        scale: by what BatchNorm behind it multiplies each output, `[o, 1, 1]`.
+        added: the loss gradient that comes to its output on another way, divided by that, `[n, o, p, q]`.
+        beside: the convolution that sees the same input on the other way of a sum, if there is one.
+    """
+
+    layer: Layer
+    conv: nn.Conv2d
+    shape: tuple[int, int, int]
+    scale: Tensor = field(repr=False)
+    added: Tensor | None = field(default=None, repr=False)
+    beside: nn.Conv2d | None = None
+
+    def gradient(self, gradient: Params) -> Tensor:
+        """Gradient with respect to its weight, BatchNorm folded in."""
+        return self.layer.weight_gradient(gradient) / self.scale[..., None]
+
+
+def feeding(left: tuple[Layer, ...], fork: Fork | None, image_shape: tuple[int, int, int]) -> Feeding | None:
+    """Find the convolution at the end of these layers, perhaps behind BatchNorm, or at the end of a sum's longer way.
+
+    Args:
+        left: layers that end in front of an activation.
+        fork: the innermost one that they are within.
+        image_shape: `(c, h, w)`.
+    """
+    scale, added, own = torch.ones(1, 1, 1, dtype=torch.float64), None, fork
+    while left:
+        if fork is not None and len(left) == fork.floor:
+            if fork.back is None or added is not None:
+                return None
+            added, fork = fork.back / scale, fork.outer
+        match left[-1].module:
+            case nn.Conv2d() as conv if left[-1].trained:
+                shape = left[-2].shape if len(left) > 1 else image_shape
+                first = own is not None and fork is own and own.beside is not None and len(left) == own.floor + 1
+                beside = own.beside.module if first and own is not None and own.beside is not None else None
+                assert beside is None or isinstance(beside, nn.Conv2d)
+                return Feeding(left[-1], conv, (shape[0], shape[1], shape[2]), scale, added, beside)
+            case Residual() as both:
+                fork, left = Fork(len(left) - 1, outer=fork), (*left[:-1], *both.body)
+                continue
+            case nn.BatchNorm2d() as norm:
+                scale = scale * affine(norm)[0]
+            case nn.Identity() | nn.Dropout() | nn.Dropout2d():
+                pass
+            case _:
+                return None
+        left = left[:-1]
+    return None
+
+
+def require_shifts(feed: Feeding, number: int, shape: tuple[int, ...]) -> None:
+    """Refuse a convolution that does not tell the places of its outputs apart.
+
+    Args:
+        feed: the convolution.
+        number: how many examples.
+        shape: `(o, h, w)` of its output.
+
+    Raises:
+        UnsupportedNetworkError: a stride, an even kernel, one of side 1, padding that changes the size, or far fewer
+            channels than places.
+    """
+    conv = feed.conv
+    require_plain(conv, feed.shape)
+    sizes, padding = conv.kernel_size, conv.padding
+    if set(conv.stride) != {1} or any(
+        size < 3 or size % 2 == 0 or pad != size // 2 for size, pad in zip(sizes, padding, strict=True)
+    ):
+        raise UnsupportedNetworkError(
+            f"an average hides where its ReLU was on; a convolution with kernel 3 or more, stride 1 and the same size "
+            f"before and behind would tell, but in front of it is {conv}"
+        )
+
+    places, fewest = number * shape[1] * shape[2], min(shape[0], feed.shape[0])
+    if fewest + MOST_SHORT < places:
+        raise UnsupportedNetworkError(
+            f"an average over {shape[1]}x{shape[2]} places hides where its ReLU was on; {number} example(s) make "
+            f"{places} places, and the convolution in front has only {fewest} channels to tell them apart"
+        )
+
+
+def overdetermined(feed: Feeding, number: int) -> bool:
+    """Whether its weight gradient has clearly more equations than its input has unknowns, channel by channel.
+
+    Args:
+        feed: the convolution; one beside it counts as well.
+        number: how many examples.
+    """
+    found, pixels = _equations(feed.conv, feed.shape, feed.layer.shape)
+    if feed.beside is not None and feed.beside.stride == feed.conv.stride:
+        found = found + _equations(feed.beside, feed.shape, feed.layer.shape)[0]
+    return int(pixels.sum()) == feed.shape[1] * feed.shape[2] and bool((found > _SPARE * number * pixels).all())
+
+
+def never_negative(layers: tuple[Layer, ...]) -> bool:
+    """Whether what comes out of these layers is never negative: a ReLU is the last that changes anything."""
+    passing = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d)
+    last = next((each.module for each in reversed(layers) if not isinstance(each.module, passing)), None)
+    return isinstance(last, nn.ReLU)
+
+
+def require_enough(
+    conv: nn.Conv2d, inputs: tuple[int, ...], outputs: tuple[int, ...], number: int, known: bool
+) -> None:
+    """Refuse a convolution with fewer equations than unknowns, where several examples share them.
+
+    Args:
+        conv: the convolution.
+        inputs: `(c, h, w)` of its input.
+        outputs: `(o, p, q)` of its output.
+        number: how many examples.
+        known: its outputs are known, at least in part.
+
+    Raises:
+        UnsupportedNetworkError: there are fewer, even if none depends on another.
+    """
+    found, pixels = _equations(conv, inputs, outputs)
+    own = inputs[0] * int(torch.minimum(found, number * pixels).sum()) + (number * math.prod(outputs) if known else 0)
+    unknown = number * math.prod(inputs)
+    if number > 1 and own < unknown:
+        raise UnsupportedNetworkError(
+            f"{conv} has {own} equations for the {unknown} values that {number} examples send into it"
+        )
+
+
+def _equations(conv: nn.Conv2d, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Equations and pixels of one channel, by the residue of the pixel modulo the stride."""
+    down, across = (torch.tensor(residues(conv, inputs, outputs, axis)) for axis in (0, 1))
+    return conv.out_channels * torch.outer(down[:, 0], across[:, 0]), torch.outer(down[:, 1], across[:, 1])

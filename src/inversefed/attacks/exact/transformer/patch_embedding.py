@@ -1,0 +1,222 @@
+"""One picture from a transformer with learned positions, in closed form, whatever follows the patch embedding.
+
+    z_p = E a_p + position_p   =>   dL/dposition_p = dL/dz_p,   dL/dE = sum_p (dL/dz_p) a_p^T = (dL/dpositions)^T A
+
+Positions are added token by token, so their gradient is that of each token, and the patch embedding's gradient is their
+sum with the patches `a_p`: one linear system, `width` equations for the patches of each value. Lu et al. (2022,
+arXiv:2112.14087) use what positions tell at the first attention; here nothing behind the tokens matters, be it norms,
+skips, fused projections, a class token or none. It needs one example. All its local steps of plain SGD see the same
+patches, so their sum does as well.
+
+Behind a norm the gradients of tokens add up to zero, which takes one equation away. Where more patches than equations
+are left, or rounding drowns some, what these leave open is looked for through the whole network, from a gray picture:
+
+    A = gray + V f(S) U^T (dL/dE - dL/dE of gray) + V diag(l / sqrt(S^2 + l^2)) Z,    dL/dpositions^T = U S V^T
+"""
+
+import math
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Generator, Tensor
+
+from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
+from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
+from inversefed.attacks.exact.verify import EXACT, OPEN, exactness, matched
+from inversefed.attacks.labels import granted_or_recovered
+from inversefed.attacks.pieces.objectives import RelativeSquaredError
+from inversefed.attacks.pieces.starts import Zeros
+from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.attacks.search.problem import relative_matching_cost
+from inversefed.errors import InversefedError, ThreatModelError
+from inversefed.fl.foreign import foreign_code
+from inversefed.fl.network import Network
+from inversefed.fl.threat import Observation
+from inversefed.types import Budget, Candidate, Finding, Images, Labels, Params, Reconstruction, Scalar, Status
+
+__all__ = ["EmbeddedPatches"]
+
+_STRENGTHS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+"""Shares of the greatest singular value below which a rounded update tells less than that a patch is gray."""
+_LEAST = 1e-6
+"""The strength of a search's directions where the plain solution was the best."""
+_HOPELESS = 0.1
+"""Relative matching cost above which the equations do not hold, and no search goes on from their solution."""
+_ALIKE = 1e-3
+"""Relative difference of two matching costs up to which it is the processor's rounding, and not another draw."""
+_MOST_CLASSES = 64
+"""Most classes that are tried where no rule tells the label; each costs an update."""
+
+
+@dataclass(frozen=True)
+class EmbeddedPatches:
+    """Solve for the patches from the gradients of positions and patch embedding.
+
+    Args:
+        rest: the search for what equations leave open; its objective, start, projections and parametrization are set
+            here. `None` for none.
+    """
+
+    rest: GradientInversion | None = None
+
+    def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+        """Solve, and search for what stays open.
+
+        Raises:
+            ThreatModelError: the update is not that of one example in plain steps, or lacks what is needed.
+            UnsupportedNetworkError: no learned positions are added to patches of the picture, or there are more than
+                twice as many patches as the tokens are wide.
+        """
+        began, dtype = time.monotonic(), observation.network.dtype
+        # Where a network of 16 bits made the update, its rounding is noise either way.
+        observation = observation.to(torch.promote_types(dtype, torch.float32))
+        entry, system = token_system(observation)
+        images = entry.image(system.solution(0.0), observation.network)
+        labels = _labels(observation, images)
+        images, loss = matched(observation, images, labels)
+        best, proven = Candidate(images, labels, loss, Status.FINISHED, iterations=1), False
+        if loss >= EXACT and _repeats(observation, images, labels):
+            best = self._improved(observation, entry, system, best, generator, _left(budget, began))
+        elif loss >= EXACT:
+            proven = system.proves(observation.network.dtype)
+        finding, best = _finding(entry, system, best, proven), replace(best, images=best.images.to(dtype))
+        return Reconstruction(best.images, labels, best.loss, best.status, (best,), (finding,))
+
+    def check(self, observation: Observation) -> str:
+        """Say what it would do.
+
+        Raises:
+            ThreatModelError: as when it is called.
+            UnsupportedNetworkError: likewise.
+        """
+        return told(*token_system(observation))
+
+    def _improved(
+        self,
+        observation: Observation,
+        entry: TokenEntry,
+        system: TokenSystem,
+        best: Candidate,
+        generator: Generator,
+        budget: Budget,
+    ) -> Candidate:
+        """What matches better than the plain solution: one that rounding disturbs less, and what a search adds."""
+        strength, best = _steadied(observation, entry, system, best, budget)
+        if self.rest is None or best.labels.is_floating_point() or best.loss > _HOPELESS:
+            return best
+        patches = OpenPatches(
+            entry, system.solution(strength), system.open_directions(max(strength, _LEAST)), observation.network
+        )
+        scaled = _Scaled(1 / best.loss)
+        search = replace(self.rest, objective=scaled, start=Zeros(), projections=(), parametrization=patches)
+        found = search(replace(observation, labels=best.labels), generator, budget)
+        images, loss = matched(observation, found.images, best.labels)
+        steps, history = found.candidates[0].iterations, found.candidates[0].history
+        status = found.status if found.status in (Status.STOPPED, Status.INTERRUPTED) else Status.FINISHED
+        best = replace(best, status=status, iterations=steps, history=history)
+        return replace(best, images=images, loss=loss) if loss < best.loss else best
+
+
+@dataclass(frozen=True, eq=False)
+class OpenPatches:
+    """A parametrization: patches that the equations allow, the more freely the less they tell.
+
+    Args:
+        entry: how the picture enters.
+        base: the patches that the search starts from, `[patches, values]`.
+        directions: in which it goes, `[patches, patches]`.
+        network: whose inputs it makes.
+    """
+
+    entry: TokenEntry = field(repr=False)
+    base: Tensor = field(repr=False)
+    directions: Tensor = field(repr=False)
+    network: Network = field(repr=False)
+
+    def start(self, images: Tensor, generator: Generator) -> Tensor:
+        """The base itself: zeros, `[n, patches, values]`."""
+        return images.new_zeros(len(images), *self.base.shape)
+
+    def __call__(self, variables: Tensor) -> Tensor:
+        """From coefficients of the directions, `[n, patches, values]`, to network inputs `[n, c, h, w]`."""
+        entries = [self.base + self.directions @ each.cpu().double() for each in variables]
+        images = torch.cat([self.entry.patches.image(each) for each in entries])
+        return self.network.normalize(images.to(variables))
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Relative squared error in units of the start's: the first step of L-BFGS takes its length from the gradient."""
+
+    factor: float
+
+    def __call__(self, update: Params, observed: Params) -> Scalar:
+        """`factor |g - g*|^2 / |g*|^2`."""
+        return self.factor * RelativeSquaredError()(update, observed)
+
+
+def _steadied(
+    observation: Observation, entry: TokenEntry, system: TokenSystem, best: Candidate, budget: Budget
+) -> tuple[float, Candidate]:
+    """Of solutions that a rounded update disturbs less and less, the one that matches it best; and its strength."""
+    began, chosen = time.monotonic(), 0.0
+    for strength in _STRENGTHS:
+        if budget.seconds is not None and time.monotonic() - began > budget.seconds / 4:
+            break
+        images = entry.image(system.solution(strength), observation.network)
+        loss = relative_matching_cost(observation, images, best.labels)
+        if loss < best.loss:
+            chosen, best = strength, replace(best, images=images, loss=loss)
+    return chosen, best
+
+
+def _labels(observation: Observation, images: Images) -> Labels:
+    """Granted or recovered labels; else the class with which this picture's update comes nearest."""
+    try:
+        return granted_or_recovered(observation)
+    except ThreatModelError:
+        if observation.network.num_classes > _MOST_CLASSES:
+            raise
+        classes = torch.arange(observation.network.num_classes, device=observation.network.device)
+        costs = [_cost(observation, images, classes[each : each + 1]) for each in range(len(classes))]
+        if min(costs) == math.inf:
+            raise
+        return classes[costs.index(min(costs))].reshape(1)
+
+
+def _cost(observation: Observation, images: Images, labels: Labels) -> float:
+    with suppress(InversefedError), foreign_code("the update of a class"):  # a loss may take no class indices
+        return relative_matching_cost(observation, images, labels)
+    return math.inf
+
+
+def _repeats(observation: Observation, images: Images, labels: Labels) -> bool:
+    """Whether the client can be run again: its settings are known, and it draws nothing at random."""
+    again = replace(observation, network=observation.network.with_masks(observation.network.mask_seed + 1))
+    costs = [relative_matching_cost(each, images, labels) for each in (observation, again)]
+    return max(costs) < math.inf and math.isclose(*costs, rel_tol=_ALIKE)
+
+
+def _left(budget: Budget, began: float) -> Budget:
+    """What is left of a budget's time, for a search that keeps no checkpoint."""
+    return replace(budget, seconds=budget.left(began), checkpoint=None, resume=None)
+
+
+def _finding(entry: TokenEntry, system: TokenSystem, best: Candidate, proven: bool) -> Finding:
+    how = f"the patches were solved for from the gradients of {entry.positions} and {entry.embed}"
+    how += f", and {system.free:.1%} of them, which that leaves open, looked for" if system.free > OPEN else ""
+    how += "" if best.iterations > 1 else ", without a search"
+    figures = {
+        "condition": system.condition,
+        "residual": system.residual,
+        "unseen": max(entry.patches.unseen, system.free),
+    }
+    if not proven:
+        return exactness(best.loss, how, figures)
+    message = (
+        f"Exact: {how}, and more equations hold than there are unknowns. The client cannot be run again to compare, "
+        "for it draws at random or its settings are not known."
+    )
+    return Finding("exact", "info", message, {"relative_matching_cost": best.loss, **figures})

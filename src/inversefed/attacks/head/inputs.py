@@ -1,0 +1,231 @@
+"""What went into the head, example by example, though the update only holds a mean.
+
+With fewer examples than classes the rows of the head's gradient span the features, and n^2 numbers solve the n c + c
+equations of `head_equations`, whose only nonlinear part is the softmax; two examples of one class are told apart by how
+their probabilities differ. The residual says whether a solution is one: for wrong counts there is none, so that counts
+near those of the label rule are tried as well, and of several local steps the order of the examples. Own derivation.
+"""
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from itertools import islice, permutations, product
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from inversefed.attacks.head.equations import HeadEquations, Solution
+from inversefed.attacks.head.expected_counts import expected_counts
+from inversefed.attacks.head.gradient import Head, deal, read_head
+from inversefed.attacks.head.step_order import in_order
+from inversefed.errors import ThreatModelError
+from inversefed.fl.clients import FedAvg
+from inversefed.fl.clients.local_optimizers import LocalSGD
+from inversefed.fl.clients.partial import new_weights, trainer
+from inversefed.fl.dropout import dropout_layers
+from inversefed.fl.targets import as_targets, classes_of
+from inversefed.fl.threat import Observation
+from inversefed.types import Labels, Targets
+
+__all__ = ["Separated", "separate"]
+
+_LARGEST = 32
+"""Examples; the equations' matrix has n^2 columns."""
+
+_COUNTS = 100
+"""How many sets of labels are tried."""
+
+_ROUNDS = ((20, range(1), 12), (4, range(1, 4), 40), (2, range(4, 12), 120))
+"""Rounds: how many sets of labels come through, which starts they get, and steps of each."""
+
+_NEAR, _ENOUGH = 1e3, 30
+"""A residual of so many roundings is worth further steps; one of so many is a solution."""
+
+_ORDERED, _SURE = 6, 2
+"""How many sets of labels are put in order where there are several local steps, and the residual that one must have:
+orders are many, and by so much the wrong ones fall short."""
+
+
+@dataclass(frozen=True, eq=False)
+class Separated:
+    """The features and the label of each example; the order is that of the labels, and else the solver's.
+
+    Args:
+        features: `[n, d]`, what goes into the head, in float64.
+        labels: `[n]`.
+        residual: relative, of the head's gradient.
+    """
+
+    features: Tensor = field(repr=False)
+    labels: Targets
+    residual: float
+
+
+_KNOWN: MutableMapping[Observation, Separated | str] = WeakKeyDictionary()
+"""What was found for each observation that still lives, or why nothing was: a choice asks, and then its search."""
+
+
+def separate(observation: Observation) -> Separated:
+    """Solve for what went into the head; of an observation that was asked for before, what was found then.
+
+    Args:
+        observation: of one gradient of several examples, or of local steps of plain SGD that see each example once.
+
+    Raises:
+        ThreatModelError: no linear head with bias under softmax cross entropy, other local steps, as many examples
+            as classes, or no solution (noise, clipping of single examples).
+
+    >>> from inversefed.fl.clients import FedSGD
+    >>> from inversefed.fl.network import freeze
+    >>> network = freeze(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)), (3, 2, 2))
+    >>> images = torch.rand((3, 3, 2, 2), generator=torch.Generator().manual_seed(0))
+    >>> update = FedSGD()(network, images, torch.tensor([2, 0, 2]))
+    >>> found = separate(Observation(network, FedSGD(), update, 3))
+    >>> error = torch.cdist(images.flatten(1).double(), found.features).min(dim=1).values.max()
+    >>> found.labels.tolist(), bool(error < 1e-3)
+    ([0, 2, 2], True)
+    """
+    if observation not in _KNOWN:
+        try:
+            _KNOWN[observation] = _separated(observation)
+        except ThreatModelError as error:
+            _KNOWN[observation] = str(error)
+    known = _KNOWN[observation]
+    if isinstance(known, str):
+        raise ThreatModelError(known)
+    return known
+
+
+def _separated(observation: Observation) -> Separated:
+    head = read_head(observation)
+    _check(observation, head)
+    equations, eps = _equations(observation, head), _rounding(observation)
+    if equations.beyond > _NEAR * eps:
+        raise ThreatModelError(
+            f"the head's gradient is not that of {head.total} examples: its next singular value is "
+            f"{equations.beyond:.1g} of the first; noise, pruning or quantization do that"
+        )
+    tried = _granted(observation) if observation.labels is not None else list(islice(_plausible(head), _COUNTS))
+    best: list[Solution] = []
+    for keep, starts, steps in _ROUNDS:
+        if observation.labels is None and len(equations.steps) > 1:
+            blurred = _tried(HeadEquations.of(head, (slice(0, head.total),), 0.0), tried, starts, steps, 0.0)
+            best, enough = _ordered(equations, blurred[:_ORDERED], _SURE * eps), _SURE * eps
+        else:
+            best, enough = _tried(equations, tried, starts, steps, eps), _ENOUGH * eps
+        if best[0].residual < enough:
+            labels = as_targets(observation.network, best[0].labels)
+            return Separated(best[0].coefficients @ equations.basis, labels, best[0].residual)
+        tried = [found.labels for found in best[:keep]]
+    raise ThreatModelError(
+        f"no features of {head.total} examples explain the head's gradient (residual {best[0].residual:.1g}); noise, "
+        "clipping of single examples, or labels that could not be counted, do that"
+    )
+
+
+def _granted(observation: Observation) -> list[Labels]:
+    """The labels that were handed over, as class indices."""
+    assert observation.labels is not None
+    labels = classes_of(observation.labels, observation.network.num_classes)
+    if labels is None:
+        raise ThreatModelError("the head's inputs are separated by class indices, and the labels are other numbers")
+    return [labels]
+
+
+def _check(observation: Observation, head: Head) -> None:
+    total, classes, client = head.total, len(head.weight), trainer(observation.client)
+    if isinstance(client, FedAvg) and len(client.slices(total)) > 1 and not _plain(client, total):
+        raise ThreatModelError(
+            "the head's inputs are separated in one gradient, or in local steps of plain SGD that see each example "
+            f"once, in order; this client is {client!r}"
+        )
+    if dropout_layers(observation.network.module):
+        raise ThreatModelError("dropout is on, and what went into the head holds for masks that are not known")
+    if total >= classes or total > _LARGEST:
+        raise ThreatModelError(
+            f"the head's inputs are separated for fewer examples than classes ({classes}), up to {_LARGEST}; this "
+            f"update has {total}"
+        )
+    head.needed_bias("separating the head's inputs")
+
+
+def _plain(client: FedAvg, total: int) -> bool:
+    """Whether the steps of a client are those that the equations describe."""
+    once = [part.start for part in client.slices(total)] == [part.start for part in client.one_pass(total)]
+    return once and client.optimizer == LocalSGD() and not (client.proximal or client.shuffle or client.order)
+
+
+def _equations(observation: Observation, head: Head) -> HeadEquations:
+    """With the head's weights as they were before the first step."""
+    client, params = trainer(observation.client), observation.network.params
+    weight, bias = (params.get(f"{observation.network.head}.{part}") for part in ("weight", "bias"))
+    before = replace(
+        head,
+        weight=head.weight if weight is None else weight.detach().double(),
+        bias=head.bias if bias is None else bias.detach().double(),
+    )
+    if not isinstance(client, FedAvg):
+        return HeadEquations.of(before, (slice(0, head.total),), 0.0)
+    return HeadEquations.of(before, tuple(client.slices(head.total)), client.lr)
+
+
+def _rounding(observation: Observation) -> float:
+    """Of the head's gradient, relative: that of new weights is as large as the weights are."""
+    network, eps = observation.network, torch.finfo(observation.network.dtype).eps
+    if new_weights(observation.client, network, observation.update) is None:
+        return eps
+    name = f"{network.head}.weight"
+    scale = float(network.params[name].detach().norm() / observation.gradient[name].norm())
+    client = trainer(observation.client)
+    moved = client.lr * len(client.slices(observation.num_examples)) if isinstance(client, FedAvg) else 1.0
+    return eps * max(1.0, scale / moved)
+
+
+def _plausible(head: Head) -> Iterator[Labels]:
+    """Labels by the counting rule, then with one after another exchanged, those near the expected counts first."""
+    expected = expected_counts(head, head.probe(128)).cpu()
+    first = torch.bincount(deal(expected, head.total), minlength=len(expected))
+    waiting, known = [(_distance(first, expected), first.tolist())], {tuple(first.tolist())}
+    while waiting:
+        _, counts = heappop(waiting)
+        yield torch.arange(len(counts), device=head.weight.device).repeat_interleave(
+            torch.tensor(counts, device=head.weight.device)
+        )
+        for lost, gained in permutations(range(len(counts)), 2):
+            changed = list(counts)
+            changed[lost] -= 1
+            changed[gained] += 1
+            if changed[lost] >= 0 and tuple(changed) not in known:
+                known.add(tuple(changed))
+                heappush(waiting, (_distance(torch.tensor(changed), expected), changed))
+
+
+def _distance(counts: Tensor, expected: Tensor) -> float:
+    return float((counts - expected).square().sum())
+
+
+def _tried(equations: HeadEquations, labels: Sequence[Labels], starts: range, steps: int, eps: float) -> list[Solution]:
+    """What each set of labels leads to, the smallest residual first; the search ends with one that is small enough."""
+    found: list[Solution] = []
+    for start, each in product(starts, labels):
+        one = equations.solved(each, start, steps)
+        found.append(one if one.residual > _NEAR * eps else equations.improved(one))
+        if found[-1].residual < _ENOUGH * eps:
+            break
+    found.sort(key=lambda one: one.residual)
+    seen: list[Solution] = []
+    for one in found:
+        if not any(torch.equal(one.labels, other.labels) for other in seen):
+            seen.append(one)
+    return seen
+
+
+def _ordered(equations: HeadEquations, found: Sequence[Solution], enough: float) -> list[Solution]:
+    """Each in its best order, the smallest residual first; the search ends with one that is small enough."""
+    ordered: list[Solution] = []
+    for each in found:
+        ordered.append(in_order(equations, each, enough))
+        if ordered[-1].residual < enough:
+            break
+    return sorted(ordered, key=lambda each: each.residual)

@@ -1,0 +1,1 @@
+"""What an update determines, counted before any attack: equations, unknowns, and what no attack can recover."""

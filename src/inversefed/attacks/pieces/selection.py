@@ -1,0 +1,108 @@
+"""From several restarts to one result: (candidates, observation, match) -> candidate.
+
+Only restarts that ran and stayed finite compete, by the attack's own measures and never by the truth.
+`match` gives the matching cost of any images and labels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from inversefed.attacks.pieces.priors import TotalVariation
+from inversefed.attacks.pieces.registration import registered_mean
+from inversefed.fl.threat import Observation
+from inversefed.types import Candidate, Images, Scalar, Status
+
+__all__ = ["LowestLoss", "LowestPrior", "PixelMean", "PixelMedian", "RegisteredMean"]
+
+Match = Callable[[Tensor, Tensor], float]
+
+
+@dataclass(frozen=True)
+class LowestLoss:
+    """The restart whose images match the update best."""
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The first of lowest matching cost."""
+        return min(finite(candidates), key=lambda candidate: candidate.loss)
+
+
+@dataclass(frozen=True)
+class LowestPrior:
+    """The restart that a prior likes best, whatever its matching cost."""
+
+    prior: Callable[[Images, Observation], Scalar] = TotalVariation(weight=1.0)
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The first of lowest prior."""
+        return min(finite(candidates), key=lambda candidate: float(self.prior(candidate.images, observation)))
+
+
+@dataclass(frozen=True)
+class PixelMean:
+    """The mean of all restarts, pixel by pixel."""
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The mean, with its own matching cost."""
+        return _combined(grown(candidates), lambda stack: stack.mean(dim=0), match)
+
+
+@dataclass(frozen=True)
+class PixelMedian:
+    """The median of all restarts, pixel by pixel."""
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The median, with its own matching cost."""
+        return _combined(grown(candidates), lambda stack: stack.median(dim=0).values, match)
+
+
+@dataclass(frozen=True)
+class RegisteredMean:
+    """The mean of all restarts, each moved first to where it agrees best with the restart of lowest matching cost.
+
+    For networks that average over places, whose restarts find the same thing at different ones.
+
+    Args:
+        reach: the longest shift, as a share of the picture's side.
+        circular: pictures wrap around, as they do for a network with circular padding.
+        gain: by how much the correlation must rise for a shift to be made.
+    """
+
+    reach: float = 0.25
+    circular: bool = False
+    gain: float = 0.05
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The registered mean, with its own matching cost."""
+        best = min(finite(candidates), key=lambda candidate: candidate.loss)
+        reach = int(self.reach * min(best.images.shape[-2:]))
+
+        def combine(stack: Tensor) -> Tensor:
+            pairs = zip(stack.unbind(dim=1), best.images, strict=True)
+            return torch.stack([registered_mean(each, mark, reach, self.circular, self.gain) for each, mark in pairs])
+
+        ordered = [best, *(candidate for candidate in grown(candidates) if candidate is not best)]
+        return _combined(ordered, combine, match)
+
+
+def finite(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """The candidates that may be chosen: those of finite loss, or all where there is none."""
+    return [candidate for candidate in candidates if math.isfinite(candidate.loss)] or candidates
+
+
+def grown(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Those that may be mixed: a start that was cut short would only blur the rest. Where all were, the oldest."""
+    usable = finite(candidates)
+    ended = [candidate for candidate in usable if candidate.status in (Status.FINISHED, Status.CONVERGED)]
+    oldest = max(candidate.iterations for candidate in usable)
+    return ended or [candidate for candidate in usable if candidate.iterations == oldest]
+
+
+def _combined(candidates: Sequence[Candidate], combine: Callable[[Tensor], Tensor], match: Match) -> Candidate:
+    first = candidates[0]
+    images = combine(torch.stack([candidate.images for candidate in candidates]))
+    targets = first.labels if first.soft_labels is None else first.soft_labels
+    return replace(first, images=images, loss=match(images, targets))

@@ -1,0 +1,236 @@
+"""An observation as a function of images: what every optimization attack minimizes.
+
+value(x, y) = match(client(network, x, y), update*) + sum prior(x)
+
+How the client is simulated where something about it is unknown is told by a piece of `simulations`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from inversefed.attacks.head.inputs import Separated, separate
+from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered
+from inversefed.attacks.pieces.objectives import RelativeSquaredError
+from inversefed.attacks.simulations import KnownClient, Simulation
+from inversefed.attacks.simulations.features import KnownFeatures
+from inversefed.errors import ThreatModelError
+from inversefed.fl.clients import FedAvg, FedSGD
+from inversefed.fl.clients.partial import UnknownClient, trainer
+from inversefed.fl.targets import as_targets, forms
+from inversefed.fl.threat import Observation
+from inversefed.numerics import float32_products
+from inversefed.types import Images, Params, Scalar, SoftLabels, Targets
+
+__all__ = ["Objective", "Prior", "Problem", "relative_matching_cost", "widened"]
+
+Objective = Callable[[Params, Params], Scalar]
+Prior = Callable[[Images, Observation], Scalar]
+
+_NONE: Mapping[str, Tensor] = {}
+
+
+def relative_matching_cost(observation: Observation, images: Images, labels: Tensor) -> float:
+    """How far the update of a guess is from the one observed, `|g - g*|^2 / |g*|^2`; infinite if it is no number.
+
+    It is the same for every attack, whatever that minimizes, and computed without TF32. An unknown client cannot be
+    run, so it tells nothing there: infinite.
+    """
+    if isinstance(trainer(observation.client), UnknownClient):
+        return math.inf
+    with torch.no_grad(), float32_products(observation.network.device):
+        update = observation.client(observation.network, images, labels)
+        cost = float(RelativeSquaredError()(widened(update), widened(observation.update)))
+    return cost if math.isfinite(cost) else math.inf
+
+
+def widened(update: Params) -> Params:
+    """An update of 16 bits in float32, where its squares do not overflow."""
+    return {name: part.to(torch.promote_types(part.dtype, torch.float32)) for name, part in update.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is minimized, and how its variables are read.
+
+    The variables are `images`, which the parametrization takes to the network's normalized input space, `labels`,
+    logits, where the labels are optimized too, and what the simulation of the client adds.
+
+    Args:
+        observation: what the server sees.
+        objective: distance of two updates.
+        priors: added to it.
+        parametrization: from the search variable to network inputs. `of` binds to the network one that has a method
+            `bound`; one that has `start(images, generator)` draws its own variables.
+        joint: how open labels are decoded.
+        labels: the labels, where they are known or were recovered.
+        simulation: how the client is simulated.
+        rows: whether the loss takes open labels as rows; else, of a single output, as one number an example.
+    """
+
+    observation: Observation
+    objective: Objective
+    priors: Sequence[Prior]
+    parametrization: Callable[[Tensor], Tensor]
+    joint: JointLabels
+    labels: Targets | None
+    simulation: Simulation = KnownClient()
+    rows: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        observation: Observation,
+        objective: Objective,
+        priors: Sequence[Prior],
+        parametrization: Callable[[Tensor], Tensor],
+        rule: LabelRule | JointLabels,
+        simulation: Simulation = KnownClient(),
+        features: float = 0.0,
+    ) -> "Problem":
+        """Settle the labels first: granted, recovered by a rule, or left open.
+
+        Where `RecoveredLabels` finds no rule that applies, they are left open too. With a weight for `features`, what
+        went into the head is solved for, and labels with it.
+        """
+        joint = rule if isinstance(rule, JointLabels) else JointLabels()
+        known = _separated(observation) if features and simulation == KnownClient() else None
+        labels = _settled(observation, rule) if known is None else known.labels
+        simulation = simulation if known is None else KnownFeatures.of(observation, known, features)
+        bound = getattr(parametrization, "bound", None)
+        return cls(
+            observation,
+            objective,
+            priors,
+            bound(observation.network) if bound else parametrization,
+            joint,
+            labels,
+            simulation,
+            labels is not None or "rows" in forms(observation.network),
+        )
+
+    def functional(self) -> "Problem":
+        """The same problem for `torch.func`: its loss is one function of tensors, without hidden graphs."""
+        network = replace(self.observation.network, functional=True)
+        return replace(self, observation=replace(self.observation, network=network))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(n, c, h, w)` of what is searched: several sets of pictures, where the simulation has them apart."""
+        count, *one = self.observation.batch_shape
+        return (count * self.simulation.copies(self.observation), one[0], one[1], one[2])
+
+    def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
+        """The variables of a restart."""
+        drawn = getattr(self.parametrization, "start", None)
+        images = images if drawn is None else drawn(images, generator)
+        variables = {"images": images.to(self.observation.network.device)}
+        if self.labels is None:
+            variables["labels"] = self.joint.start(self.observation, generator)
+        return {**variables, **self.simulation.start(self.observation, generator)}
+
+    def images(self, variables: Mapping[str, Tensor]) -> Images:
+        """The pictures that are the result, in pixel space."""
+        return self.simulation.result(self.searched(variables), self.targets(variables))
+
+    def searched(self, variables: Mapping[str, Tensor]) -> Images:
+        """The pictures that are searched, in pixel space."""
+        return self.observation.network.denormalize(self.parametrization(variables["images"]))
+
+    def targets(self, variables: Mapping[str, Tensor]) -> Tensor:
+        """The labels, hard or soft, that the simulated client trains on."""
+        if self.labels is not None:
+            return self.labels
+        found = self.joint.decode(variables["labels"], self.observation.num_examples)
+        return found if self.rows else found.squeeze(1)
+
+    def decoded(self, variables: Mapping[str, Tensor]) -> tuple[Targets, SoftLabels | None]:
+        """The labels of a result as the loss takes them, and the probabilities behind them, where they were open."""
+        targets = self.targets(variables)
+        if self.labels is not None:
+            return targets, None
+        network = self.observation.network
+        if network.num_classes > 1 and "classes" not in forms(network):
+            return targets, targets
+        classes = (targets > 0.5).flatten() if network.num_classes == 1 else targets.argmax(dim=1)
+        return as_targets(network, classes.long()), targets
+
+    def loss(self, variables: Mapping[str, Tensor], conditions: Mapping[str, Tensor] = _NONE) -> Scalar:
+        """What is minimized.
+
+        Args:
+            variables: the guess.
+            conditions: `noise`, added to the network inputs that the client sees but not to what the priors see; and
+                `priors`, a factor of their weights; `consensus`, network inputs towards which the guess is pulled, and
+                `pull`, how strongly. The pull has a gradient but adds nothing to the value, so that losses before and
+                after restarts meet can be compared. Any may be missing.
+        """
+        images = self.searched(variables)
+        seen = images
+        if "noise" in conditions:
+            network = self.observation.network
+            seen = network.denormalize(network.normalize(images) + conditions["noise"])
+        distance, penalty = self._distance(variables, seen, self.targets(variables))
+        loss = distance + penalty
+        for prior in self.priors:
+            value = prior(images, self.observation)
+            loss = loss + (conditions["priors"] * value if "priors" in conditions else value)
+        if "consensus" in conditions:
+            away = self.observation.network.normalize(images) - conditions["consensus"]
+            pull = conditions["pull"] * away.square().mean()
+            loss = loss + pull - pull.detach()
+        return loss
+
+    def value(self, variables: Mapping[str, Tensor], conditions: Mapping[str, Tensor] = _NONE) -> float:
+        """The loss as a number, without a graph."""
+        with torch.no_grad():
+            return float(self.loss(variables, conditions))
+
+    def fit(self, variables: Mapping[str, Tensor]) -> float:
+        """The distance of the updates alone, without priors, as a number."""
+        with torch.no_grad():
+            return float(self._distance(variables, self.searched(variables), self.targets(variables))[0])
+
+    def match(self, images: Images, labels: Tensor) -> float:
+        """The distance of the updates for any pictures, with nothing known of the simulation's own variables."""
+        with torch.no_grad():
+            return float(self._distance({}, images, labels)[0])
+
+    def _distance(
+        self, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+    ) -> tuple[Scalar, Scalar | float]:
+        """How far the update of a guess is from the one observed, and what the simulation adds to it."""
+        found = self.simulation(self.observation, variables, images, labels)
+        return self.objective(found.predicted, found.observed), found.penalty
+
+
+def _separated(observation: Observation) -> Separated | None:
+    """What went into the head; nothing for one example, which needs no help, and where it cannot be solved for."""
+    if observation.num_examples == 1 or not isinstance(observation.client, FedSGD | FedAvg):
+        return None
+    try:
+        return separate(observation)
+    except ThreatModelError:
+        return None
+
+
+def _settled(observation: Observation, rule: LabelRule | JointLabels) -> Targets | None:
+    """The labels that were granted or that a rule finds; nothing where they are left open.
+
+    Raises:
+        ThreatModelError: a rule was asked for that does not apply, or the loss takes no open labels.
+    """
+    if isinstance(rule, JointLabels):
+        if observation.labels is None:
+            rule.check(observation.network)
+        return observation.labels
+    try:
+        return granted_or_recovered(observation, rule)
+    except ThreatModelError:
+        if not isinstance(rule, RecoveredLabels):
+            raise
+        JointLabels().check(observation.network, guessed=True)
+        return None

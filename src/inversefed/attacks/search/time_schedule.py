@@ -1,0 +1,127 @@
+"""How fast a search goes on this machine, now, and how much of it fits into a time.
+
+The time of a step is measured on steps of the search itself, between the first and later ones: what comes before the
+first (labels, a proof of bfloat16) is a matter of its own. Nothing else tells it: an exact method counts as one
+iteration, whatever it takes.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+
+from torch import Generator
+
+from inversefed.attacks.pieces.schedules import Constant
+from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.attacks.search.restart_pruning import KeepAll
+from inversefed.attacks.search.restarts import planned_steps
+from inversefed.fl.threat import Observation
+from inversefed.types import Budget, Reconstruction, Status, Step
+
+__all__ = ["Pace", "as_fits"]
+
+_SHARE = 0.02
+"""Of the time there is, what is measured for at least: the shorter, the more another process counts."""
+_LATER = 2
+"""The iteration from which a measurement may end."""
+_WORTH = 4
+"""How many more steps than those that were taken must fit, for it to be worth it to begin anew."""
+_MARGIN = 0.8
+"""Of the time that is left, what is planned for: later steps may cost more, and another process may come up."""
+
+
+@dataclass(eq=False)
+class Pace:
+    """Watches a search from its start, and tells what its steps take.
+
+    Args:
+        seconds: how long to look, at least; two iterations in any case.
+        planned: how many steps there are to be; at a pace at which they take more than `left`, the search is stopped,
+            unless hardly more than what was done fits into it anyway.
+        left: the time for all of them; `None` for no limit.
+        budget: whose watcher is told of the steps as well.
+
+    Attributes:
+        measured: whether it was looked long enough.
+        fits: whether to go on: all steps fit into the time, as far as is known, or it is not worth it to begin anew.
+        asked: whether the budget's watcher asked for the end.
+    """
+
+    seconds: float
+    planned: int = 0
+    left: float | None = None
+    budget: Budget = Budget()
+    measured: bool = field(default=False, init=False)
+    fits: bool = field(default=True, init=False)
+    asked: bool = field(default=False, init=False)
+    _began: float = field(default_factory=lambda: time.monotonic(), init=False)
+    _times: list[float] = field(default_factory=list, init=False)
+
+    def __call__(self, step: Step) -> bool:
+        """Note a step; whether to stop."""
+        self._times.append(time.monotonic())
+        self.asked |= self.budget.on_step is not None and bool(self.budget.on_step(step))
+        if not self.measured and step.iteration >= _LATER and self._times[-1] - self._times[0] >= self.seconds:
+            self.measured = True
+            done, spent = len(self._times), self._times[-1] - self._began
+            left = math.inf if self.left is None else self.left - spent
+            self.fits = (self.planned - done) * self.step <= left or left < _WORTH * done * self.step
+        return self.asked or not self.fits
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step of one restart: the mean of those after the first; of the first, where it is alone."""
+        if not self._times:
+            return math.inf
+        first, more = self._times[0], len(self._times) - 1
+        return max(1e-9, (self._times[-1] - first) / more if more else first - self._began)
+
+    @property
+    def setup(self) -> float:
+        """Seconds before the first step."""
+        return max(0.0, self._times[0] - self._began - self.step) if self._times else 0.0
+
+
+def as_fits(
+    search: GradientInversion, observation: Observation, generator: Generator, budget: Budget
+) -> tuple[Reconstruction, str]:
+    """Run a search with as many iterations as fit into the time.
+
+    A search whose steps, noise and priors fade is worth little where it is stopped in the middle, and much with fewer
+    iterations of the same course. It begins with all of them; where its first steps show that they do not fit, it
+    begins anew with fewer restarts, or fewer iterations. One whose steps stay the same is run as it is, and so is one
+    whose state is kept in a file, which says how many iterations there are.
+
+    Args:
+        search: what is run.
+        observation: what it attacks.
+        generator: the only source of randomness.
+        budget: how long it may run.
+
+    Returns:
+        What it found, and in a few words how much was left out for want of time, or nothing.
+    """
+    began, iterations = time.monotonic(), budget.max_iterations or search.max_iterations
+    whole = budget.seconds is None or search.schedule == Constant() or budget.checkpoint or budget.resume
+    if whole or budget.seconds is None:
+        return search(observation, generator, budget), ""
+    planned = planned_steps(search.restarts, search.pruning(search.restarts, iterations))
+    pace, state = Pace(_SHARE * budget.seconds, planned, budget.seconds, budget), generator.get_state()
+    found = search(observation, generator, replace(budget, on_step=pace))
+    if pace.fits or pace.asked or found.status is not Status.STOPPED:
+        return found, ""
+    left = budget.left(began)
+    assert left is not None
+    steps = max(1, int((_MARGIN * left - pace.setup) / pace.step))
+    fewer = _fewer(search, iterations, steps)
+    generator.set_state(state)
+    found = fewer(observation, generator, replace(budget, seconds=left, max_iterations=fewer.max_iterations))
+    many = "" if search.restarts == 1 else f" in {fewer.restarts} of {search.restarts} restarts"
+    return found, f"{fewer.max_iterations} of {iterations} iterations{many}"
+
+
+def _fewer(search: GradientInversion, iterations: int, steps: int) -> GradientInversion:
+    """The search in so many steps: with fewer restarts as long as one is left, then with fewer iterations."""
+    restarts = min(search.restarts, max(1, steps // iterations))
+    pruning = KeepAll() if restarts == 1 else search.pruning
+    return replace(search, restarts=restarts, pruning=pruning, max_iterations=min(iterations, steps))

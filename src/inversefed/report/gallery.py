@@ -1,0 +1,133 @@
+"""The pictures of a report's page: truth, reconstruction, difference and controls, and what every restart found."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inversefed.evaluation import controls
+from inversefed.evaluation.align import paired
+from inversefed.evaluation.metrics import peak_signal_noise_ratio
+from inversefed.report.model import Report
+from inversefed.report.png import data_uri, difference
+from inversefed.report.sentences import PSNR
+from inversefed.report.tables import Table
+from inversefed.types import Candidate, Images
+
+__all__ = ["MOST_PICTURES", "MOST_RESTARTS", "Figure", "chosen", "pictures", "restarts"]
+
+MOST_PICTURES = 16
+"""How many pictures the page shows; the folder holds them all."""
+
+MOST_RESTARTS = 16
+"""How many restarts the page shows, those that match the update best."""
+
+_MOST_OF_A_RESTART = 4
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture of the page, what it is, and what it scores."""
+
+    caption: str
+    score: str
+    source: str
+
+
+Row = tuple[str, list[Figure]]
+
+
+def chosen(report: Report) -> int | None:
+    """Which restart the reconstruction is, by its cost; `None` where it is none of them."""
+    costs = [candidate.loss for candidate in report.reconstruction.candidates]
+    return costs.index(report.reconstruction.loss) if report.reconstruction.loss in costs else None
+
+
+def pictures(report: Report) -> list[Row]:
+    """A title and the figures of each picture that is shown."""
+    return list(_rows(report))
+
+
+def restarts(report: Report) -> list[Row]:
+    """A title and the pictures of each restart, the best match first; nothing where there was only one.
+
+    Each restart's pictures are paired with the truths anew, as those of the chosen one were: within labels that the
+    attack was told.
+    """
+    found = report.reconstruction.candidates
+    if len(found) < 2:
+        return []
+    order = sorted(range(len(found)), key=lambda index: (not found[index].loss < float("inf"), found[index].loss))
+    return [_restart(report, index, found[index]) for index in order[:MOST_RESTARTS]]
+
+
+def _restart(report: Report, index: int, candidate: Candidate) -> Row:
+    images = candidate.images.detach().cpu()
+    scores: list[str] = [""] * len(images)
+    if report.truth is not None and images.shape == report.truth.images.shape:
+        threat = report.scenario.get("threat_model")
+        told = isinstance(threat, Mapping) and threat.get("labels") == "known"
+        images = images[paired(images, candidate.labels, report.truth, told)]
+        decibels = peak_signal_noise_ratio(images, report.truth.images.detach().cpu()).tolist()
+        scores = [f"{value:.2f} dB" for value in decibels]
+    mark = ", chosen" if index == chosen(report) else ""
+    shown = list(zip(images, scores, strict=True))[:_MOST_OF_A_RESTART]
+    title = f"Restart {index}{mark}: cost {candidate.loss:.3g}, {candidate.status.value}"
+    return title, [Figure(f"Restart {index}", score, data_uri(image)) for image, score in shown]
+
+
+def _rows(report: Report) -> Iterator[Row]:
+    found, truth, labels = report.images.detach().cpu(), report.truth, report.labels.tolist()
+    others: Mapping[str, Images] = (report.controls or controls.guesses(truth)) if truth else {}
+    table = next((table for table in report.tables if table.metric == PSNR), None)
+    for index in range(min(report.count, MOST_PICTURES)):
+        scores = _scores(table, index)
+        label = f"label {_said(labels[index])}"
+        recovered = Figure("Recovered", scores.get("recovered", ""), data_uri(found[index]))
+        if truth is None:
+            yield f"Picture {index}, {label}", [recovered]
+            continue
+        target = truth.images[index]
+        beside = [_control(name, images[index], scores) for name, images in others.items()]
+        changed = Figure("Difference", _largest(found[index], target), data_uri(difference(found[index], target)))
+        title = f"Picture {index}, {label}, true label {_said(truth.labels[index].tolist())}"
+        yield title, [Figure("Private picture", "the truth", data_uri(target)), recovered, changed, *beside]
+
+
+_MOST_NUMBERS = 8
+
+
+def _said(label: object) -> str:
+    """A class, a number, or the first of a row of numbers."""
+    if not isinstance(label, list):
+        return f"{label:.4g}" if isinstance(label, float) else str(label)
+    more = ", ..." if len(label) > _MOST_NUMBERS else ""
+    return f"({', '.join(map(_said, label[:_MOST_NUMBERS]))}{more})"
+
+
+def _largest(image: Tensor, target: Tensor) -> str:
+    """How far the worst value is off, as a share of the range."""
+    largest = float(torch.nan_to_num(difference(image, target), nan=1.0).max())
+    return "none to be seen" if largest < 1 / 255 else f"up to {largest:.0%}; black is none"
+
+
+def _control(name: str, image: Tensor, scores: dict[str, str]) -> Figure:
+    return Figure(_TITLES.get(name, name.replace("_", " ").capitalize()), scores.get(name, ""), data_uri(image))
+
+
+_TITLES = {
+    "constant": "Best single color",
+    "gray": "Plain gray",
+    "mean": "Mean of other pictures",
+    "null": "Attack on a random update",
+    "other": "Attack on another update",
+    "prior": "Attack without an update",
+}
+
+
+def _scores(table: Table | None, index: int) -> dict[str, str]:
+    """What the picture and the controls score in decibels, as text, by column."""
+    if table is None:
+        return {}
+    return {name: f"{cell} dB" for name, cell in zip(table.columns, table.cells(table.rows[index]), strict=True)}

@@ -1,0 +1,167 @@
+"""How much a report says has leaked, as one number that a pipeline can hold to a limit.
+
+The leakage of a picture is how many decibels its reconstruction is above the best control, which is a picture that
+needs no update at all, or what the same attack made of an update that holds nothing. That of a report is its worst
+picture's; an average would hide one.
+
+    leakage = max_i [ PSNR(x^_i, x*_i) - max over controls of PSNR(control_i, x*_i) ] - max(0, best null run)
+
+A null run, where the verdict has some, is scored in the same way, its best picture over the best control. Where the
+report scores null runs among its controls, picture by picture, they are not counted twice.
+Where there is no truth, nothing can be measured so, and the report's own verdict stands in for it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from inversefed.errors import ConfigError, InputError
+from inversefed.report.sentences import CLEARLY_DB, PSNR
+
+__all__ = ["DEFAULT_LIMIT", "Leakage", "Outcome", "leakage", "outcome"]
+
+Outcome = Literal["above", "below", "unknown"]
+
+DEFAULT_LIMIT = CLEARLY_DB
+"""Decibels that a report without a verdict is held to: half the squared error of the best control."""
+
+_CUT_SHORT = {"interrupted", "non-finite"}
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What a report says has leaked.
+
+    Args:
+        decibels: the worst picture's margin over its best control; `None` where there is no truth to measure with.
+        picture: which one that is.
+        control: its best control's name.
+        exact: whether the forward operator confirmed that the update comes from the recovered pictures.
+        leaked: what the report's verdict says, `None` where it has none.
+        evidence: why a result below a limit cannot be trusted, or nothing.
+        undecided: whether the verdict is neither a yes nor a no.
+    """
+
+    decibels: float | None
+    picture: int | None = None
+    control: str | None = None
+    exact: bool = False
+    leaked: bool | None = None
+    evidence: str = ""
+    undecided: bool = False
+
+
+def leakage(report: Mapping[str, Any]) -> Leakage:
+    """Measure the leakage in a report.
+
+    Args:
+        report: the dictionary of `Report.to_dict`, or what `read_report` read.
+
+    Raises:
+        InputError: entries that are not what a report holds.
+
+    >>> leakage({"scores": {"peak_signal_noise_ratio": [24.0, 14.0]}, "status": "finished",
+    ...          "baselines": {"gray": {"peak_signal_noise_ratio": [11.0, 13.5]}}}).decibels
+    13.0
+    """
+    worst, unmeasured = _worst(report)
+    verdict = _table(report, "verdict")
+    leaked, figures = verdict.get("leaked"), _table(verdict, "figures")
+    if leaked is not None and not isinstance(leaked, bool):
+        raise InputError(f"the verdict's entry leaked must be true or false, got {leaked!r}")
+    # The verdict knows which pictures are exact; without one, the attack's own finding stands.
+    named, told = figures.get("pictures_exact"), "exact" in _codes(report) or figures.get("exact") is True
+    exact = told if named is None else bool(named)
+    decibels, picture, control = worst or (None, None, None)
+    null = 0.0 if "null" in _table(report, "baselines") else _best_null(figures)
+    if decibels is not None and null > 0:
+        decibels, control = decibels - null, "null runs"
+    undecided = figures.get("decided") is False
+    return Leakage(decibels, picture, control, exact, leaked, _evidence(report, unmeasured, figures), undecided)
+
+
+def outcome(found: Leakage, limit: float | None = None) -> Outcome:
+    """Hold a leakage to a limit.
+
+    Args:
+        found: what a report says.
+        limit: decibels over the best control; `None` leaves it to the report's verdict, and to `DEFAULT_LIMIT` where
+            there is none.
+
+    Returns:
+        `"above"` where more leaked than that, or an exact recovery that no verdict contradicts; `"below"` where it did
+        not; `"unknown"` where the report is no evidence for either.
+
+    Raises:
+        ConfigError: a limit that is no number of decibels.
+
+    >>> outcome(Leakage(2.0), 3.0), outcome(Leakage(4.0), 3.0), outcome(Leakage(None), 3.0)
+    ('below', 'above', 'unknown')
+    """
+    if limit is not None and not math.isfinite(limit):
+        raise ConfigError(f"a limit on leakage is a number of decibels such as 3, got {limit!r}")
+    if _above(found, limit):
+        return "above"
+    judged = found.decibels is not None or found.leaked is not None
+    return "below" if judged and not found.evidence else "unknown"
+
+
+def _above(found: Leakage, limit: float | None) -> bool:
+    if found.exact and found.leaked is not False:
+        return True
+    if found.leaked is not None and (limit is None or found.decibels is None):
+        return found.leaked
+    return found.decibels is not None and found.decibels > (DEFAULT_LIMIT if limit is None else limit)
+
+
+def _worst(report: Mapping[str, Any]) -> tuple[tuple[float, int, str] | None, int]:
+    """The greatest margin with its picture and control, and how many pictures have no finite score."""
+    scores = _numbers(_table(report, "scores"), PSNR)
+    controls = {name: _numbers(_table(_table(report, "baselines"), name), PSNR) for name in _table(report, "baselines")}
+    if any(found and len(found) != len(scores) for found in controls.values()):
+        raise InputError(f"a control of the report has not as many entries of {PSNR} as there are pictures")
+    margins = []
+    for index, score in enumerate(scores):
+        if score is not None:
+            beside = [(found[index] or 0.0, name) for name, found in controls.items() if found]
+            best, name = max(beside, default=(0.0, "none"))
+            margins.append((score - best, index, name))
+    return max(margins, default=None), len(scores) - len(margins)
+
+
+def _best_null(figures: Mapping[str, Any]) -> float:
+    """Decibels over the best control that the best null run reached; 0 where there is none, or none was better."""
+    found, unit = figures.get("best_null"), str(figures.get("unit"))
+    return max(0.0, float(found)) if isinstance(found, int | float) and "PSNR" in unit else 0.0
+
+
+def _evidence(report: Mapping[str, Any], unmeasured: int, figures: Mapping[str, Any]) -> str:
+    status = str(report.get("status"))
+    if figures.get("decided") is False:
+        because = figures.get("undecided_because")
+        return f"its verdict could not decide whether a picture was recovered{f': {because}' if because else ''}"
+    if status in _CUT_SHORT:
+        return f"the attack ended {status}, so what it did not recover shows nothing"
+    return f"{unmeasured} of its pictures have no finite score" if unmeasured else ""
+
+
+def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = content.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise InputError(f"the report's entry {name!r} must be an object, got {type(found).__name__}")
+    return found
+
+
+def _numbers(content: Mapping[str, Any], name: str) -> list[float | None]:
+    found = content.get(name) or []
+    if not isinstance(found, list) or not all(each is None or type(each) in (int, float) for each in found):
+        raise InputError(f"the report's entry {name!r} must be a list of numbers")
+    return [None if each is None else float(each) for each in found]
+
+
+def _codes(report: Mapping[str, Any]) -> list[object]:
+    found = report.get("findings") or []
+    if not isinstance(found, list):
+        raise InputError(f"the report's entry 'findings' must be a list, got {type(found).__name__}")
+    return [finding.get("code") for finding in found if isinstance(finding, Mapping)]

@@ -1,0 +1,210 @@
+"""What an audit found, as one value, and its forms: text, JSON, Markdown, one page of HTML, a folder.
+
+    Report = setting + reconstruction + truth + scores + what the controls score + findings
+
+The value holds plain data; how each form looks is the matter of `text`, `page` and `save`, which are
+imported when they are asked for. Nothing in `report.json` is NaN or infinite: what is not finite is null.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inversefed.evaluation.align import Permutation
+from inversefed.evaluation.verdict import Verdict
+from inversefed.report.read import FORMAT
+from inversefed.report.sentences import headline
+from inversefed.report.tables import Table, tables
+from inversefed.report.to_json import plain
+from inversefed.types import Batch, Finding, Images, Reconstruction, Scores, Status, Targets
+
+__all__ = ["Report"]
+
+SCHEMA = 1
+"""Which version of `schema/report.schema.json` a report keeps to."""
+
+_WITHOUT_WEIGHTS = {"learned_perceptual_image_patch_similarity": "no weights"}
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The result of an audit, ready to be read, written, and run again.
+
+    Args:
+        scenario: what was audited and what the server knows: values that JSON can hold, by name.
+        attack: the attack, as its `repr`.
+        reconstruction: what it recovered, in the attack's own order, and how it ended.
+        truth: the private examples, `None` where there are none to compare with.
+        permutation: entry `i` is the index of the reconstruction paired with truth `i`; `None` keeps the order.
+        scores: one number per image, in the order of the truth, by the metric's name.
+        baselines: what the controls score: by the control's name, then the metric's.
+        findings: what was found out about the setting.
+        seconds: wall time of the attack.
+        config: the resolved configuration that runs this again.
+        environment: versions and machine, by name; `"inversefed"` is the version of the library.
+        verdict: what it comes to; `None` where nobody judged.
+        not_computed: metrics that could have been asked for, and why they are not among the scores.
+        frontier: points of a sweep over defenses, as `sweep.read_sweep` reads them.
+        controls: the pictures behind the baselines, by the control's name, in the order of the truth.
+        agreement: by how many decibels other starts agree on each picture, in the attack's own order, as `agreement`
+            measures it; `None` where there was no other start.
+
+    >>> import torch
+    >>> from inversefed.evaluation.score import score
+    >>> truth = Batch(torch.rand(1, 3, 16, 16), torch.tensor([4]))
+    >>> found = Reconstruction(truth.images, truth.labels, loss=0.0, status=Status.FINISHED)
+    >>> report = Report("peek()", found, truth, scores=score(truth, truth), seconds=0.1)
+    >>> report.to_dict()["scores"]["peak_signal_noise_ratio"]
+    [200.0]
+    """
+
+    attack: str
+    reconstruction: Reconstruction
+    truth: Batch | None = None
+    permutation: Permutation | None = None
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict, repr=False)
+    findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+    scenario: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    verdict: Verdict | None = None
+    controls: Mapping[str, Images] = field(default_factory=dict, repr=False)
+    not_computed: Mapping[str, str] = field(default_factory=lambda: dict(_WITHOUT_WEIGHTS), repr=False)
+    frontier: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    agreement: Scores | None = field(default=None, repr=False)
+
+    @property
+    def status(self) -> Status:
+        """How the attack ended."""
+        return self.reconstruction.status
+
+    @property
+    def count(self) -> int:
+        """How many pictures were recovered."""
+        return len(self.reconstruction.images)
+
+    @property
+    def images(self) -> Images:
+        """The recovered pictures, in the order of the truth."""
+        images = self.reconstruction.images
+        return images if self.permutation is None else images[self.permutation.to(images.device)]
+
+    @property
+    def labels(self) -> Targets:
+        """The recovered labels, in the order of the truth."""
+        labels = self.reconstruction.labels
+        return labels if self.permutation is None else labels[self.permutation.to(labels.device)]
+
+    @property
+    def agreed(self) -> Scores | None:
+        """The agreement of other starts, in the order of the truth."""
+        if self.agreement is None or self.permutation is None:
+            return self.agreement
+        return self.agreement[self.permutation.to(self.agreement.device)]
+
+    @property
+    def headline(self) -> str:
+        """What was recovered, in one sentence, with what the controls score."""
+        return headline(self.scores, self.baselines, self.count)
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """The scores with the controls beside them, a table a metric."""
+        return tables(self.scores, self.baselines)
+
+    @property
+    def setting(self) -> tuple[tuple[str, str], ...]:
+        """What was audited, how, and where: names and values as text."""
+        facts = {"attack": self.attack, "status": self.status, "seconds": f"{self.seconds:.1f}"}
+        named = [*facts.items(), *self.scenario.items(), *self.environment.items()]
+        return tuple((name, _text(value)) for name, value in named)
+
+    def summary(self) -> str:
+        """The report as text for a terminal: headline, a table a metric, findings."""
+        from inversefed.report.text import summary
+
+        return summary(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dictionaries, lists, strings and finite numbers; pictures are left out."""
+        truth, candidates = self.truth, self.reconstruction.candidates
+        whole = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "version": self.environment.get("inversefed"),
+            "headline": self.headline,
+            "verdict": self.verdict and vars(self.verdict),
+            "attack": self.attack,
+            "status": self.status,
+            "seconds": self.seconds,
+            "scores": self.scores,
+            "baselines": self.baselines,
+            "not_computed": self.not_computed,
+            "labels": {"recovered": self.labels, "true": truth and truth.labels},
+            "permutation": self.permutation,
+            "agreement": self.agreed,
+            "loss": self.reconstruction.loss,
+            "candidates": [{"loss": c.loss, "status": c.status, "iterations": c.iterations} for c in candidates],
+            "findings": [vars(finding) for finding in self.findings],
+            "scenario": self.scenario,
+            "config": self.config,
+            "environment": self.environment,
+        }
+        swept = {"frontier": self.frontier} if self.frontier else {}
+        return {name: plain(value) for name, value in (whole | swept).items()}
+
+    def to_json(self) -> str:
+        """The dictionary of `to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_markdown(self) -> str:
+        """The report in Markdown."""
+        from inversefed.report.text import markdown
+
+        return markdown(self)
+
+    def to_html(self, images: bool = True) -> str:
+        """The report as one page that needs no network and runs no script.
+
+        Args:
+            images: whether the page shows pictures; without them no pixel is in it.
+        """
+        from inversefed.report.html import page
+
+        return page(self, images)
+
+    def save(self, folder: str | Path, overwrite: bool = False, images: bool = True) -> Path:
+        """Write `report.json`, `report.html`, `report.md` and a PNG for every target and reconstruction.
+
+        Args:
+            folder: where the files go; made, for its owner only, if it is not there.
+            overwrite: whether files of an earlier report may be replaced; others are never touched.
+            images: whether pictures are written; `False` leaves no pixel on disk, and removes those of an earlier
+                report that is replaced.
+
+        Returns:
+            The folder's path.
+
+        Raises:
+            InputError: the folder is not empty and `overwrite` is false, or it cannot be written to.
+        """
+        from inversefed.report.folder import check_folder, write_files
+        from inversefed.report.png import png
+
+        check_folder(folder, overwrite)
+        named = {"target": self.truth.images if self.truth else (), "reconstruction": self.images} if images else {}
+        pictures = {f"{name}_{index:02d}.png": png(image) for name, i in named.items() for index, image in enumerate(i)}
+        texts = {"report.json": self.to_json(), "report.html": self.to_html(images), "report.md": self.to_markdown()}
+        # A file name that is not Unicode holds characters without an encoding; JSON reads the escapes back.
+        encoded = {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
+        return write_files(folder, pictures | encoded, overwrite)
+
+
+def _text(value: Any) -> str:
+    found = plain(value)
+    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)

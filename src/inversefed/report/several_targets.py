@@ -1,0 +1,193 @@
+"""A verdict over several targets, from the reports of their audits.
+
+    theta = mean over targets of the mean over its seeds,   with Student's interval over targets
+
+Targets are the unit: two seeds on one picture say less than one seed on two pictures. What is judged is the margin of
+each repeat over its null runs, which is 0 on average for updates that say nothing; the margin of the full attack over
+the best control; the share of targets that are called, against the share that chance calls; exact recoveries; how often
+the true picture is the nearest of many; and labels.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inversefed.errors import InputError
+from inversefed.evaluation.identification import nearest, unlike
+from inversefed.evaluation.intervals import FEWEST, Interval, mean_interval
+from inversefed.evaluation.verdict import Verdict
+from inversefed.report.model import Report
+
+__all__ = ["judge"]
+
+_LEVEL = 0.025
+"""Of the count of calls, one-sided: as much as lies above a 95 % interval."""
+
+
+def judge(reports: Sequence[Report], candidates: Tensor | None = None) -> Verdict:
+    """Judge several audits together.
+
+    Args:
+        reports: one a target and seed, each with a truth and a verdict on it.
+        candidates: pictures of the same data set, `[N, c, h, w]`, among which the true one has to be the nearest;
+            truths among them are left out.
+
+    Raises:
+        InputError: no report, or one without a truth or a verdict, or whose truths leave no candidate.
+    """
+    _check(reports)
+    targets = _by_target(reports)
+    among = None if candidates is None else _candidates(reports, candidates)
+
+    def over(measure: Callable[[Report], float], share: bool = False) -> Interval:
+        values = [fmean(measure(report) for report in each) for each in targets]
+        return mean_interval(values, share=share)
+
+    margins = {"margin_over_null": over(_over_null), "margin_over_controls": over(_over_controls)}
+    called, exact = over(_leaked, share=True), over(_exact, share=True)
+    p_value = _calls(targets)
+    positive = all(each.low is not None and each.low > 0 for each in margins.values())
+    leaked = exact.mean > 0 or positive or p_value <= _LEVEL
+    figures = {
+        "targets": len(targets),
+        "audits": len(reports),
+        "pictures": sum(report.count for report in reports),
+        **{name: each.plain() for name, each in margins.items()},
+        "called": called.plain() | {"by_chance": fmean(map(_chance, reports)), "p_value": p_value},
+        "exact": exact.plain(),
+        "identified": None if candidates is None or among is None else _identified(over, candidates, among),
+        "labels": _labels(over, reports),
+    }
+    return Verdict(leaked, _sentence(leaked, len(targets), margins, called, exact), _scope(reports), figures)
+
+
+def _check(reports: Sequence[Report]) -> None:
+    if not reports:
+        raise InputError("a verdict over several targets needs reports; got none")
+    for number, report in enumerate(reports):
+        if report.truth is None or report.verdict is None or _unmeasured(report.verdict):
+            lacks = "truth" if report.truth is None else "verdict; audit with null runs, to their end"
+            raise InputError(f"report {number} of {len(reports)} has no {lacks}")
+
+
+def _unmeasured(verdict: Verdict) -> bool:
+    """Whether it is open because runs on random updates, or the one beside them, were not carried out."""
+    figures = verdict.figures
+    missing = figures.get("score_of_repeat") is None or figures.get("nulls", 0) < figures.get("nulls_planned", 0)
+    return bool(figures.get("undecided_because")) and missing
+
+
+def _by_target(reports: Sequence[Report]) -> list[list[Report]]:
+    """Audits of the same pictures together."""
+    found: dict[str, list[Report]] = {}
+    for report in reports:
+        assert report.truth is not None
+        pixels = report.truth.images.detach().cpu().contiguous().numpy().tobytes()
+        found.setdefault(hashlib.sha256(pixels).hexdigest(), []).append(report)
+    return list(found.values())
+
+
+def _figures(report: Report) -> Mapping[str, Any]:
+    assert report.verdict is not None
+    return report.verdict.figures
+
+
+def _finite(values: Tensor) -> float:
+    """The mean, in which what is not finite counts as the lowest score there is, none of 0 dB against all of 200."""
+    return float(values.double().nan_to_num(nan=-200.0, neginf=-200.0, posinf=200.0).mean())
+
+
+def _over_null(report: Report) -> float:
+    """Mean over pictures of the repeat's margin over the mean of the null runs; an exact result has the full one's."""
+    figures = _figures(report)
+    repeat = figures["margins_of_repeat"]
+    shown = figures["margins"] if repeat is None else repeat
+    nulls = figures["margins_of_nulls"]
+    return _finite(shown) - (fmean(map(_finite, nulls)) if nulls else 0.0)
+
+
+def _over_controls(report: Report) -> float:
+    return _finite(_figures(report)["margins"])
+
+
+def _leaked(report: Report) -> float:
+    assert report.verdict is not None
+    return float(report.verdict.leaked)
+
+
+def _exact(report: Report) -> float:
+    """Whether a picture of it was recovered exactly."""
+    return float(bool(_figures(report)["pictures_exact"]))
+
+
+def _chance(report: Report) -> float:
+    """How often an update that says nothing would be called; an exact result never by chance."""
+    return float(_figures(report)["false_alarms_at_most"] or 0.0)
+
+
+def _calls(targets: Sequence[Sequence[Report]]) -> float:
+    """The chance of as many calls among the first audits of all targets, if no update says anything."""
+    from scipy import stats
+
+    first = [reports[0] for reports in targets]
+    rate = max(map(_chance, first))
+    return float(stats.binom.sf(sum(map(_leaked, first)) - 1, len(first), rate)) if rate else 1.0
+
+
+def _candidates(reports: Sequence[Report], candidates: Tensor) -> list[int]:
+    """Among how many each report's truth is looked for: itself, and the candidates that are none of its truths."""
+    truths = [report.truth.images for report in reports if report.truth is not None]
+    return [1 + int(unlike(candidates, images).sum()) for images in truths]
+
+
+def _identified(over: Callable[..., Interval], candidates: Tensor, among: Sequence[int]) -> dict[str, Any]:
+    """How often the true picture is the nearest of all candidates; their number is the least of all reports'."""
+
+    def hits(report: Report) -> float:
+        assert report.truth is not None
+        return float(nearest(report.images, report.truth.images, candidates).double().mean())
+
+    chance = fmean(1 / count for count in among)
+    return over(hits, share=True).plain() | {"candidates": min(among), "by_chance": chance}
+
+
+def _labels(over: Callable[..., Interval], reports: Sequence[Report]) -> dict[str, Any] | None:
+    """The share of labels recovered, beside what somebody gets who always says the most frequent one."""
+    known = any(report.scenario.get("threat_model", {}).get("labels") == "known" for report in reports)
+    if known or any("label_accuracy" not in report.scores for report in reports):
+        return None
+    labels = torch.cat([report.truth.labels.cpu() for report in reports if report.truth is not None])
+    if labels.is_floating_point():  # several answers each: none is the most frequent
+        return None
+    classes = [int(report.scenario["num_classes"]) for report in reports if "num_classes" in report.scenario]
+    return over(lambda report: float(report.scores["label_accuracy"].double().mean()), share=True).plain() | {
+        "majority": float(labels.bincount().max() / len(labels)),
+        "by_chance": fmean(1 / count for count in classes) if classes else None,
+    }
+
+
+def _sentence(leaked: bool, count: int, margins: Mapping[str, Interval], called: Interval, exact: Interval) -> str:
+    over_null, over_controls = (margins[name] for name in ("margin_over_null", "margin_over_controls"))
+    shares = f"{called.mean:.0%} of {count} targets called, {exact.mean:.0%} exact"
+    measured = f"{_between(over_null)} over random updates, {_between(over_controls)} over the best control, {shares}"
+    if count < FEWEST:
+        measured += f"; too few targets for intervals, which take {FEWEST} at least"
+    return f"{'Leaked' if leaked else 'Not recovered by these attacks within this budget'}: {measured}."
+
+
+def _between(found: Interval) -> str:
+    if found.low is None or found.high is None or math.isclose(found.low, found.high):
+        return f"{found.mean:.1f} dB"
+    return f"{found.mean:.1f} dB ({found.low:.1f} to {found.high:.1f})"
+
+
+def _scope(reports: Sequence[Report]) -> str:
+    """What was tried, once for all audits that tried the same."""
+    said = [report.verdict.scope for report in reports if report.verdict is not None]
+    more = f" That of the first; {len(said) - 1} more with their own times." if len(said) > 1 else ""
+    return f"{said[0]}{more}"

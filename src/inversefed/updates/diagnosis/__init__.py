@@ -1,0 +1,183 @@
+"""Diagnosis before attack: does an update fit this network, and is it what it is said to be?
+
+    diagnose(network, tensors, metadata) -> findings
+
+Most of it is exact. The head's gradient of cross entropy sums to zero over the classes, and only labels make it
+negative; neighboring layers owe each other the same sums; BatchNorm in train mode lets the scale of its input not
+matter. So a wrong sign, a wrong learning rate, tensors in each other's place, another mode or added noise contradict
+the numbers themselves, without one private picture. What no number shows is left unsaid.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from torch import Tensor
+
+from inversefed.errors import InputError, UpdateMismatchError
+from inversefed.fl.clients import Client, FedAvg
+from inversefed.fl.clients.local_optimizers import LocalSGD
+from inversefed.fl.clients.partial import sent_names, trainer
+from inversefed.fl.network import Network, first_names
+from inversefed.types import Finding
+from inversefed.updates.described import described, is_summed, stated_by
+from inversefed.updates.diagnosis import (
+    batchnorm_mode,
+    bias_alignment,
+    clipped_norm,
+    head_sums,
+    misplaced_tensors,
+    quantization_levels,
+    scale,
+    sparsity,
+)
+from inversefed.updates.diagnosis.conservation import relations
+from inversefed.updates.diagnosis.evidence import Subject
+from inversefed.updates.diagnosis.input_normalization import normalized_in_training, normalized_otherwise
+from inversefed.updates.diagnosis.names_and_shapes import fits
+from inversefed.updates.diagnosis.selftest import check_example, self_test
+from inversefed.updates.diagnosis.signs import Steps, stepped, steps_of
+from inversefed.updates.metadata import Metadata
+
+__all__ = ["CODES", "MISFITS", "check_example", "diagnose", "require_usable", "self_test"]
+
+CODES = (
+    *("sign", "scale", "names", "shapes", "non-finite", "batchnorm-train-mode", "normalization"),
+    *("optimizer", "clipped", "noised", "pruned", "quantized", "frozen"),
+)
+"""What a finding may be about."""
+MISFITS = ("names", "shapes", "quantized", "non-finite")
+"""What errors are about that leave nothing to compare an update by."""
+_Found = TypeVar("_Found")
+_LOG = logging.getLogger(__name__)
+_ORDER = {"error": 0, "warning": 1, "info": 2}
+
+
+def diagnose(
+    network: Network,
+    tensors: Mapping[str, Tensor],
+    metadata: Metadata,
+    sent: Sequence[str] | None = None,
+    client: Client | None = None,
+) -> tuple[Finding, ...]:
+    """Say what is wrong with an update, or may be, and what to change.
+
+    Args:
+        network: as it was sent out, in the mode and with the normalization that are believed.
+        tensors: the update by name, as it came; running buffers may be among them.
+        metadata: what is stated about it.
+        sent: the names that are expected, where the client sends only a part; `None` for what `client` sends.
+        client: the client, where it is given instead of described by the metadata: what it says of its steps counts.
+
+    Returns:
+        Errors, which make it unusable, then warnings, then infos. It never raises on an unusable update.
+
+    >>> import torch
+    >>> from inversefed.fl.clients import FedSGD
+    >>> from inversefed.fl.network import freeze
+    >>> network = freeze(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)), (3, 2, 2))
+    >>> gradient = FedSGD()(network, torch.rand(1, 3, 2, 2), torch.tensor([2]))
+    >>> flipped = {name: -part for name, part in gradient.items()}
+    >>> stated = Metadata(kind="gradient", num_examples=1)
+    >>> [f.level for f in diagnose(network, gradient, stated) if f.level != "info"]
+    []
+    >>> [(f.code, f.level) for f in diagnose(network, flipped, stated)][0]
+    ('sign', 'error')
+    """
+    believed = _believed(metadata, network) if client is None else client
+    metadata = stated_by(client, metadata)
+    expected = tuple(sent_names(believed, network)) if sent is None else tuple(sent)
+    first = first_names(network.module)
+    tensors = {first.get(name, name): part for name, part in tensors.items()}
+    misfits = fits(network, tensors, expected, believed)
+    if misfits:
+        return misfits
+    own = {name: tensors[name] for name in expected}
+    buffers = {name: tensors[name] for name, _ in network.module.named_buffers() if name in tensors}
+    inner = trainer(believed)
+    adaptive = isinstance(inner, FedAvg) and not isinstance(inner.optimizer, LocalSGD)
+    found = _examined(Subject(network, own, buffers, metadata, adaptive))
+    if all(finding.level != "error" for finding in found):
+        found += _asked(self_test, network, metadata)
+    return tuple(sorted(found, key=lambda finding: _ORDER[finding.level]))
+
+
+def _believed(metadata: Metadata, network: Network) -> Client:
+    """The client that metadata describe, whose numbers of examples may contradict each other."""
+    count = max(metadata.num_examples or 1, metadata.batch_size or 1)
+    return described(metadata, metadata.kind or "gradient", count, is_summed(metadata, network))
+
+
+def require_usable(findings: Sequence[Finding]) -> None:
+    """Refuse an update that has an error among its findings.
+
+    Raises:
+        UpdateMismatchError: its names, shapes or numbers do not fit the network.
+        InputError: any other error.
+    """
+    errors = [finding for finding in findings if finding.level == "error"]
+    if not errors:
+        return
+    more = f" ({len(errors) - 1} more errors: see `inversefed inspect`)" if len(errors) > 1 else ""
+    kind = UpdateMismatchError if errors[0].code in ("names", "shapes", "quantized") else InputError
+    raise kind(errors[0].message + more)
+
+
+def _examined(subject: Subject) -> tuple[Finding, ...]:
+    """All checks in their order, as far as they mean anything for the optimizer that was run."""
+    found = (*_asked(sparsity.frozen, subject), *_asked(scale.kind_contradicted, subject))
+    if any(finding.level == "error" for finding in found):
+        return found
+    steps = None if subject.metadata.kind == "gradient" else steps_of(subject)
+    if steps is not None or subject.adaptive:
+        return (*found, *_of_another_optimizer(subject, steps))
+    return (*found, *_of_sgd(subject))
+
+
+def _of_another_optimizer(subject: Subject, steps: Steps | None) -> tuple[Finding, ...]:
+    """What can be asked of changes that are no multiple of a gradient."""
+    found = [*_asked(quantization_levels.rounded, subject)]
+    if steps is not None:
+        found += _asked(stepped, subject, steps)
+    found += _asked(batchnorm_mode.check_mode, subject, ())
+    found += _asked(scale.signs_only, subject)
+    return (*found, *_asked(normalized_in_training, subject.network))
+
+
+def _of_sgd(subject: Subject) -> tuple[Finding, ...]:
+    """Checks of a gradient: what was done to the numbers first, since relations hold only for numbers as made."""
+    found: list[Finding] = []
+    made: tuple[Callable[[Subject], tuple[Finding, ...]], ...] = (
+        sparsity.pruned,
+        quantization_levels.quantized,
+        quantization_levels.rounded,
+    )
+    for check in made:
+        found += _asked(check, subject)
+    # Of a change that is less than the last digit of the weights neither size nor bounds are left.
+    lost = any("rounding" in each.evidence and each.level == "warning" for each in found)
+    cut = () if lost else _asked(clipped_norm.clipped, subject)
+    # Entries that were cut leave the sums over the classes that noise would.
+    altered = any(finding.level == "warning" for finding in found) or any("entries" in each.evidence for each in cut)
+    related = _asked(relations, subject)
+    found += _asked(batchnorm_mode.check_mode, subject, related)
+    if batchnorm_mode.seen_mode(subject, related) != "eval":
+        related = tuple(each for each in related if not each.normalized)
+    if not altered:
+        found += _asked(misplaced_tensors.noised, subject, head_sums.head_noise(subject), related)
+    altered = altered or any(finding.code == "noised" for finding in found)
+    if not altered:
+        found += _asked(misplaced_tensors.check_places, subject, related) or _asked(bias_alignment.check_rows, subject)
+    if not lost:
+        found += (*_asked(scale.signs_and_scale, subject, altered), *cut)
+    found += _asked(normalized_otherwise, subject)
+    return tuple(found)
+
+
+def _asked(check: Callable[..., tuple[_Found, ...]], *arguments: object) -> tuple[_Found, ...]:
+    """What a check says; nothing, but a line in the log, where the network's own code stops it."""
+    try:
+        return check(*arguments)
+    except Exception as error:  # foreign code of the network: what the other checks say must not be lost by it
+        _LOG.warning("%s was not checked: %s: %s", check.__name__, type(error).__name__, str(error)[:200])
+        return ()

@@ -20,7 +20,7 @@ from inversefed.attacks.pieces import (
     starts,
 )
 from inversefed.attacks.search import inversion
-from inversefed.cli import list_
+from inversefed.cli import list as listing
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
 from inversefed.fl import clients, defenses
@@ -220,7 +220,7 @@ def test_a_recipe_is_a_documented_attack_that_beats_its_start(name: str, world: 
 
 @pytest.mark.parametrize("name", recipes.__all__)
 def test_a_recipe_tells_its_paper_its_needs_and_its_cost(name: str) -> None:
-    assert [line.split(":")[0] for line in list_.facts(getattr(recipes, name))] == ["Paper", "Needs", "Cost"]
+    assert [line.split(":")[0] for line in listing.facts(getattr(recipes, name))] == ["Paper", "Needs", "Cost"]
 
 
 def test_every_metric_is_one_number_an_image_and_best_at_the_truth(world: tuple[Observation, Batch]) -> None:

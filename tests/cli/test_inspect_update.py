@@ -180,7 +180,7 @@ def test_what_was_found_is_said_even_where_the_network_cannot_be_counted(
     def fails(observation: object) -> None:
         raise ValueError("my forward is broken")
 
-    monkeypatch.setattr("inversefed.cli.inspect_.identify", fails)
+    monkeypatch.setattr("inversefed.cli.inspect.identify", fails)
     save(elsewhere, kind="gradient", num_examples="1")
     status, told = inspected(capsys, "--update", "update.safetensors")
     assert status == 0 and told["findings"] and told["identifiability"] is None

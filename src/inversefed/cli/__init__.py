@@ -19,8 +19,8 @@ _RUNS: dict[type[Command], tuple[str, str]] = {
     Convert: ("convert", "run_convert"),
     Defend: ("defend", "run_defend"),
     Gate: ("gate", "run_gate"),
-    Inspect: ("inspection", "run_inspect"),
-    List: ("listing", "run_list"),
+    Inspect: ("inspect", "run_inspect"),
+    List: ("list", "run_list"),
     Purge: ("purge", "run_purge"),
     Train: ("train", "run_train"),
 }

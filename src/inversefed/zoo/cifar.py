@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor
 
 from inversefed.errors import InputError, UnsafeFileError
@@ -30,7 +29,7 @@ def read_cifar10(path: Path, split: str, download: bool) -> Dataset:
         UnsafeFileError: a batch asks for more than arrays.
     """
     batches = ["test_batch"] if split == "test" else [f"data_batch_{index}" for index in range(1, 6)]
-    folder = _folder(path, "cifar-10-batches-py", batches, torchvision.datasets.CIFAR10 if download else None)
+    folder = _folder(path, "cifar-10-batches-py", batches, "CIFAR10" if download else None)
     source = _read_batches([folder / batch for batch in batches], "labels", 10)
     mean, std = constants.cifar10_mean, constants.cifar10_std
     return Dataset("CIFAR10", _CIFAR10_CLASSES, mean, std, (3, 32, 32), source)
@@ -43,13 +42,13 @@ def read_cifar100(path: Path, split: str, download: bool) -> Dataset:
         InputError: a file is missing or broken, or could not be fetched.
         UnsafeFileError: a file asks for more than arrays.
     """
-    folder = _folder(path, "cifar-100-python", [split], torchvision.datasets.CIFAR100 if download else None)
+    folder = _folder(path, "cifar-100-python", [split], "CIFAR100" if download else None)
     source = _read_batches([folder / split], "fine_labels", 100)
     mean, std = constants.cifar100_mean, constants.cifar100_std
     return Dataset("CIFAR100", _fine_names(folder / "meta"), mean, std, (3, 32, 32), source)
 
 
-def _folder(path: Path, name: str, files: list[str], fetch_from: Any) -> Path:
+def _folder(path: Path, name: str, files: list[str], fetch_from: str | None) -> Path:
     for folder in (path / name, path):
         if all((folder / file).is_file() for file in files):
             return folder
@@ -58,11 +57,14 @@ def _folder(path: Path, name: str, files: list[str], fetch_from: Any) -> Path:
             f"no {_missing(path, name, files)} in {path / name} nor in {path}; "
             f"unpack the data set's Python version there, name its folder as the data path, or allow the download"
         )
+    import torchvision
+
+    known = getattr(torchvision.datasets, fetch_from)
     fetch = torchvision.datasets.utils.download_and_extract_archive
     try:
-        fetch(fetch_from.url, str(path), filename=fetch_from.filename, md5=fetch_from.tgz_md5)
+        fetch(known.url, str(path), filename=known.filename, md5=known.tgz_md5)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{fetch_from.filename} could not be fetched from {fetch_from.url}: {error}") from error
+        raise InputError(f"{known.filename} could not be fetched from {known.url}: {error}") from error
     return path / name
 
 

@@ -6,7 +6,6 @@ import zlib
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
 
 from inversefed.errors import InputError
@@ -38,7 +37,7 @@ def read_mnist(path: Path, split: str, download: bool) -> Dataset:
         InputError: a file is missing or broken, or could not be fetched.
     """
     folders = [path, path / "MNIST" / "raw", path / "MNIST", path / "mnist"]
-    source = _read(folders, split, torchvision.datasets.MNIST if download else None)
+    source = _read(folders, split, "MNIST" if download else None)
     classes = tuple(str(digit) for digit in range(10))
     return Dataset("MNIST", classes, constants.mnist_mean, constants.mnist_std, (1, 28, 28), source)
 
@@ -52,12 +51,12 @@ def read_fashion_mnist(path: Path, split: str, download: bool) -> Dataset:
         InputError: a file is missing or broken, or could not be fetched.
     """
     folders = [path, path / "FashionMNIST" / "raw", path / "FashionMNIST", path / "fashion-mnist"]
-    source = _read(folders, split, torchvision.datasets.FashionMNIST if download else None)
+    source = _read(folders, split, "FashionMNIST" if download else None)
     mean, std = constants.fashion_mnist_mean, constants.fashion_mnist_std
     return Dataset("FashionMNIST", _FASHION_CLASSES, mean, std, (1, 28, 28), source)
 
 
-def _read(folders: list[Path], split: str, fetch: type | None) -> Arrays:
+def _read(folders: list[Path], split: str, fetch: str | None) -> Arrays:
     prefix = "train" if split == "train" else "t10k"
     if fetch is not None and _find(folders, f"{prefix}-images-idx3-ubyte") is None:
         _download(fetch, folders[0])
@@ -71,11 +70,13 @@ def _read(folders: list[Path], split: str, fetch: type | None) -> Arrays:
     return Arrays(pixels[:, None], classes.long(), pad=True)
 
 
-def _download(fetch: type, root: Path) -> None:
+def _download(fetch: str, root: Path) -> None:
+    import torchvision
+
     try:
-        fetch(str(root), download=True)
+        getattr(torchvision.datasets, fetch)(str(root), download=True)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{fetch.__name__} could not be fetched into {root}: {error}") from error
+        raise InputError(f"{fetch} could not be fetched into {root}: {error}") from error
 
 
 def _find(folders: list[Path], name: str) -> Path | None:

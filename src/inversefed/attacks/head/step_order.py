@@ -10,8 +10,8 @@ of pairs that an example wins puts it in its place; this is repeated from the or
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from inversefed.attacks.head.equations import HeadEquations, Solution
@@ -87,7 +87,8 @@ def _order(equations: HeadEquations, found: Solution) -> Tensor:
     rest, change = residual - left @ (left.T @ residual), change - left @ (left.T @ change)
     scale = change.norm(dim=0).clamp(min=1e-300)
     exchanged = (
-        lsq_linear((change / scale).numpy(), -rest.numpy(), (np.zeros(len(pairs)), scale.numpy())).x / scale.numpy()
+        scipy.optimize.lsq_linear((change / scale).numpy(), -rest.numpy(), (np.zeros(len(pairs)), scale.numpy())).x
+        / scale.numpy()
     )
     wins = torch.zeros(total, dtype=torch.float64)
     for (i, j), share in zip(pairs, exchanged, strict=True):

@@ -11,8 +11,8 @@ moved back.
 
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from inversefed.attacks.pieces.registration import medoid, moved_mean, shifted, translation
@@ -115,6 +115,6 @@ def matched(pictures: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
         same = (labels == label).nonzero()[:, 0]
         if len(same) > 1:
             costs = torch.cdist(reference[same].flatten(start_dim=1), pictures[same].flatten(start_dim=1))
-            rows, columns = map(torch.as_tensor, linear_sum_assignment(costs.detach().cpu().numpy()))
+            rows, columns = map(torch.as_tensor, scipy.optimize.linear_sum_assignment(costs.detach().cpu().numpy()))
             order[same[rows]] = same[columns]
     return order

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -196,5 +196,5 @@ def _matched(pictures: Images, first: Images, labels: Tensor) -> Tensor:
     """For each picture of the first epoch, the position of its partner."""
     costs = (first[:, None] - pictures[None]).square().flatten(2).mean(dim=2)
     costs = costs + 1e6 * (labels[:, None] != labels[None, :])
-    rows, columns = linear_sum_assignment(costs.detach().cpu().double().numpy())
+    rows, columns = scipy.optimize.linear_sum_assignment(costs.detach().cpu().double().numpy())
     return torch.as_tensor(columns[rows.argsort()], device=pictures.device)

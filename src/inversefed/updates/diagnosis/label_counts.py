@@ -18,8 +18,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import linprog, nnls
 from torch import Tensor
 
 from inversefed.updates.diagnosis.evidence import Subject
@@ -78,7 +78,7 @@ class Counts:
         rows = np.zeros((size + 1, size + 1))
         rows[:size, :size] = self.errors.numpy()
         rows[size] = weight
-        _, residual = nnls(rows, np.append(target, weight))
+        _, residual = scipy.optimize.nnls(rows, np.append(target, weight))
         return float(residual / np.linalg.norm(target))
 
     def least_scale(self, sign: int = 1) -> float:
@@ -89,7 +89,7 @@ class Counts:
         size = len(self.bias)
         tolerance = 0.02 * float(self.bias.abs().max())
         errors, bias = self.errors.numpy(), sign * self.bias.numpy()
-        answer = linprog(
+        answer = scipy.optimize.linprog(
             np.ones(size),
             A_ub=np.concatenate([errors, -errors]),
             b_ub=np.concatenate([bias + tolerance, tolerance - bias]),

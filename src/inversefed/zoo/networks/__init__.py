@@ -99,7 +99,7 @@ def build(
             f"{name}: at least 1 class and 1 channel are needed, not num_classes={num_classes} "
             f"and num_channels={num_channels}"
         )
-    if name not in names():
+    if name not in _SMALL and name not in names():
         raise unknown_name("network", name, names())
     with seeded(draw_seed() if seed is None else seed):
         if name in _SMALL:
@@ -149,7 +149,7 @@ def input_shape(name: str, num_channels: int = 3, weights: str | None = None) ->
     >>> input_shape("ResNet20"), input_shape("resnet18"), input_shape("BeyondInferringMNIST")
     ((3, 32, 32), (3, 224, 224), (1, 28, 28))
     """
-    if name not in names():
+    if name not in _SMALL and name not in names():
         raise unknown_name("network", name, names())
     if name == "BeyondInferringMNIST":
         return (1, 28, 28)

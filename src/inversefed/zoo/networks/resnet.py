@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 __all__ = ["SPECS", "ResNetSpec", "resnet"]
 
@@ -69,6 +68,8 @@ def resnet(spec: ResNetSpec, num_classes: int, num_channels: int = 3) -> nn.Sequ
         num_classes: number of logits.
         num_channels: channels of the pictures.
     """
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     block = Bottleneck if spec.bottleneck else BasicBlock
     layers = OrderedDict[str, nn.Module](
         conv1=nn.Conv2d(num_channels, spec.width, 3, padding=1, bias=False),

@@ -6,9 +6,7 @@ fetched unless weights are asked for.
 
 from typing import Any
 
-import torchvision
 from torch import nn
-from torchvision.ops import Conv2dNormActivation
 
 from inversefed.errors import ConfigError, InputError, unknown_name
 from inversefed.zoo.networks.shapes import require_channels
@@ -29,6 +27,8 @@ MOBILENET_STAGES = [
 
 def names() -> tuple[str, ...]:
     """Return torchvision's names of its classification networks."""
+    import torchvision
+
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
 
@@ -53,6 +53,8 @@ def _plain(name: str) -> str:
 
 def untrained(name: str, num_classes: int) -> nn.Module:
     """Build a torchvision network with fresh weights, without auxiliary heads, so that it returns logits only."""
+    import torchvision
+
     extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     module: nn.Module = torchvision.models.get_model(name, num_classes=num_classes, **extra)
     return module
@@ -65,6 +67,8 @@ def pretrained(name: str, weights: str, num_classes: int) -> nn.Module:
         ConfigError: there are no such weights, or they have another number of classes.
         InputError: the weights could not be fetched.
     """
+    import torchvision
+
     entry = _weights(name, weights)
     classes = len(entry.meta["categories"])
     if num_classes != classes:
@@ -82,6 +86,8 @@ def pretrained(name: str, weights: str, num_classes: int) -> nn.Module:
 
 
 def _weights(name: str, weights: str) -> Any:
+    import torchvision
+
     known = torchvision.models.get_model_weights(name)
     try:
         return known[weights.rpartition(".")[2]]
@@ -95,6 +101,8 @@ def crop_size(name: str, weights: str | None = None) -> int:
     >>> crop_size("resnet18"), crop_size("inception_v3")
     (224, 299)
     """
+    import torchvision
+
     known = torchvision.models.get_model_weights(name).__members__
     if weights is None and "IMAGENET1K_V1" not in known:
         return 224
@@ -104,6 +112,9 @@ def crop_size(name: str, weights: str | None = None) -> int:
 
 def mobilenet(num_classes: int, num_channels: int) -> nn.Module:
     """Build MobileNetV2 for small pictures: two strides of 2 fewer (Sandler et al., CVPR 2018)."""
+    import torchvision
+    from torchvision.ops import Conv2dNormActivation
+
     module = torchvision.models.MobileNetV2(num_classes, inverted_residual_setting=MOBILENET_STAGES)
     module.features[0] = Conv2dNormActivation(num_channels, 32, stride=1, activation_layer=nn.ReLU6)
     network: nn.Module = module
@@ -112,6 +123,8 @@ def mobilenet(num_classes: int, num_channels: int) -> nn.Module:
 
 def mnasnet(num_classes: int, num_channels: int) -> nn.Module:
     """Build torchvision's MNASNet of depth 1.0 (Tan et al., CVPR 2019)."""
+    import torchvision
+
     require_channels("MNASNet", num_channels, 3)
     module: nn.Module = torchvision.models.MNASNet(1.0, num_classes=num_classes, dropout=0.2)
     return module
@@ -119,6 +132,8 @@ def mnasnet(num_classes: int, num_channels: int) -> nn.Module:
 
 def densenet121(num_classes: int, num_channels: int) -> nn.Module:
     """Build torchvision's DenseNet121 (Huang et al., CVPR 2017)."""
+    import torchvision
+
     require_channels("DenseNet121", num_channels, 3)
     module: nn.Module = torchvision.models.DenseNet(32, (6, 12, 24, 16), 64, num_classes=num_classes)
     return module

@@ -10,8 +10,8 @@ arXiv:2403.03945, theorem 3.1). `sparse` and `independent` find Q, each from wha
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
 from inversefed.attacks.exact.linear import layer_on_the_picture
@@ -143,7 +143,7 @@ def assigned_labels(observation: Observation, layer: str, images: Images, deltas
     distances = torch.stack([(backward(target) - deltas).square().sum(dim=1) for target in tried], dim=1)
     if granted is None:
         return tried[distances.argmin(dim=1).to(tried.device)].to(images.device), own
-    _, dealt = linear_sum_assignment(distances.numpy())
+    _, dealt = scipy.optimize.linear_sum_assignment(distances.numpy())
     places = torch.from_numpy(dealt).to(images.device)
     return granted[places], places.argsort()
 

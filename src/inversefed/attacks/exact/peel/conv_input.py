@@ -14,8 +14,8 @@ same way, and must be that input again.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import scipy
 import torch
-from scipy.optimize import nnls
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
@@ -186,7 +186,7 @@ def _not_negative(matrix: Tensor, rows: Tensor, tolerance: float, go_on: Callabl
     for number, column in enumerate(rows.T):
         go_on()
         try:
-            found[:, number] = torch.from_numpy(nnls(matrix.numpy(), column.numpy())[0])
+            found[:, number] = torch.from_numpy(scipy.optimize.nnls(matrix.numpy(), column.numpy())[0])
         except RuntimeError:  # it takes too many steps
             continue
         off = float((matrix @ found[:, number] - column).norm())

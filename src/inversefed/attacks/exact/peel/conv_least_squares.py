@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
@@ -81,14 +80,16 @@ class Joint:
             go_on()
             return self.rows(self._precondition(torch.from_numpy(x))).numpy()
 
-        operator = LinearOperator(
+        operator = scipy.sparse.linalg.LinearOperator(
             (target.numel(), len(self.slope) * math.prod(self.shape)),
             matvec=apply,
             rmatvec=lambda y: self._adjoint(torch.from_numpy(y)).numpy(),
             dtype=np.float64,
         )
         most = _ITERATIONS if len(self.slope) == 1 else _FEWER
-        solution, reason, *_ = lsmr(operator, target.numpy(), atol=tolerance, btol=tolerance, conlim=0, maxiter=most)
+        solution, reason, *_ = scipy.sparse.linalg.lsmr(
+            operator, target.numpy(), atol=tolerance, btol=tolerance, conlim=0, maxiter=most
+        )
         if reason == _OUT_OF_ITERATIONS and len(self.slope) > 1:
             raise UnsupportedNetworkError(
                 f"the equations of {self.layer} hardly tell the inputs of {len(self.slope)} examples apart"
@@ -154,7 +155,7 @@ def _channel_gram(layer: nn.Conv2d, shape: tuple[int, int, int], matrix: Tensor,
     return gram
 
 
-def _forward_matrix(layer: nn.Conv2d, shape: tuple[int, int, int], slope: Tensor) -> sparse.csr_matrix:
+def _forward_matrix(layer: nn.Conv2d, shape: tuple[int, int, int], slope: Tensor) -> "scipy.sparse.csr_matrix":
     """The convolution as a sparse matrix, each row weighted by its slope, `[n o p q, c n h w]`."""
     places = torch.arange(1, len(slope) * math.prod(shape) + 1, dtype=torch.float64)
     places = places.reshape(shape[0], -1, *shape[1:]).transpose(0, 1)
@@ -164,4 +165,4 @@ def _forward_matrix(layer: nn.Conv2d, shape: tuple[int, int, int], slope: Tensor
     rows = torch.arange(slope.numel()).reshape(*values.shape[:3], 1).expand_as(columns)
     inside = columns > 0
     entries = values[inside].numpy(), (rows[inside].numpy(), columns[inside].numpy() - 1)
-    return sparse.csr_matrix(entries, shape=(slope.numel(), len(slope) * math.prod(shape)))
+    return scipy.sparse.csr_matrix(entries, shape=(slope.numel(), len(slope) * math.prod(shape)))

@@ -23,8 +23,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Generator, Tensor
 
 from inversefed.attacks.exact.progress import Stopped, Watch
@@ -163,9 +163,13 @@ def _gauss_newton(function: Callable[[Tensor], Tensor], features: Tensor, image:
         )
         return step.flatten().cpu().numpy()
 
-    operator = LinearOperator((reached.numel(), image.numel()), matvec=apply, rmatvec=transposed, dtype=np.float64)
+    operator = scipy.sparse.linalg.LinearOperator(
+        (reached.numel(), image.numel()), matvec=apply, rmatvec=transposed, dtype=np.float64
+    )
     missing = (features - reached).detach().flatten().cpu().numpy()
-    step: Tensor = torch.from_numpy(lsmr(operator, missing, atol=1e-9, btol=1e-9, conlim=0, maxiter=_PRODUCTS)[0])
+    step: Tensor = torch.from_numpy(
+        scipy.sparse.linalg.lsmr(operator, missing, atol=1e-9, btol=1e-9, conlim=0, maxiter=_PRODUCTS)[0]
+    )
     return step.to(image).reshape(image.shape)
 
 

@@ -87,7 +87,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     Traceback (most recent call last):
     inversefed.errors.ConfigError: unknown prior 'TotalVariaton'; did you mean TotalVariation? Known: TotalVariation
     """
-    names = sorted(known)
+    names = sorted(known, key=lambda each: (each[:1].isupper(), each))  # recipes before classes
     lowered = {candidate.lower(): candidate for candidate in names}
     near = [lowered[key] for key in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)]
     hint = f"; did you mean {' or '.join(near)}?" if near else "."

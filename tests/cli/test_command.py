@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from inversefed.cli import main
+from inversefed.cli.options import parse
 from inversefed.zoo import networks
 from inversefed.zoo.checkpoints import save_checkpoint
 
@@ -350,6 +352,35 @@ def test_help_and_version_do_not_import_torch() -> None:
         assert done.returncode == 0, done.stderr
     assert "RUNS" in run("audit", "--help").stdout, "the help says that a factory runs code"
     assert run("--version").stdout.startswith("inversefed 0")
+
+
+@pytest.mark.parametrize("command", ["audit", "gate", "inspect", "defend"])
+def test_help_is_in_groups_and_says_nothing_of_empty_defaults(command: str) -> None:
+    told = run(command, "--help").stdout
+    titles = re.findall(r"─ ([a-z-]+) options ─", told)
+    assert [each for each in ("images", "network", "client", "threat-model", "machine") if each in titles]
+    assert titles.index("images") < titles.index("threat-model") < titles.index("machine")
+    assert not re.search(r"\{None\}|default: (None|False|)\)|--no-no-|--no-train-mode", told)
+
+
+def test_a_switch_of_a_config_file_can_be_turned_off_on_the_command_line(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"train_mode": True, "index": 3}))
+    assert parse(["audit", "--config", str(config)]).train_mode
+    again = parse(["audit", "--config", str(config), "--no-train-mode", "--index", "0"])
+    assert not again.train_mode and again.index == 0
+
+
+@pytest.mark.parametrize("arguments", [["audit", "--attack", "nonsense"], ["inspect", "--update", "nowhere.npz"]])
+def test_a_refused_option_or_file_costs_little_more_than_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom inversefed.cli import main\n"
+        f"assert main({arguments}) == 2\n"
+        "late = ('torchvision', 'scipy.optimize', 'scipy.sparse', 'torchmetrics', 'skimage', 'matplotlib', 'jinja2')\n"
+        "loaded = [each for each in late if each in sys.modules]\nassert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_shell_completion_is_printed() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from inversefed.cli import options as given
-from inversefed.errors import ConfigError, InputError, InversefedError, UnsupportedNetworkError, unknown_name
+from inversefed.errors import ConfigError, InputError, InversefedError, UnsupportedNetworkError
 from inversefed.fl.threat import ThreatModel
 from inversefed.specs.registry import import_object
 from inversefed.updates.files import read_tensors
@@ -84,8 +84,6 @@ def granted(options: given.Setting) -> ThreatModel:
 def _named_shape(options: given.Setting) -> Shape:
     if ":" in options.network:
         return (3, 32, 32)
-    if options.network not in networks.names():
-        raise unknown_name("network", options.network, networks.names())
     channels = 1 if options.dataset.upper().replace("-", "_").startswith(("MNIST", "FASHION")) else 3
     return networks.input_shape(options.network, 3 if options.images else channels, _published(options))
 
@@ -127,7 +125,7 @@ def _labels(options: given.Setting, count: int) -> Tensor:
 
 
 def _num_classes(options: given.Setting, dataset: Dataset | None) -> int:
-    if _published(options) or (options.network in networks.names() and networks.input_shape(options.network)[1] > 64):
+    if _published(options) or (":" not in options.network and networks.input_shape(options.network)[1] > 64):
         return 1000
     return dataset.num_classes if dataset else 10
 

@@ -1,16 +1,18 @@
 """The options of every command, as dataclasses that tyro reads; nothing here imports torch."""
 
+import functools
 import json
+import operator
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from inversefed.errors import ConfigError, InputError, unknown_name
 
@@ -19,12 +21,156 @@ __all__ = ["Audit", "Command", "Convert", "Defend", "Gate", "Inspect", "List", "
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "losses", "metrics"]
 
 
+_Group = TypeVar("_Group", bound=type)
+
+
+def _tells(group: _Group) -> _Group:
+    """A group of options whose help is silent about defaults that say nothing: None, False, an empty tuple."""
+    hints: dict[str, Any] = group.__annotations__
+    for each in fields(group):
+        if each.default is None or each.default is False or each.default == ():
+            hints[each.name] = Annotated[hints[each.name], arg(help_behavior_hint="")]
+    return group
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Whose pictures."""
+
+    images: tuple[Path, ...] = ()
+    """Picture files to audit with; each is cropped to its center and resized to the network's input."""
+    labels: Annotated[tuple[int | float, ...] | None, arg(metavar="N [N ...]")] = None
+    """The true classes of --images, one each (0 by default); for --loss MeanSquaredError numbers such as 63.0."""
+    dataset: str = "photos"
+    """Where pictures come from if --images names none (see `inversefed list datasets`)."""
+    data_path: Path = Path("~/data")
+    """Folder that holds the data set."""
+    index: int = 0
+    """First example of the data set's test part to take."""
+    num_images: int = 1
+    """How many consecutive examples share one update."""
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which network, and how it is fed and trained."""
+
+    network: str = "LeNetZhu"
+    """A network's name (see `inversefed list networks`), or pkg.mod:factory. The latter IMPORTS AND RUNS that code."""
+    weights: str | None = None
+    """A .safetensors or .pt file of weights; for torchvision's networks also a name such as DEFAULT, which downloads.
+    Without it the network is untrained, its weights drawn from --seed."""
+    num_classes: int | None = None
+    """How many classes the network has; by default as many as the data set."""
+    image_shape: Annotated[tuple[int, int, int] | None, arg(metavar="C H W")] = None
+    """Channels, height and width of the network's input, where its name does not tell."""
+    mean: Annotated[tuple[float, ...] | None, arg(metavar="X [X ...]")] = None
+    """What the network's input normalization subtracts, one number or one a channel; by default the data set's."""
+    std: Annotated[tuple[float, ...] | None, arg(metavar="X [X ...]")] = None
+    """What it divides by."""
+    train_mode: bool = False
+    """Run the network in train mode (BatchNorm on the batch, dropout on), as a client that trains does."""
+    loss: str = "CrossEntropy"
+    """What the client minimizes, such as BinaryCrossEntropy for a network of one output (--num-classes 1)."""
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class ClientSide:
+    """How the update is made, and what is done to it before it leaves."""
+
+    client: str = "FedSGD"
+    """How the update is made."""
+    defenses: tuple[str, ...] = ()
+    """What is done to the update before it leaves, in order."""
+    sent_buffers: bool = False
+    """Let the client send its running BatchNorm statistics along, which in train mode hold those of its batch."""
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Attacking:
+    """How the server attacks, for how long, and with what evidence."""
+
+    attack: str = "best"
+    """How the server attacks."""
+    time_budget: str | None = None
+    """Time for the attack, such as 30s, 5m or 1h; the best so far counts."""
+    max_iterations: int | None = None
+    """Iterations a restart, instead of the attack's own."""
+    restarts: int | None = None
+    """How many starts are tried, instead of the attack's own number; those that match worse are given up early."""
+    nulls: int | None = None
+    """How many null runs the verdict rests on: the attack on random updates; 19 bound false alarms by 5 %, 0 for none.
+    By default 19, or 1 beside an exact result."""
+    checkpoint: Path | None = None
+    """A file for the state of the search, if there is one, written from its start on; --resume goes on from it."""
+    resume: Path | None = None
+    """The checkpoint of the same audit, cut short; the search ends as if it had not been."""
+    precision: str | None = None
+    """Numbers of the search: native, double, tf32, or EarlyBFloat16(until=0.6)."""
+    compile: Literal["off", "on", "auto"] | None = None
+    """Compile the search's step with torch.compile: on, or auto where that pays for itself by measurement."""
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where the result goes."""
+
+    output: Path | None = None
+    """Folder for report.html, report.json and the pictures; by default a new one under runs/."""
+    overwrite: bool = False
+    """Replace an earlier report in --output."""
+    no_images: bool = False
+    """Write no pixel to the disk: no picture files, a page without pictures, and no --checkpoint."""
+    lpips_weights: tuple[Path, ...] = ()
+    """Files of a network for LPIPS: torchvision's AlexNet, VGG-16 or SqueezeNet 1.1, or one with channel weights of its
+    own. Nothing is downloaded; their SHA-256 stands in the report."""
+    frontier: Path | None = None
+    """A defend.json of `inversefed defend`, or its folder, to show in the report."""
+    config: Path | None = None
+    """A report.json (or the config inside it) to run again; options given beside it win."""
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """What the server knows beside the update."""
+
+    known_labels: bool = False
+    """Hand the true labels to the attack, which otherwise recovers them."""
+    unknown_client: bool = False
+    """Hide the client's settings (learning rate, steps, batch size) from the attack; see --attack surrogate."""
+    known_defenses: bool = False
+    """Tell the attack which defenses the client runs: the default attack adapts itself to them."""
+    known_order: bool = False
+    """Tell the attack in which order a client that shuffles took its examples."""
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Received:
+    """An update made elsewhere, instead of one made here."""
+
+    update: Path | None = None
+    """An update made elsewhere, instead of one made here: .safetensors, .npz or a .pt state dict. It is read as data;
+    nothing in it is run."""
+    after: Path | None = None
+    """The same for the weights after training, where --weights are those from before."""
+    truth: tuple[Path, ...] = ()
+    """The pictures behind --update, where their owner has them, for the scores; the attack never sees them."""
+
+
+@_tells
 @dataclass(frozen=True, kw_only=True)
 class Stated:
-    """What is said of an update in a file, wherever one is read; `fl.metadata` has the same names."""
+    """What the update in a file is, instead of what the file says of itself."""
 
     kind: Literal["gradient", "weight_delta", "new_weights"] | None = None
-    """What the update's file holds. This and the next seven win over what the file says of itself."""
+    """What the update's file holds."""
     learning_rate: float | None = None
     """Of the client's local steps."""
     local_steps: int | None = None
@@ -41,60 +187,11 @@ class Stated:
     """Whether BatchNorm normalized by the batch (train) or by its running statistics (eval)."""
 
 
-@dataclass(frozen=True)
-class Scene:
-    """Whose pictures, which network, which client; or an update of such a client, in a file."""
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """Randomness and machine."""
 
-    images: tuple[Path, ...] = ()
-    """Picture files to audit with; each is cropped to its center and resized to the network's input."""
-    dataset: str = "photos"
-    """Where pictures come from if --images names none (see `inversefed list datasets`)."""
-    data_path: Path = Path("~/data")
-    """Folder that holds the data set."""
-    index: int = 0
-    """First example of the data set's test part to take."""
-    num_images: int = 1
-    """How many consecutive examples share one update."""
-    network: str = "LeNetZhu"
-    """A network's name (see `inversefed list networks`), or pkg.mod:factory. The latter IMPORTS AND RUNS that code."""
-    weights: str | None = None
-    """A .safetensors or .pt file of weights; for torchvision's networks also a name such as DEFAULT, which downloads.
-    Without it the network is untrained, its weights drawn from --seed."""
-    image_shape: tuple[int, int, int] | None = None
-    """Channels, height and width of the network's input, where its name does not tell."""
-    num_classes: int | None = None
-    """How many classes the network has; by default as many as the data set."""
-    train_mode: bool = False
-    """Run the network in train mode (BatchNorm on the batch, dropout on), as a client that trains does."""
-    labels: tuple[int | float, ...] | None = None
-    """The true classes of --images, one each (0 by default); for --loss MeanSquaredError numbers such as 63.0."""
-    known_labels: bool = False
-    """Hand the true labels to the attack, which otherwise recovers them."""
-    sent_buffers: bool = False
-    """Let the client send its running BatchNorm statistics along, which in train mode hold those of its batch."""
-    unknown_client: bool = False
-    """Hide the client's settings (learning rate, steps, batch size) from the attack; see --attack surrogate."""
-    known_defenses: bool = False
-    """Tell the attack which defenses the client runs: the default attack adapts itself to them."""
-    known_order: bool = False
-    """Tell the attack in which order a client that shuffles took its examples."""
-    client: str = "FedSGD"
-    """How the update is made."""
-    defenses: tuple[str, ...] = ()
-    """What is done to the update before it leaves, in order."""
-    loss: str = "CrossEntropy"
-    """What the client minimizes, such as BinaryCrossEntropy for a network of one output (--num-classes 1)."""
-    mean: tuple[float, ...] | None = None
-    """What the network's input normalization subtracts, one number or one a channel; by default the data set's."""
-    std: tuple[float, ...] | None = None
-    """What it divides by."""
-    update: Path | None = None
-    """An update made elsewhere, instead of one made here: .safetensors, .npz or a .pt state dict. It is read as data;
-    nothing in it is run."""
-    after: Path | None = None
-    """The same for the weights after training, where --weights are those from before."""
-    truth: tuple[Path, ...] = ()
-    """The pictures behind --update, where their owner has them, for the scores; the attack never sees them."""
     seed: int = 0
     """Fixes all randomness: untrained weights, noise and starts."""
     device: str = "auto"
@@ -103,51 +200,11 @@ class Scene:
     """CPU threads; by default one for networks under 100,000 weights, else one a core."""
 
 
-@dataclass(frozen=True)
-class Setting(Stated, Scene):
-    """What is looked at. Every command that makes or reads an update takes it."""
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Screen:
+    """What is printed."""
 
-
-@dataclass(frozen=True)
-class Audit(Setting):
-    """Let a client make an update from pictures, attack it as the server would, and report what came back.
-
-    With no options at all: a bundled photograph, an untrained LeNetZhu, the gradient of one example.
-    Pieces are written as in Python, such as --client "FedAvg(local_steps=4, lr=0.01)"; `inversefed list` names them.
-    """
-
-    attack: str = "best"
-    """How the server attacks."""
-    max_iterations: int | None = None
-    """Iterations a restart, instead of the attack's own."""
-    time_budget: str | None = None
-    """Time for the attack, such as 30s, 5m or 1h; the best so far counts."""
-    nulls: int | None = None
-    """How many null runs the verdict rests on: the attack on random updates; 19 bound false alarms by 5 %, 0 for none.
-    By default 19, or 1 beside an exact result."""
-    restarts: int | None = None
-    """How many starts are tried, instead of the attack's own number; those that match worse are given up early."""
-    precision: str | None = None
-    """Numbers of the search: native, double, tf32, or EarlyBFloat16(until=0.6)."""
-    compile: Literal["off", "on", "auto"] | None = None
-    """Compile the search's step with torch.compile: on, or auto where that pays for itself by measurement."""
-    checkpoint: Path | None = None
-    """A file for the state of the search, if there is one, written from its start on; --resume goes on from it."""
-    resume: Path | None = None
-    """The checkpoint of the same audit, cut short; the search ends as if it had not been."""
-    output: Path | None = None
-    """Folder for report.html, report.json and the pictures; by default a new one under runs/."""
-    overwrite: bool = False
-    """Replace an earlier report in --output."""
-    lpips_weights: tuple[Path, ...] = ()
-    """Files of a network for LPIPS: torchvision's AlexNet, VGG-16 or SqueezeNet 1.1, or one with channel weights of its
-    own. Nothing is downloaded; their SHA-256 stands in the report."""
-    frontier: Path | None = None
-    """A defend.json of `inversefed defend`, or its folder, to show in the report."""
-    no_images: bool = False
-    """Write no pixel to the disk: no picture files, a page without pictures, and no --checkpoint."""
-    config: Path | None = None
-    """A report.json (or the config inside it) to run again; options given beside it win."""
     json: bool = False
     """Print the report as JSON on standard output, instead of the table."""
     quiet: Annotated[bool, arg(aliases=["-q"])] = False
@@ -156,15 +213,24 @@ class Audit(Setting):
     """Log more, and show where an error came from."""
 
 
-@dataclass(frozen=True)
-class Gate(Audit):
-    """Hold a report to a limit, or audit first: exit status 3 where more leaked, 0 where it did not.
+@dataclass(frozen=True, kw_only=True)
+class Setting(Pictures, Model, ClientSide, Knowledge, Received, Stated, Running):
+    """What is looked at. Every command that makes or reads an update takes it."""
 
-    Leakage is how many decibels (PSNR) the worst picture's reconstruction is above the best control: a picture that
-    needs no update, or what the same attack makes of an update that holds nothing. REPORT is a report.json or the
-    folder that an audit wrote, and comes first; without it, the audit that the other options describe is run.
-    An exact recovery, verified by the update itself, is above every limit.
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(Setting, Attacking, Output, Screen):
+    """Let a client make an update from pictures, attack it as the server would, and report what came back.
+
+    With no options at all: a bundled photograph, an untrained LeNetZhu, the gradient of one example.
+    Pieces are written as in Python, such as --client "FedAvg(local_steps=4, lr=0.01)"; `inversefed list` names them.
     """
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """What is judged, and how much may leak."""
 
     report: Annotated[Positional[Path | None], arg(metavar="REPORT")] = None
     """The report to judge."""
@@ -173,8 +239,41 @@ class Gate(Audit):
     held to 3 dB, which is half the best control's squared error."""
 
 
-@dataclass(frozen=True)
-class Inspect(Setting):
+@dataclass(frozen=True, kw_only=True)
+class Gate(Audit, Limit):
+    """Hold a report to a limit, or audit first: exit status 3 where more leaked, 0 where it did not.
+
+    Leakage is how many decibels (PSNR) the worst picture's reconstruction is above the best control: a picture that
+    needs no update, or what the same attack makes of an update that holds nothing. REPORT is a report.json or the
+    folder that an audit wrote, and comes first; without it, the audit that the other options describe is run.
+    An exact recovery, verified by the update itself, is above every limit.
+    """
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Pictures whose update the client that is believed in must make again."""
+
+    example: tuple[Path, ...] = ()
+    """Pictures that --update was made of, all of them: the client that is believed in must make the same of them."""
+    example_label: tuple[int, ...] = ()
+    """Their classes, one each."""
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class InspectOutput:
+    """What is printed."""
+
+    json: bool = False
+    """Print JSON on standard output, with the keys findings and identifiability."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Setting, Examples, InspectOutput):
     """Say whether an update is what it is said to be, and count what it can give away, without an attack.
 
     With --update or --after: findings on names, sign, scale, mode, normalization, noise and more, each with what to
@@ -182,15 +281,6 @@ class Inspect(Setting):
     equations stand against how many unknowns, layer by layer; how many examples it has at least; which exact methods
     apply, and where they stop; and what no method recovers, and why.
     """
-
-    example: tuple[Path, ...] = ()
-    """Pictures that --update was made of, all of them: the client that is believed in must make the same of them."""
-    example_label: tuple[int, ...] = ()
-    """Their classes, one each."""
-    json: bool = False
-    """Print JSON on standard output, with the keys findings and identifiability."""
-    verbose: Annotated[bool, arg(aliases=["-v"])] = False
-    """Log more, and show where an error came from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,25 +303,15 @@ class Convert(Stated):
     """Log more, and show where an error came from."""
 
 
-@dataclass(frozen=True)
-class Defend(Setting):
-    """Compare defenses: what an attack that ignores each recovers, what one that knows it recovers, and what it costs.
-
-    A point is a client, its defenses and its number of examples, written with plus signs between:
-    "GaussianNoise(0.1)", "Clip(1.0) + GaussianNoise(0.01)", "num_images=4 + FedAvg(local_steps=4)". What --client,
-    --defenses and --num-images say is one more point. Points that --output holds already are not measured again.
-    """
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Which defenses are compared."""
 
     sweep: bool = False
     """Measure the built-in list of defenses, each at a few strengths."""
     points: tuple[str, ...] = ()
     """Points to measure beside no defense at all."""
-    attack: str = "best"
-    """How the server attacks: as it is, and adapted to each defense."""
-    max_iterations: int | None = None
-    """Iterations a restart, instead of the attack's own."""
-    time_budget: str | None = None
-    """Time for each attack, such as 30s."""
     targets: int = 1
     """How many updates are attacked at each point, each of pictures of its own."""
     utility: bool = True
@@ -239,6 +319,26 @@ class Defend(Setting):
     pictures by class in --data-path, else Debian's package dataset-fashion-mnist; skipped where there is none."""
     rounds: int = 100
     """Server rounds of that training, 32 examples each."""
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class DefendAttack:
+    """How the server attacks, and for how long."""
+
+    attack: str = "best"
+    """How the server attacks: as it is, and adapted to each defense."""
+    time_budget: str | None = None
+    """Time for each attack, such as 30s."""
+    max_iterations: int | None = None
+    """Iterations a restart, instead of the attack's own."""
+
+
+@_tells
+@dataclass(frozen=True, kw_only=True)
+class DefendOutput:
+    """Where the result goes."""
+
     output: Path | None = None
     """Folder for defend.json, defend.md and frontier.svg; by default one under runs/."""
     overwrite: bool = False
@@ -251,6 +351,17 @@ class Defend(Setting):
     """Log more, and show where an error came from."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Defend(Setting, Points, DefendAttack, DefendOutput):
+    """Compare defenses: what an attack that ignores each recovers, what one that knows it recovers, and what it costs.
+
+    A point is a client, its defenses and its number of examples, written with plus signs between:
+    "GaussianNoise(0.1)", "Clip(1.0) + GaussianNoise(0.01)", "num_images=4 + FedAvg(local_steps=4)". What --client,
+    --defenses and --num-images say is one more point. Points that --output holds already are not measured again.
+    """
+
+
+@_tells
 @dataclass(frozen=True)
 class Train:
     """Train a network on a data set and save its weights, for audits of trained networks."""
@@ -285,6 +396,7 @@ class Train:
     """Log more, and show where an error came from."""
 
 
+@_tells
 @dataclass(frozen=True)
 class Purge:
     """Remove what audits wrote: reports, pictures, and checkpoints of searches. Nothing else is ever removed.
@@ -319,6 +431,30 @@ class List:
 Command: TypeAlias = Audit | Convert | Defend | Gate | Inspect | Purge | Train | List
 
 
+_GROUPS: Mapping[str, type] = {
+    "limit": Limit,
+    "compared": Points,
+    "images": Pictures,
+    "network": Model,
+    "client": ClientSide,
+    "attack": Attacking,
+    "attack_each": DefendAttack,
+    "examples": Examples,
+    "output": Output,
+    "output_of_defend": DefendOutput,
+    "screen_of_inspect": InspectOutput,
+    "screen": Screen,
+    "threat_model": Knowledge,
+    "update_from_a_file": Received,
+    "stated_of_the_update": Stated,
+    "machine": Running,
+}
+"""Title and options of each group, in the order of the help."""
+_GROUPED: Mapping[str, type[Audit | Gate | Inspect | Defend]] = {
+    each.__name__: each for each in (Audit, Gate, Inspect, Defend)
+}
+
+
 def parse(arguments: Sequence[str]) -> Command:
     """Read the command line; `--help`, `--version` and wrong usage end the process here.
 
@@ -330,24 +466,43 @@ def parse(arguments: Sequence[str]) -> Command:
         print(f"inversefed {version('inversefed')}")
         sys.exit(0)
     base = _rerun(arguments)
-    commands = (
-        Annotated[Audit, subcommand("audit", default=base)]
-        | Annotated[Gate, subcommand("gate", default=Gate(**vars(base)))]
-        | Annotated[Inspect, subcommand("inspect")]
-        | Annotated[Defend, subcommand("defend")]
-        | Annotated[Convert, subcommand("convert")]
+    grouped = [
+        _grouped("audit", base),
+        _grouped("gate", Gate(**vars(base))),
+        _grouped("inspect", Inspect()),
+        _grouped("defend", Defend()),
+    ]
+    commands: Any = (
+        Annotated[Convert, subcommand("convert")]
         | Annotated[Purge, subcommand("purge")]
         | Annotated[Train, subcommand("train")]
         | Annotated[List, subcommand("list")]
     )
-    options = tyro.cli(
-        commands,
+    # Beside a config file a switch may have to be turned off again, so it needs both its forms there.
+    switches = () if base != Audit() else (FlagCreatePairsOff,)
+    read = tyro.cli(
+        functools.reduce(operator.or_, grouped) | commands,
         args=list(arguments),
         prog="inversefed",
         description="Find out what a client's update gives away in federated learning.",
+        config=(OmitArgPrefixes, DisallowNone, *switches),
     )
-    assert isinstance(options, Command)
-    return options
+    if isinstance(read, Convert | Purge | Train | List):
+        return read
+    command = _GROUPED[type(read).__name__]
+    return command(**{name: value for group in vars(read).values() for name, value in vars(group).items()})
+
+
+def _grouped(name: str, default: Audit | Gate | Inspect | Defend) -> Any:
+    """A command's options as one value a group, which is how its help shows them."""
+    command = type(default)
+    parts = [
+        (title, group, field(default=group(**{each.name: getattr(default, each.name) for each in fields(group)})))
+        for title, group in _GROUPS.items()
+        if issubclass(command, group)
+    ]
+    value = make_dataclass(command.__name__, parts, frozen=True, namespace={"__doc__": command.__doc__})
+    return Annotated[value, subcommand(name)]
 
 
 def _rerun(arguments: Sequence[str]) -> Audit:

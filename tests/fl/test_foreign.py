@@ -1,9 +1,14 @@
 """The boundary around the user's code, and modules as a search needs them."""
 
 import copy
+import re
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -36,6 +41,54 @@ class Failing(nn.Module):
         return self.net(x)
 
 
+@dataclass
+class ModelOutput(OrderedDict[str, Any]):
+    """In the style of Hugging Face: a dictionary with fields."""
+
+    logits: torch.Tensor
+    hidden_states: Any = None
+
+    def __post_init__(self) -> None:
+        super().__init__(logits=self.logits)
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+    loss: float
+
+
+Outputs = namedtuple("Outputs", ["logits", "aux_logits"])
+
+
+class Returning(nn.Module):
+    """Returns its logits within something else, in train mode alone or always."""
+
+    def __init__(self, form: Any, always: bool = False) -> None:
+        super().__init__()
+        self.net, self.form, self.always = smooth(), form, always
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = self.net(x)
+        return self.form(logits) if self.training or self.always else logits
+
+
+OUTPUTS = {
+    "a tuple": (lambda z: (z, 1.0), "tuple of Tensor[1, 4], float; wrap the module in one whose forward returns"),
+    "nothing": (lambda _: None, "NoneType; wrap the module"),
+    "a dictionary": (lambda z: {"out": z, "aux": z}, "dict of out, aux; wrap the module"),
+    "logits by key": (lambda z: {"logits": z}, "outputs['logits']"),
+    "a dataclass": (lambda z: Answer(z, 0.0), "Answer of logits, loss; wrap the module in one"),
+    "a field": (lambda z: Answer(z, 0.0), "outputs.logits"),
+    "a model's output": (
+        ModelOutput,
+        "ModelOutput of logits; wrap the module in one whose forward returns the logits ",
+    ),
+    "both": (ModelOutput, "outputs.logits"),
+    "auxiliary heads": (lambda z: Outputs(z, z), "aux_logits=False, or call .eval(); or wrap the module"),
+}
+
+
 class Reentrant(nn.Module):
     def __init__(self, reentrant: bool) -> None:
         super().__init__()
@@ -49,6 +102,24 @@ class Reentrant(nn.Module):
 def test_a_module_that_fails_on_any_call_is_an_error_of_ours(calls: int) -> None:
     with pytest.raises(InversefedError, match=r"KeyError: .a fault of the user.s own"):
         audit(Failing(calls), IMAGE, LABEL, attack=recipes.geiping(max_iterations=20), nulls=0)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_what_is_returned_beside_the_logits_is_named_with_what_to_do(name: str) -> None:
+    form, told = OUTPUTS[name]
+    expected = re.escape("one tensor of logits [n, classes]; this one gave ") + ".*" + re.escape(told)
+    with pytest.raises(UnsupportedNetworkError, match=expected):
+        audit(Returning(form).train(), IMAGE, LABEL, max_iterations=2, nulls=0)
+    with pytest.raises(UnsupportedNetworkError, match=re.escape("one tensor of logits [n, classes]")):
+        freeze(Returning(form, always=True), (3, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_auxiliary_heads_of_torchvision_are_refused_in_train_mode_alone() -> None:
+    module = torchvision.models.googlenet(weights=None, init_weights=False, num_classes=3, aux_logits=True)
+    with pytest.raises(UnsupportedNetworkError, match=r"of logits, .*aux_logits=False, or call \.eval\(\)"):
+        FedSGD()(freeze(module.train(), (3, 64, 64)), torch.rand(2, 3, 64, 64), torch.tensor([0, 1]))
+    assert freeze(module.eval(), (3, 64, 64)).num_classes == 3
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,9 +8,9 @@ its buffers are never written. Pictures come in pixel space; the normalization b
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -105,7 +105,7 @@ class Network:
         """Run the network on inputs that are normalized already.
 
         Raises:
-            UnsupportedNetworkError: the module's forward pass raises an error.
+            UnsupportedNetworkError: the module's forward pass raises an error, or returns anything but one tensor.
         """
         if self.functional:  # transforms and compilers take the whole step, and have errors of their own
             return self._run(params, inputs)
@@ -120,7 +120,9 @@ class Network:
         twice = TwiceDifferentiable() if self.replaces else nullcontext()
         with sdpa_kernel(SDPBackend.MATH), fixed, given_masks(self.module, self.masks), twice:
             # A first layer that works in place would write into the caller's pictures.
-            outputs: Tensor = functional_call(self.module, {**params, **buffers}, (inputs.clone(),))
+            outputs = functional_call(self.module, {**params, **buffers}, (inputs.clone(),))
+        if not isinstance(outputs, Tensor):
+            raise _no_tensor(outputs)
         if self.carried is not None:
             self.carried.update(buffers)
         return outputs
@@ -345,10 +347,42 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _check_logits(logits: object) -> None:
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 2:
-        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise UnsupportedNetworkError(f"a network must map 2 images to logits [2, classes]; this one gave {what}")
+def _check_logits(logits: Tensor) -> None:
+    if logits.ndim != 2 or logits.shape[0] != 2:
+        raise UnsupportedNetworkError(
+            f"a network must map 2 images to logits [2, classes]; this one gave shape {tuple(logits.shape)}"
+        )
+
+
+def _no_tensor(outputs: object) -> UnsupportedNetworkError:
+    """The error for what a module returned that is no tensor: what came, and how to have the logits alone."""
+    parts = _parts(outputs)
+    came = type(outputs).__name__ + (f" of {', '.join(parts[:8])}" if parts else "")
+    wrap = "wrap the module in one whose forward returns the logits alone"
+    if "logits" in parts:
+        by_key = isinstance(outputs, Mapping) and not is_dataclass(outputs)
+        wrap += ", outputs['logits']" if by_key else ", outputs.logits"
+    if any(name.startswith("aux_logits") for name in parts):  # torchvision's GoogLeNet and Inception
+        wrap = f"build the network with aux_logits=False, or call .eval(); or {wrap}"
+    return UnsupportedNetworkError(
+        f"a network must return one tensor of logits [n, classes]; this one gave {came}; {wrap}"
+    )
+
+
+def _parts(outputs: object) -> tuple[str, ...]:
+    """What a container of outputs holds: its fields or keys by name, or the kinds of its entries."""
+    if isinstance(outputs, Mapping):
+        return tuple(map(str, outputs))
+    if is_dataclass(outputs):
+        return tuple(each.name for each in fields(outputs))
+    if isinstance(outputs, tuple | list):
+        named = getattr(outputs, "_fields", None)  # what tells a namedtuple
+        return tuple(named or (f"{type(each).__name__}{_shape(each)}" for each in outputs))
+    return ()
+
+
+def _shape(part: object) -> str:
+    return str(list(part.shape)) if isinstance(part, Tensor) else ""
 
 
 def first_names(module: nn.Module) -> dict[str, str]:

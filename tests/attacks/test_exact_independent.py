@@ -1,10 +1,14 @@
 """The cocktail party: a batch of photographs from a first linear layer by blind separation, roughly."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from inversefed import Batch, FedSGD, Observation, ThreatModel, freeze, observe, recipes
+from inversefed.attacks.exact.dense_batch.rank_decomposition import mixture
+from inversefed.attacks.exact.progress import Watch
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.types import Budget, Status
 from inversefed.zoo import constants, networks, pictures
@@ -52,6 +56,20 @@ def test_a_budget_ends_it_with_the_best_so_far(images: torch.Tensor) -> None:
     budget = Budget(on_step=lambda step: steps.append(step.best().shape) or len(steps) == 2)
     found = recipes.cocktail_party()(seen(images, nn.ReLU()), torch.Generator().manual_seed(0), budget)
     assert found.status is Status.STOPPED and steps == [(8, 3, 32, 32)] * 2
+
+
+def test_the_clock_ends_it_within_a_round(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed, now, slogdet = mixture(seen(images, nn.ReLU())), [0.0], torch.linalg.slogdet
+
+    def counted(matrix: torch.Tensor) -> object:
+        now[0] += 1.0
+        return slogdet(matrix)
+
+    monkeypatch.setattr(torch.linalg, "slogdet", counted)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    watch = Watch(Budget(seconds=4.5))
+    found = recipes.cocktail_party().unmix(mixed, torch.Generator().manual_seed(0), watch)
+    assert watch.stopped and now[0] == 5.0 and bool(found.isfinite().all())
 
 
 def test_a_network_that_begins_otherwise_is_refused(images: torch.Tensor) -> None:

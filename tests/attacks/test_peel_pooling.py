@@ -1,6 +1,7 @@
 """Peeling through max pooling: winners by alternation, the picture to float precision, and an honest best otherwise."""
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -143,6 +144,30 @@ def test_first_features_alone_give_the_picture_from_a_rough_start(small: torch.T
     bounds = (torch.zeros(1).double(), torch.ones(1).double())
     found = image_from_pooled(block, run(layers, truth[None])[0], rough, bounds, Watch())
     assert found.settled and float((found.image - truth).abs().max()) < 1e-8
+
+
+def test_the_clock_is_asked_within_each_round_behind_pooling(
+    small: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = chain(freeze(Mcmahan(0), (3, 16, 16)))[:3]
+    block, truth, now = block_below(layers, 3, (3, 16, 16)), small[0].double(), [0.0]
+    rough = truth + 0.03 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    bounds, values = (torch.zeros(1).double(), torch.ones(1).double()), run(layers, truth[None])[0]
+    forward = Block.forward
+
+    def counted(self: Block, inputs: torch.Tensor) -> torch.Tensor:
+        now[0] += 1.0
+        return forward(self, inputs)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    image_from_pooled(block, values, rough, bounds, Watch())
+    whole, now[0] = now[0], 0.0
+    for seconds in (30.5, whole - 10.5):  # in a round, and in the least squares that end it
+        now[0] = 0.0
+        found = image_from_pooled(block, values, rough, bounds, Watch(Budget(seconds=seconds)))
+        assert not found.settled and now[0] <= seconds + 3
+        assert float((found.image - truth).norm()) < float((rough - truth).norm())
 
 
 def test_a_watch_stops_by_the_clock_and_when_told_and_rounds_are_no_iterations() -> None:

@@ -1,5 +1,6 @@
 """Several restarts: together or alone, pruned or not, interrupted and taken up again."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from inversefed import (
 )
 from inversefed.attacks import labels
 from inversefed.attacks.pieces import optimizers, selection, starts
+from inversefed.attacks.pieces.group_consistency import GroupConsistency
 from inversefed.attacks.search import checkpoint, convergence, precision, restart_pruning
 from inversefed.attacks.search.restarts import planned_steps
 from inversefed.errors import ConfigError, InputError
@@ -343,3 +345,84 @@ def test_a_trial_of_vectorized_random_layers_leaves_the_random_state_alone() -> 
     before = torch.get_rng_state()
     many(2, 3, width=2)(observe(network, FedSGD(), update, batch, ThreatModel(labels="known")), seeded())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+AFTER = 3
+"""Evaluations that tell what a restart is worth, when it has ended."""
+
+
+class Slow(nn.Module):
+    """Each evaluation takes a second of a clock that stands still otherwise."""
+
+    now = 0.0
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Slow.now += 1.0
+        return self.module(x)
+
+
+@pytest.fixture
+def slow(observation: Observation, monkeypatch: pytest.MonkeyPatch) -> Observation:
+    monkeypatch.setattr(Slow, "now", 0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: Slow.now)
+    network = freeze(Slow(observation.network.module), SHAPE, mean=0.5, std=0.25)
+    update = {f"module.{name}": part for name, part in observation.update.items()}
+    return replace(observation, network=network, update=update)
+
+
+def started(attack: GradientInversion, observation: Observation) -> float:
+    return attack(observation, seeded(), Budget(max_iterations=1, seconds=1e-9)).loss
+
+
+@pytest.mark.parametrize("search", [recipes.curvature(), recipes.dlg()], ids=["line search", "fixed steps"])
+def test_the_clock_ends_an_iteration_of_many_evaluations(slow: Observation, search: GradientInversion) -> None:
+    """Issue: one iteration of L-BFGS, ten to twenty evaluations, was carried out to its end."""
+    start, began = started(search, slow), Slow.now
+    found = search(slow, seeded(), Budget(seconds=6.5))
+    assert found.status is Status.STOPPED and found.candidates[0].iterations == 1
+    assert Slow.now - began <= 7 + AFTER
+    assert found.loss < start
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_best_that_a_cut_iteration_came_to_is_the_result(slow: Observation, keep: str) -> None:
+    losses, search = list[float](), replace(recipes.curvature(), keep=keep)
+    for seconds in range(1, 25):
+        began = Slow.now
+        found = search(slow, seeded(), Budget(seconds=seconds + 0.5))
+        assert Slow.now - began <= seconds + 1 + AFTER
+        losses.append(found.loss)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.5 * losses[0]
+
+
+def test_a_search_cut_within_an_iteration_goes_on_to_the_same_bits(slow: Observation, tmp_path: Path) -> None:
+    search, path = recipes.curvature(6), tmp_path / "state"
+    whole = search(slow, seeded())
+    for seconds in (4.5, 17.5, 30.5):
+        cut = search(slow, seeded(), Budget(seconds=seconds, checkpoint=path))
+        assert cut.status is Status.STOPPED and cut.loss > whole.loss
+        resumed = search(slow, seeded(), Budget(resume=path))
+        assert (
+            torch.equal(resumed.images, whole.images) and resumed.candidates[0].history == whole.candidates[0].history
+        )
+
+
+def test_restarts_that_go_side_by_side_ask_the_clock_one_by_one(slow: Observation) -> None:
+    search = many(6, 10, consistency=GroupConsistency())
+    began = Slow.now
+    found = search(slow, seeded(), Budget(seconds=8.5))
+    assert found.status is Status.STOPPED and Slow.now - began <= 9 + AFTER * 6
+
+
+def test_what_comes_before_the_first_step_counts_as_time(slow: Observation) -> None:
+    def unhurried(observation: Observation) -> torch.Tensor:
+        Slow.now += 100.0
+        return torch.tensor([1])
+
+    search = replace(recipes.geiping(1, 50), labels=unhurried)
+    found = search(replace(slow, labels=None), seeded(), Budget(seconds=50.0))
+    assert found.candidates[0].iterations == 1

@@ -61,6 +61,8 @@ gain often leads away from the truth; and operations of a forward pass up to whi
 _SOLVED = 1e-3
 """Relative matching cost below which what an exact method found is nearer than any search comes."""
 
+_NOT_BEGUN = "not begun"
+
 
 @dataclass(frozen=True)
 class Choose:
@@ -183,7 +185,7 @@ class Choose:
             try:
                 best.take(attack, generator, last=attack is plan[-1])
                 if not isinstance(attack, GradientInversion):
-                    reasons.append(f"{type(attack).__name__} is {'exact' if best.exact else 'not exact here'}")
+                    reasons.append(f"{type(attack).__name__} {best.how(attack)}")
             except (ThreatModelError, UnsupportedNetworkError) as error:
                 failed = error if failed is None or isinstance(attack, GradientInversion) else failed
                 reasons.append(f"{type(attack).__name__} does not apply: {error}")
@@ -298,7 +300,7 @@ class _Best:
     _began: float = field(default_factory=lambda: time.monotonic())
 
     def take(self, attack: Attack, generator: Generator, last: bool, share: float = 1.0) -> None:
-        """Run an attack in its part of the time that is left, and take in what it found.
+        """Run an attack in its part of the time that is left, and take in what it found; nothing where none is left.
 
         Args:
             attack: what is run.
@@ -306,6 +308,9 @@ class _Best:
             last: whether nothing follows; else half of the time is left.
             share: of what is best, what must not be left for it to be better.
         """
+        if self._late:
+            self.cut[type(attack).__name__] = _NOT_BEGUN
+            return
         before, left = time.monotonic() - self._began, self.budget.left(self._began)
         if left is not None and not last:
             left /= 2
@@ -323,6 +328,12 @@ class _Best:
         self.add(found, attack, share)
         if left is not None and (fewer or found.status is Status.STOPPED) and not self.asked:
             self.cut[type(attack).__name__] = fewer or "ended"
+
+    def how(self, attack: Attack) -> str:
+        """What became of an exact method, as a clause without its subject."""
+        if self.cut.get(type(attack).__name__) == _NOT_BEGUN:
+            return "had no time"
+        return "is exact" if self.exact else "is not exact here"
 
     def add(self, found: Reconstruction, attack: Attack, share: float = 1.0) -> None:
         """Take in what an attack found; it is the last if it is exact, or was ended from outside, not by its part."""
@@ -369,6 +380,11 @@ class _Best:
     def _over(self) -> bool:
         """Whether there is no time left; without a limit, who was stopped was stopped for good."""
         return self.budget.seconds is None or time.monotonic() - self._began >= self.budget.seconds
+
+    @property
+    def _late(self) -> bool:
+        """Whether something was found, and there is no time left to go on."""
+        return self.found is not None and self.budget.seconds is not None and self._over
 
     def watched(self, budget: Budget, before: float) -> Budget:
         """The budget, its watcher told all seconds and shown what is best, be it older than what is running."""

@@ -6,6 +6,7 @@ Labels come first, by a rule or as further variables; then restarts, each from i
 is chosen. Published settings of these pieces are in `recipes`.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from inversefed.attacks.pieces.selection import LowestLoss, Match
 from inversefed.attacks.pieces.starts import Normal
 from inversefed.attacks.search import checkpoint, memory
 from inversefed.attacks.search.convergence import Never
-from inversefed.attacks.search.minimize import Descent, Variables, advance
+from inversefed.attacks.search.minimize import Descent, OutOfTime, Variables, advance
 from inversefed.attacks.search.precision import Native, Precision
 from inversefed.attacks.search.problem import Objective, Prior, Problem
 from inversefed.attacks.search.restart_pruning import KeepAll, Rungs, SuccessiveHalving
@@ -166,10 +167,11 @@ class GradientInversion:
             ThreatModelError: the labels are hidden and cannot be recovered by the rule.
             InputError: a checkpoint that cannot be written, or that cannot be taken up.
         """
+        began = time.monotonic()
         with float32_products(observation.network.device, self.precision.tf32):
             problem = self._problem(observation)
             need = _Need(problem)
-            run = self._restarts(problem, generator, budget, need)
+            run = self._restarts(problem, generator, budget, need, began)
             evaluate = self._evaluator(problem, run)
             needed = need.findings()
             status = run.run(lambda group, until, watch: self._advance(problem, evaluate, run, group, until, watch))
@@ -205,7 +207,9 @@ class GradientInversion:
             observation, self.objective, self.priors, self.parametrization, self.labels, self.simulation, self.features
         )
 
-    def _restarts(self, problem: Problem, generator: Generator, budget: Budget, need: "_Need") -> Restarts:
+    def _restarts(
+        self, problem: Problem, generator: Generator, budget: Budget, need: "_Need", began: float
+    ) -> Restarts:
         iterations = budget.max_iterations or self.max_iterations
         observation = problem.observation
         starts = self.start((self.restarts, *problem.shape), generator, observation.network.dtype)
@@ -228,6 +232,7 @@ class GradientInversion:
             images=problem.images,
             keeps_last=self.keep == "last",
             abreast=self.consistency is not None,
+            began=began,
         )
 
     def _evaluator(self, problem: Problem, run: Restarts) -> Evaluator:
@@ -269,7 +274,12 @@ class GradientInversion:
 
         def several(points: Sequence[Variables], given: Sequence[Variables], iteration: int) -> list[Evaluated]:
             parts = [slice(first, first + run.width) for first in range(0, len(points), run.width)]
-            return [each for part in parts for each in evaluate(points[part], given[part], iteration)]
+            found = list[Evaluated]()
+            for part in parts:
+                if found and iteration and run.over():  # of the first, restarts that never began tell nothing
+                    raise OutOfTime
+                found += evaluate(points[part], given[part], iteration)
+            return found
 
         def conditions(running: Sequence[Descent], iteration: int) -> list[Variables]:
             self._meet(problem, running, iteration, iterations)
@@ -286,6 +296,7 @@ class GradientInversion:
             watch=watch,
             left=lambda iteration: 1 - iteration / iterations,
             jitter=self.langevin,
+            over=run.over,
         )
 
     def _meet(self, problem: Problem, running: Sequence[Descent], iteration: int, iterations: int) -> None:

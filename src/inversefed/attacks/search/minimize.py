@@ -17,13 +17,17 @@ from torch import Tensor
 from inversefed.attacks.pieces.optimizers import Optimizer
 from inversefed.types import Status
 
-__all__ = ["Descent", "Evaluate", "Variables", "advance"]
+__all__ = ["Descent", "Evaluate", "OutOfTime", "Variables", "advance"]
 
 Variables: TypeAlias = Mapping[str, Tensor]
 """What is optimized: `images` in network inputs, and `labels` as logits where they are open."""
 
 Evaluate: TypeAlias = Callable[[Sequence[Variables], Sequence[Variables], int], Sequence[tuple[float, Variables]]]
 """(variables of each restart, conditions of each, iteration) -> loss and gradients of each."""
+
+
+class OutOfTime(Exception):
+    """The time is used up, in the middle of an iteration."""
 
 
 class Descent:
@@ -42,6 +46,7 @@ class Descent:
         history: the loss before each step.
         status: how it ended, `None` while it runs.
         held: tensors that a meeting with other restarts left it.
+        cut: whether the clock ended its last step between two evaluations; it stands at the best of them then.
     """
 
     def __init__(self, restart: int, start: Variables, optimizer: Optimizer, seed: int = 0) -> None:
@@ -53,6 +58,7 @@ class Descent:
         self.history: list[float] = []
         self.status: Status | None = None
         self.held: dict[str, Tensor] = {}
+        self.cut = False
         self._optimizer = optimizer
         self._stepper = optimizer.build(list(self.variables.values()))
 
@@ -71,11 +77,11 @@ class Descent:
         left: float = 1.0,
         jitter: float = 0.0,
     ) -> None:
-        """Take one step.
+        """Take one step, or as much of it as there is time for: L-BFGS evaluates many points in one.
 
         Args:
             first: loss and gradients where the variables stand.
-            again: evaluates further points, for a line search.
+            again: evaluates further points, for a line search; `OutOfTime` ends the step at the best so far.
             lr: step length.
             project: applied to `images` after the step; receives the number of steps done.
             left: share of the iterations that is left, for soft signs.
@@ -83,29 +89,46 @@ class Descent:
         """
         for group in self._stepper.param_groups:
             group["lr"] = lr
-        waiting = [first]
+        before = _copy(self.variables)
+        waiting, least, nearest = [first], first[0], before
 
         def closure() -> float:
+            nonlocal least, nearest
             loss, gradients = waiting.pop() if waiting else again(self.variables)
+            if loss < least:
+                least, nearest = loss, _copy(self.variables)
             for name, value in self.variables.items():
                 signed = self._optimizer.signed if name == "images" else False
                 value.grad = _signed(gradients[name], signed, left).contiguous()  # L-BFGS wants it flat
             return loss
 
-        before = _copy(self.variables)
-        loss = float(self._stepper.step(closure))
+        try:
+            loss = float(self._stepper.step(closure))
+        except OutOfTime:
+            loss, jitter, self.cut = first[0], 0.0, True
+            self._stand_at(nearest)
         if not math.isfinite(loss):
             self.status = Status.NON_FINITE
             return
         self.history.append(loss)
         if loss < self.lowest:
             self.best, self.lowest = before, loss
+        self._disturb(jitter * lr)
         with torch.no_grad():
             images = self.variables["images"]
-            if jitter:
-                noise = torch.randn(images.shape, generator=self.generator, dtype=images.dtype)
-                images.add_(noise.to(images.device), alpha=jitter * lr)
             images.copy_(project(images, len(self.history)))
+
+    def _disturb(self, std: float) -> None:
+        """Add normal noise to the images; nothing is drawn where there is none."""
+        if std:
+            images = self.variables["images"].detach()
+            noise = torch.randn(images.shape, generator=self.generator, dtype=images.dtype)
+            images.add_(noise.to(images.device), alpha=std)
+
+    def _stand_at(self, point: Variables) -> None:
+        with torch.no_grad():
+            for name, value in self.variables.items():
+                value.copy_(point[name])
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, as plain values and tensors."""
@@ -122,9 +145,7 @@ class Descent:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up a state."""
-        with torch.no_grad():
-            for name, value in self.variables.items():
-                value.copy_(state["variables"][name])
+        self._stand_at(state["variables"])
         self.best = {name: value.to(self.variables[name]) for name, value in state["best"].items()}
         self.lowest, self.history = state["lowest"], list(state["history"])
         self.status = None if state["status"] is None else Status(state["status"])
@@ -145,6 +166,7 @@ def advance(
     watch: Callable[[Sequence[Descent]], bool],
     left: Callable[[int], float] = lambda _: 1.0,
     jitter: float = 0.0,
+    over: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Take the restarts of a group, all at the same iteration, together to a further one.
 
@@ -159,6 +181,7 @@ def advance(
         watch: shown the group after each iteration; a true answer stops.
         left: the share of all iterations that is left at one.
         jitter: noise that each step adds, in step lengths.
+        over: whether the time is used up; asked within an iteration, which ends then.
 
     Returns:
         Whether it was stopped.
@@ -166,14 +189,19 @@ def advance(
     while running := [d for d in descents if d.status is None and len(d.history) < until]:
         iteration = len(running[0].history)
         given = conditions(running, iteration)
-        evaluated = evaluate([descent.variables for descent in running], given, iteration)
+        try:
+            evaluated = evaluate([descent.variables for descent in running], given, iteration)
+        except OutOfTime:
+            return True
         for descent, condition, first in zip(running, given, evaluated, strict=True):
 
             def again(point: Variables, condition: Variables = condition) -> tuple[float, Variables]:
+                if over():
+                    raise OutOfTime
                 return evaluate([point], [condition], iteration)[0]  # noqa: B023
 
             descent.step(first, again, lr(iteration), project, left(iteration), jitter)
-            if descent.status is None and converged(descent.history):
+            if descent.status is None and not descent.cut and converged(descent.history):
                 descent.status = Status.CONVERGED
         if watch(running):
             return True

@@ -54,6 +54,7 @@ class Restarts:
         trusted: ways of evaluating that were proven, or not, on the way.
         keeps_last: whether the last iterate of a restart counts, not the one of lowest loss.
         abreast: all restarts go side by side, whatever the width, so that they can meet.
+        began: when the attack began, by `time.monotonic`.
 
     Attributes:
         unsaved: why a checkpoint could not be written on the way, if so.
@@ -70,8 +71,8 @@ class Restarts:
     trusted: dict[str, bool] = field(default_factory=dict)
     keeps_last: bool = False
     abreast: bool = False
+    began: float = field(default_factory=lambda: time.monotonic())
     unsaved: str | None = field(default=None, init=False)
-    _began: float = field(default_factory=lambda: time.monotonic())
     _saved: float = field(default_factory=lambda: time.monotonic())
     _steps: int = 0
     _rung: int = 0
@@ -102,14 +103,17 @@ class Restarts:
         self._save()
         for descent in self.begun:
             if descent.status is None:
-                done = len(descent.history) >= self.rungs[-1][0]
-                descent.status = Status.FINISHED if done else status
+                descent.status = Status.FINISHED if self._ended(descent) else status
         return status
 
     @property
     def begun(self) -> list[Descent]:
         """The restarts that took a step, or the first."""
         return [d for d in self.descents if d.history or d.status is not None] or self.descents[:1]
+
+    def over(self) -> bool:
+        """Whether the time is used up."""
+        return self.budget.seconds is not None and time.monotonic() - self.began > self.budget.seconds
 
     def _climb(self, advance: Callable[[Sequence[Descent], int, Watch], bool]) -> bool:
         """Whether all that was planned was done."""
@@ -135,16 +139,16 @@ class Restarts:
             descent.status = descent.status or Status.PRUNED
 
     def _ended(self, descent: Descent) -> bool:
-        return descent.status is not None or len(descent.history) >= self.rungs[-1][0]
+        return descent.status is not None or (len(descent.history) >= self.rungs[-1][0] and not descent.cut)
 
     def _watch(self, group: Sequence[Descent]) -> bool:
         self._steps += len(group)
         self._remember(group)
         if time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:
             self._save()
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self.began
         stops = [self._tell(each, seconds) for each in group if each.status is not Status.NON_FINITE]
-        return any(stops) or (self.budget.seconds is not None and seconds > self.budget.seconds)
+        return any(stops) or self.over()
 
     def _tell(self, descent: Descent, seconds: float) -> bool:
         """Tell the watcher of a step, and return whether to stop."""
@@ -175,8 +179,8 @@ class Restarts:
         return estimate if self.budget.seconds is None else max(0.0, min(estimate, self.budget.seconds - seconds))
 
     def _remember(self, group: Sequence[Descent]) -> None:
-        """Keep the state of a group between two steps, for a checkpoint."""
-        if self.budget.checkpoint is not None:
+        """Keep the state of a group between two steps, for a checkpoint; a step that the clock cut is none of them."""
+        if self.budget.checkpoint is not None and not self._cut:
             self._complete = {descent.restart: descent.state() for descent in group}
 
     def _save(self) -> None:
@@ -189,7 +193,8 @@ class Restarts:
     def _write(self) -> None:
         if self.budget.checkpoint is None:
             return
-        descents = [descent.state() for descent in self.descents]
+        complete = self._complete if self._cut else {}
+        descents = [complete.get(descent.restart) or descent.state() for descent in self.descents]
         state = {"rung": self._rung, "width": self.width, "trusted": self.trusted, "descents": descents}
         checkpoint.write(self.budget.checkpoint, state, self.mark())
         self._saved = time.monotonic()
@@ -199,6 +204,11 @@ class Restarts:
         self.trusted.update(state["trusted"])
         for descent, its in zip(self.descents, state["descents"], strict=True):
             descent.restore(its)
+
+    @property
+    def _cut(self) -> bool:
+        """Whether the clock ended a step in its middle."""
+        return any(descent.cut for descent in self.descents)
 
     def _undo(self) -> None:
         """Go back to the last complete step, where an interrupt left one half done."""

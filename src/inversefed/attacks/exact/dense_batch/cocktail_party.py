@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, assigned_labels, mixture
-from inversefed.attacks.exact.progress import Watch
+from inversefed.attacks.exact.progress import Stopped, Watch
 from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status
@@ -88,7 +88,7 @@ class IndependentComponents:
         Args:
             mixed: the decomposed gradient.
             generator: draws the start, and the sample of differences of large pictures.
-            watch: shown the pictures after every ten iterations.
+            watch: shown the pictures after every ten iterations, and asked within.
         """
         white, whitening = _white_differences(mixed, generator)
         start = torch.eye(mixed.count).double()
@@ -100,6 +100,7 @@ class IndependentComponents:
         )  # fmt: skip
 
         def closure() -> Tensor:
+            watch.go_on()
             size = ((turn @ white).square() + self.rounding**2).sqrt().mean(dim=1).sum()
             loss: Tensor = size - torch.linalg.slogdet(turn)[1]
             turn.grad = torch.autograd.grad(loss, turn)[0].contiguous()
@@ -107,7 +108,10 @@ class IndependentComponents:
 
         for _ in range(self.iterations // _CHUNK):
             before = turn.detach().clone()
-            loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
+            try:
+                loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
+            except Stopped:
+                return before @ whitening  # the last that its line search settled on
             if watch(loss, scaled(mixed, turn.detach() @ whitening)) or torch.equal(before, turn):
                 break
         return turn.detach() @ whitening

@@ -81,7 +81,7 @@ class SparseBatch:
         watch, status = Watch(budget, pictures, rounds=self.rounds), Status.FINISHED
         rows, chosen = _Rows.of(mixed), _Chosen.none(mixed)
         try:
-            for chosen in self._found(mixed, rows, generator):
+            for chosen in self._found(mixed, rows, generator, watch):
                 stop = watch(1 - chosen.agreement, chosen.inputs)
                 if chosen.agreement >= _AGREES:
                     found = _verified(observation, mixed, chosen, pictures(chosen.inputs), watch, status)
@@ -108,13 +108,13 @@ class SparseBatch:
             f"{live} of whose {len(mixed.rows)} units are on for some of them"
         )
 
-    def _found(self, mixed: Mixture, rows: "_Rows", generator: Generator) -> Iterator["_Chosen"]:
+    def _found(self, mixed: Mixture, rows: "_Rows", generator: Generator, watch: Watch) -> Iterator["_Chosen"]:
         """After each round, the best choice so far."""
         pool = torch.empty(mixed.count, 0, dtype=rows.white.dtype)
         chosen = _Chosen.none(mixed)
         for number in range(self.rounds):
             if number == 1 and self.separation is not None:
-                pool = torch.cat([pool, _by_statistics(self.separation, mixed, rows, generator)], dim=1)
+                pool = torch.cat([pool, _by_statistics(self.separation, mixed, rows, generator, watch)], dim=1)
             search = self.searches[number % len(self.searches)]
             proposed = search(rows.white, _found_so_far(pool, generator), generator)
             pool = rows.sparsest(torch.cat([pool, proposed], dim=1), max(self.pool, 4 * mixed.count))
@@ -122,9 +122,11 @@ class SparseBatch:
             yield chosen
 
 
-def _by_statistics(separation: IndependentComponents, mixed: Mixture, rows: "_Rows", generator: Generator) -> Tensor:
+def _by_statistics(
+    separation: IndependentComponents, mixed: Mixture, rows: "_Rows", generator: Generator, watch: Watch
+) -> Tensor:
     """Directions by the pictures' statistics: where roughly right pictures leave a unit off, a zero is due."""
-    directions = rows.directions(torch.linalg.inv(separation.unmix(mixed, generator, Watch())))
+    directions = rows.directions(torch.linalg.inv(separation.unmix(mixed, generator, watch.clock())))
     proposed = []
     for _ in range(_REFITS):
         normals, failed = torch.linalg.inv_ex(rows.normals(directions))

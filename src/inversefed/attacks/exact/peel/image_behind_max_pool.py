@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inversefed.attacks.exact.peel.conv_block import Block
-from inversefed.attacks.exact.progress import Watch
+from inversefed.attacks.exact.progress import Stopped, Watch
 
 __all__ = ["PooledImage", "image_from_pooled"]
 
@@ -45,7 +45,7 @@ def image_from_pooled(
         values: what came out of it, `[o, p, q]`.
         start: a first image, `[c, h, w]`.
         bounds: the least and the greatest value of the normalized image, broadcastable to it.
-        watch: asked after each round.
+        watch: shown the image after each round, and asked within.
     """
     small, pooled = block.to(torch.float32), values.flatten(1)
     known, image, (low, high) = pooled.float(), start.float(), (bound.float() for bound in bounds)
@@ -62,9 +62,12 @@ def image_from_pooled(
         weight = small.spread(active / (residual.square() + floor).sqrt())
         held = (outside != 0) / (outside.square() + floor).sqrt()
         right = small.backward(-small.spread(active * residual / (residual.square() + floor).sqrt())) - held * outside
-        step = _conjugate_gradients(small, weight, held, right, _STEPS)
+        try:
+            step = _conjugate_gradients(small, weight, held, right, _STEPS, watch)
+        except Stopped:
+            break
         image, before = image + step + _MOMENTUM * (image - before), image
-    return _finished(block, pooled, image.double()) if settled else PooledImage(image.double(), False)
+    return _finished(block, pooled, image.double(), watch) if settled else PooledImage(image.double(), False)
 
 
 def _active(block: Block, pooled: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +78,7 @@ def _active(block: Block, pooled: Tensor, image: Tensor) -> tuple[Tensor, Tensor
     return winners, residual, equal | (residual > 0)
 
 
-def _finished(block: Block, pooled: Tensor, image: Tensor) -> PooledImage:
+def _finished(block: Block, pooled: Tensor, image: Tensor, watch: Watch) -> PooledImage:
     """Least squares at the equalities alone, in double precision; the winners must stay."""
     before, settled = None, False
     for _ in range(3):
@@ -85,13 +88,22 @@ def _finished(block: Block, pooled: Tensor, image: Tensor) -> PooledImage:
             break
         equal = (F.one_hot(winners, residual.shape[-1]) * (pooled > 0)[..., None]).to(image)
         right = block.backward(block.spread(-equal * residual))
-        image = image + _conjugate_gradients(block, block.spread(equal), torch.zeros_like(image), right, _LAST)
+        try:
+            image = image + _conjugate_gradients(
+                block, block.spread(equal), torch.zeros_like(image), right, _LAST, watch
+            )
+        except Stopped:
+            return PooledImage(image, False)
         before = winners
     return PooledImage(image, settled)
 
 
-def _conjugate_gradients(block: Block, weight: Tensor, held: Tensor, right: Tensor, steps: int) -> Tensor:
-    """Solve `(W^T weight W + held) d = right`, preconditioned by the diagonal."""
+def _conjugate_gradients(block: Block, weight: Tensor, held: Tensor, right: Tensor, steps: int, watch: Watch) -> Tensor:
+    """Solve `(W^T weight W + held) d = right`, preconditioned by the diagonal.
+
+    Raises:
+        Stopped: the time is used up.
+    """
     diagonal = block.backward(weight, block.weight.square()) + held
     inverse = 1 / (diagonal + 1e-3 * diagonal.mean())
     found, rest = torch.zeros_like(right), right
@@ -101,6 +113,7 @@ def _conjugate_gradients(block: Block, weight: Tensor, held: Tensor, right: Tens
     for _ in range(steps):
         if not product > enough:
             break
+        watch.go_on()
         image = block.backward(weight * block.forward(direction)) + held * direction
         length = product / (direction * image).sum()
         found, rest = found + length * direction, rest - length * image

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Generator, Tensor
 
+from inversefed.attacks.exact.progress import Watch
 from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
 from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
 from inversefed.attacks.exact.verify import EXACT, OPEN, exactness, matched
@@ -74,9 +75,11 @@ class EmbeddedPatches:
         observation = observation.to(torch.promote_types(dtype, torch.float32))
         entry, system = token_system(observation)
         images = entry.image(system.solution(0.0), observation.network)
-        labels = _labels(observation, images)
+        watch = Watch(budget, began=began)
+        labels = _labels(observation, images, watch)
         images, loss = matched(observation, images, labels)
-        best, proven = Candidate(images, labels, loss, Status.FINISHED, iterations=1), False
+        status = Status.STOPPED if watch.stopped and loss >= EXACT else Status.FINISHED
+        best, proven = Candidate(images, labels, loss, status, iterations=1), False
         if loss >= EXACT and _repeats(observation, images, labels):
             best = self._improved(observation, entry, system, best, generator, _left(budget, began))
         elif loss >= EXACT:
@@ -172,15 +175,18 @@ def _steadied(
     return chosen, best
 
 
-def _labels(observation: Observation, images: Images) -> Labels:
-    """Granted or recovered labels; else the class with which this picture's update comes nearest."""
+def _labels(observation: Observation, images: Images, watch: Watch) -> Labels:
+    """Granted or recovered labels; else the class with which this picture's update comes nearest, of those in time."""
     try:
         return granted_or_recovered(observation)
     except ThreatModelError:
         if observation.network.num_classes > _MOST_CLASSES:
             raise
         classes = torch.arange(observation.network.num_classes, device=observation.network.device)
-        costs = [_cost(observation, images, classes[each : each + 1]) for each in range(len(classes))]
+        costs = [
+            math.inf if number and watch.stop() else _cost(observation, images, classes[number : number + 1])
+            for number in range(len(classes))
+        ]
         if min(costs) == math.inf:
             raise
         return classes[costs.index(min(costs))].reshape(1)

@@ -690,6 +690,30 @@ def test_one_step_of_another_optimizer_is_told_with_the_client_that_makes_it_too
     assert [each.code for each in unsure if each.level != "info"] == ["optimizer"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_steps_of_equal_size_show_in_new_weights_of_16_bits(name: str, dtype: torch.dtype) -> None:
+    """Rounding of a weight is larger than the step where the weight is large."""
+    network = build(name)
+    for kind, rate in ((torch.optim.Adam, 1e-3), (torch.optim.Adam, 3e-4), (Sign, 1e-3)):
+        sent, told = stepped(network, 4, kind)
+        new = {n: network.params[n].detach() + rate / 1e-3 * part for n, part in sent["weight_delta"].items()}
+        rounded = {n: part.to(dtype) for n, part in new.items()}
+        change = {n: part.float() - network.params[n].detach() for n, part in rounded.items()}
+        for what, update in (("new_weights", rounded), ("weight_delta", change)):
+            stated = replace(told, kind=what, learning_rate=rate)
+            found = [each for each in diagnose(network, update, stated) if each.code == "optimizer"]
+            assert found and found[0].evidence["size"] == pytest.approx(rate, rel=0.02), (kind, rate, what)
+            assert advised(found[0]).lr == rate
+    for rate in (1e-3, 1e-2, 0.1, 1.0):
+        for count, momentum in ((1, 0.0), (4, 0.0), (4, 0.9)):
+            sent, told = stepped(network, count, torch.optim.SGD, momentum=momentum)
+            new = {n: network.params[n].detach() + rate / 1e-3 * part for n, part in sent["weight_delta"].items()}
+            stated = replace(told, kind="new_weights", learning_rate=rate)
+            found = diagnose(network, {n: part.to(dtype) for n, part in new.items()}, stated)
+            assert "optimizer" not in {each.code for each in found}, (rate, count)
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_several_steps_of_adam_are_told_and_several_of_sgd_are_not(name: str) -> None:
     network = build(name)

@@ -131,6 +131,13 @@ class Subject:
         held = (dtype for dtype in COARSE if all(_on_grid(new, part, dtype) for new, part in sums))
         return next(held, None)
 
+    @property
+    def grid(self) -> torch.dtype | None:
+        """The 16-bit format that new weights were rounded to, whether they came or their difference; else `None`."""
+        if self.kind == "new_weights":
+            return self.format if self.format in COARSE else None
+        return self.decoded
+
     def rounding(self, name: str) -> Tensor:
         """Standard deviation that rounding leaves in each entry of `raw`, computed and saved in its format."""
         if self.decoded is not None:

@@ -42,6 +42,9 @@ _LEVEL, _TYPICAL, _BETWEEN = 0.35, 0.45, 1.6
 over that of another: of 20 steps of Adam they are 0.39, 0.48 and 1.4; of SGD the first is at most 0.2."""
 _ROUNDED = 0.06
 """Rounding over the size of a step, from which on sizes that look equal may be those of a last digit."""
+_NARROW, _NEARLY_ROUNDED, _AGREEING = 0.25, 0.8, 64
+"""Rounding over the size of a step up to which a rounded change tells of it, the share of these that must be of one
+size, and how many at least."""
 _FEW_TENSORS = 3
 _MOST = 2**16
 """Entries of a tensor that are looked at, evenly taken."""
@@ -85,14 +88,12 @@ def steps_of(subject: Subject) -> Steps | None:
         return None
     weights = torch.cat([_sampled(subject.weights[name]) for name in parts])
     rounding = torch.cat([_sampled(subject.rounding(name)) for name in parts])
-    cut = [part for part in parts.values() if _is_cut(part)]
-    found = _equal(torch.cat(list(drawn.values())), weights, rounding) or _several(
-        list(drawn.values()), cut, subject.format not in COARSE
-    )
-    if found is None or rms(rounding) > _ROUNDED * found.size:
-        return None
-    few = len(parts) < _FEW_TENSORS
-    if is_sparse(subject) or (few and not _is_known(found, subject.metadata.learning_rate)):
+    cut, moves = [part for part in parts.values() if _is_cut(part)], torch.cat(list(drawn.values()))
+    found = _equal(moves, weights, rounding) or _several(list(drawn.values()), cut, subject.format not in COARSE)
+    if found is None or rms(rounding) > _ROUNDED * found.size or is_sparse(subject):
+        # Of weights of 16 bits, rounding hides equal sizes, and most small steps from large weights.
+        found = None if subject.grid is None else _rounded(moves, weights, subject.grid)
+    if found is None or (len(parts) < _FEW_TENSORS and not _is_known(found, subject.metadata.learning_rate)):
         return None
     return replace(found, towards=any(_shrinks(part, subject.weights[name]) for name, part in parts.items()))
 
@@ -135,6 +136,28 @@ def _equal(moves: Tensor, weights: Tensor, rounding: Tensor) -> Steps | None:
     plain = (sizes - size).abs()[equal]
     better = rms((sizes - size - decay * own)[equal])
     return Steps(size, share, decay if decay > 0 and rms(plain) > 2 * better + rms(rounding) else 0.0, True)
+
+
+def _rounded(moves: Tensor, weights: Tensor, dtype: torch.dtype) -> Steps | None:
+    """All moved equally far before the new weights were rounded to 16 bits, `|w - size sign - new| <= eps |new| / 2`.
+
+    So each change tells an interval in which its size was, and there is one size in nearly all of those that do not
+    hold zero and are narrow for it. Of a gradient, no size is in a quarter of them.
+    """
+    half = torch.finfo(dtype).eps / 2 * (weights - moves).abs()
+    sizes = moves.abs()
+    low, high = (sizes - half) / (1 + _SAME), (sizes + half) / (1 - _SAME)
+    narrow = half <= _NARROW * sizes
+    if int(narrow.sum()) < _AGREEING:
+        return None
+    ends, order = torch.cat([low[narrow], high[narrow]]).sort()
+    open_at = torch.where(order < int(narrow.sum()), 1, -1).cumsum(0)
+    most = int(open_at.argmax())
+    size = float(ends[most : most + 2].mean())
+    moved = (half <= _NARROW * size) & (low > 0)
+    equal = moved & (low <= size) & (size <= high)
+    share = float(equal.sum() / moved.sum().clamp_min(1))
+    return Steps(size, share, 0.0, True) if share >= _NEARLY_ROUNDED and int(equal.sum()) >= _AGREEING else None
 
 
 def _fitted(sizes: Tensor, own: Tensor, chosen: Tensor) -> tuple[float, float]:

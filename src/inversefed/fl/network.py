@@ -23,7 +23,7 @@ from inversefed.errors import InputError, UnsupportedNetworkError
 from inversefed.fl.dropout import given_masks
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.losses import CrossEntropy, in_precision
-from inversefed.fl.second_derivatives import TwiceDifferentiable, unwrap_parts, unwrapped
+from inversefed.fl.second_derivatives import TwiceDifferentiable, twice_differentiable, unwrap_parts, unwrapped
 from inversefed.types import Images, Logits, Params
 
 __all__ = ["Loss", "Network", "eval_mode", "freeze"]
@@ -272,7 +272,8 @@ def freeze(
         raise InputError(f"std must be positive in every channel, but is {network.std.flatten().tolist()}")
     with TwiceDifferentiable() as mode:
         num_classes, head = _probe(network)
-    return replace(network, num_classes=num_classes, head=head, replaces=mode.replaced)
+    minimized = twice_differentiable(network.loss, num_classes, first.detach())
+    return replace(network, loss=minimized, num_classes=num_classes, head=head, replaces=mode.replaced)
 
 
 def _check_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import inversefed
-from inversefed import FedAvg, FedSGD
+from inversefed import FedAvg, FedSGD, recipes
 from inversefed.attacks.head.gradient import pulls
 from inversefed.attacks.head.output_activation import behind_head
 from inversefed.attacks.labels import RecoveredLabels, SignRule, SoftTargets, SolvedTarget
@@ -179,3 +179,48 @@ def test_a_clipped_gradient_of_one_class_is_no_mixture(factor: float) -> None:
 def test_probabilities_count_by_the_greatest_where_the_truth_is_one_class() -> None:
     found = label_accuracy(torch.tensor([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]]), torch.tensor([1, 1]))
     assert found.tolist() == [1.0, 0.0]
+
+
+SETS = torch.tensor([[1, 3, -1, 0, 0], [0, -1, 0, 0, 0], [2, 1, -1, 0, 4], [4, 3, 2, 1, 0]])
+MARGINS: dict[str, tuple[Any, torch.Tensor]] = {
+    "classes": (nn.MultiMarginLoss(), CLASS),
+    "squared": (nn.MultiMarginLoss(p=2, margin=0.5, reduction="sum"), CLASS),
+    "weighted": (nn.MultiMarginLoss(weight=WEIGHT), CLASS),
+    "sets of classes": (nn.MultiLabelMarginLoss(), SETS),
+}
+
+
+@pytest.mark.parametrize("case", MARGINS)
+def test_a_margin_loss_has_a_second_derivative_in_an_equal_form(case: str) -> None:
+    loss, labels = MARGINS[case]
+    network, outputs = freeze(smooth(5), (3, 8, 8), loss=loss), torch.randn(4, 5, requires_grad=True)
+    (ours,), (theirs,) = (torch.autograd.grad(each(outputs, labels), outputs) for each in (network.loss, loss))
+    torch.testing.assert_close(network.loss(outputs, labels), loss(outputs, labels))
+    torch.testing.assert_close(ours, theirs)
+    assert repr(network.loss) == repr(loss)
+    for count in (1, 3):
+        threat = ThreatModel(labels="known")
+        report = inversefed.audit(
+            smooth(5), pictures(count), labels[:count], loss=loss, threat=threat, nulls=0, max_iterations=2
+        )
+        assert len(report.labels) == count
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "target"),
+    [
+        (1, nn.HingeEmbeddingLoss(), torch.tensor([[-1.0]])),
+        (1, nn.SoftMarginLoss(), torch.tensor([[1.0]])),
+        (1, nn.SmoothL1Loss(), torch.tensor([[0.35]])),
+        (3, nn.HuberLoss(), torch.tensor([[0.3, -0.2, 0.1]])),
+        (3, nn.HuberLoss(), torch.tensor([[3.0, -5.0, 4.0]])),
+        (1, nn.L1Loss(), torch.tensor([[63.5]])),
+        (3, nn.L1Loss(), torch.tensor([[3.0, -0.2, -7.0]])),
+    ],
+)
+def test_a_picture_that_needs_no_label_is_read_whatever_the_loss(outputs: int, loss: Any, target: torch.Tensor) -> None:
+    network = freeze(dense(outputs), (3, 8, 8), loss=loss)
+    update = FedSGD()(network, pictures(1), target)
+    found = recipes.linear()(Observation(network, FedSGD(), update, 1), torch.Generator())
+    torch.testing.assert_close(found.images, pictures(1), rtol=1e-4, atol=1e-5)
+    assert "exact" in {finding.code for finding in found.findings} and found.loss < 1e-8

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from inversefed.attacks.exact.verify import exactness, matched
-from inversefed.attacks.labels import granted_or_recovered
+from inversefed.attacks.labels.matching import labels_of
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import FedSGD
 from inversefed.fl.network import Network
@@ -50,12 +50,12 @@ class AttentionInput:
         tokens, spread = _tokens(entry, gradient)
         inputs = _unembedded(entry, tokens, network.image_shape)
         images = network.denormalize(inputs[None].to(network.device, network.dtype))
-        labels = granted_or_recovered(observation)
+        labels, told = labels_of(observation, images)
         images, loss = matched(observation, images, labels)
         how = f"the picture was read off {entry.positions} and the attention behind it in closed form, without a search"
         finding = exactness(loss, how, {"condition": spread})
         chosen = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
-        return Reconstruction(images, labels, loss, Status.FINISHED, (chosen,), (finding,))
+        return Reconstruction(images, labels, loss, Status.FINISHED, (chosen,), (finding, *told))
 
     def check(self, observation: Observation) -> str:
         """Say what it would do.

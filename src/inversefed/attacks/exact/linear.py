@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks.exact.verify import exactness
-from inversefed.attacks.labels import granted_or_recovered
+from inversefed.attacks.labels.matching import labels_of
 from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.network import Network
@@ -70,11 +70,11 @@ class LinearInput:
         network = observation.network
         layer, inputs = _solved(observation)
         images = network.denormalize(inputs.reshape(observation.batch_shape))
-        labels = granted_or_recovered(observation)
+        labels, told = labels_of(observation, images)
         loss = relative_matching_cost(observation, images, labels)
         chosen = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
         finding = exactness(loss, f"the picture was read off layer {layer} in closed form, without a search")
-        return Reconstruction(images, labels, loss, Status.FINISHED, (chosen,), (finding,))
+        return Reconstruction(images, labels, loss, Status.FINISHED, (chosen,), (finding, *told))
 
     def check(self, observation: Observation) -> str:
         """Say what it would do.

@@ -16,7 +16,6 @@ are left, or rounding drowns some, what these leave open is looked for through t
 
 import math
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,13 +25,11 @@ from inversefed.attacks.exact.progress import Watch
 from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
 from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
 from inversefed.attacks.exact.verify import EXACT, OPEN, exactness, matched
-from inversefed.attacks.labels import granted_or_recovered
+from inversefed.attacks.labels.matching import labels_of
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.pieces.starts import Zeros
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.problem import relative_matching_cost
-from inversefed.errors import InversefedError, ThreatModelError
-from inversefed.fl.foreign import foreign_code
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Images, Labels, Params, Reconstruction, Scalar, Status
@@ -47,8 +44,6 @@ _HOPELESS = 0.1
 """Relative matching cost above which the equations do not hold, and no search goes on from their solution."""
 _ALIKE = 1e-3
 """Relative difference of two matching costs up to which it is the processor's rounding, and not another draw."""
-_MOST_CLASSES = 64
-"""Most classes that are tried where no rule tells the label; each costs an update."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ class EmbeddedPatches:
         entry, system = token_system(observation)
         images = entry.image(system.solution(0.0), observation.network)
         watch = Watch(budget, began=began)
-        labels = _labels(observation, images, watch)
+        labels, told_labels = labels_of(observation, images, watch.stop)
         images, loss = matched(observation, images, labels)
         status = Status.STOPPED if watch.stopped and loss >= EXACT else Status.FINISHED
         best, proven = Candidate(images, labels, loss, status, iterations=1), False
@@ -85,7 +80,7 @@ class EmbeddedPatches:
         elif loss >= EXACT:
             proven = system.proves(observation.network.dtype)
         finding, best = _finding(entry, system, best, proven), replace(best, images=best.images.to(dtype))
-        return Reconstruction(best.images, labels, best.loss, best.status, (best,), (finding,))
+        return Reconstruction(best.images, labels, best.loss, best.status, (best,), (finding, *told_labels))
 
     def check(self, observation: Observation) -> str:
         """Say what it would do.
@@ -173,29 +168,6 @@ def _steadied(
         if loss < best.loss:
             chosen, best = strength, replace(best, images=images, loss=loss)
     return chosen, best
-
-
-def _labels(observation: Observation, images: Images, watch: Watch) -> Labels:
-    """Granted or recovered labels; else the class with which this picture's update comes nearest, of those in time."""
-    try:
-        return granted_or_recovered(observation)
-    except ThreatModelError:
-        if observation.network.num_classes > _MOST_CLASSES:
-            raise
-        classes = torch.arange(observation.network.num_classes, device=observation.network.device)
-        costs = [
-            math.inf if number and watch.stop() else _cost(observation, images, classes[number : number + 1])
-            for number in range(len(classes))
-        ]
-        if min(costs) == math.inf:
-            raise
-        return classes[costs.index(min(costs))].reshape(1)
-
-
-def _cost(observation: Observation, images: Images, labels: Labels) -> float:
-    with suppress(InversefedError), foreign_code("the update of a class"):  # a loss may take no class indices
-        return relative_matching_cost(observation, images, labels)
-    return math.inf
 
 
 def _repeats(observation: Observation, images: Images, labels: Labels) -> bool:

@@ -18,7 +18,7 @@ _HOMES = {
     "observe": "fl.threat",
     "Network": "fl.network",
     "Observation": "fl.threat",
-    "ThreatModel": "fl.threat",
+    "ThreatModel": "fl.threat_model",
     "Accounting": "fl.accounting",
     "DPSGD": "fl.clients.dpsgd",
     "FedAvg": "fl.clients",

@@ -35,7 +35,6 @@ from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.evaluation.verdict import EXACT_DB, Evidence, Verdict, decide, greatest, margins
 from inversefed.fl.batchnorm import sent_buffers
-from inversefed.fl.clients.partial import UnknownClient, trainer
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation, ThreatModel
@@ -364,7 +363,7 @@ def another(observation: Observation, others: Batch | None) -> Observation | Non
     No defense is applied, and the client is the one that the attacker believes in; one that is unknown cannot be run.
     """
     network, count = observation.network, observation.num_examples
-    if others is None or len(others.images) < count or isinstance(trainer(observation.client), UnknownClient):
+    if others is None or len(others.images) < count or not observation.client_known:
         return None
     images = others.images[:count].to(network.device, network.dtype)
     labels = _of_others(network, others.labels[:count])

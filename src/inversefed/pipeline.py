@@ -21,6 +21,7 @@ from inversefed.evaluation.identification import unlike
 from inversefed.evaluation.score import score
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.clients.client import check_client
 from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
 from inversefed.fl.foreign import Callback, foreign_code
 from inversefed.fl.losses import CrossEntropy
@@ -255,6 +256,7 @@ def observed(
     Arguments and errors are those of `audit`.
     """
     check_pieces(client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
+    check_client(client)
     check_threat(threat, seed)
     network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
     check_labels(labels, images.shape[0], network)

@@ -18,7 +18,8 @@ from inversefed.attacks.identifiability.identify import identify
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import Client
 from inversefed.fl.clients.local_optimizers import LocalAdam, LocalSGD
-from inversefed.fl.clients.partial import Shares, UnknownClient
+from inversefed.fl.clients.partial import Shares
+from inversefed.fl.clients.views import UnknownClient
 from inversefed.zoo import networks
 
 WIDTH, PATCHES = 96, 64

@@ -58,7 +58,7 @@ def test_local_steps_tell_their_examples_apart_and_in_order(photos, labels) -> N
     batch = Batch(images, torch.tensor(labels))
     found = separate(observe(network, client, client(network, images, batch.labels), batch, ThreatModel()))
     assert found.labels.tolist() == labels
-    trunk, path = network.without_head(), client.path(network, images, batch.labels)
+    trunk, path = network.without_head(), (network.params, *client.steps(4).walk(network, images, batch.labels))
     truth = [trunk.apply({name: w[name] for name in trunk.params}, x[None]) for w, x in zip(path, images, strict=False)]
     seen = torch.cat(truth).detach()
     error = (found.features - seen).norm(dim=1) / seen.norm(dim=1)

@@ -102,7 +102,7 @@ def test_at_the_truth_every_simulation_of_an_order_agrees_with_the_update(sends:
     private = freeze(network(nn.Sigmoid).double(), SHAPE).with_masks(7)
     images, truth = photos(5).double(), torch.tensor([3, 1, 0, 1, 2])
     observation = observe(private, client, client(private, images, truth), Batch(images, truth), KNOWN)
-    orders = torch.tensor(client.orders(5, 7))
+    orders = torch.tensor(client.steps(5).orders(7))
 
     order = torch.full((2, 3, 5), -20.0, dtype=torch.float64)
     for epoch in range(2):

@@ -9,7 +9,8 @@ from inversefed import DPSGD, Batch, FedAvg, FedSGD, SumOfClients, ThreatModel, 
 from inversefed.attacks.simulations import OptimizedMasks
 from inversefed.errors import ConfigError
 from inversefed.fl.batchnorm import sent_buffers
-from inversefed.fl.clients.partial import Shares, new_weights
+from inversefed.fl.clients.partial import Shares
+from inversefed.fl.clients.views import new_weights
 from inversefed.fl.network import Network
 from inversefed.pipeline import observed
 
@@ -58,14 +59,14 @@ def test_a_sum_read_as_a_gradient_is_the_mean_gradient(network: Network, client:
 def test_each_client_draws_for_itself(network: Network) -> None:
     client = SumOfClients(DPSGD(1.0, 0.1), 2)
     update = client(network, IMAGES[:1].repeat(2, 1, 1, 1), LABELS[:1].repeat(2))
-    quiet = client.believed()(network, IMAGES[:1].repeat(2, 1, 1, 1), LABELS[:1].repeat(2))
+    quiet = client.believed(ThreatModel(), 2, 0)(network, IMAGES[:1].repeat(2, 1, 1, 1), LABELS[:1].repeat(2))
     noise = torch.cat([(update[name] - quiet[name]).flatten() for name in update])
     assert float(noise.std()) == pytest.approx(0.1 / 2**0.5, rel=0.15)  # the mean of two independent ones
 
 
 def test_rounding_stays_on_its_levels_is_small_and_right_on_average(network: Network) -> None:
     client = SumOfClients(clients=3, rounding=True)
-    exact = client.believed()(network, IMAGES, LABELS)
+    exact = client.believed(ThreatModel(), 6, 0)(network, IMAGES, LABELS)
     error = torch.cat([(client(network, IMAGES, LABELS)[name] - exact[name]).flatten() for name in exact]).double()
     assert 0 < float(error.abs().max()) <= 3 * STEP
     assert abs(float(error.mean())) < 5 * STEP * (3 / 4 / len(error)) ** 0.5
@@ -162,7 +163,7 @@ def test_masks_of_dropout_are_searched_for_each_local_step_of_these_clients(clie
     seen = observe(network, client, update, Batch(IMAGES[:4], LABELS[:4]), ThreatModel())
     search = OptimizedMasks()
     (masks,) = (start.requires_grad_() for start in search.start(seen, torch.Generator()).values())
-    assert len(masks) == len(client.slices(4))
+    assert len(masks) == client.steps(4).count
     images = IMAGES[:4].clone().requires_grad_()
     compared = search(seen, {"mask:3": masks}, images, LABELS[:4])
     slopes = torch.autograd.grad(sum(part.square().sum() for part in compared.predicted.values()), (masks, images))

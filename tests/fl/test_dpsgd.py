@@ -13,8 +13,8 @@ import inversefed
 from inversefed import DPSGD, Batch, FedAvg, FedSGD, LocalSGD, ThreatModel, freeze, observe, recipes
 from inversefed.errors import ConfigError, UnsupportedNetworkError
 from inversefed.fl.batchnorm import sent_buffers
-from inversefed.fl.clients.partial import new_weights
 from inversefed.fl.clients.per_example import _one_by_one, clipped_sum, example_gradients
+from inversefed.fl.clients.views import new_weights
 from inversefed.fl.network import Network
 
 IMAGES = torch.rand((6, 3, 8, 8), generator=torch.Generator().manual_seed(5))
@@ -121,7 +121,7 @@ def test_the_noise_has_the_deviation_of_the_mechanism_within_the_chi_square_band
     multiplier: float, norm: float, expected: int
 ) -> None:
     noisy, network = DPSGD(multiplier, norm, expected_batch_size=expected), frozen(plain())
-    quiet = noisy.believed()(network, IMAGES, LABELS)
+    quiet = noisy.believed(ThreatModel(), 6, SEED)(network, IMAGES, LABELS)
     draws = [noisy(network.with_masks(SEED + seed), IMAGES, LABELS) for seed in range(20)]
     noise = torch.cat([(draw[name] - quiet[name]).flatten() for draw in draws for name in quiet]).double()
     std, n = noisy.noise_std(6), noise.numel()

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from inversefed import Batch, FedAvg, FedSGD, LocalAdam, LocalSGD, Observation, ThreatModel, freeze, observe
 from inversefed.errors import ConfigError, ThreatModelError, UpdateMismatchError
-from inversefed.fl.clients.partial import Shares, new_weights
+from inversefed.fl.clients.partial import Shares
+from inversefed.fl.clients.views import new_weights
 from inversefed.fl.settings import setting_findings
 
 SHAPE = (3, 8, 8)
@@ -58,14 +59,14 @@ def test_a_proximal_client_that_shuffles_equals_a_plain_loop(
     module = tiny.double()
     client = FedAvg(epochs=3, lr=0.05, batch_size=2, optimizer=local, proximal=mu, shuffle=True)
     network = freeze(module, SHAPE).with_masks(11)
-    orders = [list(order) for order in client.orders(5, 11)]
+    orders = [list(order) for order in client.steps(5).orders(11)]
     assert all(sorted(order) == list(range(5)) for order in orders) and orders[0] != orders[1]
     steps = [order[first : first + 2] for order in orders for first in (0, 2, 4)]
 
     expected = trained(module, reference, {"lr": 0.05, **options}, steps, mu)
 
     same(client(network, *batch(5)), expected)
-    same(client.in_order(5, 11)(network.with_masks(0), *batch(5)), expected)
+    same(client.believed(ThreatModel(order="known"), 5, 11)(network.with_masks(0), *batch(5)), expected)
 
 
 def test_the_proximal_pull_and_the_order_can_be_differentiated_and_run_again(tiny: nn.Module) -> None:
@@ -108,8 +109,10 @@ def test_the_order_and_its_seed_do_not_pass_unless_the_threat_model_says_so(tiny
     client = FedAvg(epochs=3, lr=0.05, batch_size=2, shuffle=True)
     hidden, granted = seen(tiny, client), seen(tiny, client, order="known")
     assert hidden.client == client and hidden.network.mask_seed == 0, "neither the orders nor what draws them"
-    assert "77" not in repr(hidden) and hidden.client.orders(5, hidden.network.mask_seed) != client.orders(5, 77)
-    assert granted.client.order == client.orders(5, 77) and not granted.client.shuffle
+    assert "77" not in repr(hidden) and hidden.client.steps(5).orders(hidden.network.mask_seed) != client.steps(
+        5
+    ).orders(77)
+    assert granted.client.order == client.steps(5).orders(77) and not granted.client.shuffle
     same(granted.client(granted.network, *batch(5)), dict(granted.update))
 
 
@@ -156,7 +159,7 @@ def test_part_of_an_update_is_taken_where_that_is_declared_and_only_there(tiny: 
     with pytest.raises(UpdateMismatchError, match=r"3\.weight is not a trainable"):
         Observation(**{**values, "client": Shares(client.client, ("0.weight",))})
     with pytest.raises(ConfigError, match="no tensor of the network fits"):
-        Shares(FedSGD(), ("head.*",)).sent(observation.network)
+        Shares(FedSGD(), ("head.*",)).sent_names(observation.network)
 
 
 def test_the_report_says_what_the_server_did_not_know_or_get(tiny: nn.Module) -> None:

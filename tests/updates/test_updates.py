@@ -13,7 +13,8 @@ from torch import nn
 from inversefed import FedAvg, FedSGD, LocalSGD, freeze
 from inversefed.errors import ConfigError, InputError, UpdateMismatchError
 from inversefed.fl.batchnorm import sent_buffers
-from inversefed.fl.clients.partial import Shares, UnknownClient, _fits, unknown
+from inversefed.fl.clients.partial import Shares, _fits
+from inversefed.fl.clients.views import UnknownClient, unknown
 from inversefed.specs import registry
 from inversefed.updates.described import described, stated_by
 from inversefed.updates.diagnosis import MISFITS, diagnose
@@ -522,7 +523,7 @@ def test_an_update_of_a_part_is_told_as_such_with_the_option_that_audits_it(batc
             assert f"leaves out {what} ({len(left)} of 6 tensors" in message
             written = re.search(r'--client "(.*?)"( --unknown-client)?', message)
             client = registry.build("client", written[1])
-            client = unknown(client) if written[2] else client
+            client = unknown(client, network) if written[2] else client
             assert (written[2] is not None) == (rate is None and kind != "gradient")
             assert not [each for each in diagnose(network, sent, told, client=client) if each.level == "error"]
             observation = as_observation(network, Update(sent, told), client=client)

@@ -33,8 +33,6 @@ from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.attacks.search.time_schedule import as_fits
 from inversefed.attacks.simulations import OptimizedMasks, Simulation
 from inversefed.errors import InversefedError, ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.clients import FedAvg
-from inversefed.fl.clients.partial import UnknownClient, trainer
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.foreign import Callback, foreign_code
 from inversefed.fl.losses import CrossEntropy
@@ -113,10 +111,10 @@ class Choose:
 
     def search(self, observation: Observation) -> tuple[GradientInversion, str]:
         """The search that fits, and why."""
-        network, client = observation.network, trainer(observation.client)
-        if isinstance(client, UnknownClient):
+        network, steps = observation.network, observation.unrolled
+        if not observation.client_known:
             return self.unknown, "the client's settings are unknown, so a gradient between the weights stands for them"
-        several = isinstance(client, FedAvg) and client.shuffle and len(client.one_pass(observation.num_examples)) > 1
+        several = steps is not None and steps.shuffles and len(steps.one_pass) > 1
         if several and _is_plain(network):
             return self.shuffled, "the client shuffles in an order that is not known, so the order is searched too"
         if hides_contrast(network):
@@ -252,8 +250,8 @@ def _scarce(observation: Observation) -> bool:
 
 def _unplaced(observation: Observation) -> bool:
     """Whether it matters which local step saw which label, and neither the server nor the head's gradient tells."""
-    client, network, count = trainer(observation.client), observation.network, observation.num_examples
-    if observation.labels is not None or not isinstance(client, FedAvg) or len(client.one_pass(count)) < 2:
+    steps, network, count = observation.unrolled, observation.network, observation.num_examples
+    if observation.labels is not None or steps is None or len(steps.one_pass) < 2:
         return False
     if not _is_plain(network) or dropout_layers(network.module) or count > _PLACED:
         return False
@@ -352,7 +350,7 @@ class _Best:
 
         Where the update holds few numbers, hardly worse is as well.
         """
-        if self.found is None or isinstance(trainer(self.observation.client), UnknownClient):
+        if self.found is None or not self.observation.client_known:
             return None
         images, cost = matched_color(self.observation, self.found.labels, self.budget.left(self._began))
         worse = self.distance < cost and (self.distance < _CLEARLY * cost or not _scarce(self.observation))

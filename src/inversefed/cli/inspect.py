@@ -105,7 +105,7 @@ def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | s
         update = read_received(options, setting, strict=False)
     except InputError as error:
         return (_as_finding(error, "The update cannot be read: "),), ""
-    findings = diagnose(network, update.tensors, update.metadata, client=diagnosed_client(options))
+    findings = diagnose(network, update.tensors, update.metadata, client=diagnosed_client(options, network))
     if options.example and not any(finding.code in MISFITS for finding in findings if _is_error(finding)):
         findings = (*_example(options, network, update), *findings)
     if any(_is_error(finding) for finding in findings):

@@ -7,7 +7,7 @@ from inversefed.cli import options as given
 from inversefed.cli.load import Setting, granted
 from inversefed.errors import ConfigError, InputError
 from inversefed.fl.clients import Client, FedSGD
-from inversefed.fl.clients.partial import UnknownClient, trainer, unknown
+from inversefed.fl.clients.views import unknown
 from inversefed.fl.network import Network, freeze
 from inversefed.fl.targets import as_targets, class_count
 from inversefed.fl.threat import Observation, ThreatModel
@@ -103,7 +103,7 @@ def receive(options: given.Setting, setting: Setting) -> Received:
     """
     network, update = read_network(options, setting), read_received(options, setting)
     client = believed_client(options)
-    diagnosis = diagnose(network, update.tensors, update.metadata, client=diagnosed_client(options))
+    diagnosis = diagnose(network, update.tensors, update.metadata, client=diagnosed_client(options, network))
     require_usable(diagnosis)
     labels = setting.labels.to(network.device) if options.known_labels else None
     if labels is not None and (options.labels is None or not len(labels)):
@@ -111,7 +111,7 @@ def receive(options: given.Setting, setting: Setting) -> Received:
     count = insisted(options, setting)
     observation = as_observation(network, update, num_examples=count, client=client, labels=labels)
     if options.unknown_client:
-        observation = replace(observation, client=unknown(observation.client))
+        observation = replace(observation, client=unknown(observation.client, network))
     findings = (*diagnosis, *assumptions(stated_by(client, update.metadata)))
     return Received(observation, _threat(options, observation), _truth(setting, observation), findings)
 
@@ -143,18 +143,17 @@ def believed_client(options: given.Setting) -> Client | None:
     return None if client == FedSGD() else client
 
 
-def diagnosed_client(options: given.Setting) -> Client | None:
+def diagnosed_client(options: given.Setting, network: Network) -> Client | None:
     """The same, as far as the update may be held to what it says."""
     client = believed_client(options)
-    return unknown(client) if client is not None and options.unknown_client else client
+    return unknown(client, network) if client is not None and options.unknown_client else client
 
 
 def _threat(options: given.Setting, observation: Observation) -> ThreatModel:
     """What the server knows, here told by what there is."""
-    hidden = isinstance(trainer(observation.client), UnknownClient)
     return replace(
         granted(options),
-        client="unknown" if hidden else "known",
+        client="known" if observation.client_known else "unknown",
         buffers="network" if observation.buffers is None else "sent",
     )
 

@@ -31,7 +31,6 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from inversefed.fl.clients.partial import sends
 from inversefed.fl.threat import Observation
 from inversefed.types import Params
 
@@ -65,7 +64,7 @@ def null_update(observation: Observation, generator: Generator) -> Params:
     """
     bias, params = f"{observation.network.head}.bias", observation.network.params
     update = {name: part.detach() for name, part in observation.update.items()}
-    if sends(observation.client) != "weights":
+    if observation.client.sends != "weights":
         return _null(update, bias, generator)
     change = {name: part.double() - params[name].detach().double() for name, part in update.items()}
     null = _null(change, bias, generator)

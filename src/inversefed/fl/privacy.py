@@ -182,7 +182,7 @@ def epsilon_spent(
 def _often(client: DPSGD, num_examples: int) -> int:
     """In how many local steps an example takes part, at most."""
     taken = [0] * num_examples
-    for part in client.slices(num_examples):
+    for part in client.steps(num_examples).slices:
         for index in range(*part.indices(num_examples)):
             taken[index] += 1
     return max(taken)

@@ -8,10 +8,9 @@ from typing import Any
 from torch import nn
 
 from inversefed.errors import ConfigError
-from inversefed.fl.clients import Client, FedAvg, FedSGD
+from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.clients.dpsgd import DPSGD
-from inversefed.fl.clients.partial import sent_names, trainer
-from inversefed.fl.clients.secure_sum import SumOfClients, one_of
+from inversefed.fl.clients.views import inner_client
 from inversefed.fl.defenses import Defense, acts_on
 from inversefed.fl.network import Network
 from inversefed.fl.privacy import broken_by, dp_client, privacy_of
@@ -106,11 +105,11 @@ def setting_findings(
 
 def _client_defense_findings(client: Client, num_examples: int, defenses: Sequence[Defense]) -> list[Finding]:
     """What a client does by itself so that less leaks, and what that promises."""
-    found, private = [], dp_client(client)
-    if isinstance(trainer(client), SumOfClients):
+    found, private, steps = [], dp_client(client), client.steps(num_examples)
+    if steps is not None and steps.clients:
         message = (
-            f"{trainer(client)!r}: the server sees one sum of several clients' updates. The scores are of all their "
-            "examples together, and nothing says which client an example is of."
+            f"{inner_client(client)!r}: the server sees one sum of several clients' updates. The scores are of all "
+            "their examples together, and nothing says which client an example is of."
         )
         found.append(Finding("secure-aggregation", "info", message))
     if private is not None:
@@ -173,20 +172,20 @@ def _first_sentence(piece: object) -> str:
 
 def _client_findings(network: Network, client: Client, threat: ThreatModel, num_examples: int) -> list[Finding]:
     """What the server does not know of the client, or does not get."""
-    inner, found = one_of(trainer(client), num_examples)[0], []
+    steps, found = client.steps(num_examples), []
     if threat.client == "unknown":
         message = (
             "The client's settings were hidden from the attack: it cannot simulate the client, and a server that knows "
             "them may recover more."
         )
         found.append(Finding("client-unknown", "warning", message))
-    elif isinstance(inner, FedAvg) and inner.shuffle and threat.order == "unknown":
+    elif steps is not None and steps.shuffles and threat.order == "unknown":
         message = (
             "The client shuffles, and the attack does not know its order. An attack that simulates an order of its own "
             "is weaker than one that searches it (RelaxedOrder, PerEpoch)."
         )
         found.append(Finding("order-unknown", "warning", message))
-    sent = sent_names(client, network)
+    sent = client.sent_names(network)
     if len(sent) < len(network.params):
         message = f"The client sends {len(sent)} of {len(network.params)} tensors; the attack sees no others."
         found.append(Finding("partial-update", "info", message, {"sent": list(sent)[:10]}))

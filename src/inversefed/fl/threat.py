@@ -1,76 +1,23 @@
-"""What the server knows, and the wall: an attack receives an `Observation` and nothing else."""
+"""The wall: an attack receives an `Observation` and nothing else; what passes is what the threat model grants."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from inversefed.errors import ConfigError, InputError, UpdateMismatchError, shown
-from inversefed.fl.clients import Client, FedAvg
-from inversefed.fl.clients.dpsgd import DPSGD
-from inversefed.fl.clients.partial import sent_names, trainer, unknown, with_trainer
-from inversefed.fl.clients.secure_sum import SumOfClients
+from inversefed.fl.clients.client import Client, check_client
+from inversefed.fl.clients.local_steps import LocalSteps
+from inversefed.fl.clients.views import UnknownClient, inner_client, unknown
 from inversefed.fl.defenses.noise import GaussianNoise
 from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.network import Network
 from inversefed.fl.targets import check_labels
+from inversefed.fl.threat_model import ThreatModel as ThreatModel
 from inversefed.types import Batch, Params, Targets
 
-__all__ = ["Observation", "ThreatModel", "observe"]
-
-_BUILT = {
-    "labels": ("unknown", "known"),
-    "counts": ("unknown",),
-    "num_examples": ("known",),
-    "client": ("known", "unknown"),
-    "order": ("unknown", "known"),
-    "buffers": ("network", "sent"),
-    "defenses": ("unknown", "known"),
-    "server": ("honest",),
-}
-
-
-@dataclass(frozen=True)
-class ThreatModel:
-    """What an honest but curious server is granted beside the update and the network it sent.
-
-    Args:
-        labels: whether it knows the labels, in order.
-        counts: whether it knows how often each label occurs.
-        num_examples: whether it knows how many examples the update was made from.
-        client: whether it knows the client's settings (steps, learning rate, slices).
-        order: whether it knows in which order a client that shuffles took its examples.
-        buffers: which running BatchNorm statistics it has; `"network"`: those it sent out; `"sent"`: also those that
-            the client sends back, which in train mode hold the statistics of its batch.
-        defenses: whether it knows which defenses the client runs, and how strong (Kerckhoffs' principle); never what
-            they drew.
-        server: `"honest"` follows the protocol.
-
-    Raises:
-        ConfigError: a value that there is no attack for yet.
-
-    >>> ThreatModel(labels="known").labels
-    'known'
-    """
-
-    labels: Literal["unknown", "known"] = "unknown"
-    counts: Literal["unknown"] = "unknown"
-    num_examples: Literal["known"] = "known"
-    client: Literal["known", "unknown"] = "known"
-    order: Literal["unknown", "known"] = "unknown"
-    buffers: Literal["network", "sent"] = "network"
-    defenses: Literal["unknown", "known"] = "unknown"
-    server: Literal["honest"] = "honest"
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value, known = getattr(self, each.name), _BUILT[each.name]
-            if value not in known:
-                raise ConfigError(
-                    f"ThreatModel({each.name}={value!r}) is not built; known: {', '.join(map(repr, known))}"
-                )
+__all__ = ["Observation", "observe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +37,7 @@ class Observation:
     Raises:
         UpdateMismatchError: the names or shapes of the update, or of the buffers, are not the network's.
         InputError: it holds NaN or infinite values, or there is no example.
+        ConfigError: the client lacks a part of its protocol.
     """
 
     network: Network
@@ -103,7 +51,8 @@ class Observation:
     def __post_init__(self) -> None:
         if self.num_examples < 1:
             raise InputError(f"an update is made from at least one example, not {self.num_examples}")
-        sent = sent_names(self.client, self.network)
+        check_client(self.client)
+        sent = self.client.sent_names(self.network)
         check_update({name: self.network.params[name] for name in sent}, self.update)
         if self.labels is not None:
             check_labels(self.labels, self.num_examples, self.network)
@@ -123,6 +72,32 @@ class Observation:
     def gradient(self) -> Params:
         """The update read as a gradient of the loss."""
         return self.client.as_gradient(self.network, self.update, self.num_examples)
+
+    @property
+    def client_known(self) -> bool:
+        """Whether the attacker can simulate the client; else it knows nothing but what kind of update came."""
+        return not isinstance(inner_client(self.client), UnknownClient)
+
+    @property
+    def steps(self) -> LocalSteps | None:
+        """The client's local steps, as it declares them.
+
+        Raises:
+            ConfigError: it declares something else.
+        """
+        steps: object = self.client.steps(self.num_examples)
+        if steps is None or isinstance(steps, LocalSteps):
+            return steps
+        raise ConfigError(f"{self.client!r}.steps({self.num_examples}) must be LocalSteps or None; got {steps!r}")
+
+    @property
+    def unrolled(self) -> LocalSteps | None:
+        """The local steps whose weights are sent, where an attack can take them itself.
+
+        `None` for a gradient, for steps that change an example's gradient, and for the sum of several clients.
+        """
+        steps = self.steps
+        return steps if steps is not None and steps.alone and self.client.sends != "gradient" else None
 
     @property
     def batch_shape(self) -> tuple[int, int, int, int]:
@@ -161,35 +136,20 @@ def observe(
         raise InputError("ThreatModel(buffers='sent') needs the client's buffers; see fl.batchnorm.sent_buffers")
     labels = batch.labels if threat.labels == "known" else None
     sent = dict(buffers) if threat.buffers == "sent" and buffers is not None else None
-    believed = _believed(client, network.mask_seed, batch.images.shape[0], threat)
+    count, hidden = batch.images.shape[0], threat.client == "unknown"
+    believed = unknown(client, network) if hidden else client.believed(threat, count, network.mask_seed)
     # The draws of dropout, and the order, are the client's own: the server's copy starts from another seed.
-    told = (*_noise(client, batch.images.shape[0]), *defenses) if threat.defenses == "known" else ()
-    return Observation(network.with_masks(0), believed, dict(update), batch.images.shape[0], labels, sent, told)
+    told = (*_noise(client, count), *defenses) if threat.defenses == "known" else ()
+    return Observation(network.with_masks(0), believed, dict(update), count, labels, sent, told)
 
 
 def _noise(client: Client, num_examples: int) -> tuple[Defense, ...]:
     """The noise of DP-SGD as one on the finished update; of local steps that are not plain SGD only its order."""
-    inner, share = trainer(client), 1.0
-    if isinstance(inner, SumOfClients):
-        sizes = inner.parts(num_examples)
-        share = len(sizes) ** (-0.5 if inner.reduction == "mean" else 0.5)
-        inner, num_examples = inner.client, max(sizes)
-    if not isinstance(inner, DPSGD) or not inner.noise_multiplier:
+    steps = client.steps(num_examples)
+    if steps is None or not steps.noise:
         return ()
-    scale = 1.0 if inner.sends == "gradient" else inner.lr * inner.local_steps**0.5
-    return (GaussianNoise(share * scale * inner.noise_std(num_examples)),)
-
-
-def _believed(client: Client, seed: int, num_examples: int, threat: ThreatModel) -> Client:
-    """The client as the server knows it."""
-    if threat.client == "unknown":
-        return unknown(client)
-    inner = trainer(client)
-    if isinstance(inner, DPSGD | SumOfClients):
-        return with_trainer(client, inner.believed())
-    if threat.order == "known" and isinstance(inner, FedAvg):
-        return with_trainer(client, inner.in_order(num_examples, seed))
-    return client
+    scale = 1.0 if client.sends == "gradient" else steps.lr * steps.count**0.5
+    return (GaussianNoise(scale * steps.noise),)
 
 
 def check_update(params: Params, update: Mapping[str, Tensor]) -> None:

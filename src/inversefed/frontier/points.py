@@ -19,7 +19,6 @@ from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.errors import ConfigError, InputError, InversefedError
 from inversefed.evaluation import controls, metrics
 from inversefed.fl.clients import Client, FedSGD
-from inversefed.fl.clients.secure_sum import SumOfClients
 from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.network import Loss, freeze
 from inversefed.fl.privacy import broken_by, dp_client, privacy_of
@@ -206,9 +205,9 @@ def _privacy(point: Point) -> tuple[float | None, float | None, str]:
         return None, None, ""
     if broken := broken_by(point.defenses):
         return None, None, f"no epsilon: {broken}"
-    sizes = point.client.parts(point.num_images) if isinstance(point.client, SumOfClients) else (point.num_images,)
+    steps = point.client.steps(point.num_images)
     try:
-        spent = privacy_of(client, max(sizes)).per_release
+        spent = privacy_of(client, point.num_images if steps is None else steps.examples).per_release
     except ConfigError as error:
         return None, None, f"epsilon skipped: {error}"
     return spent.epsilon, spent.delta, ""

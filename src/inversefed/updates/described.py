@@ -7,7 +7,7 @@ from typing import Literal
 from inversefed.errors import InversefedError, MetadataError
 from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.clients.local_optimizers import LocalSGD
-from inversefed.fl.clients.partial import UnknownClient, trainer
+from inversefed.fl.clients.views import UnknownClient, inner_client
 from inversefed.fl.network import Network
 from inversefed.updates.metadata import Kind, Metadata
 
@@ -49,18 +49,17 @@ def is_summed(told: Metadata, network: Network) -> bool:
     return told.loss_reduction == "sum" and getattr(network.loss, "reduction", "mean") != "sum"
 
 
-def kind_of(client: Client) -> Kind | None:
-    """What kind of update a client sends; `None` where a client of one's own does not say."""
+def kind_of(client: Client) -> Kind:
+    """What kind of update a client sends, in the words of metadata."""
     kinds: Mapping[str, Kind] = {"delta": "weight_delta", "weights": "new_weights", "gradient": "gradient"}
-    inner = trainer(client)
-    return "gradient" if isinstance(inner, FedSGD) else kinds.get(getattr(inner, "sends", ""))
+    return kinds[client.sends]
 
 
 def stated_by(client: Client | None, told: Metadata) -> Metadata:
     """Metadata with what a client that was given says in their place, as far as their words go."""
     if client is None:
         return told
-    inner, told = trainer(client), replace(told, kind=told.kind or kind_of(client))
+    inner, told = inner_client(client), replace(told, kind=told.kind or kind_of(client))
     if not isinstance(inner, FedAvg):
         return told
     try:

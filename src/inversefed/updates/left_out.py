@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from inversefed.fl.clients import Client, FedAvg
-from inversefed.fl.clients.partial import Shares, UnknownClient, trainer
+from inversefed.fl.clients.partial import Shares
+from inversefed.fl.clients.views import UnknownClient, inner_client
 from inversefed.fl.network import Network
 from inversefed.updates.described import option
 
@@ -38,7 +39,7 @@ def left_out(network: Network, there: Collection[str], client: Client) -> str:
 
 
 def _option(network: Network, there: Collection[str], client: Client) -> str:
-    inner, hidden = trainer(client), ""
+    inner, hidden = inner_client(client), ""
     if isinstance(inner, UnknownClient):
         if inner.sends != "gradient":
             inner = FedAvg(local_steps=1, sends=inner.sends)

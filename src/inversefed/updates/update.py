@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from inversefed.errors import ConfigError, MetadataError, UpdateMismatchError
 from inversefed.fl.clients import Client
-from inversefed.fl.clients.partial import sent_names, trainer
+from inversefed.fl.clients.client import check_client
+from inversefed.fl.clients.views import inner_client
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, check_labels
 from inversefed.fl.threat import Observation, check_update
@@ -132,6 +133,8 @@ def as_observation(
         ConfigError: the client sends another kind of update than the file holds.
     """
     told = update.metadata
+    if client is not None:
+        check_client(client)
     kind = _kind(told, after, client)
     count = num_examples or told.num_examples or told.batch_size or 1
     if num_examples is None and count * math.prod(network.image_shape) > _MOST_PIXELS:
@@ -155,7 +158,7 @@ def as_observation(
 
 def _check_parts(network: Network, client: Client, params: Params) -> None:
     """Refuse an update of other tensors than the client sends; where it is one of fewer, say how it is audited."""
-    sent = sent_names(client, network)
+    sent = client.sent_names(network)
     missing = [name for name in sent if name not in params]
     kept = [name for name in params if name in network.params and name not in sent]
     there = [name for name in params if name in network.params]
@@ -201,8 +204,8 @@ def _kind(told: Metadata, after: bool, client: Client | None) -> Kind:
     """What the tensors are; the client, where one is given, has to send that."""
     sent = None if client is None else kind_of(client)
     kind: Kind | None = "new_weights" if after else told.kind
-    if client is not None and sent is not None and kind is not None and sent != kind:
-        name = type(trainer(client)).__name__
+    if client is not None and kind is not None and sent != kind:
+        name = type(inner_client(client)).__name__
         word = {"weight_delta": "sends='delta'", "new_weights": "sends='weights'"}.get(kind, "FedSGD()")
         raise ConfigError(
             f"the update is of kind {kind}, but the client, {name}, sends {sent}; change --kind or --client, "

@@ -17,10 +17,8 @@ from torch import Generator, Tensor, nn
 
 from inversefed.attacks.head.output_activation import Behind, behind_head
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.clients import FedAvg
+from inversefed.fl.clients import LocalSteps
 from inversefed.fl.clients.local_optimizers import State
-from inversefed.fl.clients.partial import UnknownClient, trainer
-from inversefed.fl.clients.secure_sum import one_of
 from inversefed.fl.network import Loss, Network
 from inversefed.fl.targets import as_targets, class_count, loss_slope
 from inversefed.fl.threat import Observation
@@ -95,7 +93,7 @@ def read_head(observation: Observation, scale_free: bool = False) -> Head:
             linear in the gradients (Adam), examples that no local step has seen, or an unknown client.
     """
     network, total = observation.network, observation.num_examples
-    if isinstance(trainer(observation.client), UnknownClient) and not scale_free:
+    if not observation.client_known and not scale_free:
         raise ThreatModelError(
             "this rule needs the scale of the gradient, and the client's settings are unknown; use ImpactCounts(), "
             f"{_OPEN}"
@@ -314,42 +312,43 @@ def deal(expected: Tensor, total: int, least: Tensor | None = None) -> Tensor:
 
 def _seen_weights(observation: Observation) -> tuple[Params, float, float]:
     """The mean of the weights that the local steps saw, the weight decay, and the gain of momentum."""
-    network = observation.network
-    client, examples = one_of(trainer(observation.client), observation.num_examples)
+    network, sends = observation.network, observation.client.sends
+    steps = observation.steps
     start = {name: weight.detach() for name, weight in network.params.items()}
-    if not isinstance(client, FedAvg):
+    if steps is None or not steps.additive or sends == "gradient":
         return start, 0.0, 1.0
-    slices = client.slices(examples)
+    slices, examples = steps.slices, steps.examples
     if len({index for part in slices for index in range(part.start, part.stop)}) < examples:
+        size = slices[0].stop - slices[0].start
         raise ThreatModelError(
-            f"{len(slices)} local steps of {client.batch_size} examples do not see all {examples}: "
+            f"{len(slices)} local steps of {size} examples do not see all {examples}: "
             f"the others leave no trace; {_OPEN}"
         )
-    gain, twice = (_drift(client, size, len(slices)) for size in (1.0, 2.0))
+    gain, twice = (_drift(steps, size, len(slices)) for size in (1.0, 2.0))
     if abs(twice - 2 * gain) > 1e-6 * abs(twice):
         raise ThreatModelError(
-            f"counting labels needs local steps that are linear in the gradient, not {client.optimizer!r}; {_OPEN}"
+            f"counting labels needs local steps that are linear in the gradient, not {steps.optimizer!r}; {_OPEN}"
         )
     past = (len(slices) - 1) / (2 * len(slices))
     sent = observation.update
-    moved = {name: sent[name] - start[name] if client.sends == "weights" else sent[name] for name in sent}
+    moved = {name: sent[name] - start[name] if sends == "weights" else sent[name] for name in sent}
     # Of weights that were not sent the server knows only the start.
     seen = start | {name: start[name] + past * moved[name].detach() for name in sent}
-    return seen, float(getattr(client.optimizer, "weight_decay", 0.0)), gain / len(slices)
+    return seen, float(getattr(steps.optimizer, "weight_decay", 0.0)), gain / len(slices)
 
 
-def _drift(client: FedAvg, size: float, steps: int) -> float:
+def _drift(steps: LocalSteps, size: float, count: int) -> float:
     """How far the optimizer carries one weight under a constant gradient, in units of the learning rate.
 
     The weight decay is left out, for it is taken off elsewhere; a proximal term pulls back what was carried.
     """
     params: Params = {"w": torch.zeros(1, dtype=torch.float64)}
     state: State = {}
-    for step in range(steps):
-        decay = float(getattr(client.optimizer, "weight_decay", 0.0))
-        pull = client.proximal * client.lr - decay
+    for step in range(count):
+        decay = float(getattr(steps.optimizer, "weight_decay", 0.0))
+        pull = steps.proximal * steps.lr - decay
         gradient = torch.full((1,), size, dtype=torch.float64) + pull * params["w"]
-        params, state = client.optimizer(params, {"w": gradient}, state, 1.0, step)
+        params, state = steps.optimizer(params, {"w": gradient}, state, 1.0, step)
     return -float(params["w"])
 
 

@@ -20,9 +20,9 @@ from inversefed.attacks.head.expected_counts import expected_counts
 from inversefed.attacks.head.gradient import Head, deal, read_head
 from inversefed.attacks.head.step_order import in_order
 from inversefed.errors import ThreatModelError
-from inversefed.fl.clients import FedAvg
+from inversefed.fl.clients import LocalSteps
 from inversefed.fl.clients.local_optimizers import LocalSGD
-from inversefed.fl.clients.partial import new_weights, trainer
+from inversefed.fl.clients.views import inner_client, new_weights
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.targets import as_targets, classes_of
 from inversefed.fl.threat import Observation
@@ -134,11 +134,11 @@ def _granted(observation: Observation) -> list[Labels]:
 
 
 def _check(observation: Observation, head: Head) -> None:
-    total, classes, client = head.total, len(head.weight), trainer(observation.client)
-    if isinstance(client, FedAvg) and len(client.slices(total)) > 1 and not _plain(client, total):
+    total, classes, steps = head.total, len(head.weight), observation.unrolled
+    if steps is not None and steps.count > 1 and not _plain(steps):
         raise ThreatModelError(
             "the head's inputs are separated in one gradient, or in local steps of plain SGD that see each example "
-            f"once, in order; this client is {client!r}"
+            f"once, in order; this client is {inner_client(observation.client)!r}"
         )
     if dropout_layers(observation.network.module):
         raise ThreatModelError("dropout is on, and what went into the head holds for masks that are not known")
@@ -150,24 +150,24 @@ def _check(observation: Observation, head: Head) -> None:
     head.needed_bias("separating the head's inputs")
 
 
-def _plain(client: FedAvg, total: int) -> bool:
+def _plain(steps: LocalSteps) -> bool:
     """Whether the steps of a client are those that the equations describe."""
-    once = [part.start for part in client.slices(total)] == [part.start for part in client.one_pass(total)]
-    return once and client.optimizer == LocalSGD() and not (client.proximal or client.shuffle or client.order)
+    once = steps.count == len(steps.one_pass)
+    return once and steps.optimizer == LocalSGD() and not (steps.proximal or steps.shuffles or steps.order)
 
 
 def _equations(observation: Observation, head: Head) -> HeadEquations:
     """With the head's weights as they were before the first step."""
-    client, params = trainer(observation.client), observation.network.params
+    steps, params = observation.unrolled, observation.network.params
     weight, bias = (params.get(f"{observation.network.head}.{part}") for part in ("weight", "bias"))
     before = replace(
         head,
         weight=head.weight if weight is None else weight.detach().double(),
         bias=head.bias if bias is None else bias.detach().double(),
     )
-    if not isinstance(client, FedAvg):
+    if steps is None:
         return HeadEquations.of(before, (slice(0, head.total),), 0.0)
-    return HeadEquations.of(before, tuple(client.slices(head.total)), client.lr)
+    return HeadEquations.of(before, tuple(steps.slices), steps.lr)
 
 
 def _rounding(observation: Observation) -> float:
@@ -177,8 +177,8 @@ def _rounding(observation: Observation) -> float:
         return eps
     name = f"{network.head}.weight"
     scale = float(network.params[name].detach().norm() / observation.gradient[name].norm())
-    client = trainer(observation.client)
-    moved = client.lr * len(client.slices(observation.num_examples)) if isinstance(client, FedAvg) else 1.0
+    steps = observation.unrolled
+    moved = 1.0 if steps is None else steps.lr * steps.count
     return eps * max(1.0, scale / moved)
 
 

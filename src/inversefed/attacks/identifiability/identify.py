@@ -29,7 +29,7 @@ from inversefed.attacks.exact.transformer.token_system import TokenSystem, token
 from inversefed.attacks.identifiability.layer_counts import TOLERANCE, LayerEquations, count, numerical_rank
 from inversefed.attacks.identifiability.limits import hidden
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.clients.views import passes
+from inversefed.fl.clients.views import gradients_summed
 from inversefed.fl.threat import Observation
 from inversefed.networks.layer_chain import Layer, flat
 from inversefed.types import Finding
@@ -171,7 +171,7 @@ def _methods(
         _asked("april", lambda: AttentionInput().check(observation)),
     )
     peel = _asked("peel", lambda: Peel().check(observation, None if isinstance(read, str) else read[0]))
-    once = passes(observation.client, observation.num_examples) == observation.num_examples
+    once = gradients_summed(observation.client, observation.num_examples) == observation.num_examples
     if peel.applies and (_altered(layers) or not once):
         peel = replace(peel, reason=f"{peel.reason}; its equations hold only roughly here, and so will its result")
     return linear, peel, *others
@@ -211,7 +211,7 @@ def _plain(finding: Finding) -> dict[str, Any]:
 
 def _least_examples(observation: Observation, layers: tuple[LayerEquations, ...]) -> tuple[int, str]:
     """The rank of a linear layer's gradient is at most forward passes x places; a client may make several a picture."""
-    seen, best = passes(observation.client, observation.num_examples), (0, "")
+    seen, best = gradients_summed(observation.client, observation.num_examples), (0, "")
     if seen is None:
         return best
     for row in layers:
@@ -230,7 +230,7 @@ def _way(
     observation: Observation, layers: tuple[LayerEquations, ...], chain: tuple[Layer, ...], front: Front
 ) -> _Way | None:
     """What is known on the way from the head, where one step on one example made the update."""
-    if passes(observation.client, observation.num_examples) != 1 or _altered(layers):
+    if gradients_summed(observation.client, observation.num_examples) != 1 or _altered(layers):
         return None
     rows = {row.name: row for row in layers}
     _measure(rows, chain, front, observation)
@@ -323,6 +323,6 @@ def _why_no_way(observation: Observation, layers: tuple[LayerEquations, ...]) ->
         return "they are not as this client computes them, and hold only roughly"
     if observation.num_examples > 1:
         return f"they are sums over {observation.num_examples} examples, which no linear equation takes apart"
-    if passes(observation.client, observation.num_examples) != 1:
+    if gradients_summed(observation.client, observation.num_examples) != 1:
         return "they are sums over local steps, at weights that move, or bent by the client's rule"
     return "there is no chain of layers below a linear head with bias along which to follow them"

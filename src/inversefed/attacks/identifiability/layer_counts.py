@@ -16,9 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from inversefed.fl.clients import FedAvg
-from inversefed.fl.clients.partial import trainer
-from inversefed.fl.clients.views import passes
+from inversefed.fl.clients.views import gradients_summed
 from inversefed.fl.threat import Observation
 from inversefed.networks.layer_shapes import Geometry, geometry, residues
 from inversefed.types import Params
@@ -92,7 +90,7 @@ def count(observation: Observation) -> tuple[LayerEquations, ...]:
     >>> row.rank, row.rank_bound, row.entries, row.numbers, row.unknowns
     (2, 2, 65, 32, 24)
     """
-    gradient, seen = observation.gradient, passes(observation.client, observation.num_examples)
+    gradient, seen = observation.gradient, gradients_summed(observation.client, observation.num_examples)
     places = geometry(observation.network)
     found = [_layer(place, observation, gradient, seen) for place in places]
     counted = {name for place in places for name in _own_names(place.name, gradient)}
@@ -173,11 +171,11 @@ def _rank(matrix: Tensor, place: Geometry, observation: Observation, bound: int 
 
 def _lost(place: Geometry, observation: Observation) -> float:
     """By what a difference of weights rounds more than a gradient: the weights' norm, at the gradient's scale."""
-    client = trainer(observation.client)
-    if not isinstance(client, FedAvg):
+    steps = observation.unrolled
+    if steps is None:
         return 0.0
     weight = observation.network.params[_join(place.name, "weight")]
-    return float(weight.detach().norm()) / (client.lr * len(client.slices(observation.num_examples)))
+    return float(weight.detach().norm()) / (steps.lr * steps.count)
 
 
 def _free(matrix: Tensor, most: int | None) -> int:

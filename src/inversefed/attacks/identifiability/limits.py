@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from inversefed.attacks.identifiability.layer_counts import LayerEquations
-from inversefed.fl.clients.views import passes
+from inversefed.fl.clients.views import gradients_summed
 from inversefed.fl.threat import Observation
 from inversefed.networks.architecture import averages, pools
 from inversefed.types import Finding
@@ -86,7 +86,7 @@ def _mixed(observation: Observation, layers: tuple[LayerEquations, ...]) -> Iter
 
 
 def _steps(observation: Observation) -> Iterator[Finding]:
-    seen = passes(observation.client, observation.num_examples)
+    seen = gradients_summed(observation.client, observation.num_examples)
     if seen is None:
         message = (
             "Single gradients: the client's rule mixes entries or adds weights, so ranks and counts bound nothing."

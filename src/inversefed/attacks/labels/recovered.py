@@ -10,7 +10,6 @@ from inversefed.attacks.labels.mean_feature import MeanFeatureCounts
 from inversefed.attacks.labels.rule import LabelRule
 from inversefed.attacks.labels.single import SignRule, SoftTargets, is_mixture
 from inversefed.attacks.labels.solved import SolvedTarget
-from inversefed.fl.clients.partial import UnknownClient, trainer
 from inversefed.fl.targets import forms
 from inversefed.fl.threat import Observation
 from inversefed.types import Targets
@@ -34,7 +33,7 @@ class RecoveredLabels:
 
     def rule(self, observation: Observation) -> LabelRule:
         """Choose by the number of examples, the client, the loss, and whether the head has a bias."""
-        network, hidden = observation.network, isinstance(trainer(observation.client), UnknownClient)
+        network, hidden = observation.network, not observation.client_known
         if observation.num_examples > 1:
             return ImpactCounts() if hidden else MeanFeatureCounts()
         pulled, biased = pulls(network), f"{network.head}.bias" in observation.update and not hidden

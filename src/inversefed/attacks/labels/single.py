@@ -12,8 +12,6 @@ from torch import Generator, Tensor
 from inversefed.attacks.head.gradient import pulls, read_head, slopes
 from inversefed.attacks.labels.features import check_not_negative
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.clients import FedAvg, FedSGD
-from inversefed.fl.clients.partial import trainer
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels, SoftLabels, Targets
@@ -96,8 +94,8 @@ def is_mixture(observation: Observation) -> bool:
 
     It does so only as it was computed, at one set of weights: noise and several local steps look like mixtures too.
     """
-    client, name = trainer(observation.client), observation.network.head
-    if not isinstance(client, FedSGD | FedAvg) or (isinstance(client, FedAvg) and len(client.slices(1)) > 1):
+    steps, name = observation.steps, observation.network.head
+    if steps is None or not steps.alone or steps.count > 1:
         return False
     weight, bias = (observation.gradient[f"{name}.{part}"].double() for part in ("weight", "bias"))
     if not bool(bias.any()) or not _of_rank_one(weight, bias):

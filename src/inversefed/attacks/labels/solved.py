@@ -22,9 +22,7 @@ from torch import Tensor
 from inversefed.attacks.head.gradient import LastLayer, at_head, head_slope, last_layer
 from inversefed.attacks.head.output_activation import behind_head
 from inversefed.errors import ThreatModelError
-from inversefed.fl.clients import FedAvg
 from inversefed.fl.clients.local_optimizers import LocalSGD
-from inversefed.fl.clients.partial import UnknownClient, trainer
 from inversefed.fl.network import Network
 from inversefed.fl.targets import Form, as_targets, class_count, forms
 from inversefed.fl.threat import Observation
@@ -101,18 +99,18 @@ class _Steps:
         Raises:
             ThreatModelError: the head does not tell what went into it.
         """
-        client, layer = trainer(observation.client), _biased(observation)
+        steps, layer = observation.unrolled, _biased(observation)
         delta = layer.bias_gradient
         assert delta is not None
         features = delta @ layer.weight_gradient / delta.square().sum()
         inner = at_head(observation.network)
-        count = len(client.slices(1)) if isinstance(client, FedAvg) else 1
-        if not isinstance(client, FedAvg) or count == 1 or client.optimizer != LocalSGD() or client.proximal:
+        count = 1 if steps is None else steps.count
+        if steps is None or count == 1 or steps.optimizer != LocalSGD() or steps.proximal:
             return cls(inner, (layer.weight @ features + layer.bias)[None], delta)
         weight, bias = (observation.network.params.get(f"{inner.head}.{part}") for part in ("weight", "bias"))
         first = layer.weight if weight is None else weight.detach().double()
         start = first @ features + (layer.bias if bias is None else bias.detach().double())
-        return cls(inner, start[None], delta, client.lr * float(features.square().sum() + 1), count)
+        return cls(inner, start[None], delta, steps.lr * float(features.square().sum() + 1), count)
 
     @property
     def near(self) -> float:
@@ -138,7 +136,7 @@ def _biased(observation: Observation) -> LastLayer:
     Raises:
         ThreatModelError: there is none, or its scale or what it does to the loss is unknown.
     """
-    if isinstance(trainer(observation.client), UnknownClient):
+    if not observation.client_known:
         raise ThreatModelError(
             "the target of an example is read off the scale of the gradient, and the client's settings are unknown; "
             "hand the labels over (known labels)"

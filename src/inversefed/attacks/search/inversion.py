@@ -249,11 +249,7 @@ class GradientInversion:
 
         A client that recomputes its early steps does so for one restart alone: together they would not save memory.
         """
-        if (
-            self.restarts == 1
-            or self.compilation != "off"
-            or memory.recomputes(observation.client, observation.num_examples)
-        ):
+        if self.restarts == 1 or self.compilation != "off" or memory.recomputes(observation):
             return 1
         width = self.width
         if width is None:

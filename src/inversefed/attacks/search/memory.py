@@ -20,9 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from inversefed.errors import UnsupportedNetworkError
-from inversefed.fl.clients import Client, FedAvg
-from inversefed.fl.clients.partial import trainer
-from inversefed.fl.clients.secure_sum import one_of
+from inversefed.fl.threat import Observation
 from inversefed.types import Scalar
 
 __all__ = ["available_bytes", "chunk", "live_bytes", "measured_live_bytes", "recomputes", "step_bytes"]
@@ -100,10 +98,10 @@ def available_bytes(device: torch.device) -> int:
     return min(_system_bytes(), *_group_bytes())
 
 
-def recomputes(client: Client, num_examples: int) -> bool:
+def recomputes(observation: Observation) -> bool:
     """Whether a client runs some of its local steps again in the backward pass, for memory's sake."""
-    inner, examples = one_of(trainer(client), num_examples)
-    return isinstance(inner, FedAvg) and len(inner.slices(examples)) > inner.keep_graphs
+    steps = observation.steps
+    return steps is not None and steps.recomputed > 0
 
 
 def chunk(step_bytes: int, available: int, wanted: int) -> int:

@@ -18,8 +18,6 @@ from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.simulations import KnownClient, Simulation
 from inversefed.attacks.simulations.features import KnownFeatures
 from inversefed.errors import ThreatModelError
-from inversefed.fl.clients import FedAvg, FedSGD
-from inversefed.fl.clients.partial import UnknownClient, trainer
 from inversefed.fl.targets import as_targets, forms
 from inversefed.fl.threat import Observation
 from inversefed.numerics import float32_products
@@ -39,7 +37,7 @@ def relative_matching_cost(observation: Observation, images: Images, labels: Ten
     It is the same for every attack, whatever that minimizes, and computed without TF32. An unknown client cannot be
     run, so it tells nothing there: infinite.
     """
-    if isinstance(trainer(observation.client), UnknownClient):
+    if not observation.client_known:
         return math.inf
     with torch.no_grad(), float32_products(observation.network.device):
         update = observation.client(observation.network, images, labels)
@@ -209,7 +207,8 @@ class Problem:
 
 def _separated(observation: Observation) -> Separated | None:
     """What went into the head; nothing for one example, which needs no help, and where it cannot be solved for."""
-    if observation.num_examples == 1 or not isinstance(observation.client, FedSGD | FedAvg):
+    steps, whole = observation.steps, len(observation.update) == len(observation.network.params)
+    if observation.num_examples == 1 or steps is None or not steps.alone or not whole:
         return None
     try:
         return separate(observation)

@@ -20,8 +20,6 @@ from torch import Generator, Tensor
 from inversefed.attacks.simulations.known import KnownClient
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError
-from inversefed.fl.clients import FedAvg
-from inversefed.fl.clients.partial import trainer, with_trainer
 from inversefed.fl.defenses.augmentation import ATS
 from inversefed.fl.defenses.clipping import Clip
 from inversefed.fl.defenses.mixing import mixed
@@ -181,10 +179,10 @@ class Noised(Wrapping):
 
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """`noise:` and the layer's name, `[steps, examples a step, ..]`, all zero: the draws' mean."""
-        network, client = observation.network, trainer(observation.client)
+        network, steps = observation.network, observation.unrolled
         gray = torch.full((2, *network.image_shape), 0.5)
         shapes = mask_shapes(network.module, lambda: network.features(gray))
-        slices = client.slices(observation.num_examples) if isinstance(client, FedAvg) else []
+        slices = [] if steps is None else steps.slices
         size = max((part.stop - part.start for part in slices), default=observation.num_examples)
         like = next(iter(network.params.values()))
         own = {
@@ -211,8 +209,5 @@ class Noised(Wrapping):
 
 
 def _with(observation: Observation, draws: Mapping[str, Tensor]) -> Observation:
-    """The observation of a network that draws these; every step keeps its graph, for the draws' sake."""
-    network, client = replace(observation.network, masks=dict(draws)), trainer(observation.client)
-    if isinstance(client, FedAvg):
-        client = replace(client, keep_graphs=len(client.slices(observation.num_examples)))
-    return replace(observation, network=network, client=with_trainer(observation.client, client))
+    """The observation of a network that draws these."""
+    return replace(observation, network=replace(observation.network, masks=dict(draws)))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from inversefed.attacks.head.inputs import Separated
 from inversefed.attacks.simulations.simulation import Compared, Simulation
-from inversefed.fl.clients import FedAvg
+from inversefed.fl.clients.client import as_sent
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Params, Scalar
@@ -45,13 +45,13 @@ class KnownFeatures(Simulation):
         self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
     ) -> Compared:
         """The client's update beside the one observed; the penalty is for features that differ."""
-        client, network = observation.client, observation.network
-        if not isinstance(client, FedAvg):
+        client, network, steps = observation.client, observation.network, observation.unrolled
+        if steps is None:
             error = self._error([network.params], [slice(None)], images)
             return Compared(client(network, images, labels), observation.update, error)
-        path = client.path(network, images, labels)
-        error = self._error(path, client.slices(len(images)), images)
-        return Compared(client.sent(network, path[-1]), observation.update, error)
+        path = (network.params, *steps.walk(network, images, labels))
+        error = self._error(path, steps.slices, images)
+        return Compared(as_sent(network, path[-1], client.sends), observation.update, error)
 
     def _error(self, path: Sequence[Params], parts: Sequence[slice], images: Images) -> Scalar:
         """At the weights before each step."""

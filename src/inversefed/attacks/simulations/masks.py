@@ -8,10 +8,6 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError
-from inversefed.fl.clients import Client, FedAvg
-from inversefed.fl.clients.dpsgd import DPSGD
-from inversefed.fl.clients.partial import trainer, with_trainer
-from inversefed.fl.clients.secure_sum import SumOfClients, one_of
 from inversefed.fl.dropout import dropout_layers, mask_shapes
 from inversefed.fl.threat import Observation
 from inversefed.types import Images
@@ -72,15 +68,16 @@ class OptimizedMasks(Simulation):
 
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """`mask:` and the layer's name, `[steps, examples a step, ..]`, zero where every mask is at its mean."""
-        network, client = observation.network, trainer(observation.client)
+        network, steps, size = observation.network, observation.steps, observation.num_examples
         gray = torch.full((2, *network.image_shape), 0.5)
         shapes = mask_shapes(network.module, lambda: network.features(gray))
-        slices = client.slices(observation.num_examples) if isinstance(client, FedAvg | DPSGD | SumOfClients) else []
-        steps = len(slices) or 1
-        size = max((part.stop - part.start for part in slices), default=observation.num_examples)
+        if steps is not None and not steps.clients:
+            size = max(part.stop - part.start for part in steps.slices)
         like = next(iter(network.params.values()))
         return {
-            f"mask:{name}": torch.zeros((steps, size, *shape), dtype=like.dtype, device=like.device)
+            f"mask:{name}": torch.zeros(
+                (1 if steps is None else steps.count, size, *shape), dtype=like.dtype, device=like.device
+            )
             for name, shape in shapes.items()
             if name in dropout_layers(network.module)
         }
@@ -89,7 +86,7 @@ class OptimizedMasks(Simulation):
         self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
     ) -> Compared:
         """The client's update with these masks, and how far their means are from what the layers say."""
-        network, client = observation.network, trainer(observation.client)
+        network = observation.network
         variables = variables if any(name.startswith("mask:") for name in variables) else self.start(observation, _NONE)
         masks, penalty = {}, images.new_zeros(())
         for name, layer in dropout_layers(network.module).items():
@@ -99,13 +96,5 @@ class OptimizedMasks(Simulation):
                     self.rate * variables[f"mask:{name}"] + torch.logit(images.new_tensor(kept))
                 )
                 penalty = penalty + (masks[name].mean() - kept).square()
-        simulated = with_trainer(observation.client, _keeping_graphs(client, observation.num_examples))
-        predicted = simulated(replace(network, masks=masks), images, labels)
+        predicted = observation.client(replace(network, masks=masks), images, labels)
         return Compared(predicted, observation.update, self.weight * penalty)
-
-
-def _keeping_graphs(client: Client, num_examples: int) -> Client:
-    """The same client: a step that runs again reaches nothing but images and labels, and here masks are searched."""
-    if isinstance(client, SumOfClients):
-        return replace(client, client=_keeping_graphs(*one_of(client, num_examples)))
-    return replace(client, keep_graphs=len(client.slices(num_examples))) if isinstance(client, FedAvg) else client

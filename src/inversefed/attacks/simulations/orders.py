@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from inversefed.attacks.simulations.known import KnownClient
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError, ThreatModelError
-from inversefed.fl.clients import FedAvg
-from inversefed.fl.clients.partial import UnknownClient, trainer, with_trainer
+from inversefed.fl.clients import LocalSteps
+from inversefed.fl.clients.client import as_sent
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.targets import kinds
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Scalar
+from inversefed.types import Images, Params, Scalar
 
 __all__ = ["PerEpoch", "RelaxedOrder"]
 
@@ -54,22 +54,22 @@ class PerEpoch(Simulation):
 
     def copies(self, observation: Observation) -> int:
         """As many as a client that shuffles makes passes, else one."""
-        client = _shuffling(observation)
-        return 1 if client is None else len(client.orders(observation.num_examples, 0))
+        steps = _shuffling(observation)
+        return 1 if steps is None else steps.num_passes
 
     def __call__(
         self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
     ) -> Compared:
         """The update of a client that takes each epoch's own pictures in turn."""
-        client, count = _shuffling(observation), observation.num_examples
-        if client is None:
+        steps, count = _shuffling(observation), observation.num_examples
+        if steps is None:
             return KnownClient()(observation, variables, images, labels)
         epochs = self.copies(observation)
         images = images if len(images) == epochs * count else images.repeat(epochs, 1, 1, 1)
         order = tuple(tuple(range(epoch * count, (epoch + 1) * count)) for epoch in range(epochs))
-        apart = with_trainer(observation.client, replace(client, shuffle=False, order=order))
+        apart = replace(steps, examples=epochs * count, shuffles=False, order=order)
         labels = labels.repeat(epochs, *(1,) * (labels.ndim - 1))
-        predicted = apart(observation.network, images, labels)
+        predicted = _sent(observation, apart, images, labels)
         return Compared(predicted, observation.update, self.penalty(images.reshape(epochs, count, *images.shape[1:])))
 
     def penalty(self, epochs: Tensor) -> Scalar:
@@ -126,14 +126,13 @@ class RelaxedOrder(Simulation):
 
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """`order`, logarithms of the shares, `[passes, steps a pass, n]`."""
-        client, network = _unplaced(observation), observation.network
-        if client is None:
+        steps, network = _unplaced(observation), observation.network
+        if steps is None:
             return {}
         loss = network.loss
         if not isinstance(loss, CrossEntropy) or loss.label_smoothing:
             raise ThreatModelError(f"shares of examples need plain cross entropy as the loss, not {loss!r}")
-        passes, count = len(client.orders(observation.num_examples, 0)), observation.num_examples
-        shape = (passes, len(client.one_pass(count)), count)
+        shape = (steps.num_passes, len(steps.one_pass), observation.num_examples)
         drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=network.dtype)
         return {"order": (self.noise * drawn).to(network.device)}
 
@@ -141,19 +140,19 @@ class RelaxedOrder(Simulation):
         self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
     ) -> Compared:
         """The update of a client that takes every example in every step, by its share."""
-        client, network, count = _unplaced(observation), observation.network, observation.num_examples
-        if client is None:
+        steps, network, count = _unplaced(observation), observation.network, observation.num_examples
+        if steps is None:
             return KnownClient()(observation, variables, images, labels)
         order = variables["order"] if "order" in variables else self.start(observation, Generator())["order"]
-        sizes = images.new_tensor([part.stop - part.start for part in client.one_pass(count)])
+        sizes = images.new_tensor([part.stop - part.start for part in steps.one_pass])
         shares = self.shares(order, sizes)
         if getattr(network.loss, "reduction", "mean") == "mean":
             shares = shares * count / sizes[:, None]
-        steps = len(client.slices(count))
         soft = labels if labels.is_floating_point() else F.one_hot(labels, network.num_classes).to(images)
-        weighted = (shares.flatten(0, 1)[:steps, :, None] * soft).flatten(0, 1)
-        whole = replace(client, batch_size=count, local_steps=steps, epochs=None, shuffle=False, order=())
-        update = with_trainer(observation.client, whole)(network, images.repeat(steps, 1, 1, 1), weighted)
+        weighted = (shares.flatten(0, 1)[: steps.count, :, None] * soft).flatten(0, 1)
+        every = tuple(slice(step * count, (step + 1) * count) for step in range(steps.count))
+        whole = replace(steps, examples=steps.count * count, one_pass=every, shuffles=False, order=())
+        update = _sent(observation, whole, images.repeat(steps.count, 1, 1, 1), weighted)
         return Compared(update, observation.update)
 
     def shares(self, order: Tensor, sizes: Tensor) -> Tensor:
@@ -166,23 +165,31 @@ class RelaxedOrder(Simulation):
         return log.exp()
 
 
-def _shuffling(observation: Observation) -> FedAvg | None:
-    """The client whose orders are unknown; `None` where the order is known, or there is but one step."""
-    client = trainer(observation.client)
-    if isinstance(client, UnknownClient):
+def _shuffling(observation: Observation) -> LocalSteps | None:
+    """The local steps whose orders are unknown; `None` where the order is known, or there is but one step."""
+    if not observation.client_known:
         raise ThreatModelError(
             "this simulation searches the order of the examples, and needs the client's other settings; without them "
             "use simulation=Surrogate()"
         )
-    return client if isinstance(client, FedAvg) and client.shuffle else None
+    steps = observation.unrolled
+    return steps if steps is not None and steps.shuffles else None
 
 
-def _unplaced(observation: Observation) -> FedAvg | None:
-    """The client as one that shuffles, where it is not known which step saw which label; else `None`."""
-    client = trainer(observation.client)
-    if observation.labels is None and isinstance(client, FedAvg):
-        return replace(client, shuffle=True, order=())
+def _unplaced(observation: Observation) -> LocalSteps | None:
+    """The local steps as those of a client that shuffles, where it is not known which saw which label; else `None`."""
+    steps = observation.unrolled
+    if observation.labels is None and steps is not None:
+        return replace(steps, shuffles=True, order=())
     return _shuffling(observation)
+
+
+def _sent(observation: Observation, steps: LocalSteps, images: Images, labels: Tensor) -> Params:
+    """The tensors that a client would send that takes these steps instead."""
+    for params in steps.walk(observation.network, images, labels):
+        last = params
+    update = as_sent(observation.network, last, observation.client.sends)
+    return {name: update[name] for name in observation.update}
 
 
 def _filters(count: int, like: Tensor) -> Tensor:

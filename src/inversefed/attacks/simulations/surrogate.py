@@ -8,8 +8,8 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError
-from inversefed.fl.clients.fedavg import loss_gradient
-from inversefed.fl.clients.partial import new_weights
+from inversefed.fl.clients.local_steps import loss_gradient
+from inversefed.fl.clients.views import new_weights
 from inversefed.fl.threat import Observation
 from inversefed.types import Images
 

@@ -17,10 +17,13 @@ from torch import Generator, Tensor, nn
 
 from inversefed.errors import ConfigError, UnsupportedNetworkError
 from inversefed.fl.accounting import Accounting
+from inversefed.fl.clients.client import Client
 from inversefed.fl.clients.fedavg import FedAvg
 from inversefed.fl.clients.local_optimizers import LocalOptimizer, LocalSGD, State
+from inversefed.fl.clients.local_steps import LocalSteps
 from inversefed.fl.clients.per_example import clipped_sum, example_gradients
 from inversefed.fl.network import Network
+from inversefed.fl.threat_model import ThreatModel
 from inversefed.types import Images, Labels, Params, SoftLabels
 
 __all__ = ["DPSGD"]
@@ -30,7 +33,7 @@ _SALT = 0x5DEECE66
 
 
 @dataclass(frozen=True)
-class DPSGD:
+class DPSGD(Client):
     """Clip each example's gradient, add noise to the sum, and send the gradient or what local steps with it come to.
 
     Args:
@@ -111,7 +114,7 @@ class DPSGD:
             scale /= -self.lr * self.local_steps
         return {name: part * scale for name, part in update.items()}
 
-    def believed(self) -> "DPSGD":
+    def believed(self, threat: ThreatModel, num_examples: int, seed: int) -> "DPSGD":
         """The client as a server simulates it that knows all of it but what it draws.
 
         Without noise; where steps are Poisson samples, each step is replaced by its mean, which takes all examples.
@@ -129,13 +132,14 @@ class DPSGD:
         """The probability with which a step takes an example, where that is drawn; else 1."""
         return min(1.0, self.expected_batch_size / num_examples) if self.poisson_sampling else 1.0
 
-    def slices(self, num_examples: int) -> list[slice]:
-        """Which examples each local step sees, where that is not drawn.
+    def steps(self, num_examples: int) -> LocalSteps:
+        """The local steps, on all examples where it is drawn which of them a step takes.
 
         Raises:
             ConfigError: fewer examples than one slice holds.
         """
-        return FedAvg(self.local_steps, batch_size=self.batch_size).slices(num_examples)
+        taken = FedAvg(self.local_steps, self.lr, self.batch_size, optimizer=self.optimizer).steps(num_examples)
+        return replace(taken, keep_graphs=None, additive=False, noise=self.noise_std(num_examples))
 
     def _trained(self, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
         generator, params = self._generator(network), network.params
@@ -164,7 +168,7 @@ class DPSGD:
 
     def _parts(self, num_examples: int, generator: Generator | None) -> Sequence[slice | Tensor]:
         if not self.poisson_sampling or generator is None:
-            return self.slices(num_examples)
+            return self.steps(num_examples).slices
         if self.expected_batch_size > num_examples:
             raise ConfigError(
                 f"DPSGD cannot draw {self.expected_batch_size} of {num_examples} examples on average; lower "

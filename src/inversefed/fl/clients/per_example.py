@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import UnsupportedNetworkError
-from inversefed.fl.clients.fedavg import loss_gradient
+from inversefed.fl.clients.local_steps import loss_gradient
 from inversefed.fl.network import Network
 from inversefed.types import Images, Labels, Params, SoftLabels
 

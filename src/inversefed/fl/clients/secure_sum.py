@@ -15,11 +15,13 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.errors import ConfigError
-from inversefed.fl.clients.dpsgd import DPSGD
-from inversefed.fl.clients.fedavg import Client, FedAvg, FedSGD
-from inversefed.fl.clients.partial import Shares, sends
+from inversefed.fl.clients.client import Client, Sends, check_client
+from inversefed.fl.clients.fedavg import FedSGD
+from inversefed.fl.clients.local_steps import LocalSteps
+from inversefed.fl.clients.partial import Shares
 from inversefed.fl.defenses.quantization import stochastically_rounded
 from inversefed.fl.network import Network
+from inversefed.fl.threat_model import ThreatModel
 from inversefed.types import Images, Labels, Params, SoftLabels
 
 __all__ = ["SumOfClients"]
@@ -36,7 +38,7 @@ _SALT = 0x2545F491
 
 
 @dataclass(frozen=True)
-class SumOfClients:
+class SumOfClients(Client):
     """Several clients whose updates the server sees only as one sum; the batch is dealt out among them in order.
 
     Args:
@@ -65,23 +67,24 @@ class SumOfClients:
     rounding: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.client, Client) or isinstance(self.client, type | Shares | SumOfClients):
+        check_client(self.client, "SumOfClients")
+        if isinstance(self.client, Shares | SumOfClients):
             raise ConfigError(
                 f"SumOfClients needs a client that sends all of its update, such as FedAvg(); got {self.client!r}; to "
                 "send part of the sum, write Shares(SumOfClients(..), ..)"
             )
         if self.clients < 1 or any(size < 1 for size in self.sizes):
             raise ConfigError(f"SumOfClients needs at least one client, each with an example; got {self!r}")
-        if self.reduction not in ("mean", "sum") or (self.reduction == "sum" and sends(self.client) == "weights"):
+        if self.reduction not in ("mean", "sum") or (self.reduction == "sum" and self.client.sends == "weights"):
             raise ConfigError(
                 "SumOfClients reduces by 'mean', or by 'sum' where clients send gradients or deltas; got "
                 f"{self.reduction!r} of {self.client!r}"
             )
 
     @property
-    def sends(self) -> Literal["gradient", "delta", "weights"]:
+    def sends(self) -> Sends:
         """What the sum is of."""
-        return sends(self.client)
+        return self.client.sends
 
     def __call__(self, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
         """Let each client compute its update, and add them up."""
@@ -118,16 +121,19 @@ class SumOfClients:
             raise ConfigError(f"SumOfClients cannot deal {num_examples} examples out in {wanted}; give fitting sizes")
         return (num_examples // self.clients,) * self.clients
 
-    def slices(self, num_examples: int) -> list[slice]:
-        """All examples, as often as the client with the most examples takes a step."""
-        inner, most = one_of(self, num_examples)
-        steps = len(inner.slices(most)) if isinstance(inner, FedAvg | DPSGD) else 1
-        return [slice(0, num_examples)] * steps
+    def steps(self, num_examples: int) -> LocalSteps:
+        """The steps of each client; one that declares none is taken to take one, and to change its gradient."""
+        sizes = self.parts(num_examples)
+        own = {size: self.client.steps(size) for size in set(sizes)}
+        clients = [own[size] or LocalSteps(size, (slice(0, size),), additive=False) for size in sizes]
+        most = max(clients, key=lambda each: each.examples)
+        share = len(sizes) ** (-0.5 if self.reduction == "mean" else 0.5)
+        return replace(most, noise=share * most.noise, clients=tuple(clients))
 
-    def believed(self) -> "SumOfClients":
-        """The clients as a server simulates them that knows all but what they draw."""
-        inner = self.client.believed() if isinstance(self.client, DPSGD) else self.client
-        return replace(self, client=inner, rounding=False)
+    def believed(self, threat: ThreatModel, num_examples: int, seed: int) -> "SumOfClients":
+        """The clients as a server simulates them that knows all but what they draw: here, their orders as well."""
+        most, drawn = max(self.parts(num_examples)), replace(threat, order="unknown")
+        return replace(self, client=self.client.believed(drawn, most, seed), rounding=False)
 
     def _dealt(self, network: Network, num_examples: int) -> Iterator[tuple[Network, slice, float]]:
         """Each client's network, with draws and buffers of its own, its examples, and its weight in the sum."""
@@ -143,13 +149,6 @@ class SumOfClients:
                 size / num_examples if self.reduction == "mean" else 1.0,
             )
             start += size
-
-
-def one_of(client: Client, num_examples: int) -> tuple[Client, int]:
-    """A single client and how many examples it has, at most: of several whose sum is sent, or the one there is."""
-    return (
-        (client.client, max(client.parts(num_examples))) if isinstance(client, SumOfClients) else (client, num_examples)
-    )
 
 
 def _rounded(values: Tensor, generator: Generator | None) -> Tensor:

@@ -10,14 +10,14 @@ the numbers themselves, without one private picture. What no number shows is lef
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from torch import Tensor
 
-from inversefed.errors import InputError, UpdateMismatchError
-from inversefed.fl.clients import Client, FedAvg
+from inversefed.errors import InputError, InversefedError, UpdateMismatchError
+from inversefed.fl.clients import Client, LocalSteps
 from inversefed.fl.clients.local_optimizers import LocalSGD
-from inversefed.fl.clients.partial import sent_names, trainer
 from inversefed.fl.network import Network, first_names
 from inversefed.types import Finding
 from inversefed.updates.described import described, is_summed, stated_by
@@ -86,7 +86,7 @@ def diagnose(
     """
     believed = _believed(metadata, network) if client is None else client
     metadata = stated_by(client, metadata)
-    expected = tuple(sent_names(believed, network)) if sent is None else tuple(sent)
+    expected = believed.sent_names(network) if sent is None else tuple(sent)
     first = first_names(network.module)
     tensors = {first.get(name, name): part for name, part in tensors.items()}
     misfits = fits(network, tensors, expected, believed)
@@ -94,8 +94,8 @@ def diagnose(
         return misfits
     own = {name: tensors[name] for name in expected}
     buffers = {name: tensors[name] for name, _ in network.module.named_buffers() if name in tensors}
-    inner = trainer(believed)
-    adaptive = isinstance(inner, FedAvg) and not isinstance(inner.optimizer, LocalSGD)
+    steps = _steps(believed, metadata)
+    adaptive = steps is not None and steps.alone and not isinstance(steps.optimizer, LocalSGD)
     found = _examined(Subject(network, own, buffers, metadata, adaptive))
     if all(finding.level != "error" for finding in found):
         found += _asked(self_test, network, metadata)
@@ -106,6 +106,13 @@ def _believed(metadata: Metadata, network: Network) -> Client:
     """The client that metadata describe, whose numbers of examples may contradict each other."""
     count = max(metadata.num_examples or 1, metadata.batch_size or 1)
     return described(metadata, metadata.kind or "gradient", count, is_summed(metadata, network))
+
+
+def _steps(client: Client, metadata: Metadata) -> LocalSteps | None:
+    """The steps of a client, with as many examples as are stated; `None` where they contradict it."""
+    with suppress(InversefedError):
+        return client.steps(max(metadata.num_examples or 1, metadata.batch_size or 1))
+    return None
 
 
 def require_usable(findings: Sequence[Finding]) -> None:

@@ -31,9 +31,8 @@ from inversefed.attacks.head.inputs import separate
 from inversefed.attacks.head.output_activation import behind_head
 from inversefed.attacks.labels import granted_or_recovered
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.clients.local_optimizers import LocalSGD
-from inversefed.fl.clients.partial import trainer
+from inversefed.fl.clients.views import inner_client
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.networks import architecture
@@ -151,13 +150,16 @@ def known_exactly(observation: Observation) -> tuple[tuple[Layer, ...], Front]:
 
 
 def _setting(observation: Observation, watch: Watch, layers: tuple[Layer, ...] | None = None) -> Setting:
-    network, client = observation.network, trainer(observation.client)
+    network = observation.network
     if missing := [name for name in network.params if name not in observation.update]:
         raise ThreatModelError(
             f"peeling needs the whole update; {len(missing)} tensors were not sent, {missing[0]} first"
         )
-    if observation.num_examples > 1 and not isinstance(client, FedSGD) and not _one_step(client, observation):
-        raise ThreatModelError(f"several examples are peeled from one gradient of all of them, not from {client!r}")
+    if observation.num_examples > 1 and not _one_gradient(observation):
+        raise ThreatModelError(
+            "several examples are peeled from one gradient of all of them, not from "
+            f"{inner_client(observation.client)!r}"
+        )
     low, high = (network.normalize(bound).double().cpu() for bound in (network.low, network.high))
     layers = _to_head(network, chain(network) if layers is None else layers)
     return Setting(
@@ -174,9 +176,12 @@ def _to_head(network: Network, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     return layers
 
 
-def _one_step(client: Client, observation: Observation) -> bool:
-    plain = isinstance(client, FedAvg) and client.optimizer == LocalSGD() and not client.proximal
-    return plain and len(client.slices(observation.num_examples)) == 1  # type: ignore[attr-defined]
+def _one_gradient(observation: Observation) -> bool:
+    """Whether the update is the gradient of one step, in its scale."""
+    steps = observation.steps
+    return (
+        steps is not None and steps.alone and steps.count == 1 and steps.optimizer == LocalSGD() and not steps.proximal
+    )
 
 
 def _head_layer(setting: Setting) -> tuple[nn.Linear, Tensor, Tensor]:

@@ -14,8 +14,7 @@ from torch import Generator, Tensor, nn
 
 from inversefed.attacks.exact.transformer.embedded_patches import PatchMap, first_layer, patch_map, unsuited
 from inversefed.errors import ThreatModelError
-from inversefed.fl.clients.partial import UnknownClient, trainer
-from inversefed.fl.clients.views import passes
+from inversefed.fl.clients.views import gradients_summed, inner_client
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
@@ -121,11 +120,11 @@ def _check_update(observation: Observation) -> None:
             f"the patches of one example are solved for; this update has {observation.num_examples}, whose tokens' "
             "gradients are summed"
         )
-    summed = passes(observation.client, observation.num_examples) is not None
-    if not summed and not isinstance(trainer(observation.client), UnknownClient):
+    summed = gradients_summed(observation.client, observation.num_examples) is not None
+    if not summed and observation.client_known:
         raise ThreatModelError(
-            f"patches are solved for from sums of gradients; {trainer(observation.client)!r} changes or mixes them "
-            "with weights entry by entry"
+            f"patches are solved for from sums of gradients; {inner_client(observation.client)!r} changes or mixes "
+            "them with weights entry by entry"
         )
 
 

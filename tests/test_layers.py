@@ -6,11 +6,12 @@ from pathlib import Path
 import inversefed
 
 ROOT = Path(inversefed.__file__).parent
-GROUND = {"types", "errors", "numerics"}
+GROUND = {"types", "errors", "numerics", "thresholds"}
 MAY = {
     "errors": set(),
     "types": {"errors"},
     "numerics": {"types", "errors"},
+    "thresholds": set(),
     "fl": GROUND,
     "networks": GROUND | {"fl"},
     "updates": GROUND | {"fl", "networks"},

@@ -23,29 +23,26 @@ from torch import Tensor
 
 from inversefed.attacks import Attack
 from inversefed.attacks.auto import Choose
-from inversefed.attacks.exact.verify import EXACT, OPEN
 from inversefed.attacks.identifiability.limits import zero_head
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.problem import relative_matching_cost
-from inversefed.controls.runs import NULLS, Trials, own_repeat, plan, run
+from inversefed.controls.runs import Trials, own_repeat, plan, run
 from inversefed.controls.uniqueness import unseen
 from inversefed.evaluation import align, controls
 from inversefed.evaluation.agreement import agreement
 from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
-from inversefed.evaluation.verdict import EXACT_DB, Evidence, Verdict, decide, greatest, margins
+from inversefed.evaluation.verdict import Evidence, Verdict, decide, greatest, margins
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.numerics import float32_products
 from inversefed.report.scope import scope
+from inversefed.thresholds import EXACT, EXACT_DB, NULLS, OPEN, PIXEL_SLACK
 from inversefed.types import Batch, Budget, Finding, Images, Reconstruction, Scores, Status, Targets
 
 __all__ = ["Case", "paired"]
-
-_RANGE = 0.05
-"""How far outside [0, 1] a pixel of an exact result may lie: single precision, through a small standard deviation."""
 
 _MORE = "give it more time"
 _STOPPED = "the attack was stopped by whoever watched it, and no runs on random updates followed; run it to its end"
@@ -125,7 +122,7 @@ class Case:
     def reproduces(self) -> bool:
         """Whether the result makes the update again, and is made of pixels."""
         images = self.reconstruction.images
-        inside = bool(((images >= -_RANGE) & (images <= 1 + _RANGE)).all())
+        inside = bool(((images >= -PIXEL_SLACK) & (images <= 1 + PIXEL_SLACK)).all())
         return self.cost < EXACT and inside
 
     def trials(

@@ -39,6 +39,7 @@ from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.networks.architecture import averages, hides_contrast, kinks, normalizes, pools
+from inversefed.thresholds import SOLVED
 from inversefed.types import Budget, Candidate, Finding, Images, Reconstruction, Status, Step
 
 __all__ = ["Choose"]
@@ -56,8 +57,6 @@ an underdetermined search is as often farther from the truth than one color as i
 _NEARER, _SMALL = 0.6, 1e8
 """Share of its matching cost that going on in pixels must bring a search to where nothing hides contrast, for a smaller
 gain often leads away from the truth; and operations of a forward pass up to which that costs little."""
-_SOLVED = 1e-3
-"""Relative matching cost below which what an exact method found is nearer than any search comes."""
 
 _NOT_BEGUN = "not begun"
 
@@ -196,14 +195,14 @@ class Choose:
     def _brings_more(self, attack: Attack, best: "_Best") -> bool:
         """Whether an attack may come nearer than what was found; no search nor more peeling does, where it is near."""
         late = isinstance(attack, GradientInversion) or attack == self.layers
-        return not late or best.distance >= _SOLVED
+        return not late or best.distance >= SOLVED
 
     def _refined(self, best: "_Best", plan: Sequence[Attack], generator: Generator) -> "_Best":
         """Go on from what a search found where features are normalized, and never end below one color."""
         if best.ended:
             return best
         with suppress(InversefedError), foreign_code("what goes on from the search", best.watcher):
-            normalized, near = self.normalized in plan, best.distance < _SOLVED
+            normalized, near = self.normalized in plan, best.distance < SOLVED
             if normalized and not near:
                 self._polished(best, self.polish, generator)
             elif self.kinked in plan and not near and _is_small(best.observation):

@@ -35,10 +35,7 @@ from inversefed.fl.foreign import foreign_code
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Reconstruction, Status
 
-__all__ = ["NULLS", "SHARE", "Plan", "Trials", "plan", "run"]
-
-NULLS = 19
-"""Null runs by default: the fewest that bound false alarms by 5 %."""
+__all__ = ["SHARE", "Plan", "Trials", "plan", "run"]
 
 SHARE = 0.6
 """Of a time budget, what the attack itself gets where null runs follow."""

@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-__all__ = ["FEWEST", "Interval", "mean_interval"]
+from inversefed.thresholds import FEWEST_TARGETS
 
-FEWEST = 6
-"""Targets from which there is an interval."""
+__all__ = ["Interval", "mean_interval"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def mean_interval(values: Sequence[float], *, share: bool = False, level: float 
 
     array = np.asarray(values, dtype=np.float64)
     mean, count = float(array.mean()), len(array)
-    if not np.isfinite(array).all() or count < FEWEST:
+    if not np.isfinite(array).all() or count < FEWEST_TARGETS:
         return Interval(mean, None, None, level)
     if share and np.isin(array, (0.0, 1.0)).all():
         exact = stats.binomtest(int(array.sum()), count).proportion_ci(level, method="exact")

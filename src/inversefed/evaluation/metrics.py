@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InputError
+from inversefed.thresholds import IDENTICAL_DB
 from inversefed.types import Images, Scores, Targets
 
 __all__ = [
@@ -28,9 +29,6 @@ __all__ = [
     "peak_signal_noise_ratio",
     "structural_similarity",
 ]
-
-CAP = 200.0
-"""Decibels given to identical images, whose ratio is infinite and would ruin a mean."""
 
 WINDOW_RADIUS, WINDOW_SIGMA = 5, 1.5
 """Wang et al. (2004), section III.B: an 11 x 11 Gaussian window with a standard deviation of 1.5 pixels."""
@@ -186,7 +184,7 @@ def peak_signal_noise_ratio(images: Images, target: Images) -> Scores:
     found, true = _pixels(images, target)
     # Without dim and reduction the error is pooled over the batch before the logarithm.
     decibels: Tensor = ratio(found, true, data_range=1.0, dim=(1, 2, 3), reduction="none")
-    return decibels.clamp(max=CAP)
+    return decibels.clamp(max=IDENTICAL_DB)
 
 
 def structural_similarity(images: Images, target: Images) -> Scores:

@@ -35,20 +35,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inversefed.thresholds import AGREEMENT_DB, LEAST_DB
 from inversefed.types import Scores
 
 __all__ = ["Evidence", "Verdict", "decide", "greatest", "margins"]
-
-AGREEMENT_DB = 3.0
-"""By how much two runs must agree better than with one color: half the squared error, the descriptive threshold of
-`words`."""
-
-LEAST_DB = 0.1
-"""By how much the full attack must be above the best control: less is shown as 0.0 dB, and is a matter of rounding."""
-
-EXACT_DB = 40.0
-"""PSNR from which a picture is called exact, where the client makes the same update of it: an error of 1 % of the
-range, which nobody sees. What merely makes the same update may have 20 dB, behind an average over pixels."""
 
 
 @dataclass(frozen=True)

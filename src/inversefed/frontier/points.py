@@ -26,6 +26,7 @@ from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.frontier.utility import Data, accuracy_of
 from inversefed.pipeline import observed
 from inversefed.report.frontier import Row, finite
+from inversefed.thresholds import SATURATED_DB
 from inversefed.types import Batch, Budget, Reconstruction, Status
 
 __all__ = ["Point", "measure"]
@@ -160,11 +161,7 @@ def uninterrupted(found: Reconstruction) -> Reconstruction:
 
 
 def _decibels(images: Tensor, truth: Batch) -> float:
-    return float(metrics.peak_signal_noise_ratio(images.clamp(0, 1), truth.images).clamp(max=_EXACT).mean())
-
-
-_EXACT = 60.0
-"""Decibels from which a picture is exact to the eye and to eight bits; more would only move averages."""
+    return float(metrics.peak_signal_noise_ratio(images.clamp(0, 1), truth.images).clamp(max=SATURATED_DB).mean())
 
 
 def _utility(

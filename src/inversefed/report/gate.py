@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from inversefed.errors import ConfigError, InputError
-from inversefed.report.sentences import CLEARLY_DB, PSNR
+from inversefed.report.sentences import PSNR
+from inversefed.thresholds import CLEARLY_DB
 
 __all__ = ["DEFAULT_LIMIT", "Leakage", "Outcome", "leakage", "outcome"]
 

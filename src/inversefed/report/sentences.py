@@ -10,14 +10,12 @@ from typing import Literal
 
 import torch
 
+from inversefed.thresholds import CLEARLY_DB, PARTLY_DB
 from inversefed.types import Scores, Status
 
 __all__ = ["SCOPE", "believed", "headline", "pairing", "recovery", "status_note"]
 
 Recovery = Literal["came back", "came back in part", "did not come back"]
-
-PARTLY_DB, CLEARLY_DB = 1.0, 3.0
-"""Descriptive thresholds: 3 dB is half the squared error of the better control, 1 dB is a fifth less."""
 
 PSNR = "peak_signal_noise_ratio"
 

@@ -19,14 +19,12 @@ from torch import Tensor
 
 from inversefed.errors import InputError
 from inversefed.evaluation.identification import nearest, unlike
-from inversefed.evaluation.intervals import FEWEST, Interval, mean_interval
+from inversefed.evaluation.intervals import Interval, mean_interval
 from inversefed.evaluation.verdict import Verdict
 from inversefed.report.model import Report
+from inversefed.thresholds import CALLS_LEVEL, FEWEST_TARGETS, IDENTICAL_DB
 
 __all__ = ["judge"]
-
-_LEVEL = 0.025
-"""Of the count of calls, one-sided: as much as lies above a 95 % interval."""
 
 
 def judge(reports: Sequence[Report], candidates: Tensor | None = None) -> Verdict:
@@ -52,7 +50,7 @@ def judge(reports: Sequence[Report], candidates: Tensor | None = None) -> Verdic
     called, exact = over(_leaked, share=True), over(_exact, share=True)
     p_value = _calls(targets)
     positive = all(each.low is not None and each.low > 0 for each in margins.values())
-    leaked = exact.mean > 0 or positive or p_value <= _LEVEL
+    leaked = exact.mean > 0 or positive or p_value <= CALLS_LEVEL
     figures = {
         "targets": len(targets),
         "audits": len(reports),
@@ -99,7 +97,7 @@ def _figures(report: Report) -> Mapping[str, Any]:
 
 def _finite(values: Tensor) -> float:
     """The mean, in which what is not finite counts as the lowest score there is, none of 0 dB against all of 200."""
-    return float(values.double().nan_to_num(nan=-200.0, neginf=-200.0, posinf=200.0).mean())
+    return float(values.double().nan_to_num(nan=-IDENTICAL_DB, neginf=-IDENTICAL_DB, posinf=IDENTICAL_DB).mean())
 
 
 def _over_null(report: Report) -> float:
@@ -175,8 +173,8 @@ def _sentence(leaked: bool, count: int, margins: Mapping[str, Interval], called:
     over_null, over_controls = (margins[name] for name in ("margin_over_null", "margin_over_controls"))
     shares = f"{called.mean:.0%} of {count} targets called, {exact.mean:.0%} exact"
     measured = f"{_between(over_null)} over random updates, {_between(over_controls)} over the best control, {shares}"
-    if count < FEWEST:
-        measured += f"; too few targets for intervals, which take {FEWEST} at least"
+    if count < FEWEST_TARGETS:
+        measured += f"; too few targets for intervals, which take {FEWEST_TARGETS} at least"
     return f"{'Leaked' if leaked else 'Not recovered by these attacks within this budget'}: {measured}."
 
 

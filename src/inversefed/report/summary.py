@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 
-from inversefed.evaluation.verdict import EXACT_DB, Verdict
+from inversefed.evaluation.verdict import Verdict
 from inversefed.report.model import Report
 from inversefed.report.sentences import PSNR, recovery
+from inversefed.thresholds import EXACT_DB
 
 __all__ = ["Measure", "Outcome", "answer", "meaning", "measures", "outcome"]
 

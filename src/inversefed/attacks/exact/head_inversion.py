@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from inversefed.attacks.exact.peel.feature_inversion import invert_features, solve_features
 from inversefed.attacks.exact.progress import Watch
-from inversefed.attacks.exact.verify import EXACT, exactness, matched
+from inversefed.attacks.exact.verify import exactness, matched
 from inversefed.attacks.head.inputs import Separated, separate
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.time_schedule import as_fits
@@ -25,6 +25,7 @@ from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.networks.architecture import hides_contrast, pools
+from inversefed.thresholds import EXACT
 from inversefed.types import Budget, Candidate, Reconstruction, Status
 
 __all__ = ["SeparatedFeatures"]

@@ -11,18 +11,13 @@ from torch import Tensor
 
 from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.fl.threat import Observation
+from inversefed.thresholds import EXACT, OPEN
 from inversefed.types import Finding, Images
 
-__all__ = ["EXACT", "OPEN", "exactness", "matched"]
-
-EXACT = 1e-8
-"""Relative matching cost below which a result is called exact."""
+__all__ = ["exactness", "matched"]
 
 _ROUGH = 1e-2
 """Relative matching cost above which a result is too far off for its rounding to tell anything."""
-
-OPEN = 1e-4
-"""Share of a picture from which it counts as left open by the update: 40 dB below it."""
 
 
 def matched(observation: Observation, images: Images, labels: Tensor) -> tuple[Images, float]:

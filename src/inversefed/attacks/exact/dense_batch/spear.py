@@ -22,10 +22,11 @@ from inversefed.attacks.exact.dense_batch.cocktail_party import IndependentCompo
 from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, assigned_labels, mixture
 from inversefed.attacks.exact.dense_batch.sparse_directions import DirectionSearch, NullVectors, SparseDescent
 from inversefed.attacks.exact.progress import Watch
-from inversefed.attacks.exact.verify import EXACT, exactness, matched
+from inversefed.attacks.exact.verify import exactness, matched
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.threat import Observation
 from inversefed.networks.layer_chain import chain
+from inversefed.thresholds import EXACT
 from inversefed.types import Budget, Candidate, Reconstruction, Status
 
 __all__ = ["SparseBatch"]

@@ -25,7 +25,7 @@ from inversefed.attacks.exact.peel.image_behind_max_pool import image_from_poole
 from inversefed.attacks.exact.peel.layers import descend, step
 from inversefed.attacks.exact.peel.state import Front, Setting
 from inversefed.attacks.exact.progress import Watch
-from inversefed.attacks.exact.verify import EXACT, exactness, matched
+from inversefed.attacks.exact.verify import exactness, matched
 from inversefed.attacks.head.gradient import at_head
 from inversefed.attacks.head.inputs import separate
 from inversefed.attacks.head.output_activation import behind_head
@@ -37,6 +37,7 @@ from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.networks import architecture
 from inversefed.networks.layer_chain import Layer, Residual, chain, flat
+from inversefed.thresholds import EXACT
 from inversefed.types import Budget, Candidate, Params, Reconstruction, Status, Targets
 
 __all__ = ["Peel"]

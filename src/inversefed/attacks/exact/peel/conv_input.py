@@ -23,6 +23,7 @@ from torch.nn.grad import conv2d_input
 from inversefed.attacks.exact.peel.conv_least_squares import Joint
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.networks.layer_shapes import padding_of
+from inversefed.thresholds import DETERMINED
 
 __all__ = [
     "Solved",
@@ -38,9 +39,9 @@ __all__ = [
 
 _MOST_PIXELS = 4096
 _WELL_CONDITIONED = 1e-3
-_OPEN, _MOST_SIGNED, _SAME, _MOSTLY = 1e-6, 1024, 1e-4, 0.5
-"""What must stay open for signs to be asked, the most unknowns of a channel then, up to what relative difference two
-solutions are the same, and the share of the channels that has to be settled."""
+_MOST_SIGNED, _SAME, _MOSTLY = 1024, 1e-4, 0.5
+"""The most unknowns of a channel where more than `DETERMINED` is open and signs are asked, up to what relative
+difference two solutions are the same, and the share of the channels that has to be settled."""
 _CLEARLY = 4
 """How many more zeros than twice the open ways a settled channel has."""
 _FAINT = 0.1
@@ -66,7 +67,7 @@ class Solved:
     @property
     def determined(self) -> bool:
         """Whether equations, or signs, leave hardly anything of it open."""
-        return self.unseen <= _OPEN
+        return self.unseen <= DETERMINED
 
 
 def solve_convolution(
@@ -113,7 +114,7 @@ def solve_convolution(
         probe = torch.randint(0, 2, (len(delta), *shape), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
         again = joint.solved(joint.rows(probe), tolerance, go_on)
         unseen = float((again - probe).square().mean().nan_to_num(nan=1.0))
-    if signed and unseen > _OPEN and len(delta) == 1 and matrix.shape[1] <= _MOST_SIGNED:
+    if signed and unseen > DETERMINED and len(delta) == 1 and matrix.shape[1] <= _MOST_SIGNED:
         found, known = by_sign(matrix, rows, signed, go_on)
         if float(known.double().mean()) > _MOSTLY:
             solution, unseen, settled = images(found.T, shape), 0.0, known

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from inversefed.attacks.exact.peel.feature_inversion import invert_features, search_features, solve_features
 from inversefed.attacks.exact.progress import Watch
 from inversefed.networks.layer_chain import Layer, run
+from inversefed.thresholds import FOUND
 
 __all__ = ["Known", "invert_each"]
 
@@ -25,8 +26,8 @@ _GRAIN, _ROUNDS = 0.5, 250
 """How much noise in the coefficients the searches start from, and their steps."""
 _SPECK = 0.1
 """Noise that the first image starts from: where all is off nothing tells a way."""
-_NEAR, _FOUND = 0.035, 1e-6
-"""The relative error from which a search came near, and the relative squared error from which an image is found."""
+_NEAR = 0.035
+"""The relative error from which a search came near."""
 _ENDED = 4
 """Searches that came near and were no image, or that are all far, after which there are no more."""
 _TRIED, _PROMISING, _PATIENCE = 250, 5e-3, 20
@@ -81,7 +82,7 @@ def invert_each(
             return torch.cat([found[:place], images.double(), found[place + 1 :]])
 
         found[place], misfit = one(place, starts, shown)
-        starts = starts if misfit < _FOUND else 1
+        starts = starts if misfit < FOUND else 1
     return found
 
 
@@ -116,9 +117,9 @@ class _One:
                 image = self._inverted(self.rough(sizes), values, image, shown)
             misfit = _off(self.fine(sizes), image.double(), values)
             best, least = (image.double(), misfit) if misfit < least else (best, least)
-            if least < _FOUND or self.watch.stop() or _in_vain(errors):
+            if least < FOUND or self.watch.stop() or _in_vain(errors):
                 break
-        if least < _FOUND:
+        if least < FOUND:
             best = solve_features(self.fine(sizes), values, best, self.eps, self.watch, shown)
         return best[0], least
 

@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 from inversefed.attacks.exact.progress import Watch
 from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
 from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
-from inversefed.attacks.exact.verify import EXACT, OPEN, exactness, matched
+from inversefed.attacks.exact.verify import exactness, matched
 from inversefed.attacks.labels.matching import labels_of
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.pieces.starts import Zeros
@@ -32,6 +32,7 @@ from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
+from inversefed.thresholds import EXACT, OPEN
 from inversefed.types import Budget, Candidate, Finding, Images, Labels, Params, Reconstruction, Scalar, Status
 
 __all__ = ["EmbeddedPatches"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from inversefed.attacks.exact.transformer.token_inputs import TokenEntry, token_entry
-from inversefed.attacks.exact.verify import EXACT
 from inversefed.fl.threat import Observation
+from inversefed.thresholds import EXACT
 from inversefed.types import Params
 
 __all__ = ["TokenSystem", "token_system", "told"]

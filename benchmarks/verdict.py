@@ -85,7 +85,7 @@ def audits(case: Case, seeds: int, null: bool) -> Iterator[dict[str, Any]]:
         yield {
             "seed": seed,
             "leaked": verdict.leaked,
-            **{key: verdict.figures[key] for key in keys},
+            **{key: getattr(verdict.figures, key) for key in keys},
             "seconds_of_attack": report.seconds,
             "seconds": time.perf_counter() - began,
         }

@@ -58,8 +58,8 @@ def test_false_alarms_on_null_updates_are_at_most_five_percent_over_100_seeds() 
     for seed in range(100):
         nothing = null_observation(observation, Generator().manual_seed(seed))
         verdicts.append(audit_observation(nothing, truth=batch, attack=attack, threat=threat, seed=seed).verdict)
-    p_values = torch.tensor([verdict.figures["p_value"] for verdict in verdicts])
-    assert all(verdict.figures["nulls"] == 19 for verdict in verdicts)
+    p_values = torch.tensor([verdict.figures.p_value for verdict in verdicts])
+    assert all(verdict.figures.nulls == 19 for verdict in verdicts)
     assert sum(verdict.leaked for verdict in verdicts) <= 5
     assert int((p_values <= 0.05).sum()) <= 11  # binomial (100, 1/20): more has a chance of 0.4 %
     assert 0.43 < float(p_values.mean()) < 0.62  # uniform on 1/20 .. 1: 0.525, with a deviation of 0.029
@@ -72,8 +72,8 @@ def test_a_picture_that_comes_back_is_called(seed: int, others: Batch) -> None:
         attack=SPECTRAL, seed=seed, others=Batch(others.images, others.labels),
     )  # fmt: skip
     verdict = report.verdict
-    assert verdict.leaked and verdict.figures["p_value"] == 0.05 and verdict.figures["nulls"] == 19
-    assert verdict.figures["best_null"] < 0 < verdict.figures["score"]
+    assert verdict.leaked and verdict.figures.p_value == 0.05 and verdict.figures.nulls == 19
+    assert verdict.figures.best_null < 0 < verdict.figures.score
     assert set(report.baselines) == {"gray", "constant", "mean", "prior", "other", "null"} == set(report.controls)
     assert report.to_dict()["verdict"]["leaked"] is True
     assert verdict.sentence in " ".join(report.summary().split())
@@ -96,8 +96,8 @@ def test_a_photograph_through_an_untrained_network_is_called(network: str, seed:
 def test_an_exact_result_needs_no_statistics(tiny: nn.Module, attack: object, nulls: int) -> None:
     report = inversefed.audit(tiny, photos()[:1], torch.tensor([2]), mean=0.5, std=0.25, attack=attack)
     figures = report.verdict.figures
-    assert report.verdict.leaked and figures["exact"] and figures["relative_matching_cost"] < 1e-8
-    assert figures["nulls"] == nulls and figures["p_value"] is None
+    assert report.verdict.leaked and figures.exact and figures.relative_matching_cost < 1e-8
+    assert figures.nulls == nulls and figures.p_value is None
     assert "exactly" in report.verdict.sentence
 
 
@@ -116,7 +116,7 @@ def test_a_picture_that_makes_the_same_update_and_is_not_the_truth_is_no_exact_l
     assert "same-update" in {finding.code for finding in report.findings}
     observation, _ = observed(module, truth, torch.tensor([1]))
     unknown = audit_observation(observation, attack=flat)
-    assert unknown.verdict is None or not unknown.verdict.figures["exact"]
+    assert unknown.verdict is None or not unknown.verdict.figures.exact
 
 
 SMALL = {"mean": 0.5, "std": 0.25}
@@ -135,19 +135,19 @@ def test_one_of_many_pictures_that_make_the_update_is_not_called_exact(name: str
     observation, truth = observed(module, photos()[:1], torch.tensor([1]), **SMALL)
     known = audit_observation(observation, truth=truth, attack=attack, max_iterations=40, nulls=1)
     assert known.scores["peak_signal_noise_ratio"][0] < 40
-    assert not known.verdict.figures["exact"] and known.verdict.figures["nulls"] == 1
+    assert not known.verdict.figures.exact and known.verdict.figures.nulls == 1
     unknown = audit_observation(observation, attack=attack, max_iterations=40, nulls=1)
     for report in (known, unknown):
         said = " ".join([report.verdict.sentence if report.verdict else "", *answer(report), meaning(report)])
         assert "exactly" not in said and "read out" not in said
         assert "same-update" in {finding.code for finding in report.findings}
-    assert unknown.verdict is None or not unknown.verdict.figures["decided"] or unknown.verdict.leaked
+    assert unknown.verdict is None or not unknown.verdict.figures.decided or unknown.verdict.leaked
 
 
 def test_a_null_run_decides_where_a_result_makes_the_update_and_is_not_the_truth() -> None:
     torch.manual_seed(0)
     report = inversefed.audit(OPEN["average"]().eval(), photos()[:1], torch.tensor([1]), **SMALL, max_iterations=40)
-    assert report.verdict.figures["nulls"] == 19 and report.verdict.figures["p_value"] is not None
+    assert report.verdict.figures.nulls == 19 and report.verdict.figures.p_value is not None
 
 
 @pytest.mark.parametrize("name", ["linear", "LeNetZhu"])
@@ -158,7 +158,7 @@ def test_without_a_truth_a_picture_that_the_update_settles_is_called(name: str) 
     observation, truth = observed(module.eval(), photos(side)[:1], torch.tensor([1]), **SMALL)
     report = audit_observation(observation, attack=recipes.peel())
     figures = report.verdict.figures
-    assert report.verdict.leaked and figures["exact"] and figures["pictures_leaked"] == [0] and figures["unseen"] < 1e-6
+    assert report.verdict.leaked and figures.exact and figures.pictures_leaked == (0,) and figures.unseen < 1e-6
     assert "no other picture near it" in report.verdict.sentence
     assert (report.images - truth.images).square().mean() < 1e-4
 
@@ -180,8 +180,8 @@ def test_exactness_is_judged_picture_by_picture(known: bool) -> None:
 
     report = audit_observation(observation, truth=truth if known else None, attack=half, nulls=0)
     figures, place = report.verdict.figures, 0 if known else 1
-    assert report.verdict.leaked and not figures["exact"]
-    assert figures["pictures_exact"] == figures["pictures_leaked"] == [place]
+    assert report.verdict.leaked and not figures.exact
+    assert figures.pictures_exact == figures.pictures_leaked == (place,)
     assert "1 of 2 pictures was" in report.verdict.sentence or "1 of 2 of them" in report.verdict.sentence
     assert "All 2" not in answer(report)[0] and "2 pictures were" not in answer(report)[0]
 
@@ -198,7 +198,7 @@ def test_without_a_truth_the_repeat_stands_in_the_order_of_the_result() -> None:
 
     observation, _ = observed(convolutions(), photos()[:2], torch.tensor([1, 2]), **SMALL)
     case = audit_observation(observation, attack=search, nulls=1).verdict
-    repeat = case.figures["margins_of_repeat"]
+    repeat = case.figures.margins_of_repeat
     assert repeat[1] > repeat[0]
 
 
@@ -206,7 +206,7 @@ def test_somebody_else_s_update_is_not_called_though_it_is_solved_exactly(tiny: 
     other, _ = observed(tiny, photos()[4:5], torch.tensor([1]), mean=0.5, std=0.25)
     truth = Batch(photos()[:1], torch.tensor([1]))
     verdict = audit_observation(other, truth=truth, attack=recipes.peel(), nulls=2).verdict
-    assert not verdict.leaked and not verdict.figures["exact"]
+    assert not verdict.leaked and not verdict.figures.exact
 
 
 def test_noise_that_hides_the_picture_is_not_called() -> None:
@@ -233,7 +233,7 @@ def test_the_same_seed_gives_the_same_verdict(tiny: nn.Module) -> None:
     first, second = (
         inversefed.audit(tiny, photos()[:1], torch.tensor([1]), attack=SHORT, nulls=3, seed=4) for _ in range(2)
     )
-    assert first.verdict.figures["margins_of_nulls"] == second.verdict.figures["margins_of_nulls"]
+    assert first.verdict.figures.margins_of_nulls == second.verdict.figures.margins_of_nulls
     assert torch.equal(first.controls["null"], second.controls["null"])
 
 
@@ -241,11 +241,11 @@ def test_the_repeat_runs_on_the_terms_of_the_null_runs(tiny: nn.Module) -> None:
     long = recipes.geiping(max_iterations=40)
     report = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), attack=long, nulls=1)
     figures = report.verdict.figures
-    assert figures["null_iterations"] == 30 and report.reconstruction.candidates[0].iterations == 40
+    assert figures.null_iterations == 30 and report.reconstruction.candidates[0].iterations == 40
     alone = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), attack=replace(long, max_iterations=30), nulls=0)
     bars = [report.baselines[name]["peak_signal_noise_ratio"] for name in ("gray", "constant", "prior")]
     expected = alone.scores["peak_signal_noise_ratio"] - torch.stack(bars).amax(dim=0)
-    assert figures["margins_of_repeat"].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert figures.margins_of_repeat.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_no_null_runs_no_verdict_and_only_plain_controls(tiny: nn.Module) -> None:
@@ -258,7 +258,7 @@ def test_null_runs_count_in_the_time_budget_and_what_is_cut_short_is_not_decided
     report = inversefed.audit(
         tiny, photos()[:1], torch.tensor([1]), attack=recipes.geiping(), time_budget=0.3, nulls=5000
     )
-    assert not report.verdict.figures["decided"] and report.status == "stopped"
+    assert not report.verdict.figures.decided and report.status == "stopped"
     assert report.verdict.sentence.startswith("Not decided: ") and "of 5000 runs" in report.verdict.sentence
     finding = next(finding for finding in report.findings if finding.code == "null-runs-cut")
     assert finding.evidence["nulls"] < 5000
@@ -273,7 +273,7 @@ def test_the_watcher_of_the_controls_is_told_and_may_end_them(tiny: nn.Module) -
 
     report = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), attack=SHORT, nulls=5, on_control=watch)
     assert seen == [(1, 6), (2, 6), (3, 6)]  # the prior, and five null runs; the attack is its own repeat
-    assert not report.verdict.leaked and "2 of 5 runs" in report.verdict.figures["undecided_because"]
+    assert not report.verdict.leaked and "2 of 5 runs" in report.verdict.figures.undecided_because
 
 
 def ended(status: Status) -> object:
@@ -298,8 +298,8 @@ def test_an_attack_that_was_ended_has_no_null_runs_and_a_verdict_that_says_why(
     tiny: nn.Module, given: dict, said: str
 ) -> None:
     report = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), **given)
-    assert not report.verdict.leaked and not report.verdict.figures["decided"] and not report.verdict.figures["nulls"]
-    assert said in report.verdict.figures["undecided_because"] and said in report.summary().replace("\n        ", " ")
+    assert not report.verdict.leaked and not report.verdict.figures.decided and not report.verdict.figures.nulls
+    assert said in report.verdict.figures.undecided_because and said in report.summary().replace("\n        ", " ")
     assert outcome(report) == "open" and "not decided" in " ".join([*answer(report), meaning(report)])
     assert "<html" in report.to_html() and said in report.to_json() and "Not decided" in report.to_markdown()
     side = gate.outcome(gate.leakage(json.loads(report.to_json())))
@@ -355,10 +355,10 @@ def test_a_slow_machine_answers_as_a_fast_one_or_leaves_it_open(
     report = audit_observation(observation, truth=truth if known else None, nulls=1, attack=QUICK, time_budget=10.0)
     verdict = report.verdict
     assert verdict is not None and bool(report.images.isfinite().all())
-    assert verdict.leaked == expected or not verdict.figures["decided"]
-    assert verdict.figures["decided"] or verdict.figures["undecided_because"] or "without the truth" in verdict.sentence
+    assert verdict.leaked == expected or not verdict.figures.decided
+    assert verdict.figures.decided or verdict.figures.undecided_because or "without the truth" in verdict.sentence
     if tick == 1e-4:
-        assert verdict.leaked == expected and verdict.figures["decided"]
+        assert verdict.leaked == expected and verdict.figures.decided
 
 
 @pytest.mark.parametrize("seconds", [1e-3, 0.01, 0.3])
@@ -366,7 +366,7 @@ def test_a_slow_machine_answers_as_a_fast_one_or_leaves_it_open(
 def test_hardly_any_time_leaves_a_picture_and_an_open_verdict(tiny: nn.Module, seconds: float, count: int) -> None:
     report = inversefed.audit(tiny, photos()[:count], torch.tensor([1, 2])[:count], time_budget=seconds)
     assert report.images.shape == (count, *SHAPE) and bool(report.images.isfinite().all())
-    assert report.verdict.leaked or not report.verdict.figures["decided"]
+    assert report.verdict.leaked or not report.verdict.figures.decided
 
 
 def test_repeats_have_the_pace_of_the_search_and_not_of_an_exact_method(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +381,7 @@ def test_repeats_have_the_pace_of_the_search_and_not_of_an_exact_method(monkeypa
     clocked(monkeypatch, 1e-4)
     attack = replace(recipes.best(), exact=(slow,))
     figures = audit_observation(observation, attack=attack, nulls=2, time_budget=10.0).verdict.figures
-    assert figures["null_iterations"] == figures["null_iterations_without_limit"] == 5
+    assert figures.null_iterations == figures.null_iterations_without_limit == 5
 
 
 def test_repeats_begin_anew_with_fewer_iterations_where_the_machine_slows_down(
@@ -398,7 +398,7 @@ def test_repeats_begin_anew_with_fewer_iterations_where_the_machine_slows_down(
         on_control=slower,
     )  # fmt: skip
     figures = report.verdict.figures
-    assert figures["nulls"] == 9 and figures["null_iterations"] < figures["null_iterations_without_limit"] == 30
+    assert figures.nulls == 9 and figures.null_iterations < figures.null_iterations_without_limit == 30
 
 
 def test_a_report_of_a_batch_pairs_the_controls_with_the_truth(others: Batch) -> None:
@@ -406,7 +406,7 @@ def test_a_report_of_a_batch_pairs_the_controls_with_the_truth(others: Batch) ->
         convolutions(), photos()[:2], torch.tensor([1, 2]), mean=0.5, std=0.25, attack=SPECTRAL, others=others, nulls=4
     )
     assert all(images.shape == (2, *SHAPE) for images in report.controls.values())
-    assert report.verdict.figures["candidates"] == 6 and len(report.verdict.figures["margins_of_nulls"]) == 4
+    assert report.verdict.figures.candidates == 6 and len(report.verdict.figures.margins_of_nulls) == 4
     assert isinstance(report, Report)
 
 
@@ -415,7 +415,7 @@ def test_a_truth_among_the_others_is_no_control(tiny: nn.Module) -> None:
     report = inversefed.audit(
         tiny, photos()[:1], torch.tensor([1]), mean=0.5, std=0.25, attack=recipes.peel(), nulls=1, others=others
     )
-    assert report.verdict.leaked and report.verdict.figures["candidates"] == 4
+    assert report.verdict.leaked and report.verdict.figures.candidates == 4
     assert torch.equal(report.controls["mean"], photos()[1:4].mean(dim=0, keepdim=True))
 
 

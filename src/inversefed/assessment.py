@@ -212,14 +212,6 @@ class Case:
             scenario: what was audited.
         """
         evidence = self.evidence(done)
-        figures = {
-            "relative_matching_cost": self.cost,
-            "unseen": self._most_unseen(),
-            "null_iterations": done.iterations,
-            "null_iterations_without_limit": done.wanted,
-            "seconds_of_controls": done.seconds,
-            **self._identified(),
-        }
         tried = scope(
             attack,
             self.reconstruction,
@@ -228,7 +220,22 @@ class Case:
             len(scenario.get("defenses", ())),
             _repeats(done),
         )
-        return decide(evidence, tried, figures)
+        found = decide(evidence, tried)
+        if found is None:
+            return None
+        identified, candidates = self._identified()
+        figures = replace(
+            found.figures,
+            relative_matching_cost=self.cost,
+            unseen=self._most_unseen(),
+            null_iterations=done.iterations,
+            null_iterations_without_limit=done.wanted,
+            seconds_of_controls=done.seconds,
+            identified=identified,
+            candidates=candidates,
+            identified_by_chance=None if candidates is None else 1 / candidates,
+        )
+        return replace(found, figures=figures)
 
     def evidence(self, done: Trials) -> Evidence:
         """The scores of all runs, and whether the result is exact."""
@@ -340,13 +347,12 @@ class Case:
         plain = {name: self._decibels(each) for name, each in controls.guesses(self.truth).items()}
         return margins(self._decibels(images), plain)
 
-    def _identified(self) -> dict[str, Any]:
-        """How often the true picture is the nearest of all candidates; nothing without others."""
+    def _identified(self) -> tuple[float | None, int | None]:
+        """How often the true picture is the nearest of all candidates, and how many there are; nothing without."""
         if self.truth is None or self.others is None:
-            return {}
+            return None, None
         hits = nearest(self.found.images, self.truth.images, self.others.images)
-        count = 1 + int(unlike(self.others.images, self.truth.images).sum())
-        return {"identified": float(hits.double().mean()), "candidates": count, "identified_by_chance": 1 / count}
+        return float(hits.double().mean()), 1 + int(unlike(self.others.images, self.truth.images).sum())
 
 
 def paired(reconstruction: Reconstruction, truth: Batch, threat: ThreatModel) -> align.Permutation:

@@ -50,7 +50,7 @@ def test_a_batch_is_told_which_pictures_came_back(restarts: int) -> None:
     report = inversefed.audit(
         module, photos(2), torch.tensor([1, 2]), mean=0.5, std=0.25, attack=attack.searching(restarts=restarts), nulls=1
     )
-    agreed, margin = report.agreed, report.verdict.figures["margins"]
+    agreed, margin = report.agreed, report.verdict.figures.margins
     assert agreed is not None and agreed.shape == (2,)
     assert report.to_dict()["agreement"] == pytest.approx(agreed.tolist())
     assert bool(((agreed > 3) == (torch.as_tensor(margin) > 3)).all()), (agreed, margin)

@@ -63,7 +63,7 @@ def psnr(*values: float) -> dict[str, torch.Tensor]:
     ],
 )
 def test_recovery_is_measured_from_the_better_control(decibels, expected):
-    assert recovery(decibels, 20.0) == expected
+    assert recovery(decibels - 20.0) == expected
     said = headline(psnr(decibels), {"gray": psnr(12.0), "constant": psnr(20.0)}, 1)
     assert f"picture {expected} from" in said
 

@@ -69,8 +69,8 @@ def test_leaked(given: dict, leaked: bool) -> None:
 )
 def test_what_was_left_out_leaves_the_verdict_open_and_takes_no_yes_away(given: dict, said: str) -> None:
     found = decide(evidence(**given), "")
-    assert found.leaked is not bool(said) and found.figures["decided"] is not bool(said)
-    assert (found.figures["undecided_because"] or "").startswith(said)
+    assert found.leaked is not bool(said) and found.figures.decided is not bool(said)
+    assert (found.figures.undecided_because or "").startswith(said)
     assert found.sentence.startswith(f"Not decided: {said}" if said else "Leaked")
 
 
@@ -80,33 +80,33 @@ def test_no_null_runs_asked_for_are_no_verdict() -> None:
 
 def test_figures_state_the_bound_and_the_margin() -> None:
     figures = decide(evidence(nulls=(1.0,) + (-3.0,) * 19, planned=20), "").figures
-    assert figures["nulls"] == 20 and figures["false_alarms_at_most"] == pytest.approx(1 / 21)
-    assert figures["p_value"] == pytest.approx(1 / 21) and figures["margin_over_nulls"] == 6.0
-    assert decide(evidence(nulls=(9.0, 8.0) + (-3.0,) * 17), "").figures["p_value"] == pytest.approx(3 / 20)
+    assert figures.nulls == 20 and figures.false_alarms_at_most == pytest.approx(1 / 21)
+    assert figures.p_value == pytest.approx(1 / 21) and figures.margin_over_nulls == 6.0
+    assert decide(evidence(nulls=(9.0, 8.0) + (-3.0,) * 17), "").figures.p_value == pytest.approx(3 / 20)
 
 
 def test_pictures_of_a_batch_are_called_by_themselves_against_the_greatest_of_all_null_runs() -> None:
     found = decide(evidence(recovered=(9.0, 1.0, 4.0), repeat=(9.0, 0.0, 3.0), nulls=(2.0,) * 19), "")
-    assert found.figures["pictures_leaked"] == [0, 2]
+    assert found.figures.pictures_leaked == (0, 2)
     assert found.sentence.startswith("Leaked: 2 of 3 pictures: the best picture is 9.0 dB above the best control")
 
 
 def test_exact_pictures_are_named_one_by_one_without_any_null_run() -> None:
     found = decide(evidence(exact=(False, True, False), recovered=(3.0, 90.0, -9.0), repeat=None, nulls=()), "")
-    assert found.figures["pictures_exact"] == found.figures["pictures_leaked"] == [1] and not found.figures["exact"]
+    assert found.figures.pictures_exact == found.figures.pictures_leaked == (1,) and not found.figures.exact
     assert found.sentence.startswith("Leaked: 1 of 3 pictures was recovered exactly")
     found = decide(evidence(exact=(True, True), recovered=(80.0, 90.0), repeat=None, nulls=()), "")
-    assert found.figures["exact"] and found.sentence.startswith("Leaked: all 2 pictures were recovered exactly")
+    assert found.figures.exact and found.sentence.startswith("Leaked: all 2 pictures were recovered exactly")
     found = decide(evidence(exact=(True, False, False), recovered=(80.0, 9.0, -9.0), repeat=(0.0, 7.0, 7.0)), "")
-    assert found.figures["pictures_leaked"] == [0, 1] and "1 more is above all controls" in found.sentence
+    assert found.figures.pictures_leaked == (0, 1) and "1 more is above all controls" in found.sentence
 
 
 def test_a_picture_is_named_only_if_its_own_repeat_is_above_the_null_runs() -> None:
     found = decide(evidence(recovered=(20.0, 1.5), repeat=(9.0, -4.0), nulls=(1.0,) * 19), "")
-    assert found.figures["pictures_leaked"] == [0]
+    assert found.figures.pictures_leaked == (0,)
     assert found.sentence.startswith("Leaked: 1 of 2 pictures: the best picture is 20.0 dB above")
     found = decide(evidence(recovered=None, repeat=(9.0, 2.0, 4.0), nulls=(3.5,) * 19), "")
-    assert found.figures["pictures_leaked"] == [0, 2] and "settles 2 of 3 pictures" in found.sentence
+    assert found.figures.pictures_leaked == (0, 2) and "settles 2 of 3 pictures" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_picture_is_named_only_if_its_own_repeat_is_above_the_null_runs() -> N
 )
 def test_what_the_null_runs_cannot_tell_is_not_decided_and_never_not_recovered(given: dict, said: str) -> None:
     found = decide(evidence(**given), "")
-    assert not found.leaked and not found.figures["decided"]
+    assert not found.leaked and not found.figures.decided
     assert found.sentence.startswith("Not decided") and said in found.sentence
     assert "Not recovered" not in found.sentence
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from inversefed.evaluation.verdict import Verdict
+from inversefed.evaluation.verdict import Figures, Verdict
 from inversefed.types import Finding, Status
 from tests.report.chromium import CHROMIUM, Browser
 from tests.report.conftest import make_report
@@ -47,7 +47,7 @@ def hostile(text: str) -> str:
         2,
         text=text,
         status=Status.STOPPED,
-        verdict=Verdict(True, text, text, {text: text, "list": [text]}),
+        verdict=Verdict(True, text, text, Figures(undecided_because=text, unit=text)),
         findings=tuple(Finding(text, level, text, {text: [text]}) for level in ("info", "warning", "error")),
         scenario={text: text, "defenses": [text], "threat_model": {text: text, "labels": "unknown"}},
         frontier=({"point": text, "plain": 9.0, "adaptive": 9.5, "control": 8.0, "leakage": 1.5, "accuracy": 0.5},),

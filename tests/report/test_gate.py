@@ -3,7 +3,7 @@ import math
 import pytest
 
 from inversefed.errors import ConfigError, InputError
-from inversefed.evaluation.verdict import Verdict
+from inversefed.evaluation.verdict import Figures, Verdict
 from inversefed.report.gate import Leakage, leakage, outcome
 from inversefed.types import Finding, Status
 
@@ -11,7 +11,7 @@ NO_TRUTH = {"truth": None, "permutation": None, "scores": {}, "baselines": {}}
 
 
 def judged(leaked: bool, **figures) -> Verdict:
-    return Verdict(leaked, "A sentence.", "A scope.", figures)
+    return Verdict(leaked, "A sentence.", "A scope.", Figures(**figures))
 
 
 def test_the_worst_picture_over_its_best_control_decides(report):
@@ -51,7 +51,10 @@ def test_an_exact_recovery_is_above_every_limit_unless_the_verdict_denies_it(rep
     exact = (Finding("exact", "info", "Exact."),)
     assert outcome(leakage(report(1, findings=exact).to_dict()), 199.0) == "above"
     assert outcome(leakage(report(1, findings=exact, **NO_TRUTH).to_dict()), 199.0) == "above"
-    assert outcome(leakage(report(1, verdict=judged(True, exact=True), **NO_TRUTH).to_dict()), 199.0) == "above"
+    assert (
+        outcome(leakage(report(1, verdict=judged(True, exact=True, pictures_exact=(0,)), **NO_TRUTH).to_dict()), 199.0)
+        == "above"
+    )
     assert outcome(leakage(report(1, findings=exact, verdict=judged(False)).to_dict()), 199.0) == "below"
 
 
@@ -103,14 +106,12 @@ def test_entries_of_another_kind_are_refused(report, entries):
 def test_a_verdict_that_names_no_exact_picture_outweighs_the_attack_s_own_word(report):
     """Of an update that many pictures make, the attack's result is exact to the update alone."""
     findings = (Finding("exact", "info", "Exact to the update."),)
-    figures = {"exact": False, "pictures_exact": [], "decided": True}
-    leaked = Verdict(True, "It leaked.", "One attack.", figures)
+    leaked = Verdict(True, "It leaked.", "One attack.")
     assert not leakage(report(1, findings=findings, verdict=leaked).to_dict()).exact
-    some = Verdict(True, "It leaked.", "One attack.", figures | {"pictures_exact": [1]})
+    some = Verdict(True, "It leaked.", "One attack.", Figures(pictures_exact=(1,)))
     assert leakage(report(2, verdict=some).to_dict()).exact
 
 
 def test_a_verdict_that_did_not_decide_is_no_evidence(report):
-    figures = {"exact": False, "pictures_exact": [], "decided": False}
-    found = leakage(report(1, verdict=Verdict(False, "Not decided.", "One attack.", figures)).to_dict())
+    found = leakage(report(1, verdict=Verdict(False, "Not decided.", "One attack.", Figures(decided=False))).to_dict())
     assert outcome(found) == "unknown" and "could not decide" in found.evidence

@@ -33,9 +33,9 @@ def audited(target: int, margin: float = -5.0, null: float = -5.0, exact: bool =
 def test_targets_that_come_back_are_leaked_with_intervals_above_zero() -> None:
     verdict = judge([audited(target, margin=4.0 + target / 10) for target in range(10)])
     figures = verdict.figures
-    assert verdict.leaked and figures["targets"] == 10
-    assert figures["margin_over_null"]["low"] > 8 and figures["margin_over_controls"]["low"] > 4
-    assert figures["called"]["mean"] == 1.0 and figures["called"]["low"] < 0.75
+    assert verdict.leaked and figures.targets == 10
+    assert figures.margin_over_null.low > 8 and figures.margin_over_controls.low > 4
+    assert figures.called.mean == 1.0 and figures.called.low < 0.75
     assert "95" not in verdict.sentence and "100% of 10 targets called" in verdict.sentence
 
 
@@ -49,7 +49,7 @@ def test_targets_like_their_null_runs_are_not_leaked() -> None:
 def test_one_exact_recovery_among_many_is_a_leak() -> None:
     reports = [audited(target) for target in range(19)] + [audited(19, margin=90.0, exact=True)]
     verdict = judge(reports)
-    assert verdict.leaked and verdict.figures["exact"]["mean"] == pytest.approx(0.05)
+    assert verdict.leaked and verdict.figures.exact.mean == pytest.approx(0.05)
 
 
 def test_more_calls_than_chance_makes_are_a_leak_and_one_call_of_twenty_is_none() -> None:
@@ -62,25 +62,25 @@ def test_more_calls_than_chance_makes_are_a_leak_and_one_call_of_twenty_is_none(
 def test_seeds_of_one_target_are_averaged_first() -> None:
     reports = [audited(0, margin=10.0) for _ in range(8)] + [audited(1, margin=2.0)]
     figures = judge(reports).figures
-    assert figures["targets"] == 2 and figures["audits"] == 9
-    assert figures["margin_over_controls"]["mean"] == pytest.approx(6.0)
+    assert figures.targets == 2 and figures.audits == 9
+    assert figures.margin_over_controls.mean == pytest.approx(6.0)
 
 
 def test_identification_and_labels_stand_beside_chance() -> None:
     others = torch.rand(9, 3, 4, 4, generator=torch.Generator().manual_seed(99))
     sharp = judge([audited(target, quality=0.9) for target in range(6)], candidates=others).figures
-    assert sharp["identified"]["mean"] == 1.0 and sharp["identified"]["by_chance"] == pytest.approx(0.1)
+    assert sharp.identified.mean == 1.0 and sharp.identified.by_chance == pytest.approx(0.1)
     flat = judge([audited(target, quality=0.0) for target in range(6)], candidates=others).figures
-    assert flat["identified"]["mean"] < 0.6
-    assert sharp["labels"]["mean"] == 1.0 and sharp["labels"]["by_chance"] == 0.25
-    assert sharp["labels"]["majority"] == pytest.approx(1 / 3)
+    assert flat.identified.mean < 0.6
+    assert sharp.labels.mean == 1.0 and sharp.labels.by_chance == 0.25
+    assert sharp.labels.majority == pytest.approx(1 / 3)
 
 
 def test_candidates_that_are_truths_are_not_counted_and_none_but_truths_are_refused() -> None:
     reports = [audited(target, quality=0.9) for target in range(3)]
     truths = torch.cat([report.truth.images for report in reports])
-    found = judge(reports, candidates=truths).figures["identified"]
-    assert found["candidates"] == 3 and found["by_chance"] == pytest.approx(1 / 3) and found["mean"] == 1.0
+    found = judge(reports, candidates=truths).figures.identified
+    assert found.candidates == 3 and found.by_chance == pytest.approx(1 / 3) and found.mean == 1.0
     with pytest.raises(InputError, match="none is left"):
         judge(reports[:1], candidates=truths[:1])
 
@@ -114,11 +114,7 @@ def test_few_targets_have_no_interval_and_the_sentence_says_so() -> None:
             found = mean_interval([1.0] * count, share=share)
             assert found.mean == 1.0 and found.low is None and found.high is None
     few = judge([audited(target, margin=4.0) for target in range(3)])
-    assert (
-        few.leaked
-        and few.figures["margin_over_null"]["low"] is None
-        and "too few targets for intervals" in few.sentence
-    )
+    assert few.leaked and few.figures.margin_over_null.low is None and "too few targets for intervals" in few.sentence
     assert "too few" not in judge([audited(target, margin=4.0) for target in range(6)]).sentence
 
 

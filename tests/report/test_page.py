@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inversefed.evaluation.verdict import Verdict
+from inversefed.evaluation.verdict import Figures, Verdict
 from inversefed.report import gallery
 from inversefed.types import Candidate, Finding, Reconstruction, Status
 
@@ -148,7 +148,7 @@ def test_one_channel(report):
 
 
 def judged(leaked: bool, **figures) -> Verdict:
-    return Verdict(leaked, "The sentence of the verdict.", "The scope of the verdict.", figures)
+    return Verdict(leaked, "The sentence of the verdict.", "The scope of the verdict.", Figures(**figures))
 
 
 EXACT = Finding("exact", "info", "Exact: it was solved.")

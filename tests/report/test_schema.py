@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import fields
 from importlib.resources import files
 
 import pytest
+import torch
 
 from inversefed.cli import main
-from inversefed.evaluation.verdict import Verdict
+from inversefed.evaluation.verdict import Figures, Verdict
 from inversefed.report.model import SCHEMA
 from inversefed.types import Status
 
@@ -43,7 +45,7 @@ def finite(text: str) -> dict:
         NO_TRUTH,
         {
             "verdict": Verdict(
-                True, "Leaked.", "Scope.", {"p_value": math.nan, "nulls": 19, "margins": [[1.0, math.inf]]}
+                True, "Leaked.", "Scope.", Figures(p_value=math.nan, margins=torch.tensor([1.0, math.inf]))
             )
         },
         {"verdict": Verdict(False, "Not.", "Scope."), "config": {}, "scenario": {"x": math.inf}, "findings": ()},
@@ -75,3 +77,12 @@ def test_an_audit_from_the_shell_is_valid_and_so_is_every_entry_described(tmp_pa
 )
 def test_what_is_no_report_is_not_valid(report, validator, entries):
     assert not validator.is_valid(report(1).to_dict() | entries)
+
+
+def test_figures_of_a_verdict_have_their_names_in_json_and_each_is_described(report):
+    whole = {"identified": 0.5, "candidates": 4, "identified_by_chance": 0.25}
+    found = report(1, verdict=Verdict(True, "Leaked.", "Scope.", Figures(**whole))).to_dict()["verdict"]["figures"]
+    assert list(found) == [each.name for each in fields(Figures)]
+    assert all(f"        {name}: " in Figures.__doc__ for name in found)
+    bare = report(1, verdict=Verdict(True, "Leaked.", "Scope.")).to_dict()["verdict"]["figures"]
+    assert found.keys() - bare.keys() == whole.keys() and all(found[name] == whole[name] for name in whole)

@@ -29,8 +29,7 @@ because somebody ended it, leaves the verdict open, with its reason.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,10 +37,81 @@ from torch import Tensor
 from inversefed.thresholds import AGREEMENT_DB, LEAST_DB
 from inversefed.types import Scores
 
-__all__ = ["Evidence", "Verdict", "decide", "greatest", "margins"]
+__all__ = ["AGREED", "COMPARED", "Evidence", "Figures", "Verdict", "decide", "greatest", "margins"]
 
 
-@dataclass(frozen=True)
+COMPARED = "dB of PSNR over the best control"
+"""The unit of all scores of a verdict where there is a truth."""
+AGREED = "dB by which two runs agree better than with one color, or explain the update, whichever is less"
+"""The unit where there is none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """The numbers behind a verdict on one target; `report.json` has them by these names.
+
+    Args:
+        exact: whether all pictures were recovered exactly.
+        pictures_exact: which were: indices in [0, n), in the order of the truth where there is one.
+        above_all_nulls: whether a picture is above every null run and every control.
+        decided: False where something was left out, or found and nothing tells whether it is the picture.
+        undecided_because: what was left out, as a sentence without its stop; `None` for nothing.
+        nulls: null runs that were carried out, from 0.
+        nulls_planned: null runs that were asked for, from 0.
+        false_alarms_at_most: bound on the chance that an update that says nothing is called, in (0, 0.5]; `None` where
+            not all null runs were carried out.
+        p_value: of the repeat among the null runs, in (0, 1]; `None` without both.
+        unit: that of all scores and margins: `COMPARED` with a truth, `AGREED` without.
+        score: the best picture's margin, in `unit`, any sign; `None` where nothing was measured.
+        score_of_repeat: that of the repeat on the same terms as the null runs; `None` where there was none.
+        best_null: the highest score of a null run, minus infinity where none came to a picture; `None` without one.
+        margin_over_nulls: `score_of_repeat` less `best_null`, in dB; `None` without both.
+        margins: each picture's margin, `[n]`, in `unit`; `None` where nothing was measured.
+        margins_of_repeat: those of the repeat, `[n]`.
+        margins_of_nulls: those of each null run, `[n]` each; minus infinity where the attack refused the null update.
+        pictures_leaked: which pictures were recovered, exactly or beyond chance.
+        relative_matching_cost: squared distance of the update of the result from the one observed, relative to the
+            latter's square, from 0; `None` where it was not computed.
+        unseen: share, by its square, of a change of the least settled picture that the update does not show, in
+            [0, 1]; `None` where nobody looked.
+        null_iterations: iterations of each repeat; `None` where a repeat has none.
+        null_iterations_without_limit: what they would have been without a limit of time.
+        seconds_of_controls: wall time of all control runs; `None` where there were none.
+        identified: share of the pictures whose truth is the nearest of all candidates, in [0, 1]; `None` without
+            public pictures.
+        candidates: among how many it was looked for, the truth with them.
+        identified_by_chance: what luck gives, in (0, 1].
+    """
+
+    exact: bool = False
+    pictures_exact: tuple[int, ...] = ()
+    above_all_nulls: bool = False
+    decided: bool = True
+    undecided_because: str | None = None
+    nulls: int = 0
+    nulls_planned: int = 0
+    false_alarms_at_most: float | None = None
+    p_value: float | None = None
+    unit: str = COMPARED
+    score: float | None = None
+    score_of_repeat: float | None = None
+    best_null: float | None = None
+    margin_over_nulls: float | None = None
+    margins: Scores | None = None
+    margins_of_repeat: Scores | None = None
+    margins_of_nulls: tuple[Scores, ...] = ()
+    pictures_leaked: tuple[int, ...] = ()
+    relative_matching_cost: float | None = None
+    unseen: float | None = None
+    null_iterations: int | None = None
+    null_iterations_without_limit: int | None = None
+    seconds_of_controls: float | None = None
+    identified: float | None = None
+    candidates: int | None = None
+    identified_by_chance: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Verdict:
     """Whether an update leaked, as far as these attacks can tell.
 
@@ -49,13 +119,13 @@ class Verdict:
         leaked: whether a picture was recovered beyond what the controls reach.
         sentence: that, in one plain sentence.
         scope: which attacks were tried, with what budget, and what the attacker was given.
-        figures: the numbers behind it, as plain data.
+        figures: the numbers behind it.
     """
 
     leaked: bool
     sentence: str
     scope: str
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Figures = Figures()
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,24 +227,31 @@ def greatest(margins: Scores) -> float:
     return float(margins.double().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf")).max())
 
 
-def margins(scores: Scores, controls: Mapping[str, Scores]) -> Tensor:
-    """Decibels over the best control, image by image.
+def margins(scores: Scores, controls: Mapping[str, Scores], floor: float | None = None) -> Tensor:
+    """Decibels over the best control, image by image: `PSNR(x^_i, x*_i) - max_c PSNR(c_i, x*_i)`.
+
+    Args:
+        scores: PSNR of the reconstructions in dB, `[n]`.
+        controls: the same of each control, by its name.
+        floor: a bar in dB that holds beside the controls; `None` for none.
+
+    Returns:
+        `[n]`, float64, on the device of the scores; the scores themselves where there is no bar.
 
     >>> margins(torch.tensor([20.0]), {"gray": torch.tensor([12.0]), "constant": torch.tensor([15.0])})
     tensor([5.], dtype=torch.float64)
     """
-    if not controls:
-        return scores.double()
-    return scores.double() - torch.stack([found.double().to(scores.device) for found in controls.values()]).amax(dim=0)
+    bars = [found.double().to(scores.device) for found in controls.values()]
+    bars += [] if floor is None else [torch.full_like(scores, floor, dtype=torch.float64)]
+    return scores.double() - torch.stack(bars).amax(dim=0) if bars else scores.double()
 
 
-def decide(evidence: Evidence, scope: str, figures: Mapping[str, Any] | None = None) -> Verdict | None:
+def decide(evidence: Evidence, scope: str) -> Verdict | None:
     """Judge one target.
 
     Args:
         evidence: what was measured.
         scope: which attacks were tried, with what budget, and what the attacker was given.
-        figures: further numbers to keep with the verdict.
 
     Returns:
         `None` where no null runs were asked for, and nothing was recovered exactly.
@@ -182,43 +259,34 @@ def decide(evidence: Evidence, scope: str, figures: Mapping[str, Any] | None = N
     >>> null = torch.tensor([-2.0])
     >>> no = torch.tensor([False])
     >>> found = decide(Evidence(no, torch.tensor([9.0]), torch.tensor([7.0]), [null] * 19, 19), "One attack.")
-    >>> found.leaked, found.figures["p_value"], found.figures["best_null"]
+    >>> found.leaked, found.figures.p_value, found.figures.best_null
     (True, 0.05, -2.0)
     """
     if not (evidence.leaked or evidence.complete or evidence.planned or evidence.why):
         return None
-    return Verdict(bool(evidence.leaked), _sentence(evidence), scope, {**_figures(evidence), **(figures or {})})
-
-
-def _figures(evidence: Evidence) -> dict[str, Any]:
     repeat, recovered, bar = evidence.repeat, evidence.recovered, evidence.bar
     shown = repeat if recovered is None else recovered
-    return {
-        "exact": bool(evidence.exact.all()),
-        "pictures_exact": _places(evidence.exact),
-        "above_all_nulls": bool(evidence.above),
-        "decided": evidence.decided,
-        "undecided_because": evidence.reason or None,
-        "nulls": len(evidence.nulls),
-        "nulls_planned": evidence.planned,
-        "false_alarms_at_most": 1 / (len(evidence.nulls) + 1) if evidence.complete else None,
-        "p_value": evidence.p_value,
-        "unit": _UNITS[recovered is not None],
-        "score": None if shown is None else greatest(shown),
-        "score_of_repeat": None if repeat is None else greatest(repeat),
-        "best_null": bar if evidence.nulls else None,
-        "margin_over_nulls": greatest(repeat) - bar if repeat is not None and evidence.nulls else None,
-        "margins": shown,
-        "margins_of_repeat": repeat,
-        "margins_of_nulls": list(evidence.nulls),
-        "pictures_leaked": evidence.leaked,
-    }
-
-
-_UNITS = {
-    True: "dB of PSNR over the best control",
-    False: "dB by which two runs agree better than with one color, or explain the update, whichever is less",
-}
+    figures = Figures(
+        exact=bool(evidence.exact.all()),
+        pictures_exact=tuple(_places(evidence.exact)),
+        above_all_nulls=bool(evidence.above),
+        decided=evidence.decided,
+        undecided_because=evidence.reason or None,
+        nulls=len(evidence.nulls),
+        nulls_planned=evidence.planned,
+        false_alarms_at_most=1 / (len(evidence.nulls) + 1) if evidence.complete else None,
+        p_value=evidence.p_value,
+        unit=AGREED if recovered is None else COMPARED,
+        score=None if shown is None else greatest(shown),
+        score_of_repeat=None if repeat is None else greatest(repeat),
+        best_null=bar if evidence.nulls else None,
+        margin_over_nulls=greatest(repeat) - bar if repeat is not None and evidence.nulls else None,
+        margins=shown,
+        margins_of_repeat=repeat,
+        margins_of_nulls=tuple(evidence.nulls),
+        pictures_leaked=tuple(evidence.leaked),
+    )
+    return Verdict(bool(evidence.leaked), _sentence(evidence), scope, figures)
 
 
 def _sentence(evidence: Evidence) -> str:

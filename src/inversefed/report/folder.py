@@ -50,7 +50,7 @@ def check_folder(folder: str | Path, overwrite: bool = False) -> Path:
 
     >>> check_folder(__file__)
     Traceback (most recent call last):
-    inversefed.errors.InputError: the output folder .../save.py is a file; name another folder
+    inversefed.errors.InputError: the output folder .../folder.py is a file; name another folder
     """
     path = Path(folder)
     try:

@@ -16,7 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from inversefed.errors import ConfigError, InputError
+from inversefed.evaluation.verdict import margins
 from inversefed.report.sentences import PSNR
 from inversefed.thresholds import CLEARLY_DB
 
@@ -120,21 +123,26 @@ def _worst(report: Mapping[str, Any]) -> tuple[tuple[float, int, str] | None, in
     """The greatest margin with its picture and control, and how many pictures have no finite score."""
     scores = _numbers(_table(report, "scores"), PSNR)
     controls = {name: _numbers(_table(_table(report, "baselines"), name), PSNR) for name in _table(report, "baselines")}
-    if any(found and len(found) != len(scores) for found in controls.values()):
+    beside = {name: [value or 0.0 for value in found] for name, found in controls.items() if found}
+    if any(len(found) != len(scores) for found in beside.values()):
         raise InputError(f"a control of the report has not as many entries of {PSNR} as there are pictures")
-    margins = []
-    for index, score in enumerate(scores):
-        if score is not None:
-            beside = [(found[index] or 0.0, name) for name, found in controls.items() if found]
-            best, name = max(beside, default=(0.0, "none"))
-            margins.append((score - best, index, name))
-    return max(margins, default=None), len(scores) - len(margins)
+    missing = sum(score is None for score in scores)
+    if missing == len(scores):
+        return None, missing
+    over = margins(
+        torch.tensor([-math.inf if score is None else score for score in scores], dtype=torch.float64),
+        {name: torch.tensor(found, dtype=torch.float64) for name, found in beside.items()},
+    )
+    margin, index = max((margin, index) for index, margin in enumerate(over.tolist()) if scores[index] is not None)
+    _, control = max(((found[index], name) for name, found in beside.items()), default=(0.0, "none"))
+    return (margin, index, control), missing
 
 
 def _best_null(figures: Mapping[str, Any]) -> float:
     """Decibels over the best control that the best null run reached; 0 where there is none, or none was better."""
-    found, unit = figures.get("best_null"), str(figures.get("unit"))
-    return max(0.0, float(found)) if isinstance(found, int | float) and "PSNR" in unit else 0.0
+    found = figures.get("best_null")
+    compared = "PSNR" in str(figures.get("unit"))  # `COMPARED`, as this version or an earlier one words it
+    return max(0.0, float(found)) if isinstance(found, int | float) and compared else 0.0
 
 
 def _evidence(report: Mapping[str, Any], unmeasured: int, figures: Mapping[str, Any]) -> str:

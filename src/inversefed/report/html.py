@@ -70,7 +70,7 @@ def page(report: Report, images: bool = True) -> str:
         hidden=max(0, report.count - gallery.MOST_PICTURES) if images else 0,
         findings=sorted(report.findings, key=lambda finding: _LEVELS.index(finding.level)),
         curve=loss_curve([c.history for c in report.reconstruction.candidates], gallery.chosen(report)),
-        evidence=_facts(report.verdict.figures) if report.verdict else {},
+        evidence=_facts(vars(report.verdict.figures)) if report.verdict else {},
         config=json.dumps(plain(report.config), indent=2, ensure_ascii=False),
         facts=FACTS,
         explained={name: text for name, text in _CONTROLS.items() if name in report.baselines},

@@ -18,7 +18,7 @@ from inversefed.evaluation.verdict import Verdict
 from inversefed.report.read import FORMAT
 from inversefed.report.sentences import headline
 from inversefed.report.tables import Table, tables
-from inversefed.report.to_json import plain
+from inversefed.report.to_json import judged, plain
 from inversefed.types import Batch, Finding, Images, Reconstruction, Scores, Status, Targets
 
 __all__ = ["Report"]
@@ -138,7 +138,7 @@ class Report:
             "schema": SCHEMA,
             "version": self.environment.get("inversefed"),
             "headline": self.headline,
-            "verdict": self.verdict and vars(self.verdict),
+            "verdict": self.verdict and judged(self.verdict),
             "attack": self.attack,
             "status": self.status,
             "seconds": self.seconds,

@@ -46,7 +46,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
     >>> read_report(__file__)
     Traceback (most recent call last):
-    inversefed.errors.InputError: .../reading.py is not a report: it is not JSON ...
+    inversefed.errors.InputError: .../read.py is not a report: it is not JSON ...
     """
     file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
     content = read_json(file, "a report")

@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
-
+from inversefed.evaluation.verdict import margins
 from inversefed.thresholds import CLEARLY_DB, PARTLY_DB
 from inversefed.types import Scores, Status
 
@@ -46,17 +45,15 @@ _NOTES: Mapping[Status, str] = {
 }
 
 
-def recovery(decibels: float, baseline: float) -> Recovery:
-    """Describe one picture by how far it is above the better control; not a verdict.
+def recovery(margin: float) -> Recovery:
+    """Describe one picture by how far it is above the best control; not a verdict.
 
     Args:
-        decibels: peak signal-noise ratio of the reconstruction.
-        baseline: that of the best picture that needs no gradient.
+        margin: PSNR of the reconstruction less that of the best picture that needs no gradient, in dB.
 
-    >>> recovery(24.3, 13.0), recovery(14.5, 13.0), recovery(float("nan"), 13.0)
+    >>> recovery(11.3), recovery(1.5), recovery(float("nan"))
     ('came back', 'came back in part', 'did not come back')
     """
-    margin = decibels - baseline
     if margin >= CLEARLY_DB:
         return "came back"
     return "came back in part" if margin >= PARTLY_DB else "did not come back"
@@ -70,6 +67,7 @@ def headline(scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, 
         baselines: the same, by the control's name.
         count: how many pictures there are.
 
+    >>> import torch
     >>> score, gray = ({"peak_signal_noise_ratio": torch.tensor([value])} for value in (24.31, 11.8))
     >>> headline(score, {"gray": gray}, count=1)
     "A picture came back from the client's update: 24.3 dB, where a gray image scores 11.8 dB."
@@ -77,8 +75,7 @@ def headline(scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, 
     if PSNR not in scores:
         return f"The attack produced {count} picture{'s'[: count != 1]}, and there is no truth to compare with."
     controls = {name: found[PSNR] for name, found in baselines.items() if PSNR in found}
-    best = torch.stack([*controls.values(), torch.zeros_like(scores[PSNR])]).amax(dim=0)
-    kinds = Counter(recovery(*pair) for pair in zip(scores[PSNR].tolist(), best.tolist(), strict=True))
+    kinds = Counter(map(recovery, margins(scores[PSNR], controls, floor=0.0).tolist()))
     return f"{_count(kinds, count)}: {_decibels(scores[PSNR], controls)}."
 
 
@@ -88,6 +85,7 @@ def believed(agreed: Scores | None) -> str:
     Args:
         agreed: decibels by which they agree better than with one color, `[n]`.
 
+    >>> import torch
     >>> believed(torch.tensor([14.7, 0.2]))
     'Other starts of the attack come to the same picture 0 (14.7 dB), and to another picture 1 (0.2 dB).'
     """

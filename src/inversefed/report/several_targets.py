@@ -10,9 +10,9 @@ the true picture is the nearest of many; and labels.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +20,97 @@ from torch import Tensor
 from inversefed.errors import InputError
 from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.intervals import Interval, mean_interval
-from inversefed.evaluation.verdict import Verdict
+from inversefed.evaluation.verdict import Figures, Verdict
 from inversefed.report.model import Report
 from inversefed.thresholds import CALLS_LEVEL, FEWEST_TARGETS, IDENTICAL_DB
 
-__all__ = ["judge"]
+__all__ = ["Called", "Identified", "LabelsFound", "TargetsFigures", "TargetsVerdict", "judge"]
 
 
-def judge(reports: Sequence[Report], candidates: Tensor | None = None) -> Verdict:
+@dataclass(frozen=True, kw_only=True)
+class Called(Interval):
+    """The share of targets that were called, beside what chance calls.
+
+    Args:
+        by_chance: the share that would be called if no update said anything, in [0, 1].
+        p_value: the chance of as many calls if no update says anything, in [0, 1].
+    """
+
+    by_chance: float
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identified(Interval):
+    """The share of pictures whose truth is the nearest of all candidates.
+
+    Args:
+        candidates: how many there were, the least of all reports.
+        by_chance: what luck gives, in (0, 1].
+    """
+
+    candidates: int
+    by_chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsFound(Interval):
+    """The share of labels that were recovered.
+
+    Args:
+        majority: what somebody gets who always says the most frequent one, in (0, 1].
+        by_chance: what luck gives; `None` where the number of classes is not known.
+    """
+
+    majority: float
+    by_chance: float | None
+
+
+@dataclass(frozen=True)
+class TargetsFigures:
+    """The numbers behind a verdict on several targets.
+
+    Args:
+        targets: how many different pictures or batches, from 1.
+        audits: how many reports.
+        pictures: how many pictures in all of them.
+        margin_over_null: of each repeat over the mean of its null runs, in dB.
+        margin_over_controls: of each full attack over the best control, in dB.
+        called: the share of targets that were called.
+        exact: the share of targets of which a picture was recovered exactly.
+        identified: how often the truth was the nearest of all candidates; `None` without candidates.
+        labels: the share of labels recovered; `None` where they were granted, or are not classes.
+    """
+
+    targets: int
+    audits: int
+    pictures: int
+    margin_over_null: Interval
+    margin_over_controls: Interval
+    called: Called
+    exact: Interval
+    identified: Identified | None = None
+    labels: LabelsFound | None = None
+
+
+@dataclass(frozen=True)
+class TargetsVerdict:
+    """Whether the updates of several targets leaked, as far as these attacks can tell.
+
+    Args:
+        leaked: whether pictures were recovered beyond what the controls reach.
+        sentence: that, in one plain sentence.
+        scope: which attacks were tried, with what budget, and what the attacker was given.
+        figures: the numbers behind it.
+    """
+
+    leaked: bool
+    sentence: str
+    scope: str
+    figures: TargetsFigures
+
+
+def judge(reports: Sequence[Report], candidates: Tensor | None = None) -> TargetsVerdict:
     """Judge several audits together.
 
     Args:
@@ -46,22 +129,22 @@ def judge(reports: Sequence[Report], candidates: Tensor | None = None) -> Verdic
         values = [fmean(measure(report) for report in each) for each in targets]
         return mean_interval(values, share=share)
 
-    margins = {"margin_over_null": over(_over_null), "margin_over_controls": over(_over_controls)}
-    called, exact = over(_leaked, share=True), over(_exact, share=True)
-    p_value = _calls(targets)
-    positive = all(each.low is not None and each.low > 0 for each in margins.values())
-    leaked = exact.mean > 0 or positive or p_value <= CALLS_LEVEL
-    figures = {
-        "targets": len(targets),
-        "audits": len(reports),
-        "pictures": sum(report.count for report in reports),
-        **{name: each.plain() for name, each in margins.items()},
-        "called": called.plain() | {"by_chance": fmean(map(_chance, reports)), "p_value": p_value},
-        "exact": exact.plain(),
-        "identified": None if candidates is None or among is None else _identified(over, candidates, among),
-        "labels": _labels(over, reports),
-    }
-    return Verdict(leaked, _sentence(leaked, len(targets), margins, called, exact), _scope(reports), figures)
+    by_chance = {"by_chance": fmean(map(_chance, reports)), "p_value": _calls(targets)}
+    figures = TargetsFigures(
+        targets=len(targets),
+        audits=len(reports),
+        pictures=sum(report.count for report in reports),
+        margin_over_null=over(_over_null),
+        margin_over_controls=over(_over_controls),
+        called=Called(**vars(over(_leaked, share=True)), **by_chance),
+        exact=over(_exact, share=True),
+        identified=None if candidates is None or among is None else _identified(over, candidates, among),
+        labels=_labels(over, reports),
+    )
+    margins = (figures.margin_over_null, figures.margin_over_controls)
+    positive = all(each.low is not None and each.low > 0 for each in margins)
+    leaked = figures.exact.mean > 0 or positive or figures.called.p_value <= CALLS_LEVEL
+    return TargetsVerdict(leaked, _sentence(leaked, figures), _scope(reports), figures)
 
 
 def _check(reports: Sequence[Report]) -> None:
@@ -76,8 +159,8 @@ def _check(reports: Sequence[Report]) -> None:
 def _unmeasured(verdict: Verdict) -> bool:
     """Whether it is open because runs on random updates, or the one beside them, were not carried out."""
     figures = verdict.figures
-    missing = figures.get("score_of_repeat") is None or figures.get("nulls", 0) < figures.get("nulls_planned", 0)
-    return bool(figures.get("undecided_because")) and missing
+    missing = figures.score_of_repeat is None or figures.nulls < figures.nulls_planned
+    return bool(figures.undecided_because) and missing
 
 
 def _by_target(reports: Sequence[Report]) -> list[list[Report]]:
@@ -90,7 +173,7 @@ def _by_target(reports: Sequence[Report]) -> list[list[Report]]:
     return list(found.values())
 
 
-def _figures(report: Report) -> Mapping[str, Any]:
+def _figures(report: Report) -> Figures:
     assert report.verdict is not None
     return report.verdict.figures
 
@@ -103,14 +186,16 @@ def _finite(values: Tensor) -> float:
 def _over_null(report: Report) -> float:
     """Mean over pictures of the repeat's margin over the mean of the null runs; an exact result has the full one's."""
     figures = _figures(report)
-    repeat = figures["margins_of_repeat"]
-    shown = figures["margins"] if repeat is None else repeat
-    nulls = figures["margins_of_nulls"]
+    shown = figures.margins if figures.margins_of_repeat is None else figures.margins_of_repeat
+    assert shown is not None
+    nulls = figures.margins_of_nulls
     return _finite(shown) - (fmean(map(_finite, nulls)) if nulls else 0.0)
 
 
 def _over_controls(report: Report) -> float:
-    return _finite(_figures(report)["margins"])
+    margins = _figures(report).margins
+    assert margins is not None
+    return _finite(margins)
 
 
 def _leaked(report: Report) -> float:
@@ -120,12 +205,12 @@ def _leaked(report: Report) -> float:
 
 def _exact(report: Report) -> float:
     """Whether a picture of it was recovered exactly."""
-    return float(bool(_figures(report)["pictures_exact"]))
+    return float(bool(_figures(report).pictures_exact))
 
 
 def _chance(report: Report) -> float:
     """How often an update that says nothing would be called; an exact result never by chance."""
-    return float(_figures(report)["false_alarms_at_most"] or 0.0)
+    return float(_figures(report).false_alarms_at_most or 0.0)
 
 
 def _calls(targets: Sequence[Sequence[Report]]) -> float:
@@ -143,7 +228,7 @@ def _candidates(reports: Sequence[Report], candidates: Tensor) -> list[int]:
     return [1 + int(unlike(candidates, images).sum()) for images in truths]
 
 
-def _identified(over: Callable[..., Interval], candidates: Tensor, among: Sequence[int]) -> dict[str, Any]:
+def _identified(over: Callable[..., Interval], candidates: Tensor, among: Sequence[int]) -> Identified:
     """How often the true picture is the nearest of all candidates; their number is the least of all reports'."""
 
     def hits(report: Report) -> float:
@@ -151,10 +236,10 @@ def _identified(over: Callable[..., Interval], candidates: Tensor, among: Sequen
         return float(nearest(report.images, report.truth.images, candidates).double().mean())
 
     chance = fmean(1 / count for count in among)
-    return over(hits, share=True).plain() | {"candidates": min(among), "by_chance": chance}
+    return Identified(**vars(over(hits, share=True)), candidates=min(among), by_chance=chance)
 
 
-def _labels(over: Callable[..., Interval], reports: Sequence[Report]) -> dict[str, Any] | None:
+def _labels(over: Callable[..., Interval], reports: Sequence[Report]) -> LabelsFound | None:
     """The share of labels recovered, beside what somebody gets who always says the most frequent one."""
     known = any(report.scenario.get("threat_model", {}).get("labels") == "known" for report in reports)
     if known or any("label_accuracy" not in report.scores for report in reports):
@@ -163,16 +248,19 @@ def _labels(over: Callable[..., Interval], reports: Sequence[Report]) -> dict[st
     if labels.is_floating_point():  # several answers each: none is the most frequent
         return None
     classes = [int(report.scenario["num_classes"]) for report in reports if "num_classes" in report.scenario]
-    return over(lambda report: float(report.scores["label_accuracy"].double().mean()), share=True).plain() | {
-        "majority": float(labels.bincount().max() / len(labels)),
-        "by_chance": fmean(1 / count for count in classes) if classes else None,
-    }
+    found = over(lambda report: float(report.scores["label_accuracy"].double().mean()), share=True)
+    return LabelsFound(
+        **vars(found),
+        majority=float(labels.bincount().max() / len(labels)),
+        by_chance=fmean(1 / count for count in classes) if classes else None,
+    )
 
 
-def _sentence(leaked: bool, count: int, margins: Mapping[str, Interval], called: Interval, exact: Interval) -> str:
-    over_null, over_controls = (margins[name] for name in ("margin_over_null", "margin_over_controls"))
-    shares = f"{called.mean:.0%} of {count} targets called, {exact.mean:.0%} exact"
-    measured = f"{_between(over_null)} over random updates, {_between(over_controls)} over the best control, {shares}"
+def _sentence(leaked: bool, figures: TargetsFigures) -> str:
+    count = figures.targets
+    shares = f"{figures.called.mean:.0%} of {count} targets called, {figures.exact.mean:.0%} exact"
+    over_null, over_controls = _between(figures.margin_over_null), _between(figures.margin_over_controls)
+    measured = f"{over_null} over random updates, {over_controls} over the best control, {shares}"
     if count < FEWEST_TARGETS:
         measured += f"; too few targets for intervals, which take {FEWEST_TARGETS} at least"
     return f"{'Leaked' if leaked else 'Not recovered by these attacks within this budget'}: {measured}."

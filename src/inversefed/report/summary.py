@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from inversefed.evaluation.verdict import Verdict
+from inversefed.evaluation.verdict import Figures, Verdict, margins
 from inversefed.report.model import Report
 from inversefed.report.sentences import PSNR, recovery
 from inversefed.thresholds import EXACT_DB
@@ -55,8 +53,8 @@ def outcome(report: Report) -> Outcome:
 
 def _judged(verdict: Verdict) -> Outcome:
     if verdict.leaked:
-        return "exact" if verdict.figures.get("exact") is True else "leaked"
-    return "none" if verdict.figures.get("decided", True) else "open"
+        return "exact" if verdict.figures.exact else "leaked"
+    return "none" if verdict.figures.decided else "open"
 
 
 def answer(report: Report) -> tuple[str, str]:
@@ -88,13 +86,13 @@ def answer(report: Report) -> tuple[str, str]:
 
 def _unfinished(report: Report) -> bool:
     """Whether the verdict is open because something was left out."""
-    return report.verdict is not None and bool(report.verdict.figures.get("undecided_because"))
+    return report.verdict is not None and bool(report.verdict.figures.undecided_because)
 
 
 def _alone(report: Report, told: Outcome) -> str:
     """The first sentence where there is no truth to compare with; nothing where there is nothing to say."""
-    figures = report.verdict.figures if report.verdict else {}
-    leaked, some = len(figures.get("pictures_leaked", ())), report.count > 1
+    figures = report.verdict.figures if report.verdict else Figures()
+    leaked, some = len(figures.pictures_leaked), report.count > 1
     match told:
         case "exact":
             who = _pictures(report, "A picture was", "{} pictures were")
@@ -257,9 +255,8 @@ def _defenses(report: Report) -> list[str]:
 
 
 def _recoveries(report: Report) -> list[str]:
-    scores = report.scores[PSNR]
-    best = torch.stack([scores * 0.0, *(found[PSNR] for found in report.baselines.values() if PSNR in found)])
-    return [recovery(*pair) for pair in zip(scores.tolist(), best.amax(dim=0).tolist(), strict=True)]
+    controls = {name: found[PSNR] for name, found in report.baselines.items() if PSNR in found}
+    return [recovery(margin) for margin in margins(report.scores[PSNR], controls, floor=0.0).tolist()]
 
 
 def _labels(report: Report) -> str:

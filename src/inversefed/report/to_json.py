@@ -11,7 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["plain"]
+from inversefed.evaluation.verdict import Verdict
+
+__all__ = ["judged", "plain"]
+
+_WITH_PUBLIC_PICTURES = ("identified", "candidates", "identified_by_chance")
+"""Figures that a report names only where there were public pictures to look for the truth among."""
 
 
 def plain(value: Any) -> Any:
@@ -40,3 +45,16 @@ def plain(value: Any) -> Any:
         case Set():
             return sorted((plain(item) for item in value), key=str)
     return str(value)
+
+
+def judged(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as JSON knows it: its own names, and those of its figures.
+
+    >>> judged(Verdict(False, "Not recovered.", "One attack."))["figures"]["decided"]
+    True
+    """
+    figures = dict(vars(verdict.figures))
+    if verdict.figures.identified is None:
+        figures = {name: value for name, value in figures.items() if name not in _WITH_PUBLIC_PICTURES}
+    found: dict[str, Any] = plain(vars(verdict) | {"figures": figures})
+    return found

@@ -102,7 +102,7 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
     record.write(path, document)
     if document["cases"]:
         with record.refusing(path):
-            plot.draw(document["cases"]).save(path.with_suffix(".png"), optimize=True)
+            plot.save(plot.draw(document["cases"]), path.with_suffix(".png"))
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> str:

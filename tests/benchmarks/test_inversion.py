@@ -307,7 +307,7 @@ def test_the_command_writes_figures_and_a_plot(quick, folder, tmp_path, capsys):
     assert document["machine"]["threads"] == "1" and "torch" in document["machine"]
     assert document["command"].startswith("python -m benchmarks.inversion --images")
     with Image.open(out.with_suffix(".png")) as picture:
-        assert picture.size == (2 * plot.WIDTH, plot.HEIGHT)
+        assert picture.size == pytest.approx((2 * plot.WIDTH * plot.DOTS, plot.HEIGHT * plot.DOTS))
     assert sorted(path.name for path in out.parent.iterdir()) == ["out.json", "out.png"]
     printed = capsys.readouterr()
     assert printed.out == "" and "lenet: reference" in printed.err
@@ -376,7 +376,7 @@ def test_the_cases_are_those_that_were_announced():
         chosen("resnet", CASES)
 
 
-def test_the_plot_shows_both_curves_and_the_gray_picture():
+def test_the_plot_shows_both_curves_and_the_gray_picture(tmp_path):
     case = {
         "network": "LeNetZhu",
         "speedup": 3.0,
@@ -388,16 +388,19 @@ def test_the_plot_shows_both_curves_and_the_gray_picture():
     }
     nothing = {"reference": {"seconds": [0.5], "psnr": [14.0]}, "best": {"seconds": [], "psnr": []}}
     failed = {**case, "speedup": 0.0, "curves": nothing}
-    picture = plot.draw({"one": case, "two": failed, "three": replace_best(case, 0.0), "four": case})
-    assert picture.size == (3 * plot.WIDTH, 2 * plot.HEIGHT)
-    colors = {color for _, color in picture.crop((0, 0, plot.WIDTH, plot.HEIGHT)).getcolors(10**6)}
-    for shown in plot.COLORS.values():
-        assert any(max(abs(a - b) for a, b in zip(color, rgb(shown), strict=True)) < 40 for color in colors)
+    figure = plot.draw({"one": case, "two": failed, "three": replace_best(case, 0.0), "four": case})
+    assert figure.get_size_inches().tolist() == [3 * plot.WIDTH, 2 * plot.HEIGHT] and len(figure.axes) == 4
+    panel = figure.axes[0]
+    drawn = {line.get_label(): (line.get_color(), list(line.get_ydata())) for line in panel.lines}
+    assert drawn[plot.TITLES["best"]] == (plot.COLORS["best"], [11.0, 12.0, 120.0, 120.0])
+    assert drawn[plot.TITLES["reference"]] == (plot.COLORS["reference"], [11.0, 9.0, 20.0, 20.0])
+    assert drawn[plot.TITLES["gray"]][0] == plot.COLORS["gray"]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("seconds, logarithmic", "PSNR, dB") and panel.get_legend()
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    plot.save(figure, first)
+    plot.save(plot.draw({"one": case, "two": failed, "three": replace_best(case, 0.0), "four": case}), second)
+    assert first.read_bytes() == second.read_bytes()
 
 
 def replace_best(case, level):
     return {**case, "curves": {**case["curves"], "best": {"seconds": [1e-6, 1e-5], "psnr": [level, level]}}}
-
-
-def rgb(text):
-    return tuple(int(text[start : start + 2], 16) for start in (1, 3, 5))

@@ -1,8 +1,6 @@
 """The small parts of a report: plain values, tables, sentences, pictures, the curve."""
 
 import io
-import math
-import xml.etree.ElementTree as ElementTree
 from enum import StrEnum
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from inversefed.report.loss_curve import MOST_POINTS, loss_curve
 from inversefed.report.png import difference, png
 from inversefed.report.sentences import headline, pairing, recovery, status_note
 from inversefed.report.tables import tables
@@ -123,42 +120,3 @@ def test_png_of_nan_is_black_and_half_precision_works():
 
 def test_difference_compares_what_is_shown():
     assert difference(torch.full((1, 1, 1), -3.0), torch.full((1, 1, 1), 0.25)).item() == 0.25
-
-
-def points(svg: str) -> list[list[tuple[float, float]]]:
-    lines = ElementTree.fromstring(svg).iter("polyline")
-    return [[tuple(map(float, pair.split(","))) for pair in line.get("points").split()] for line in lines]
-
-
-def test_curve_is_logarithmic_falls_with_the_loss_and_draws_the_chosen_last():
-    svg = loss_curve([[100.0, 10.0, 1.0], [50.0, 40.0, 30.0]], chosen=0)
-    other, chosen = points(svg)
-    (x0, y0), (x1, y1), (x2, y2) = chosen
-    assert x0 < x1 < x2 and y1 - y0 == pytest.approx(y2 - y1) and y1 > y0
-    assert other[0][1] > y0
-    assert "went from 100 to 1, on a logarithmic scale" in svg and "<title" in svg
-    assert [line.get("class") for line in ElementTree.fromstring(svg).iter("polyline")] == ["back", "front"]
-
-
-def test_curve_of_signed_losses_is_linear_and_skips_what_is_not_finite():
-    (line,) = points(loss_curve([[1.0, NAN, 0.0, INF, -1.0]]))
-    assert len(line) == 3
-    assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1], abs=0.2)
-
-
-def test_curve_of_a_long_history_is_thinned_and_keeps_its_end():
-    history = [1 + math.exp(-i / 1000) for i in range(24_001)]
-    (line,) = points(loss_curve([history]))
-    full = points(loss_curve([history[:300]]))[0]
-    assert len(full) == 300 and MOST_POINTS / 2 < len(line) <= MOST_POINTS
-    assert line[-1][0] == full[-1][0] == 708.0
-
-
-@pytest.mark.parametrize("histories", [[], [[]], [[1.0]], [[NAN, NAN, 1.0]]])
-def test_nothing_to_draw(histories):
-    assert loss_curve(histories) == ""
-
-
-def test_curve_of_a_constant_loss():
-    (line,) = points(loss_curve([[0.5, 0.5]]))
-    assert line[0][1] == line[1][1]

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from inversefed.evaluation.verdict import Figures, Verdict
+from inversefed.report.frontier import Row
 from inversefed.types import Finding, Status
 from tests.report.chromium import CHROMIUM, Browser
 from tests.report.conftest import make_report
@@ -50,7 +51,7 @@ def hostile(text: str) -> str:
         verdict=Verdict(True, text, text, Figures(undecided_because=text, unit=text)),
         findings=tuple(Finding(text, level, text, {text: [text]}) for level in ("info", "warning", "error")),
         scenario={text: text, "defenses": [text], "threat_model": {text: text, "labels": "unknown"}},
-        frontier=({"point": text, "plain": 9.0, "adaptive": 9.5, "control": 8.0, "leakage": 1.5, "accuracy": 0.5},),
+        frontier=(Row(text, 9.0, 9.5, 8.0, 0.5),),
         not_computed={text: text},
         config={text: [text, {text: text}]},
         environment={"inversefed": text, text: text},

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from inversefed.errors import InputError
-from inversefed.report.frontier import Row, drawing, finite, notes, read_rows, table, to_dict
+from inversefed.report.frontier import Row, finite, notes, read_rows, table, to_dict
+from inversefed.report.plots import frontier_figure
 
 WHOLE = Row("none", 30.0, 31.0, 15.0, 0.8)
 LOST = Row("FedAvg(lr=9.0)", None, 12.0, 15.0, 0.5)
@@ -19,13 +20,26 @@ def test_what_came_to_no_number_is_not_available_in_the_table() -> None:
     assert lines[4] == ["DPSGD(1.0, 1.0)", "n/a", "n/a", "n/a", "n/a", "-", "-"]
 
 
-def test_the_drawing_leaves_it_out_and_says_so() -> None:
-    svg = drawing([WHOLE, LOST, FAILED])
-    assert svg.count("<circle") == 3 and "nan" not in svg
+def marks(svg: str, name: str) -> int:
+    """Marks of an attack: groups with its class."""
+    return svg.count(f'class="{name}"')
+
+
+def test_the_figure_leaves_it_out_and_says_so() -> None:
+    svg = frontier_figure([WHOLE, LOST, FAILED])
+    assert (marks(svg, "plain"), marks(svg, "adaptive")) == (1, 2) and "nan" not in svg
     assert "Not drawn, for want of numbers: DPSGD(1.0, 1.0)." in svg and svg.count("DPSGD") == 1
-    assert drawing([FAILED]) == ""
+    assert frontier_figure([FAILED]) == frontier_figure([]) == ""
     untrained = Row("ATS()", 20.0, 21.0, 15.0)
-    assert "Not drawn, for want of numbers: ATS()" in drawing([WHOLE, untrained]) and drawing([untrained]) != ""
+    assert "Not drawn, for want of numbers: ATS()" in frontier_figure([WHOLE, untrained])
+    assert "1  ATS()" in frontier_figure([untrained])
+
+
+def test_the_figure_names_axes_with_units_marks_and_points() -> None:
+    svg = frontier_figure([WHOLE, LOST])
+    said = ("leakage: PSNR above the best control, dB", "accuracy of the trained network, %")
+    for text in (*said, "attack that ignores the defense", "attack that knows it", "2  FedAvg(lr=9.0)"):
+        assert f">{text}" in svg, text
 
 
 def test_json_has_null_for_it_and_reads_back() -> None:
@@ -40,7 +54,7 @@ def test_json_has_null_for_it_and_reads_back() -> None:
 
 @pytest.mark.parametrize("plain", ['"9"', "true", "[]", "1" + 400 * "0"])
 def test_what_is_no_number_is_refused(plain: str) -> None:
-    with pytest.raises(InputError, match="rows of a frontier"):
+    with pytest.raises(InputError, match="points of a sweep"):
         read_rows(json.loads(f'[{{"point": "x", "plain": {plain}, "adaptive": 1.0, "control": 2.0}}]'))
 
 

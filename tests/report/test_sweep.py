@@ -1,10 +1,12 @@
 import json
+from xml.etree import ElementTree
 
 import pytest
 
 from inversefed.cli import main
 from inversefed.errors import InputError
-from inversefed.report.sweep import read_sweep, sweep_drawing, sweep_table
+from inversefed.report.frontier import cells, read_sweep
+from inversefed.report.plots import frontier_figure
 from tests.report.test_page import Page
 
 POINTS = [
@@ -23,8 +25,8 @@ def written(folder, rows):
 def test_points_are_read_from_the_file_or_its_folder_with_their_leakage(tmp_path):
     found = read_sweep(written(tmp_path, POINTS))
     assert found == read_sweep(tmp_path / "defend.json")
-    assert [row["leakage"] for row in found] == [25.0, -2.5, -2.5]
-    assert sweep_table(found)[1] == ("GaussianNoise(1.0)", "9.0", "12.5", "15.0", "-2.5", "50.0%", "3.25")
+    assert [row.leakage for row in found] == [25.0, -2.5, -2.5]
+    assert cells(found[1]) == ("GaussianNoise(1.0)", "9.0", "12.5", "15.0", "-2.5", "50.0 %", "3.25")
 
 
 @pytest.mark.parametrize(
@@ -44,26 +46,44 @@ def test_what_is_no_sweep_is_refused(tmp_path, rows):
         read_sweep(written(tmp_path, rows))
 
 
-def test_a_number_that_is_none_is_not_available(tmp_path):
+def test_a_number_that_is_none_is_not_available(tmp_path, report):
     lost = {"point": "a", "plain": None, "adaptive": 12.0, "control": 10.0, "accuracy": None}
     failed = {"point": "b", "plain": None, "adaptive": None, "control": None, "accuracy": None}
     found = read_sweep(written(tmp_path, [lost, failed]))
-    assert [cells[1:6] for cells in sweep_table(found)] == [("n/a", "12.0", "10.0", "2.0", "n/a"), ("n/a",) * 5]
-    assert sweep_drawing(found) == "" and "NaN" not in json.dumps(found, allow_nan=False)
+    assert [cells(row)[1:6] for row in found] == [("n/a", "12.0", "10.0", "2.0", "-"), (*("n/a",) * 4, "-")]
+    text = report(1, frontier=found).to_html()
+    assert text.count("not measured") == 1 and "NaN" not in report(1, frontier=found).to_json()
 
 
-def test_the_drawing_has_a_mark_for_each_trained_point_with_less_leakage_to_the_left(tmp_path):
-    page = Page("<p>" + sweep_drawing(read_sweep(written(tmp_path, POINTS))) + "</p>")
-    left, right = (float(mark["cx"]) for mark in reversed(page.all("circle")))
-    assert left < right and len(page.all("circle")) == 2
+def horizontal(svg, name):
+    """Where the marks of an attack are, in the order of the points."""
+    groups = [each for each in ElementTree.fromstring(svg).iter() if each.get("class") == name]
+    return [
+        float(path.get("transform").split("(")[1].split()[0])
+        for each in groups
+        for path in each.iter()
+        if path.tag.endswith("path")
+    ]
+
+
+def test_the_figure_has_a_mark_for_each_trained_point_with_less_leakage_to_the_left(tmp_path):
+    right, left = horizontal(frontier_figure(read_sweep(written(tmp_path, POINTS))), "adaptive")
+    assert left < right
 
 
 def test_a_report_shows_it_without_what_the_policy_forbids(report, tmp_path, hostile):
     rows = read_sweep(written(tmp_path, [POINTS[0] | {"point": hostile}, *POINTS[1:]]))
     page = Page(report(1, frontier=rows).to_html())
-    assert len(page.all("circle")) == 2 and "What defenses would leave" in "".join(page.words)
+    assert sum(each.get("class") == "adaptive" for each in page.all("g")) == 2
+    assert "What defenses would leave" in "".join(page.words)
     assert not any("style" in attributes for _, attributes in page.elements)
     assert "What defenses would leave" not in report(1).to_html() and "frontier" not in report(1).to_dict()
+
+
+def test_a_report_keeps_of_a_point_its_name_and_its_numbers(report, tmp_path):
+    (first, *_) = report(1, frontier=read_sweep(written(tmp_path, POINTS))).to_dict()["frontier"]
+    assert first == {name: POINTS[0].get(name) for name in first if name != "leakage"} | {"leakage": 25.0}
+    assert list(first) == ["point", "plain", "adaptive", "control", "accuracy", "epsilon", "delta", "leakage"]
 
 
 def test_from_the_shell(tmp_path, monkeypatch, capsys):

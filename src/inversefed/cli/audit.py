@@ -15,9 +15,9 @@ from inversefed.errors import ConfigError
 from inversefed.evaluation.lpips import read_perceptual
 from inversefed.pipeline import audit, audit_observation
 from inversefed.report.folder import check_folder, check_writable
+from inversefed.report.frontier import read_sweep
 from inversefed.report.model import Report
 from inversefed.report.perceptual import judged
-from inversefed.report.sweep import read_sweep
 from inversefed.specs import registry
 from inversefed.types import Status, Step
 

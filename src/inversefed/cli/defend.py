@@ -17,7 +17,8 @@ from inversefed.errors import ConfigError, InputError, InversefedError
 from inversefed.fl.network import freeze
 from inversefed.frontier import Data, Point, measure
 from inversefed.report.folder import check_writable, write_files
-from inversefed.report.frontier import Row, drawing, notes, read_rows, table, to_dict
+from inversefed.report.frontier import Row, notes, read_rows, table, to_dict
+from inversefed.report.plots import frontier_figure
 from inversefed.specs import registry
 from inversefed.types import Budget, Step
 from inversefed.zoo import datasets
@@ -210,7 +211,7 @@ def _write(folder: Path, options: Defend, rows: Sequence[Row]) -> None:
     files = {
         "defend.json": json.dumps(values, indent=2, allow_nan=False) + "\n",
         "defend.md": "\n\n".join([table(rows), *(f"- {note}" for note in notes(rows))]) + "\n",
-        "frontier.svg": (drawing(rows) or _NOTHING) + "\n",
+        "frontier.svg": (frontier_figure(rows) or _NOTHING) + "\n",
     }
     write_files(folder, {name: text.encode() for name, text in files.items()}, overwrite=True)
 

@@ -19,11 +19,11 @@ from markupsafe import Markup
 
 from inversefed.evaluation.metrics import FACTS
 from inversefed.report import gallery
-from inversefed.report.loss_curve import loss_curve
+from inversefed.report.frontier import COLUMNS, cells
 from inversefed.report.model import Report
+from inversefed.report.plots import frontier_figure, loss_figure
 from inversefed.report.sentences import SCOPE, believed, pairing, status_note
 from inversefed.report.summary import answer, meaning, measures, outcome
-from inversefed.report.sweep import COLUMNS, sweep_drawing, sweep_table
 from inversefed.report.to_json import plain
 
 __all__ = ["page"]
@@ -69,14 +69,16 @@ def page(report: Report, images: bool = True) -> str:
         without_images=not images,
         hidden=max(0, report.count - gallery.MOST_PICTURES) if images else 0,
         findings=sorted(report.findings, key=lambda finding: _LEVELS.index(finding.level)),
-        curve=loss_curve([c.history for c in report.reconstruction.candidates], gallery.chosen(report)),
+        curve=Markup(  # our own drawing; its text is escaped
+            loss_figure([c.history for c in report.reconstruction.candidates], gallery.chosen(report))
+        ),
         evidence=_facts(vars(report.verdict.figures)) if report.verdict else {},
         config=json.dumps(plain(report.config), indent=2, ensure_ascii=False),
         facts=FACTS,
         explained={name: text for name, text in _CONTROLS.items() if name in report.baselines},
-        sweep=sweep_table(report.frontier),
-        sweep_columns=COLUMNS,
-        sweep_drawing=sweep_drawing(report.frontier),
+        sweep=[(cells(row), row) for row in report.frontier],
+        sweep_columns=COLUMNS[1:],
+        sweep_drawing=Markup(frontier_figure(report.frontier, page=True)),
         scope=report.verdict.scope if report.verdict else SCOPE,
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from inversefed.evaluation.align import Permutation
 from inversefed.evaluation.verdict import Verdict
+from inversefed.report.frontier import Row, swept
 from inversefed.report.read import FORMAT
 from inversefed.report.sentences import headline
 from inversefed.report.tables import Table, tables
@@ -47,7 +48,7 @@ class Report:
         environment: versions and machine, by name; `"inversefed"` is the version of the library.
         verdict: what it comes to; `None` where nobody judged.
         not_computed: metrics that could have been asked for, and why they are not among the scores.
-        frontier: points of a sweep over defenses, as `sweep.read_sweep` reads them.
+        frontier: points of a sweep over defenses.
         controls: the pictures behind the baselines, by the control's name, in the order of the truth.
         agreement: by how many decibels other starts agree on each picture, in the attack's own order, as `agreement`
             measures it; `None` where there was no other start.
@@ -75,7 +76,7 @@ class Report:
     verdict: Verdict | None = None
     controls: Mapping[str, Images] = field(default_factory=dict, repr=False)
     not_computed: Mapping[str, str] = field(default_factory=lambda: dict(_WITHOUT_WEIGHTS), repr=False)
-    frontier: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    frontier: tuple[Row, ...] = field(default=(), repr=False)
     agreement: Scores | None = field(default=None, repr=False)
 
     @property
@@ -155,8 +156,8 @@ class Report:
             "config": self.config,
             "environment": self.environment,
         }
-        swept = {"frontier": self.frontier} if self.frontier else {}
-        return {name: plain(value) for name, value in (whole | swept).items()}
+        points = {"frontier": [swept(row) for row in self.frontier]} if self.frontier else {}
+        return {name: plain(value) for name, value in (whole | points).items()}
 
     def to_json(self) -> str:
         """The dictionary of `to_dict` as JSON text."""

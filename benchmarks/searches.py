@@ -14,7 +14,7 @@ from torch import Tensor
 from inversefed import GradientInversion, ThreatModel, recipes
 from inversefed.attacks.pieces import priors, projections
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
-from inversefed.pipeline import observed
+from inversefed.fl.simulate import observed
 from inversefed.zoo import networks, pictures
 
 

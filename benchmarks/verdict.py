@@ -20,7 +20,8 @@ from inversefed import ThreatModel, recipes
 from inversefed.attacks import Attack
 from inversefed.controls.null_update import null_observation
 from inversefed.evaluation.intervals import mean_interval
-from inversefed.pipeline import audit_observation, observed
+from inversefed.fl.simulate import observed
+from inversefed.pipeline import audit_observation
 from inversefed.types import Batch
 from inversefed.zoo import networks, pictures
 

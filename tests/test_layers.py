@@ -20,10 +20,11 @@ MAY = {
     "evaluation": GROUND,
     "report": GROUND | {"evaluation"},
     "assessment": GROUND | {"fl", "attacks", "controls", "evaluation", "report"},
-    "pipeline": GROUND | {"fl", "attacks", "controls", "evaluation", "report", "assessment"},
+    "arguments": GROUND | {"fl", "attacks", "evaluation"},
+    "pipeline": GROUND | {"arguments", "fl", "attacks", "controls", "evaluation", "report", "assessment"},
     "specs": GROUND | {"fl", "attacks"},
     "zoo": GROUND,
-    "frontier": GROUND | {"fl", "attacks", "evaluation", "report", "assessment", "pipeline"},
+    "frontier": GROUND | {"fl", "attacks", "evaluation", "report", "assessment"},
     "cli": GROUND
     | {"fl", "updates", "attacks", "evaluation", "report", "zoo", "pipeline", "specs", "frontier", "controls"},
     "compat": GROUND | {"fl", "attacks", "evaluation", "report", "zoo", "pipeline"},

@@ -13,8 +13,9 @@ import inversefed
 from inversefed import ThreatModel, defenses, recipes
 from inversefed.controls.null_update import null_observation
 from inversefed.errors import ConfigError, InputError
+from inversefed.fl.simulate import observed
 from inversefed.fl.threat import Observation
-from inversefed.pipeline import audit_observation, observed
+from inversefed.pipeline import audit_observation
 from inversefed.report import gate
 from inversefed.report.model import Report
 from inversefed.report.summary import answer, meaning, outcome

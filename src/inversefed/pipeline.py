@@ -3,38 +3,32 @@
 freeze -> client -> defenses -> observe -> attack -> controls -> align -> metrics -> verdict -> Report
 """
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Generator, Tensor, nn
 
+from inversefed.arguments import check_attack, check_nulls, check_taken_up, check_truth, checked_others
 from inversefed.assessment import Case
 from inversefed.attacks import Attack, recipes
 from inversefed.controls.runs import SHARE, Trials
-from inversefed.errors import ConfigError, InputError
-from inversefed.evaluation.identification import unlike
 from inversefed.evaluation.score import score
-from inversefed.fl.batchnorm import sent_buffers
+from inversefed.fl.checks import check_threat
 from inversefed.fl.clients import Client, FedSGD
-from inversefed.fl.clients.client import check_client
-from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
+from inversefed.fl.defenses import Defense
 from inversefed.fl.foreign import Callback, foreign_code
-from inversefed.fl.losses import CrossEntropy
-from inversefed.fl.network import Loss, Network, freeze
+from inversefed.fl.network import Loss
 from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
-from inversefed.fl.targets import as_rows, as_targets, check_labels
-from inversefed.fl.threat import Observation, ThreatModel, observe
-from inversefed.numerics import float32_products
+from inversefed.fl.simulate import observed
+from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.report import environment
 from inversefed.report.model import Report
-from inversefed.types import Batch, Budget, Finding, Images, Labels, Params, SoftLabels, Step
+from inversefed.types import Batch, Budget, Finding, Step
 
-__all__ = ["audit", "audit_observation", "observed"]
+__all__ = ["audit", "audit_observation"]
 
 
 def audit(
@@ -99,7 +93,7 @@ def audit(
     True
     """
     attack = recipes.best() if attack is None else attack
-    check_pieces(attack=attack)
+    check_attack(attack)
     check_taken_up(resume)
     observation, truth = observed(
         module,
@@ -180,12 +174,13 @@ def audit_observation(
 
     >>> import torch
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    >>> from inversefed.fl.simulate import observed
     >>> observation, truth = observed(net, torch.rand(1, 3, 4, 4), torch.tensor([1]))
     >>> audit_observation(observation, truth=truth, attack=recipes.linear()).verdict.leaked
     True
     """
     attack = recipes.best() if attack is None else attack
-    check_pieces(attack=attack)
+    check_attack(attack)
     check_threat(threat, seed)
     check_taken_up(resume)
     check_nulls(nulls)
@@ -238,93 +233,6 @@ def reported(
     )
 
 
-def observed(
-    module: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    mean: float | Sequence[float] | Tensor | None = None,
-    std: float | Sequence[float] | Tensor | None = None,
-    client: Client = FedSGD(),
-    defenses: Sequence[Defense] = (),
-    threat: ThreatModel = ThreatModel(),
-    loss: Loss | None = None,
-    seed: int = 0,
-) -> tuple[Observation, Batch]:
-    """The first half of the line: what the server sees, and the truth that it does not see.
-
-    Arguments and errors are those of `audit`.
-    """
-    check_pieces(client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
-    check_client(client)
-    check_threat(threat, seed)
-    network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
-    check_labels(labels, images.shape[0], network)
-    truth = Batch(images.detach().to(network.device, network.dtype), as_targets(network, labels))
-    world = Generator().manual_seed(2 * seed)
-
-    # Far from 0 and the steps that follow it, which are the masks that the server simulates.
-    private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))
-    for change in network_defenses(defenses):
-        private = change(private)
-    images, targets = prepared(private, truth, defenses, world)
-    # A module may keep what it sees; the server's copy of it never sees the private pictures.
-    own = replace(private, module=copy.deepcopy(private.module))
-    with float32_products(network.device):
-        update = computed(client, own, images, targets)
-        update = defended(update, own, Batch(images, truth.labels), defenses, world)
-        buffers = sent_buffers(client, own, images, targets) if threat.buffers == "sent" else None
-    return observe(private, client, update, truth, threat, buffers, defenses), truth
-
-
-def prepared(
-    network: Network, batch: Batch, defenses: Sequence[Defense], generator: Generator
-) -> tuple[Images, Labels | SoftLabels]:
-    """What the client computes with: its batch after the defenses of the data, in order."""
-    images, labels = batch.images, batch.labels
-    for defense in data_defenses(defenses):
-        if getattr(defense, "mixes_labels", False) and not labels.is_floating_point():
-            labels = as_targets(network, as_rows(network, labels))
-        images, labels = defense(images, labels, generator)
-    return images, labels
-
-
-def computed(client: Client, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
-    """The client's update of what it computes with.
-
-    Raises:
-        UnsupportedNetworkError: network, loss and client do not go together.
-    """
-    with foreign_code("the client's update of this batch"):
-        return client(network, images, labels)
-
-
-def defended(
-    update: Params, network: Network, batch: Batch, defenses: Sequence[Defense], generator: Generator
-) -> Params:
-    """Apply those defenses that act on the update, in order."""
-    for defense in update_defenses(defenses):
-        update = defense(update, Context(network, batch), generator)
-    return update
-
-
-def checked_others(observation: Observation, others: Batch | None, truth: Batch | None) -> Batch | None:
-    """Other pictures without those that are private ones: a control that knows the truth would hide any leak.
-
-    Raises:
-        InputError: none, another shape, or none but truths.
-    """
-    if others is None:
-        return None
-    if check_images(others.images) != tuple(observation.network.image_shape):
-        expected, found = tuple(observation.network.image_shape), tuple(others.images.shape)
-        raise InputError(f"others must be pictures of the network's shape {expected}; got {found}")
-    if truth is None:
-        return others
-    public = unlike(others.images, truth.images)
-    return Batch(others.images[public], others.labels[public.to(others.labels.device)])
-
-
 @dataclass(eq=False)
 class Stopper:
     """Passes steps on, and remembers whether its watcher asked for the end."""
@@ -336,89 +244,3 @@ class Stopper:
         """Whether to stop."""
         self.stopped = bool(self.on_step and self.on_step(step)) or self.stopped
         return self.stopped
-
-
-def check_taken_up(resume: str | Path | None) -> None:
-    """Refuse a checkpoint that is not there, before any work.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    if resume is not None and not Path(resume).is_file():
-        raise InputError(f"cannot read the checkpoint {resume}: there is no such file")
-
-
-def check_nulls(nulls: object) -> None:
-    """Refuse what is no number of null runs.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    if nulls is not None and (type(nulls) is not int or nulls < 0):
-        raise ConfigError(
-            f"nulls is a number of null runs from 0 (19 bound false alarms by 5 %), or None; got {nulls!r}"
-        )
-
-
-def check_truth(observation: Observation, truth: Batch | None) -> None:
-    """Refuse truths that are not those of the observation.
-
-    Raises:
-        InputError: another number of pictures, or another shape.
-    """
-    if truth is None:
-        return
-    check_images(truth.images)
-    if tuple(truth.images.shape) != observation.batch_shape:
-        raise InputError(
-            f"the truth must be all pictures behind the update, {observation.batch_shape}; "
-            f"got {tuple(truth.images.shape)}"
-        )
-
-
-def check_threat(threat: object, seed: object) -> None:
-    """Refuse what is no threat model or no seed.
-
-    Raises:
-        ConfigError: either is of another kind.
-    """
-    if not isinstance(threat, ThreatModel) or type(seed) is not int or not 0 <= seed < 2**62:
-        raise ConfigError(f"threat must be a ThreatModel and seed an integer from 0; got {threat!r} and {seed!r}")
-
-
-def check_pieces(**pieces: object) -> None:
-    """Refuse names, classes and functions that were not called where values are expected.
-
-    Raises:
-        ConfigError: a piece that cannot be used as it is.
-    """
-    defenses = pieces.pop("defenses", ())
-    if not isinstance(defenses, tuple | list):
-        raise ConfigError(f"defenses must be a tuple of values such as (defenses.Clip(1.0),); got {defenses!r}")
-    for name, piece in [*pieces.items(), *(("defenses", defense) for defense in defenses)]:
-        recipe = getattr(recipes, getattr(piece, "__name__", ""), None)
-        if not callable(piece) or isinstance(piece, type) or recipe is piece:
-            raise ConfigError(f"{name} must be a value such as recipes.geiping() or FedSGD(), called; got {piece!r}")
-
-
-def check_images(images: Tensor) -> tuple[int, int, int]:
-    """Refuse anything but a batch of pictures in pixel space, and return the shape of one.
-
-    Raises:
-        InputError: wrong rank or type, no picture, NaN, or pixels outside [0, 1].
-    """
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        what = f"shape {tuple(images.shape)} of {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(
-            f"only images are audited for now: a floating-point tensor [n, c, h, w] in [0, 1] is expected, got {what}"
-        )
-    if images.shape[0] == 0:
-        raise InputError("an audit needs at least one image, got none")
-    low, high = images.detach().aminmax()
-    if not bool((low >= 0) & (high <= 1)):
-        raise InputError(
-            f"pixels must lie in [0, 1] (pixel space, not normalized; give mean= and std= instead); got "
-            f"{float(low):.3g} to {float(high):.3g}"
-        )
-    channels, height, width = images.shape[1:]
-    return channels, height, width

@@ -16,7 +16,7 @@ from inversefed.controls.runs import searched
 from inversefed.evaluation import controls, metrics
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.clients.dpsgd import DPSGD
-from inversefed.pipeline import observed
+from inversefed.fl.simulate import observed
 
 SIDE = 8
 SEARCH = replace(recipes.curvature(), max_iterations=25)

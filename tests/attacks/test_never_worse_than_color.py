@@ -12,8 +12,8 @@ from inversefed.attacks.constant_color import matched_color
 from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.fl.clients import FedAvg, FedSGD
+from inversefed.fl.simulate import observed
 from inversefed.networks.architecture import averages, normalizes
-from inversefed.pipeline import observed
 from inversefed.types import Budget
 from inversefed.zoo import pictures
 

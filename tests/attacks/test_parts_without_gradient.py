@@ -10,8 +10,8 @@ from inversefed import audit, freeze
 from inversefed.attacks import recipes
 from inversefed.attacks.identifiability.identify import identify
 from inversefed.errors import UnsupportedNetworkError
+from inversefed.fl.simulate import observed
 from inversefed.networks.layer_chain import chain, flat
-from inversefed.pipeline import observed
 from inversefed.zoo import networks, pictures
 
 IMAGE, LABEL = pictures.photo("chelsea", (3, 16, 16))[None], torch.tensor([3])

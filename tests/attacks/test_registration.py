@@ -9,7 +9,7 @@ from inversefed.attacks.pieces import selection
 from inversefed.attacks.pieces.group_consistency import GroupConsistency, matched
 from inversefed.attacks.pieces.registration import medoid, registered_mean, shifted, translation
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
-from inversefed.pipeline import observed
+from inversefed.fl.simulate import observed
 from inversefed.zoo import pictures
 
 SHIFTS = [(0, 0), (3, 2), (-2, 1), (1, -4), (-3, -3), (4, 0)]

@@ -23,7 +23,7 @@ from inversefed.attacks.pieces import (
 from inversefed.errors import ConfigError, ThreatModelError, UnsupportedNetworkError
 from inversefed.evaluation.align import align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
-from inversefed.pipeline import observed
+from inversefed.fl.simulate import observed
 
 SHAPE = (3, 8, 8)
 SENT = ThreatModel(labels="known", buffers="sent")

@@ -9,8 +9,8 @@ from torch import Generator, Tensor, nn
 from inversefed import FedAvg, FedSGD, ThreatModel, defenses
 from inversefed.controls.null_update import null_observation, null_update
 from inversefed.fl.defenses import Context
+from inversefed.fl.simulate import observed
 from inversefed.fl.threat import Observation
-from inversefed.pipeline import observed
 from inversefed.types import Batch
 from inversefed.zoo import pictures
 

@@ -7,7 +7,7 @@ from torch import Generator, nn
 from inversefed import FedAvg, FedSGD, recipes
 from inversefed.controls.uniqueness import unseen
 from inversefed.fl.clients import Client
-from inversefed.pipeline import observed
+from inversefed.fl.simulate import observed
 
 
 def share(module: nn.Module, client: Client = FedSGD(), count: int = 1) -> torch.Tensor:

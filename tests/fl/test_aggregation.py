@@ -12,7 +12,7 @@ from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients.partial import Shares
 from inversefed.fl.clients.views import new_weights
 from inversefed.fl.network import Network
-from inversefed.pipeline import observed
+from inversefed.fl.simulate import observed
 
 IMAGES = torch.rand((6, 3, 8, 8), generator=torch.Generator().manual_seed(5))
 LABELS = torch.tensor([0, 3, 1, 1, 2, 0])

@@ -7,7 +7,7 @@ from torch import nn
 from inversefed import Batch, FedAvg, FedSGD, ThreatModel, freeze, observe
 from inversefed.errors import InputError, ThreatModelError, UpdateMismatchError
 from inversefed.fl import batchnorm
-from inversefed.pipeline import observed
+from inversefed.fl.simulate import observed
 
 SHAPE = (3, 8, 8)
 SENT = ThreatModel(labels="known", buffers="sent")

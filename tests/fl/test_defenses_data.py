@@ -7,7 +7,7 @@ from torch import nn
 from inversefed import Batch, FedSGD, ThreatModel, defenses, freeze
 from inversefed.errors import ConfigError
 from inversefed.fl.defenses.augmentation import TRANSFORMS
-from inversefed.pipeline import observed
+from inversefed.fl.simulate import observed
 
 IMAGES, LABELS = torch.rand((4, 3, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([3, 1, 0, 2])
 

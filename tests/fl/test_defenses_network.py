@@ -8,7 +8,7 @@ from inversefed import Batch, FedSGD, defenses, freeze
 from inversefed.errors import ConfigError, UnsupportedNetworkError
 from inversefed.fl.defenses import Context
 from inversefed.fl.defenses.soteria import sensitivity
-from inversefed.pipeline import observed
+from inversefed.fl.simulate import observed
 
 IMAGES, LABELS = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([3, 1])
 

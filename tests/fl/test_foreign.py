@@ -220,7 +220,7 @@ def test_what_a_module_keeps_of_the_private_pictures_stays_with_the_client() -> 
             self.seen.append(x.detach().clone())
             return self.net(x)
 
-    from inversefed.pipeline import observed
+    from inversefed.fl.simulate import observed
 
     observation, _ = observed(Keeping().eval(), IMAGE, LABEL)
     assert all(not torch.equal(seen[:1], IMAGE) for seen in observation.network.module.seen)

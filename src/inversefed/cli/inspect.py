@@ -25,9 +25,9 @@ from inversefed.cli.load_update import (
 from inversefed.cli.options import Inspect
 from inversefed.errors import ConfigError, InputError, InversefedError, MetadataError, UnsupportedNetworkError
 from inversefed.fl.network import Network
+from inversefed.fl.simulate import observed
 from inversefed.fl.targets import class_count
 from inversefed.fl.threat import Observation
-from inversefed.pipeline import observed
 from inversefed.report.to_json import plain
 from inversefed.specs import registry
 from inversefed.types import Finding

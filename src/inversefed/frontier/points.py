@@ -22,9 +22,9 @@ from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.network import Loss, freeze
 from inversefed.fl.privacy import broken_by, dp_client, privacy_of
+from inversefed.fl.simulate import observed
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.frontier.utility import Data, accuracy_of
-from inversefed.pipeline import observed
 from inversefed.report.frontier import Row, finite
 from inversefed.thresholds import SATURATED_DB
 from inversefed.types import Batch, Budget, Reconstruction, Status

@@ -15,7 +15,7 @@ from inversefed.errors import ConfigError
 from inversefed.fl.clients import Client
 from inversefed.fl.defenses.protocols import Defense, network_defenses
 from inversefed.fl.network import Network
-from inversefed.pipeline import defended, prepared
+from inversefed.fl.simulate import defended, prepared
 from inversefed.types import Batch, Images, Labels, Params
 
 __all__ = ["Data", "accuracy_of"]

@@ -1,0 +1,129 @@
+"""The world: a client makes its update of a private batch, and the server sees what the threat model lets through.
+
+module, batch --freeze--> Network --client--> update --defenses--> update --observe(threat)--> Observation
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor, nn
+
+from inversefed.fl.batchnorm import sent_buffers
+from inversefed.fl.checks import check_images, check_pieces, check_threat
+from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.clients.client import check_client
+from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
+from inversefed.fl.foreign import foreign_code
+from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.network import Loss, Network, freeze
+from inversefed.fl.targets import as_rows, as_targets, check_labels
+from inversefed.fl.threat import Observation, ThreatModel, observe
+from inversefed.numerics import float32_products
+from inversefed.types import Batch, Images, Labels, Params, SoftLabels
+
+__all__ = ["computed", "defended", "frozen", "observed", "prepared", "simulate"]
+
+
+def observed(
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: float | Sequence[float] | Tensor | None = None,
+    std: float | Sequence[float] | Tensor | None = None,
+    client: Client = FedSGD(),
+    defenses: Sequence[Defense] = (),
+    threat: ThreatModel = ThreatModel(),
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> tuple[Observation, Batch]:
+    """What the server sees, and the truth that it does not see.
+
+    Arguments and errors are those of `inversefed.audit`.
+    """
+    check_pieces(client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
+    check_client(client)
+    check_threat(threat, seed)
+    network, truth = frozen(module, images, labels, mean=mean, std=std, loss=loss)
+    return simulate(network, truth, client=client, defenses=defenses, threat=threat, seed=seed), truth
+
+
+def frozen(
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: float | Sequence[float] | Tensor | None = None,
+    std: float | Sequence[float] | Tensor | None = None,
+    loss: Loss | None = None,
+) -> tuple[Network, Batch]:
+    """The network as a value, and the private batch in its number format, on its device.
+
+    Raises:
+        InputError: pictures or labels that cannot be used.
+        UnsupportedNetworkError: the module cannot be audited.
+    """
+    network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
+    check_labels(labels, images.shape[0], network)
+    return network, Batch(images.detach().to(network.device, network.dtype), as_targets(network, labels))
+
+
+def simulate(
+    network: Network, truth: Batch, *, client: Client, defenses: Sequence[Defense], threat: ThreatModel, seed: int
+) -> Observation:
+    """Let the client make its update of a private batch, and the server see what the threat model grants.
+
+    Args:
+        network: as it is before any defense.
+        truth: the private batch.
+        client: how the update is made.
+        defenses: what is done to it before it leaves, in order.
+        threat: what the server knows.
+        seed: of what the client draws.
+    """
+    world = Generator().manual_seed(2 * seed)
+    # Far from 0 and the steps that follow it, which are the masks that the server simulates.
+    private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))
+    for change in network_defenses(defenses):
+        private = change(private)
+    images, targets = prepared(private, truth, defenses, world)
+    # A module may keep what it sees; the server's copy of it never sees the private pictures.
+    own = replace(private, module=copy.deepcopy(private.module))
+    with float32_products(network.device):
+        update = computed(client, own, images, targets)
+        update = defended(update, own, Batch(images, truth.labels), defenses, world)
+        buffers = sent_buffers(client, own, images, targets) if threat.buffers == "sent" else None
+    return observe(private, client, update, truth, threat, buffers, defenses)
+
+
+def prepared(
+    network: Network, batch: Batch, defenses: Sequence[Defense], generator: Generator
+) -> tuple[Images, Labels | SoftLabels]:
+    """What the client computes with: its batch after the defenses of the data, in order."""
+    images, labels = batch.images, batch.labels
+    for defense in data_defenses(defenses):
+        if getattr(defense, "mixes_labels", False) and not labels.is_floating_point():
+            labels = as_targets(network, as_rows(network, labels))
+        images, labels = defense(images, labels, generator)
+    return images, labels
+
+
+def computed(client: Client, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
+    """The client's update of what it computes with.
+
+    Raises:
+        UnsupportedNetworkError: network, loss and client do not go together.
+    """
+    with foreign_code("the client's update of this batch"):
+        return client(network, images, labels)
+
+
+def defended(
+    update: Params, network: Network, batch: Batch, defenses: Sequence[Defense], generator: Generator
+) -> Params:
+    """Apply those defenses that act on the update, in order."""
+    for defense in update_defenses(defenses):
+        update = defense(update, Context(network, batch), generator)
+    return update

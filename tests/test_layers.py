@@ -6,11 +6,12 @@ from pathlib import Path
 import inversefed
 
 ROOT = Path(inversefed.__file__).parent
-GROUND = {"types", "errors", "numerics", "thresholds"}
+GROUND = {"types", "errors", "numerics", "seeds", "thresholds"}
 MAY = {
     "errors": set(),
     "types": {"errors"},
     "numerics": {"types", "errors"},
+    "seeds": set(),
     "thresholds": set(),
     "fl": GROUND,
     "networks": GROUND | {"fl"},

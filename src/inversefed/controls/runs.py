@@ -2,6 +2,7 @@
 
     null updates (k), the real one once more on the same terms, the prior alone, another example's update
 
+A null update draws by (seed, role, number), so a null run is the same alone, first, or after others.
 All repeats have the same iterations and the same starts, so that under a null update the real one's repeat and the null
 runs are exchangeable; `evaluation.verdict` says what follows. The full attack may run longer, and is not compared with
 the null runs by itself. A search is repeated for as many iterations as make all repeats together cost about what the
@@ -33,9 +34,10 @@ from inversefed.controls.prior_only import blind
 from inversefed.errors import InversefedError
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.threat import Observation
+from inversefed.seeds import seed_for
 from inversefed.types import Budget, Reconstruction, Status
 
-__all__ = ["SHARE", "Plan", "Trials", "plan", "run"]
+__all__ = ["SHARE", "Plan", "Trials", "null_run", "plan", "run"]
 
 SHARE = 0.6
 """Of a time budget, what the attack itself gets where null runs follow."""
@@ -66,7 +68,7 @@ _APART = 0.5
 """Standard deviation, in normalized inputs, of a second start where the first is the mean color or close to it."""
 
 _ODD = 0x9E3779B97F4A7C15
-"""Takes a seed far from those of worlds and attacks, which are its double and the number after that."""
+"""Takes the seed of a second start far from those of worlds and attacks: the double of a seed, and the number after."""
 
 Watch = Callable[[int, int], object]
 """(control runs done, of how many) -> whether to stop."""
@@ -217,11 +219,11 @@ def _measured(planned: Plan, observation: Observation, each: float) -> int:
     """How many of the iterations of a run fit into its seconds."""
     attack, wanted = planned.attack, planned.iterations
     assert isinstance(attack, GradientInversion) and wanted is not None
-    pace, nothing = Pace(_LOOK * each), null_observation(observation, _generator(planned.seed, 1))
+    pace, null = Pace(_LOOK * each), nothing(planned, observation, "pace", 0)
     budget = Budget(each, wanted, lambda step: pace(step) or pace.measured)
     try:
         with foreign_code("a repeat of the attack"):  # as in `_attempt`
-            attack(nothing, Generator().manual_seed(planned.seed), budget)
+            attack(null, Generator().manual_seed(planned.seed), budget)
     except InversefedError:
         return wanted
     return max(1, min(wanted, int((each - pace.setup) / pace.step)))
@@ -345,19 +347,17 @@ def _steps(
     deadline: float,
 ) -> Iterator[Callable[[Trials], Trials]]:
     """The runs in order, each from what is done before to what is done then."""
-    random = _generator(planned.seed)
     once = replace(planned, runs=1)
 
     def blinded(done: Trials) -> Trials:
         assert isinstance(planned.attack, GradientInversion)
         steps = once.iterations if planned.attack.priors else 1  # without a prior, starts stay as they are
         shut = replace(once, attack=blind(planned.attack, _STARTS), iterations=steps)
-        found = _attempt(shut, null_observation(observation, random), deadline)
+        found = _attempt(shut, nothing(planned, observation, "prior", 0), deadline)
         return replace(done, prior=tuple(start for each in found for start in _starts(each)))
 
     def null(done: Trials) -> Trials:
-        nothing = null_observation(observation, random)
-        return replace(done, nulls=(*done.nulls, _attempt(planned, nothing, deadline)))
+        return replace(done, nulls=(*done.nulls, null_run(planned, observation, len(done.nulls), deadline)))
 
     if prior and isinstance(planned.attack, GradientInversion):
         yield blinded
@@ -370,9 +370,23 @@ def _steps(
     yield from [null] * planned.nulls
 
 
-def _generator(seed: int, number: int = 0) -> Generator:
-    """Of null updates; that of another number makes others."""
-    return Generator().manual_seed((seed + 1 + number) * _ODD % 2**62)
+def null_run(
+    planned: Plan, observation: Observation, number: int, deadline: float = math.inf
+) -> tuple[Reconstruction, ...]:
+    """Null run number `number`, from 0: the same whether it is run alone, first, or after any others.
+
+    Args:
+        planned: how the attack is repeated.
+        observation: the real one, whose numbers are shuffled.
+        number: which null run.
+        deadline: by the monotonic clock.
+    """
+    return _attempt(planned, nothing(planned, observation, "null", number), deadline)
+
+
+def nothing(planned: Plan, observation: Observation, role: str, number: int) -> Observation:
+    """The null update of a role's run of that number; its draws are its own."""
+    return null_observation(observation, Generator().manual_seed(seed_for(planned.seed, role, number)))
 
 
 def _attempt(planned: Plan, observation: Observation, deadline: float, first: int = 0) -> tuple[Reconstruction, ...]:

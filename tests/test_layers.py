@@ -39,15 +39,16 @@ OLD_HOMES = {"fl/updates.py", "fl/diagnosis.py"}
 PIECES = {"head", "labels", "pieces"}
 ATTACKS_MAY = {
     "head": set(),
-    "labels": {"head"},
     "pieces": set(),
+    "matching_error": {"pieces"},
+    "labels": {"head", "matching_error"},
     "simulations": {"head"},
     "search": PIECES | {"simulations"},
-    "constant_color": {"pieces", "search"},
-    "exact": PIECES | {"search"},
+    "constant_color": {"matching_error", "pieces", "search"},
+    "exact": PIECES | {"matching_error", "search"},
     "identifiability": {"exact", "head"},
     "adaptive": {"pieces", "search", "simulations"},
-    "auto": {"adaptive", "constant_color", "head", "identifiability", "search", "simulations"},
+    "auto": {"matching_error", "adaptive", "constant_color", "head", "identifiability", "search", "simulations"},
     "recipes": PIECES | {"auto", "exact", "search", "simulations"},
 }
 """Inside `attacks`."""

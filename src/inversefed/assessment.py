@@ -24,8 +24,8 @@ from torch import Tensor
 from inversefed.attacks import Attack
 from inversefed.attacks.auto import Choose
 from inversefed.attacks.identifiability.limits import zero_head
+from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.attacks.search.inversion import GradientInversion
-from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.controls.runs import Trials, own_repeat, plan, run
 from inversefed.controls.uniqueness import unseen
 from inversefed.evaluation import align, controls

@@ -8,8 +8,8 @@ from torch import Generator, nn
 
 from benchmarks.small_networks import SMALL_NETWORKS
 from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
+from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.attacks.search import precision, restart_pruning
-from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.errors import ThreatModelError
 from inversefed.networks.architecture import averages, kinks, pools
 from inversefed.types import Candidate, Finding, Reconstruction, Step

@@ -9,7 +9,7 @@ from torch import nn
 from inversefed import audit, freeze
 from inversefed.attacks import recipes
 from inversefed.attacks.constant_color import matched_color
-from inversefed.attacks.search.problem import relative_matching_cost
+from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.fl.clients import FedAvg, FedSGD
 from inversefed.fl.simulate import observed

@@ -28,8 +28,8 @@ from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.constant_color import matched_color
 from inversefed.attacks.head.inputs import separate
 from inversefed.attacks.identifiability import layer_counts
+from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.attacks.search.inversion import GradientInversion
-from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.attacks.search.time_schedule import as_fits
 from inversefed.attacks.simulations import OptimizedMasks, Simulation
 from inversefed.errors import InversefedError, ThreatModelError, UnsupportedNetworkError

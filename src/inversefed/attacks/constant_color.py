@@ -11,8 +11,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from inversefed.attacks.matching_error import relative_matching_cost, widened
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
-from inversefed.attacks.search.problem import relative_matching_cost, widened
 from inversefed.attacks.search.step_evaluator import differentiate
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Params

@@ -24,9 +24,9 @@ from torch import Generator
 from inversefed.attacks import Attack
 from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.auto import Choose
+from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.attacks.pieces.starts import NearMean, Zeros
 from inversefed.attacks.search.inversion import GradientInversion
-from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.attacks.search.restarts import planned_steps
 from inversefed.attacks.search.time_schedule import Pace
 from inversefed.controls.null_update import null_observation

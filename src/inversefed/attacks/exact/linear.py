@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.exact.verify import exactness
 from inversefed.attacks.labels.matching import labels_of
-from inversefed.attacks.search.problem import relative_matching_cost
+from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inversefed.attacks.search.problem import relative_matching_cost
+from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.fl.threat import Observation
 from inversefed.thresholds import EXACT, OPEN
 from inversefed.types import Finding, Images

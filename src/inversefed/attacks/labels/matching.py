@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inversefed.attacks.labels.recovered import RecoveredLabels
-from inversefed.attacks.search.problem import relative_matching_cost
+from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.errors import InversefedError, ThreatModelError
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.targets import as_targets, class_count, forms

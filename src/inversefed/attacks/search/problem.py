@@ -5,7 +5,6 @@ value(x, y) = match(client(network, x, y), update*) + sum prior(x)
 How the client is simulated where something about it is unknown is told by a piece of `simulations`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,40 +13,19 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.head.inputs import Separated, separate
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered
-from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.simulations import KnownClient, Simulation
 from inversefed.attacks.simulations.features import KnownFeatures
 from inversefed.errors import ThreatModelError
 from inversefed.fl.targets import as_targets, forms
 from inversefed.fl.threat import Observation
-from inversefed.numerics import float32_products
 from inversefed.types import Images, Params, Scalar, SoftLabels, Targets
 
-__all__ = ["Objective", "Prior", "Problem", "relative_matching_cost", "widened"]
+__all__ = ["Objective", "Prior", "Problem"]
 
 Objective = Callable[[Params, Params], Scalar]
 Prior = Callable[[Images, Observation], Scalar]
 
 _NONE: Mapping[str, Tensor] = {}
-
-
-def relative_matching_cost(observation: Observation, images: Images, labels: Tensor) -> float:
-    """How far the update of a guess is from the one observed, `|g - g*|^2 / |g*|^2`; infinite if it is no number.
-
-    It is the same for every attack, whatever that minimizes, and computed without TF32. An unknown client cannot be
-    run, so it tells nothing there: infinite.
-    """
-    if not observation.client_known:
-        return math.inf
-    with torch.no_grad(), float32_products(observation.network.device):
-        update = observation.client(observation.network, images, labels)
-        cost = float(RelativeSquaredError()(widened(update), widened(observation.update)))
-    return cost if math.isfinite(cost) else math.inf
-
-
-def widened(update: Params) -> Params:
-    """An update of 16 bits in float32, where its squares do not overflow."""
-    return {name: part.to(torch.promote_types(part.dtype, torch.float32)) for name, part in update.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, assigned_labels, mixture
 from inversefed.attacks.exact.progress import Stopped, Watch
-from inversefed.attacks.search.problem import relative_matching_cost
+from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status
 

@@ -26,10 +26,10 @@ from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
 from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
 from inversefed.attacks.exact.verify import exactness, matched
 from inversefed.attacks.labels.matching import labels_of
+from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.pieces.starts import Zeros
 from inversefed.attacks.search.inversion import GradientInversion
-from inversefed.attacks.search.problem import relative_matching_cost
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.thresholds import EXACT, OPEN

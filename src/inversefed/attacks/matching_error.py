@@ -1,0 +1,32 @@
+"""The matching error: how far the update of a guess is from the one observed, whatever an attack minimizes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from inversefed.attacks.pieces.objectives import RelativeSquaredError
+from inversefed.fl.threat import Observation
+from inversefed.numerics import float32_products
+from inversefed.types import Images, Params
+
+__all__ = ["relative_matching_cost", "widened"]
+
+
+def relative_matching_cost(observation: Observation, images: Images, labels: Tensor) -> float:
+    """How far the update of a guess is from the one observed, `|g - g*|^2 / |g*|^2`; infinite if it is no number.
+
+    It is the same for every attack, whatever that minimizes, and computed without TF32. An unknown client cannot be
+    run, so it tells nothing there: infinite.
+    """
+    if not observation.client_known:
+        return math.inf
+    with torch.no_grad(), float32_products(observation.network.device):
+        update = observation.client(observation.network, images, labels)
+        cost = float(RelativeSquaredError()(widened(update), widened(observation.update)))
+    return cost if math.isfinite(cost) else math.inf
+
+
+def widened(update: Params) -> Params:
+    """An update of 16 bits in float32, where its squares do not overflow."""
+    return {name: part.to(torch.promote_types(part.dtype, torch.float32)) for name, part in update.items()}

@@ -34,7 +34,8 @@ from inversefed.attacks.pieces import (
 from inversefed.errors import ConfigError
 from inversefed.evaluation.align import align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
-from inversefed.zoo import constants, networks
+from inversefed.types import Candidate
+from inversefed.zoo import constants, networks, pictures
 
 SHAPE = (3, 8, 8)
 
@@ -226,6 +227,20 @@ def test_selections_combine_or_choose(tiny: nn.Module) -> None:
     smoothest = replace(attack, selection=selection.LowestPrior())(observation, seeded())
     variations = [float(priors.TotalVariation(1.0)(images, observation)) for images in stack]
     assert torch.equal(smoothest.images, stack[variations.index(min(variations))])
+
+
+@pytest.mark.parametrize("labels", [[2, 2], [1, 2]])
+def test_restarts_that_hold_the_same_pictures_in_another_order_are_not_blurred(
+    tiny: nn.Module, labels: list[int]
+) -> None:
+    """Equal labels leave open which picture is which; labels that each restart finds by itself come in any order."""
+    observation, _ = seen(tiny)
+    photos = torch.stack([pictures.photo(name, (3, 8, 8)) for name in ("coffee", "rocket")])
+    orders = torch.tensor([[0, 1], [1, 0]])
+    candidates = [Candidate(photos[order], torch.tensor(labels)[order], 0.0) for order in orders]
+    mean = selection.PixelMean()(candidates, observation, lambda images, labels: 0.0)
+    torch.testing.assert_close(mean.images, photos)
+    assert mean.labels.tolist() == labels
 
 
 def test_starts_do_not_depend_on_how_many_are_drawn() -> None:

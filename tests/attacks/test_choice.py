@@ -10,6 +10,7 @@ from benchmarks.small_networks import SMALL_NETWORKS
 from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
 from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.attacks.search import precision, restart_pruning
+from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.errors import ThreatModelError
 from inversefed.networks.architecture import averages, kinks, pools
 from inversefed.types import Candidate, Finding, Reconstruction, Step
@@ -77,6 +78,13 @@ def test_several_examples_have_a_search_of_their_own() -> None:
     for name in HEADS:
         observation = observed(HEADS[name], 3)
         assert recipes.best().plan(observation)[0] == (*recipes.best().batch, recipes.best().search(observation)[0])
+
+
+def test_a_small_network_that_averages_is_searched_in_pixels_and_a_larger_one_by_its_own(monkeypatch) -> None:
+    chosen, observations = recipes.best(), [observed(HEADS["averaged"], count) for count in (1, 3)]
+    assert [chosen.search(each)[0] for each in observations] == [chosen.averaged, chosen.averaged]
+    monkeypatch.setattr(choice, "_SMALL", 0.0)
+    assert [chosen.search(each)[0] for each in observations] == [chosen.deep, chosen.several]
 
 
 def test_what_is_unknown_of_the_client_decides_which_search() -> None:
@@ -284,3 +292,26 @@ def test_a_search_goes_on_in_pixels_and_what_is_hardly_nearer_does_not_count() -
     assert second.candidates[0].iterations == 600
     hardly = replace(alone, polish=(replace(recipes.best().polish[0], max_iterations=1),))
     assert torch.equal(hardly(observation, Generator().manual_seed(0)).images, first.images)
+
+
+def test_searches_share_the_time_by_iterations_and_go_on_from_what_matches_best(monkeypatch) -> None:
+    asked = []
+
+    def noted(
+        search: GradientInversion, observation: Observation, generator: Generator, budget: Budget
+    ) -> tuple[Reconstruction, str]:
+        asked.append((search, budget.seconds))
+        return search(observation, generator, replace(budget, max_iterations=1)), ""
+
+    monkeypatch.setattr(choice, "as_fits", noted)
+    torch.manual_seed(0)
+    network = freeze(nn.Sequential(*HEADS["kinked"]).eval(), SHAPE, mean=0.5, std=0.25)
+    batch = Batch(torch.full((1, *SHAPE), 0.8), torch.tensor([0]))
+    update = FedSGD()(network, batch.images, batch.labels)
+    observation = observe(network, FedSGD(), update, batch, ThreatModel(labels="known"))
+    chosen = trying(Guess(0.75), kinked=recipes.spectral(300), polish=recipes.best().polish)
+    chosen(observation, Generator().manual_seed(0), Budget(seconds=9000.0))
+    (_, first), (polish, second), *_ = asked
+    assert (first, second) == pytest.approx((3000.0, 9000.0), rel=0.01)
+    start = polish.start((1, 1, *SHAPE), Generator(), torch.float32)[0]
+    torch.testing.assert_close(network.denormalize(start), torch.full((1, *SHAPE), 0.75))

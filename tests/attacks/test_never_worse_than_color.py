@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.small_networks import SMALL_NETWORKS
 from inversefed import audit, freeze
 from inversefed.attacks import recipes
 from inversefed.attacks.constant_color import matched_color
@@ -86,6 +87,13 @@ def test_normalized_features_are_searched_within_the_range(norm: nn.Module) -> N
 def test_one_picture_gets_what_batches_get() -> None:
     report = audit(normalized(nn.GroupNorm(8, 16), pool=False), COFFEE, LABEL, mean=0.5, std=0.25, nulls=0)
     assert report.scores["peak_signal_noise_ratio"] > 40
+
+
+def test_where_places_are_averaged_the_mean_of_several_paths_is_nearer_than_any_color() -> None:
+    rocket = pictures.photo("rocket", (3, 16, 16))[None]
+    module = SMALL_NETWORKS["global-pool"].build().eval()
+    report = audit(module, rocket, LABEL, mean=0.5, std=0.25, max_iterations=300, nulls=0)
+    assert report.scores["peak_signal_noise_ratio"] > report.baselines["constant"]["peak_signal_noise_ratio"]
 
 
 def test_what_normalizes_is_told_by_layer_and_by_function() -> None:

@@ -9,8 +9,9 @@ update best, of all that was found, is the result. The choice is data, the field
 finding of the report.
 
 Of a time budget each method may take half of what is left where others follow, so that the search always gets to a
-picture; a search that does not fit into its part is made shorter (see `pace`). What was cut short is told, for it might
-have found more.
+picture. A search and those that go on from it share what is left in proportion to their iterations, for the last
+decibels are found in pixels; one that does not fit into its part is made shorter (see `pace`). What was cut short is
+told, for it might have found more.
 """
 
 import math
@@ -72,15 +73,18 @@ class Choose:
         quickly: peeling that comes before that, without what takes long in it.
         batch: the same for several examples.
         smooth: the search for one example through a network without kinks.
-        several: the search for several examples through such a network, or one that averages over places.
+        several: the search for several examples through such a network, or a larger one that averages over places.
         kinked: the search for networks with ReLU, max pooling and the like.
-        averaged: the search for one example through those among them that average over places before their head.
+        averaged: the search through small networks among them that average over places before their head.
+        deep: the search for one example through larger ones.
         pooled: the search for a first picture under max pooling, where an exact method follows.
         unknown: the search where the client's settings are unknown.
         shuffled: the search where the client shuffles, or where it is not known which of its steps saw which label.
         training: the search where the first layers are a convolution and BatchNorm in train mode.
-        normalized: the search where the network normalizes its features otherwise.
-        polish: searches that go on from what was found then, each from where the one before it came.
+        normalized: the search where the network normalizes its features otherwise; short, for the last decibels are
+            found in pixels.
+        bounded: the search that is tried as well where one color explains as much as what was found.
+        polish: searches that go on then in pixels, each from what matches the update best.
         masks: how the other searches simulate a client whose dropout is on.
     """
 
@@ -93,11 +97,13 @@ class Choose:
     several: GradientInversion
     kinked: GradientInversion
     averaged: GradientInversion
+    deep: GradientInversion
     pooled: GradientInversion
     unknown: GradientInversion
     shuffled: GradientInversion
     training: GradientInversion
     normalized: GradientInversion
+    bounded: GradientInversion
     polish: tuple[GradientInversion, ...]
     masks: Simulation = OptimizedMasks()
 
@@ -137,7 +143,8 @@ class Choose:
             return self.smooth, "the network is smooth, so its curvature guides the search"
         why = f"the network has kinks ({', '.join(found)}), where curvature misleads"
         if means:
-            search = self.averaged if count == 1 else self.several
+            large = self.deep if count == 1 else self.several
+            search = self.averaged if _is_small(observation) else large
             return search, f"{why}, and averages over places ({', '.join(means)})"
         return self.kinked, why
 
@@ -174,13 +181,13 @@ class Choose:
         best, failed = _Best(observation, replace(budget, on_step=watcher), watcher), None
         plan, why = self.plan(observation)
         reasons: list[str] = []
-        for attack in plan:
+        for place, attack in enumerate(plan, start=1):
             if not self._brings_more(attack, best):
                 break
             if isinstance(attack, GradientInversion):
                 reasons.append(why)
             try:
-                best.take(attack, generator, last=attack is plan[-1])
+                best.take(attack, generator, _part(attack, plan[place:] or self._following(plan, observation)))
                 if not isinstance(attack, GradientInversion):
                     reasons.append(f"{type(attack).__name__} {best.how(attack)}")
             except (ThreatModelError, UnsupportedNetworkError) as error:
@@ -203,24 +210,28 @@ class Choose:
             return best
         with suppress(InversefedError), foreign_code("what goes on from the search", best.watcher):
             normalized, near = self.normalized in plan, best.distance < SOLVED
-            if normalized and not near:
-                self._polished(best, self.polish, generator)
-            elif self.kinked in plan and not near and _is_small(best.observation):
-                self._polished(best, self.polish[:1], generator, _NEARER)
+            if not near:
+                self._polished(best, self._following(plan, best.observation), generator, 1.0 if normalized else _NEARER)
             if (colors := best.colors()) is not None:
                 if not normalized:
-                    best.take(self.normalized, generator, last=True)
+                    best.take(self.bounded, generator)
                 best.settle(*colors)
         return best
 
+    def _following(self, plan: Sequence[Attack], observation: Observation) -> tuple[GradientInversion, ...]:
+        """The searches that go on from what the plan finds."""
+        if self.normalized in plan:
+            return self.polish
+        return self.polish[:1] if self.kinked in plan and _is_small(observation) else ()
+
     def _polished(
-        self, best: "_Best", searches: Sequence[GradientInversion], generator: Generator, share: float = 1.0
+        self, best: "_Best", searches: Sequence[GradientInversion], generator: Generator, share: float
     ) -> None:
-        """Go on in pixels from where the search came, and keep what leaves less than a share of what is best."""
-        for attack in searches:
-            if best.latest is not None and not best.ended:
-                start = _Found(best.observation.network.normalize(best.latest))
-                best.take(replace(attack, start=start), generator, attack is searches[-1], share)
+        """Go on in pixels from what matches best, and keep what leaves less than a share of it."""
+        for place, attack in enumerate(searches, start=1):
+            if best.found is not None and not best.ended:
+                start = _Found(best.observation.network.normalize(best.found.images))
+                best.take(replace(attack, start=start), generator, _part(attack, searches[place:]), share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +247,14 @@ class _Found:
     def __call__(self, shape: Sequence[int], generator: Generator, dtype: torch.dtype) -> Tensor:
         """The same for every restart, `[restarts, n, c, h, w]`."""
         return self.inputs.to(generator.device, dtype).expand(tuple(shape)).clone()
+
+
+def _part(attack: Attack, following: Sequence[Attack]) -> float:
+    """Of the time that is left, an attack's part: by iterations where all are searches, else half of it."""
+    iterations = [each.max_iterations for each in (attack, *following) if isinstance(each, GradientInversion)]
+    if not following:
+        return 1.0
+    return iterations[0] / sum(iterations) if len(iterations) > len(following) else 0.5
 
 
 def _is_small(observation: Observation) -> bool:
@@ -292,25 +311,24 @@ class _Best:
     exact: bool = False
     ended: bool = False
     asked: bool = False
-    latest: Images | None = None
     cut: dict[str, str] = field(default_factory=dict)
     _began: float = field(default_factory=lambda: time.monotonic())
 
-    def take(self, attack: Attack, generator: Generator, last: bool, share: float = 1.0) -> None:
+    def take(self, attack: Attack, generator: Generator, part: float = 1.0, share: float = 1.0) -> None:
         """Run an attack in its part of the time that is left, and take in what it found; nothing where none is left.
 
         Args:
             attack: what is run.
             generator: the only source of randomness.
-            last: whether nothing follows; else half of the time is left.
+            part: of the time that is left, what it may take.
             share: of what is best, what must not be left for it to be better.
         """
         if self._late:
             self.cut[type(attack).__name__] = _NOT_BEGUN
             return
         before, left = time.monotonic() - self._began, self.budget.left(self._began)
-        if left is not None and not last:
-            left /= 2
+        if left is not None:
+            left *= part
         turn = self.watched(replace(self.budget, seconds=left), before)
         try:
             with foreign_code(type(attack).__name__, self.watcher):
@@ -338,7 +356,6 @@ class _Best:
         stopped = found.status is Status.STOPPED and (self.asked or self._over)
         self.ended = self.exact or stopped or found.status is Status.INTERRUPTED
         distance = relative_matching_cost(self.observation, found.images, found.labels)
-        self.latest = found.images
         if self.found is None or distance < share * self.distance:
             self.found, self.attack, self.distance = found, attack, distance
         elif self.ended:

@@ -8,6 +8,7 @@ from torch import Generator, nn
 
 from benchmarks.small_networks import SMALL_NETWORKS
 from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
+from inversefed.attacks import auto
 from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.attacks.search import precision, restart_pruning
 from inversefed.attacks.search.inversion import GradientInversion
@@ -83,7 +84,7 @@ def test_several_examples_have_a_search_of_their_own() -> None:
 def test_a_small_network_that_averages_is_searched_in_pixels_and_a_larger_one_by_its_own(monkeypatch) -> None:
     chosen, observations = recipes.best(), [observed(HEADS["averaged"], count) for count in (1, 3)]
     assert [chosen.search(each)[0] for each in observations] == [chosen.averaged, chosen.averaged]
-    monkeypatch.setattr(choice, "_SMALL", 0.0)
+    monkeypatch.setattr(auto, "_SMALL", 0.0)
     assert [chosen.search(each)[0] for each in observations] == [chosen.deep, chosen.several]
 
 
@@ -303,7 +304,7 @@ def test_searches_share_the_time_by_iterations_and_go_on_from_what_matches_best(
         asked.append((search, budget.seconds))
         return search(observation, generator, replace(budget, max_iterations=1)), ""
 
-    monkeypatch.setattr(choice, "as_fits", noted)
+    monkeypatch.setattr(auto, "as_fits", noted)
     torch.manual_seed(0)
     network = freeze(nn.Sequential(*HEADS["kinked"]).eval(), SHAPE, mean=0.5, std=0.25)
     batch = Batch(torch.full((1, *SHAPE), 0.8), torch.tensor([0]))

@@ -8,14 +8,14 @@ from torch import nn
 
 from benchmarks.small_networks import SMALL_NETWORKS
 from inversefed import audit, freeze
-from inversefed.attacks import recipes
+from inversefed.attacks import auto, recipes
 from inversefed.attacks.constant_color import matched_color
 from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.fl.clients import FedAvg, FedSGD
 from inversefed.fl.simulate import observed
 from inversefed.networks.architecture import averages, normalizes
-from inversefed.types import Budget
+from inversefed.types import Budget, Status
 from inversefed.zoo import pictures
 
 LABEL = torch.tensor([3])
@@ -66,6 +66,23 @@ def test_a_search_that_explains_less_than_one_color_is_not_the_result(iterations
     flat = CHELSEA.mean(dim=(2, 3), keepdim=True).expand_as(CHELSEA)
     assert peak_signal_noise_ratio(found.images, CHELSEA) > peak_signal_noise_ratio(flat, CHELSEA) - 2
     assert bool(((found.images >= 0) & (found.images <= 1)).all())
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_search_that_is_cut_before_it_explains_anything_gives_way_to_one_color(count: int) -> None:
+    images, labels = CHELSEA.expand(count, -1, -1, -1), torch.arange(count)
+    observation, _ = observed(SMALL_NETWORKS["global-pool"].build(), images, labels)
+    budget = Budget(seconds=1e-9)
+    found = recipes.best()(observation, torch.Generator().manual_seed(1), budget)
+    cost = relative_matching_cost(observation, found.images, found.labels)
+    assert cost <= matched_color(observation, found.labels, seconds=0.0)[1]
+    assert found.status is not Status.FINISHED, "more time might have found more"
+
+
+def test_colors_that_explain_hardly_anything_displace_nothing() -> None:
+    observation, _ = observed(narrow(), CHELSEA, LABEL)
+    best = auto._Best(observation, found=recipes.geiping(1, 1)(observation, torch.Generator()), distance=0.031)
+    assert best.explains_more(0.86) and not best.explains_more(0.3) and not best.explains_more(0.03)
 
 
 @pytest.mark.parametrize(

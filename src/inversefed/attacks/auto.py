@@ -55,6 +55,9 @@ than by a wrong one."""
 _CLEARLY = 0.03
 """Share of what pictures of one color each leave of the update, below which a picture explains clearly more. Above it
 an underdetermined search is as often farther from the truth than one color as it is nearer."""
+_MUCH = 0.5
+"""Matching cost below which pictures of one color each explain much of the update; a search that explains more than
+colors that explain hardly anything is not given up for them."""
 _NEARER, _SMALL = 0.6, 1e8
 """Share of its matching cost that going on in pixels must bring a search to where nothing hides contrast, for a smaller
 gain often leads away from the truth; and operations of a forward pass up to which that costs little."""
@@ -206,7 +209,7 @@ class Choose:
 
     def _refined(self, best: "_Best", plan: Sequence[Attack], generator: Generator) -> "_Best":
         """Go on from what a search found where features are normalized, and never end below one color."""
-        if best.ended:
+        if best.ended and not best.out_of_time:
             return best
         with suppress(InversefedError), foreign_code("what goes on from the search", best.watcher):
             normalized, near = self.normalized in plan, best.distance < SOLVED
@@ -369,13 +372,18 @@ class _Best:
         if self.found is None or not self.observation.client_known:
             return None
         images, cost = matched_color(self.observation, self.found.labels, self.budget.left(self._began))
-        worse = self.distance < cost and (self.distance < _CLEARLY * cost or not _scarce(self.observation))
-        return None if worse else (images, cost)
+        if self.explains_more(cost) or (self.distance < cost and not _scarce(self.observation)):
+            return None
+        return images, cost
+
+    def explains_more(self, cost: float) -> bool:
+        """Whether what was found explains clearly more than colors of this matching cost."""
+        return self.distance < (_CLEARLY if cost < _MUCH else 1.0) * cost
 
     def settle(self, images: Images, cost: float) -> None:
         """Take pictures of one color each, unless something was found in the meantime that explains clearly more."""
         assert self.found is not None
-        if self.distance < _CLEARLY * cost:
+        if self.explains_more(cost):
             return
         message = (
             f"The search explains less of the update (relative matching cost {self.distance:.2g}) than pictures of one "
@@ -394,6 +402,12 @@ class _Best:
     def _over(self) -> bool:
         """Whether there is no time left; without a limit, who was stopped was stopped for good."""
         return self.budget.seconds is None or time.monotonic() - self._began >= self.budget.seconds
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether it ended only because its time was over: the colors, of a few evaluations, are still looked at."""
+        interrupted = self.found is not None and self.found.status is Status.INTERRUPTED
+        return self._late and not (self.exact or self.asked or interrupted)
 
     @property
     def _late(self) -> bool:

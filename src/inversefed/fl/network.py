@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from inversefed.errors import InputError, UnsupportedNetworkError
+from inversefed.fl.apart import apart
 from inversefed.fl.dropout import given_masks
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.losses import CrossEntropy, in_precision
@@ -150,7 +151,7 @@ class Network:
 
     def without(self, name: str) -> "Network":
         """The same network, its layer of that name passing on what it is given."""
-        module = copy.deepcopy(self.module)
+        module = apart(self.module)
         path, _, last = name.rpartition(".")
         setattr(module.get_submodule(path), last, nn.Identity())
         own = {each for each, _ in module.named_parameters()}
@@ -200,7 +201,7 @@ class Network:
         params = {name: weight.detach().to(dtype).requires_grad_() for name, weight in self.params.items()}
         constants = {name: getattr(self, name).to(dtype) for name in ("mean", "std", "low", "high")}
         loss = in_precision(self.loss, self.num_classes, self.dtype, dtype, self.device)
-        return replace(self, module=copy.deepcopy(self.module).to(dtype), params=params, loss=loss, **constants)
+        return replace(self, module=apart(self.module).to(dtype), params=params, loss=loss, **constants)
 
     @contextmanager
     def _fixed_masks(self) -> Iterator[None]:

@@ -3,13 +3,13 @@
 module, batch --freeze--> Network --client--> update --defenses--> update --observe(threat)--> Observation
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor, nn
 
+from inversefed.fl.apart import apart
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.checks import check_images, check_pieces, check_threat
 from inversefed.fl.clients import Client, FedSGD
@@ -88,13 +88,14 @@ def simulate(
     private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))
     for change in network_defenses(defenses):
         private = change(private)
-    images, targets = prepared(private, truth, defenses, world)
-    # A module may keep what it sees; the server's copy of it never sees the private pictures.
-    own = replace(private, module=copy.deepcopy(private.module))
+    # Whatever sees the private pictures may keep them: the world runs copies, and the server is given none of those.
+    module, own_loss, own_client, own_defenses = apart((private.module, private.loss, client, tuple(defenses)))
+    own = replace(private, module=module, loss=own_loss)
+    images, targets = prepared(own, truth, own_defenses, world)
     with float32_products(network.device):
-        update = computed(client, own, images, targets)
-        update = defended(update, own, Batch(images, truth.labels), defenses, world)
-        buffers = sent_buffers(client, own, images, targets) if threat.buffers == "sent" else None
+        update = computed(own_client, own, images, targets)
+        update = defended(update, own, Batch(images, truth.labels), own_defenses, world)
+        buffers = sent_buffers(own_client, own, images, targets) if threat.buffers == "sent" else None
     return observe(private, client, update, truth, threat, buffers, defenses)
 
 

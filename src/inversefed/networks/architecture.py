@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from inversefed.fl.apart import apart
 from inversefed.fl.network import Network
 from inversefed.networks.layer_chain import arguments
 
@@ -121,7 +122,7 @@ def _used(
 ) -> tuple[str, ...]:
     found = {type(layer).__name__ for layer in network.module.modules() if isinstance(layer, layers)}
     try:
-        nodes = list(fx.symbolic_trace(network.module).graph.nodes)
+        nodes = list(fx.symbolic_trace(apart(network.module)).graph.nodes)
     except Exception:  # tracing runs foreign code: whatever it raises means that only layers can be seen
         nodes = []
     for node in nodes:

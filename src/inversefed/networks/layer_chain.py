@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from inversefed.errors import UnsupportedNetworkError
+from inversefed.fl.apart import apart
 from inversefed.fl.network import Network, first_names
 from inversefed.types import Params
 
@@ -154,7 +155,7 @@ def chain(network: Network) -> tuple[Layer, ...]:
     >>> [(layer.name, type(layer.module).__name__) for layer in chain(network)]
     [('0', 'Conv2d'), ('1', 'Sigmoid'), ('2', 'Flatten'), ('3', 'Linear')]
     """
-    module = copy.deepcopy(network.module).to("cpu", torch.float64).requires_grad_(False)
+    module = apart(network.module).to("cpu", torch.float64).requires_grad_(False)
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in module.modules()):
         raise UnsupportedNetworkError("the layers cannot be told apart while BatchNorm runs in train mode")
     module.eval()

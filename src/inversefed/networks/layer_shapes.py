@@ -3,13 +3,13 @@
 A chain of layers (`chain`) says more, but a network that branches has none; the shapes are there for both.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from inversefed.fl.apart import apart
 from inversefed.fl.network import Network
 
 __all__ = ["Geometry", "geometry", "padding_of", "residues"]
@@ -45,7 +45,7 @@ def geometry(network: Network) -> tuple[Geometry, ...]:
     >>> [(layer.name, layer.inputs, layer.outputs) for layer in geometry(network)]
     [('0', (3, 8, 8), (4, 6, 6)), ('3', (144,), (2,))]
     """
-    module = copy.deepcopy(network.module).eval().requires_grad_(False)
+    module = apart(network.module).eval().requires_grad_(False)
     owners = {name.rpartition(".")[0] for name in network.params}
     ran: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
 

@@ -7,7 +7,6 @@ loss. Which of them a file holds is told by its `kind`, and the client that the 
 right sign and scale; no attack guesses.
 """
 
-import copy
 import math
 import os
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from inversefed.errors import ConfigError, MetadataError, UpdateMismatchError
+from inversefed.fl.apart import apart
 from inversefed.fl.clients import Client
 from inversefed.fl.clients.client import check_client
 from inversefed.fl.clients.views import inner_client
@@ -219,7 +219,7 @@ def _in_mode(network: Network, mode: str | None) -> Network:
     layers = [layer for layer in network.module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     if mode is None or all(layer.training == (mode == "train") for layer in layers):
         return network
-    module = copy.deepcopy(network.module)
+    module = apart(network.module)
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.training = mode == "train"

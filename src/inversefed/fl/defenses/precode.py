@@ -8,7 +8,6 @@ the divergence of z from N(0, 1); here the loss is the network's own, which sees
 Scheliga et al. (2022), arXiv:2208.06163, on dropout.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -17,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from inversefed.errors import ConfigError, UnsupportedNetworkError
+from inversefed.fl.apart import apart
 from inversefed.fl.dropout import NormalNoise
 from inversefed.fl.network import Network, freeze
 
@@ -102,7 +102,7 @@ class Dropout:
 
 def _before_head(network: Network, make: Callable[[nn.Linear], nn.Module]) -> Network:
     """A network whose head `h` becomes `h.0`, a new layer, and `h.1`, the old head."""
-    module = copy.deepcopy(network.module)
+    module = apart(network.module)
     path, _, last = str(network.head).rpartition(".")
     head = module.get_submodule(str(network.head)) if network.head else None
     if not isinstance(head, nn.Linear):

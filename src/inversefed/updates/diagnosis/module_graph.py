@@ -4,7 +4,6 @@ A ReLU, a leaky one, a pooling, a dropout or a flattening z -> a has  sum delta_
 because it is linear where it is. A branch or a sigmoid ends the way.
 """
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from inversefed.fl.apart import apart
 from inversefed.fl.network import Network
 
 __all__ = ["Edge", "edges"]
@@ -53,7 +53,7 @@ def edges(network: Network) -> tuple[Edge, ...]:
     (Edge(front='0', behind='3'),)
     """
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(network.module).eval())
+        traced = fx.symbolic_trace(apart(network.module).eval())
     except Exception:  # tracing runs foreign code: whatever it raises means that its layers are not known
         return ()
     calls = [node for node in traced.graph.nodes if node.op == "call_module"]

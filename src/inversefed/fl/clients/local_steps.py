@@ -183,7 +183,8 @@ class LocalSteps:
 def loss_gradient(network: Network, params: Params, images: Images, labels: Labels | SoftLabels) -> Params:
     """Gradient of the batch loss with respect to `params`; zeros for weights that the loss does not use.
 
-    It carries a graph only where images or labels require grad.
+    A client of one's own computes with it what an attack can differentiate. It carries a graph only where images or
+    labels require grad.
 
     Raises:
         UnsupportedNetworkError: the forward pass, the loss or torch's backward pass raises an error.
@@ -195,6 +196,7 @@ def loss_gradient(network: Network, params: Params, images: Images, labels: Labe
         return gradient
     differentiable = _differentiable(images, labels)
     with torch.enable_grad():
+        params = {name: w if w.requires_grad else w.detach().requires_grad_() for name, w in params.items()}
         logits = network.apply(params, images)
         with foreign_code(f"the loss of logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"):
             loss = network.loss(logits, labels)

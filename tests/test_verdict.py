@@ -18,7 +18,6 @@ from inversefed.fl.threat import Observation
 from inversefed.pipeline import audit_observation
 from inversefed.report import gate
 from inversefed.report.model import Report
-from inversefed.report.summary import answer, meaning, outcome
 from inversefed.types import Batch, Budget, Reconstruction, Status
 from inversefed.zoo import networks, pictures
 
@@ -139,7 +138,8 @@ def test_one_of_many_pictures_that_make_the_update_is_not_called_exact(name: str
     assert not known.verdict.figures.exact and known.verdict.figures.nulls == 1
     unknown = audit_observation(observation, attack=attack, max_iterations=40, nulls=1)
     for report in (known, unknown):
-        said = " ".join([report.verdict.sentence if report.verdict else "", *answer(report), meaning(report)])
+        told = report.digest
+        said = " ".join([told.verdict, told.subject, told.scores, told.meaning])
         assert "exactly" not in said and "read out" not in said
         assert "same-update" in {finding.code for finding in report.findings}
     assert unknown.verdict is None or not unknown.verdict.figures.decided or unknown.verdict.leaked
@@ -184,7 +184,7 @@ def test_exactness_is_judged_picture_by_picture(known: bool) -> None:
     assert report.verdict.leaked and not figures.exact
     assert figures.pictures_exact == figures.pictures_leaked == (place,)
     assert "1 of 2 pictures was" in report.verdict.sentence or "1 of 2 of them" in report.verdict.sentence
-    assert "All 2" not in answer(report)[0] and "2 pictures were" not in answer(report)[0]
+    assert "All 2" not in report.digest.subject and "2 pictures were" not in report.digest.subject
 
 
 def test_without_a_truth_the_repeat_stands_in_the_order_of_the_result() -> None:
@@ -301,7 +301,8 @@ def test_an_attack_that_was_ended_has_no_null_runs_and_a_verdict_that_says_why(
     report = inversefed.audit(tiny, photos()[:1], torch.tensor([1]), **given)
     assert not report.verdict.leaked and not report.verdict.figures.decided and not report.verdict.figures.nulls
     assert said in report.verdict.figures.undecided_because and said in report.summary().replace("\n        ", " ")
-    assert outcome(report) == "open" and "not decided" in " ".join([*answer(report), meaning(report)])
+    told = report.digest
+    assert told.outcome == "open" and "not decided" in f"{told.subject} {told.meaning}"
     assert "<html" in report.to_html() and said in report.to_json() and "Not decided" in report.to_markdown()
     side = gate.outcome(gate.leakage(json.loads(report.to_json())))
     assert side == "unknown"

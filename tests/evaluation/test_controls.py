@@ -34,3 +34,10 @@ def test_no_constant_color_has_a_smaller_error_than_constant(truth, generator):
     for _ in range(50):
         color = torch.rand(3, 3, 1, 1, generator=generator, dtype=torch.float64).expand_as(truth.images)
         assert (metrics.mean_squared_error(color, truth.images) > best).all()
+
+
+def test_every_control_that_is_scored_has_its_words():
+    truth = Batch(torch.rand(1, 3, 4, 4), torch.tensor([0]))
+    scored = {*controls.guesses(truth, truth.images), "prior", "other", "null"}
+    assert scored == controls.DESCRIBED.keys()
+    assert len({each.title for each in controls.DESCRIBED.values()}) == len(scored)

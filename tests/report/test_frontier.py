@@ -52,10 +52,16 @@ def test_json_has_null_for_it_and_reads_back() -> None:
     assert finite(float("inf")) is None
 
 
-@pytest.mark.parametrize("plain", ['"9"', "true", "[]", "1" + 400 * "0"])
+@pytest.mark.parametrize("plain", ['"9"', "true", "[]", "1" + 400 * "0", "1e300", "-1e7"])
 def test_what_is_no_number_is_refused(plain: str) -> None:
     with pytest.raises(InputError, match="points of a sweep"):
         read_rows(json.loads(f'[{{"point": "x", "plain": {plain}, "adaptive": 1.0, "control": 2.0}}]'))
+
+
+@pytest.mark.parametrize("accuracy", [-0.1, 1.1, 80])
+def test_an_accuracy_is_a_share(accuracy: float) -> None:
+    with pytest.raises(InputError, match=r"accuracy is .* not between 0 and 1"):
+        read_rows([{"point": "x", "plain": 9.0, "adaptive": 1.0, "control": 2.0, "accuracy": accuracy}])
 
 
 def test_notes_name_their_points_unless_they_hold_for_all() -> None:

@@ -199,8 +199,8 @@ def test_controls_that_run_the_attack_are_shown_and_explained(report):
     baselines = {"gray": bare.baselines["gray"], "null": bare.baselines["constant"]}
     text = report(1, controls=pictures, baselines=baselines).to_html()
     assert "Attack on a random update, Picture 0" in text and "Best single color" not in text
-    assert "<em>null</em> is the best of what it finds in updates of random numbers." in text
-    assert "<em>prior</em>" not in text
+    assert "<em>Attack on a random update</em> is the best of what it finds in updates of random numbers." in text
+    assert "Attack without an update" not in text
 
 
 def test_labels_that_were_hidden_and_found_are_said(report):
@@ -227,12 +227,12 @@ def test_every_restart_is_shown_with_its_cost_the_best_match_first(report):
     costs = [0.5, float("nan"), *(0.4 + i / 100 for i in range(20)), 0.1]
     found = tuple(Candidate(images, torch.tensor([0, 1]), cost) for cost in costs)
     shown = report(2, reconstruction=Reconstruction(images, torch.tensor([0, 1]), 0.1, Status.FINISHED, found))
-    rows = gallery.restarts(shown)
+    rows = gallery.restarts(shown, labels_known=False)
     assert [row[0].split(":")[0] for row in rows[:2]] == ["Restart 22, chosen", "Restart 2"] and len(rows) == 16
     assert rows[0][0].endswith("cost 0.1, finished") and rows[0][1][0].score.endswith(" dB")
     assert "The 16 that match best are shown." in shown.to_html()
     alone = Reconstruction(images, torch.tensor([0, 1]), 0.1, Status.FINISHED)
-    assert gallery.restarts(report(1, reconstruction=alone)) == []
+    assert gallery.restarts(report(1, reconstruction=alone), labels_known=False) == []
 
 
 def test_without_images_no_pixel_is_in_the_page(report):
@@ -246,3 +246,29 @@ def test_what_is_not_seen_is_written_out(report):
     text = report(1, text="a\u202eb\u2028c\u0000d\u200be\U000e0041").to_html()
     assert not set(text) & set("\u202e\u2028\u0000\u200b\U000e0041")
     assert r"a\u202eb\u2028c\u0000d\u200be\udb40\udc41" in text
+
+
+def test_the_figures_of_a_verdict_are_said_in_words_and_none_is_missing_by_name(report):
+    figures = {"nulls": 19, "nulls_planned": 19, "p_value": 0.05, "score": 9.0, "best_null": -2.0, "unseen": None}
+    text = report(1, verdict=judged(True, false_alarms_at_most=0.05, **figures)).to_html()
+    verdict = text.split("<h2>Verdict")[1].split("</section>")[0]
+    for name, said in (
+        ("Chance of a false alarm", "at most 5.0%: once in 20 audits of updates that say nothing"),
+        ("Runs on random updates", "19"),
+        ("Result", "9.0 dB above the best control"),
+        ("Best run on a random update", "2.0 dB below the best control"),
+    ):
+        assert f"<dt>{name}</dt><dd>{said}</dd>" in verdict
+    assert "n/a" not in verdict and "None" not in verdict and "Left open" not in verdict and "_" not in verdict
+
+
+def test_each_form_says_what_the_one_summary_says(report):
+    found = report(3, verdict=judged(False, decided=False), agreement=torch.tensor([14.7, 0.2, 3.0]))
+    said = found.digest
+    assert said is found.digest and said.mark == "not decided" and not said.labels_known
+    for text in (found.summary(), found.to_markdown(), found.to_html()):
+        plain = " ".join(text.replace("\\", "").replace("&#39;", "'").split())
+        assert said.verdict in plain and said.scope in plain and said.believed in plain
+    known = report(1, scenario={"threat_model": {"labels": "known"}, "num_classes": 10, "defenses": ["Clip(1.0)"]})
+    assert known.digest.labels_known and known.digest.audited.num_classes == 10
+    assert known.digest.audited.defenses == ("Clip(1.0)",)

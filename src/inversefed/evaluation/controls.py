@@ -3,10 +3,13 @@
 A smooth or dark truth gives high scores to anyone who guesses. Each function takes the truth, whose
 shape or statistics it may use, and returns a picture for each; `__all__` is the registry. The mean picture needs
 pictures to take the mean of, so it stands beside the registry. Controls that run an attack, on an update that says
-nothing or on somebody else's, are those of `inversefed.trials`.
+nothing or on somebody else's, are those of `inversefed.controls`.
 
     gray: x = 1/2        constant: x = argmin_c |x* - c|^2 = mean of x* per channel        mean: x = mean over others
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +18,54 @@ from inversefed.errors import InputError
 from inversefed.types import Batch, Images
 
 __all__ = ["constant", "gray"]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a report calls a control.
+
+    Args:
+        title: heads its pictures and its column.
+        phrase: names it in a sentence.
+        meaning: what it is, in a few words.
+    """
+
+    title: str
+    phrase: str
+    meaning: str
+
+
+DESCRIBED: Mapping[str, Described] = {
+    "gray": Described("Plain gray", "a gray image", "0.5 everywhere"),
+    "constant": Described(
+        "Best single color",
+        "the best constant color",
+        "each picture's own mean color, better than any color that could be guessed",
+    ),
+    "mean": Described("Mean of other pictures", "the mean picture of others", "the mean of public pictures"),
+    "prior": Described(
+        "Attack without an update", "the attack's prior alone", "what the attack finds without any update"
+    ),
+    "other": Described(
+        "Attack on another update", "the attack on another update", "what it finds in another example's update"
+    ),
+    "null": Described(
+        "Attack on a random update",
+        "the attack on a random update",
+        "the best of what it finds in updates of random numbers",
+    ),
+}
+"""Every control by its name, those that run an attack with them."""
+
+
+def described(name: str) -> Described:
+    """What a report calls a control; one that is not in the table goes by its name.
+
+    >>> described("gray").title, described("my_guess").title
+    ('Plain gray', 'My guess')
+    """
+    words = name.replace("_", " ")
+    return DESCRIBED.get(name) or Described(words.capitalize(), words, words)
 
 
 def constant(truth: Batch) -> Images:

@@ -2,7 +2,7 @@
 
     point -> leakage (plain attack, adaptive attack, controls)  x  utility  x  epsilon
 
-`points` says what a point is and measures one; `utility` trains a small network with the defense; `evaluation.frontier`
+`points` says what a point is and measures one; `utility` trains a small network with the defense; `report.frontier`
 lays rows out as a table and a drawing.
 """
 

@@ -117,16 +117,27 @@ def read_rows(values: object, source: str = "the file") -> tuple[Row, ...]:
 _NUMBERS = ("plain", "adaptive", "control", "accuracy", "epsilon", "delta")
 
 
+_RANGES = dict.fromkeys(("plain", "adaptive", "control"), (-1e4, 1e4)) | {"accuracy": (0.0, 1.0)}
+"""What the numbers of a sweep lie between; a foreign file may hold others, which could not be drawn."""
+
+
 def _read(name: str, value: object) -> Any:
     """A value of a row; a number that is not finite is none.
 
     Raises:
         TypeError: a value of another kind.
+        ValueError: a number that a sweep cannot come to.
     """
     expected = {"targets": int, "seconds": int | float, "point": str, "note": str}.get(name, int | float | None)
     if not isinstance(value, expected) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}")
-    return finite(value) if name in _NUMBERS else value  # type: ignore[arg-type]
+    if name not in _NUMBERS:
+        return value
+    number = None if value is None else finite(float(value))
+    low, high = _RANGES.get(name, (-math.inf, math.inf))
+    if number is not None and not low <= number <= high:
+        raise ValueError(f"{name} is {value!r}, which is not between {low:g} and {high:g}")
+    return number
 
 
 def finite(value: float | None) -> float | None:

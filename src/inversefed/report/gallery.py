@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,11 +10,13 @@ from torch import Tensor
 from inversefed.evaluation import controls
 from inversefed.evaluation.align import paired
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
-from inversefed.report.model import Report
 from inversefed.report.png import data_uri, difference
 from inversefed.report.sentences import PSNR
 from inversefed.report.tables import Table
 from inversefed.types import Candidate, Images
+
+if TYPE_CHECKING:
+    from inversefed.report.model import Report
 
 __all__ = ["MOST_PICTURES", "MOST_RESTARTS", "Figure", "chosen", "pictures", "restarts"]
 
@@ -38,37 +41,39 @@ class Figure:
 Row = tuple[str, list[Figure]]
 
 
-def chosen(report: Report) -> int | None:
+def chosen(report: "Report") -> int | None:
     """Which restart the reconstruction is, by its cost; `None` where it is none of them."""
     costs = [candidate.loss for candidate in report.reconstruction.candidates]
     return costs.index(report.reconstruction.loss) if report.reconstruction.loss in costs else None
 
 
-def pictures(report: Report) -> list[Row]:
+def pictures(report: "Report") -> list[Row]:
     """A title and the figures of each picture that is shown."""
     return list(_rows(report))
 
 
-def restarts(report: Report) -> list[Row]:
+def restarts(report: "Report", labels_known: bool) -> list[Row]:
     """A title and the pictures of each restart, the best match first; nothing where there was only one.
 
     Each restart's pictures are paired with the truths anew, as those of the chosen one were: within labels that the
     attack was told.
+
+    Args:
+        report: what is shown.
+        labels_known: whether the attack was told the labels.
     """
     found = report.reconstruction.candidates
     if len(found) < 2:
         return []
     order = sorted(range(len(found)), key=lambda index: (not found[index].loss < float("inf"), found[index].loss))
-    return [_restart(report, index, found[index]) for index in order[:MOST_RESTARTS]]
+    return [_restart(report, labels_known, index, found[index]) for index in order[:MOST_RESTARTS]]
 
 
-def _restart(report: Report, index: int, candidate: Candidate) -> Row:
+def _restart(report: "Report", labels_known: bool, index: int, candidate: Candidate) -> Row:
     images = candidate.images.detach().cpu()
     scores: list[str] = [""] * len(images)
     if report.truth is not None and images.shape == report.truth.images.shape:
-        threat = report.scenario.get("threat_model")
-        told = isinstance(threat, Mapping) and threat.get("labels") == "known"
-        images = images[paired(images, candidate.labels, report.truth, told)]
+        images = images[paired(images, candidate.labels, report.truth, labels_known)]
         decibels = peak_signal_noise_ratio(images, report.truth.images.detach().cpu()).tolist()
         scores = [f"{value:.2f} dB" for value in decibels]
     mark = ", chosen" if index == chosen(report) else ""
@@ -77,7 +82,7 @@ def _restart(report: Report, index: int, candidate: Candidate) -> Row:
     return title, [Figure(f"Restart {index}", score, data_uri(image)) for image, score in shown]
 
 
-def _rows(report: Report) -> Iterator[Row]:
+def _rows(report: "Report") -> Iterator[Row]:
     found, truth, labels = report.images.detach().cpu(), report.truth, report.labels.tolist()
     others: Mapping[str, Images] = (report.controls or controls.guesses(truth)) if truth else {}
     table = next((table for table in report.tables if table.metric == PSNR), None)
@@ -113,21 +118,11 @@ def _largest(image: Tensor, target: Tensor) -> str:
 
 
 def _control(name: str, image: Tensor, scores: dict[str, str]) -> Figure:
-    return Figure(_TITLES.get(name, name.replace("_", " ").capitalize()), scores.get(name, ""), data_uri(image))
-
-
-_TITLES = {
-    "constant": "Best single color",
-    "gray": "Plain gray",
-    "mean": "Mean of other pictures",
-    "null": "Attack on a random update",
-    "other": "Attack on another update",
-    "prior": "Attack without an update",
-}
+    return Figure(controls.described(name).title, scores.get(name, ""), data_uri(image))
 
 
 def _scores(table: Table | None, index: int) -> dict[str, str]:
     """What the picture and the controls score in decibels, as text, by column."""
     if table is None:
         return {}
-    return {name: f"{cell} dB" for name, cell in zip(table.columns, table.cells(table.rows[index]), strict=True)}
+    return {name: f"{cell} dB" for name, cell in table.named(table.rows[index]).items()}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inversefed.evaluation.align import Permutation
 from inversefed.evaluation.verdict import Verdict
@@ -21,6 +21,9 @@ from inversefed.report.sentences import headline
 from inversefed.report.tables import Table, tables
 from inversefed.report.to_json import judged, plain
 from inversefed.types import Batch, Finding, Images, Reconstruction, Scores, Status, Targets
+
+if TYPE_CHECKING:
+    from inversefed.report.summary import Summary
 
 __all__ = ["Report"]
 
@@ -118,6 +121,13 @@ class Report:
         """The scores with the controls beside them, a table a metric."""
         return tables(self.scores, self.baselines)
 
+    @cached_property
+    def digest(self) -> "Summary":
+        """What the report says in words, computed once; all its forms render it."""
+        from inversefed.report.summary import summarize
+
+        return summarize(self)
+
     @property
     def setting(self) -> tuple[tuple[str, str], ...]:
         """What was audited, how, and where: names and values as text."""
@@ -127,9 +137,9 @@ class Report:
 
     def summary(self) -> str:
         """The report as text for a terminal: headline, a table a metric, findings."""
-        from inversefed.report.text import summary
+        from inversefed.report.text import terminal
 
-        return summary(self)
+        return terminal(self.digest)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dictionaries, lists, strings and finite numbers; pictures are left out."""
@@ -167,7 +177,7 @@ class Report:
         """The report in Markdown."""
         from inversefed.report.text import markdown
 
-        return markdown(self)
+        return markdown(self.digest)
 
     def to_html(self, images: bool = True) -> str:
         """The report as one page that needs no network and runs no script.

@@ -185,12 +185,12 @@ def _numbered(axes: "Axes", logarithmic: bool) -> None:
     """Ticks as plain numbers; 1, 2 and 5 of each decade where there are few of them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    low, high = axes.get_ylim()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if logarithmic:
+        low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,), numticks=8))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
+from inversefed.evaluation.controls import described
 from inversefed.evaluation.verdict import margins
 from inversefed.thresholds import CLEARLY_DB, PARTLY_DB
 from inversefed.types import Scores, Status
@@ -25,15 +26,6 @@ SCOPE = (
     "These results are those of one attack, with one budget, under one threat model. "
     "Not recovered by these attacks within this budget is not the same as private."
 )
-
-_CONTROLS = {
-    "gray": "a gray image",
-    "constant": "the best constant color",
-    "mean": "the mean picture of others",
-    "prior": "the attack's prior alone",
-    "other": "the attack on another update",
-    "null": "the attack on a random update",
-}
 
 _NOTES: Mapping[Status, str] = {
     Status.FINISHED: "",
@@ -134,7 +126,7 @@ def _count(kinds: Counter[Recovery], count: int) -> str:
 def _decibels(scores: Scores, controls: Mapping[str, Scores]) -> str:
     """The numbers of the headline: the mean, and those of the controls."""
     average = " on average" if len(scores) > 1 else ""
-    named = [f"{_CONTROLS.get(name, name)} scores {_mean(found)}" for name, found in _telling(controls).items()]
+    named = [f"{described(name).phrase} scores {_mean(found)}" for name, found in _telling(controls).items()]
     where = f", where {' and '.join(named)}" if named else ""
     return f"{_mean(scores)}{average}{where}"
 

@@ -22,6 +22,7 @@ from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.intervals import Interval, mean_interval
 from inversefed.evaluation.verdict import Figures, Verdict
 from inversefed.report.model import Report
+from inversefed.report.summary import audited
 from inversefed.thresholds import CALLS_LEVEL, FEWEST_TARGETS, IDENTICAL_DB
 
 __all__ = ["Called", "Identified", "LabelsFound", "TargetsFigures", "TargetsVerdict", "judge"]
@@ -241,13 +242,14 @@ def _identified(over: Callable[..., Interval], candidates: Tensor, among: Sequen
 
 def _labels(over: Callable[..., Interval], reports: Sequence[Report]) -> LabelsFound | None:
     """The share of labels recovered, beside what somebody gets who always says the most frequent one."""
-    known = any(report.scenario.get("threat_model", {}).get("labels") == "known" for report in reports)
+    facts = [audited(report) for report in reports]
+    known = any(each.labels == "known" for each in facts)
     if known or any("label_accuracy" not in report.scores for report in reports):
         return None
     labels = torch.cat([report.truth.labels.cpu() for report in reports if report.truth is not None])
     if labels.is_floating_point():  # several answers each: none is the most frequent
         return None
-    classes = [int(report.scenario["num_classes"]) for report in reports if "num_classes" in report.scenario]
+    classes = [each.num_classes for each in facts if each.num_classes is not None]
     found = over(lambda report: float(report.scores["label_accuracy"].double().mean()), share=True)
     return LabelsFound(
         **vars(found),

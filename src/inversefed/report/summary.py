@@ -1,21 +1,44 @@
-"""What a report says to someone who has never heard of a gradient: what leaked, how, and what would stop it.
+"""What a report says in words, computed once: what leaked, how sure that is, what it means, and what would stop it.
 
-Words only: which of them are said follows from the verdict where there is one, else from the descriptive thresholds
-of `words`. Measures are named as what to try next, each with the command that audits it; none is promised to work.
+Text, page, gallery and Markdown render a `Summary` and add nothing to it, so that they cannot disagree. It is written
+for readers who have never heard of a gradient, a data-protection officer above all: short sentences, and no figure
+without what it is measured against. Which sentences are said follows from the verdict where there is one, else from the
+descriptive thresholds. Measures are named as what to try next, each with the command that audits it; none is promised
+to work.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from inversefed.evaluation.verdict import Figures, Verdict, margins
-from inversefed.report.model import Report
-from inversefed.report.sentences import PSNR, recovery
-from inversefed.thresholds import EXACT_DB
+from inversefed.evaluation.verdict import COMPARED, Figures, Verdict, margins
+from inversefed.report.sentences import PSNR, SCOPE, believed, pairing, recovery, status_note
+from inversefed.report.tables import Table
+from inversefed.thresholds import EXACT, EXACT_DB
+from inversefed.types import Finding, Status
 
-__all__ = ["Measure", "Outcome", "answer", "meaning", "measures", "outcome"]
+if TYPE_CHECKING:
+    from inversefed.report.model import Report
+
+__all__ = ["Audited", "Measure", "Outcome", "Summary", "audited", "summarize"]
 
 Outcome = Literal["exact", "leaked", "part", "open", "none", "unknown"]
+
+_MARKS: Mapping[Outcome, str] = {
+    "exact": "leaked",
+    "leaked": "leaked",
+    "part": "leaked in part",
+    "open": "not decided",
+    "none": "not recovered",
+    "unknown": "not known",
+}
+
+_MOST_MARGINS = 8
+"""Pictures whose margins are said one by one; `report.json` has all."""
+
+
+_P_VALUE = "{:.3g}, the share of runs, this one with them, that did at least as well"
 
 
 @dataclass(frozen=True)
@@ -33,12 +56,255 @@ class Measure:
     command: str = ""
 
 
-def outcome(report: Report) -> Outcome:
-    """What came of the attack, in one word: by the verdict where there is one.
+@dataclass(frozen=True)
+class Audited:
+    """What the words of a report depend on of what was audited; read from the report's scenario in `audited` alone.
+
+    Args:
+        labels: `"known"` where the attacker was granted the labels, `"unknown"` where not; `None` where nobody said.
+        defenses: each defense that was in use, as text.
+        num_classes: classes of the network, from 1; `None` where it has none, or nobody said.
+        rerun: whether the report's configuration runs the audit again.
+        from_file: whether the update came from a file, and is what it is.
+        own_pictures: whether the pictures were the caller's own.
+    """
+
+    labels: Literal["known", "unknown"] | None = None
+    defenses: tuple[str, ...] = ()
+    num_classes: int | None = None
+    rerun: bool = False
+    from_file: bool = False
+    own_pictures: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """What a report says.
+
+    Args:
+        outcome: what came of the attack, in one word: by the verdict where there is one.
+        mark: the same for a reader.
+        subject: the first sentence.
+        scores: the figures that belong to it; empty where there is no truth.
+        headline: what was recovered, in one sentence, with what the controls score; describes, does not judge.
+        meaning: what was done, and what its result means, without a technical term.
+        measures_title: what the measures are for.
+        measures: what to do next, the most effective first.
+        verdict: its sentence; empty where nobody judged.
+        evidence: the figures behind the verdict: what each is, and what it says.
+        scope: what was tried, and what the attacker was given.
+        status: how the attack ended.
+        seconds: wall time of the attack.
+        note: what a reader must know of how it ended; empty if as planned.
+        pairing: how several pictures were paired with the truths; empty for one.
+        believed: which pictures other starts come to as well; empty for one.
+        count: pictures, from 1.
+        starts: restarts of the attack.
+        attack: its `repr`.
+        tables: the scores with the controls beside them, a table a metric.
+        controls: names of the controls that were scored.
+        not_computed: metrics that could have been asked for, and why they are not among the scores.
+        findings: what was found out about the setting.
+        setting: what was audited, how, and where: names and values as text.
+        audited: what the words depend on of what was audited.
+    """
+
+    outcome: Outcome
+    mark: str
+    subject: str
+    scores: str
+    headline: str
+    meaning: str
+    measures_title: str
+    measures: tuple[Measure, ...]
+    verdict: str
+    evidence: tuple[tuple[str, str], ...]
+    scope: str
+    status: Status
+    seconds: float
+    note: str
+    pairing: str
+    believed: str
+    count: int
+    starts: int
+    attack: str
+    tables: tuple[Table, ...]
+    controls: tuple[str, ...]
+    not_computed: Mapping[str, str]
+    findings: tuple[Finding, ...]
+    setting: tuple[tuple[str, str], ...]
+    audited: Audited
+
+    @property
+    def labels_known(self) -> bool:
+        """Whether the attacker was granted the labels."""
+        return self.audited.labels == "known"
+
+
+def summarize(report: "Report") -> Summary:
+    """Put a report into words.
 
     Args:
         report: what is told.
     """
+    found, facts = _outcome(report), audited(report)
+    subject, scores = _answer(report, found)
+    title, steps = _measures(report, found, facts)
+    verdict = report.verdict
+    return Summary(
+        outcome=found,
+        mark=_MARKS[found],
+        subject=subject,
+        scores=scores,
+        headline=report.headline,
+        meaning=_meaning(report, found, facts),
+        measures_title=title,
+        measures=steps,
+        verdict="" if verdict is None else verdict.sentence,
+        evidence=() if verdict is None else evidence(verdict.figures, report.count),
+        scope=SCOPE if verdict is None else verdict.scope,
+        status=report.status,
+        seconds=report.seconds,
+        note=status_note(report.status),
+        pairing=pairing(report.count),
+        believed=believed(report.agreed),
+        count=report.count,
+        starts=len(report.reconstruction.candidates),
+        attack=report.attack,
+        tables=report.tables,
+        controls=tuple(report.baselines),
+        not_computed=report.not_computed,
+        findings=report.findings,
+        setting=report.setting,
+        audited=facts,
+    )
+
+
+def audited(report: "Report") -> Audited:
+    """Read of a report's scenario and configuration what its words depend on.
+
+    Args:
+        report: what is told.
+    """
+    scenario, config = report.scenario, report.config
+    threat = scenario.get("threat_model")
+    labels = threat.get("labels") if isinstance(threat, Mapping) else None
+    found = scenario.get("defenses") or ()
+    classes = scenario.get("num_classes")
+    return Audited(
+        labels=labels if labels in ("known", "unknown") else None,
+        defenses=tuple(str(each) for each in found) if isinstance(found, list | tuple) else (str(found),),
+        num_classes=None if classes is None else int(classes),
+        rerun=bool(config),
+        from_file=bool(config.get("update") or config.get("after")),
+        own_pictures=bool(config.get("images")),
+    )
+
+
+def evidence(figures: Figures, count: int) -> tuple[tuple[str, str], ...]:
+    """The figures behind a verdict in words: what each is, and what it says; what was not computed is left out.
+
+    Args:
+        figures: of one target.
+        count: its pictures, from 1.
+
+    >>> for name, text in evidence(Figures(nulls=19, nulls_planned=19, score=9.0, p_value=0.05), 1):
+    ...     print(f"{name}: {text}")
+    Runs on random updates: 19
+    p-value: 0.05, the share of runs, this one with them, that did at least as well
+    Result: 9.0 dB above the best control
+    """
+    compared = figures.unit == COMPARED
+    said: list[tuple[str, str | None]] = [
+        ("Not decided because", figures.undecided_because),
+        ("Pictures recovered", _which(figures.pictures_leaked, count)),
+        ("Pictures recovered exactly", _which(figures.pictures_exact, count)),
+        ("Chance of a false alarm", _chance(figures)),
+        ("Runs on random updates", _of(figures.nulls, figures.nulls_planned, "planned")),
+        ("p-value", _number(figures.p_value, _P_VALUE)),
+        ("Result", _decibels(figures.score, compared)),
+        ("Each picture", _each(figures, compared)),
+        ("Repeat as short as the runs on random updates", _decibels(figures.score_of_repeat, compared)),
+        ("Best run on a random update", _decibels(figures.best_null, compared)),
+        ("Lead of the repeat over it", _number(figures.margin_over_nulls, "{:.1f} dB")),
+        ("Difference of the two updates", _difference(figures.relative_matching_cost)),
+        ("Left open by the update", _number(figures.unseen, "{:.2%} of a picture, at most")),
+        ("Iterations of each repeat", _iterations(figures)),
+        ("Time of all control runs", _number(figures.seconds_of_controls or None, "{:.1f} s")),
+        ("Nearest of all candidates", _nearest(figures)),
+    ]
+    return tuple((name, text) for name, text in said if text)
+
+
+def _which(pictures: tuple[int, ...], count: int) -> str | None:
+    """Which of several pictures, by number; nothing for one, of which the sentence says all."""
+    if count == 1:
+        return None
+    if len(pictures) in (0, count):
+        return f"all {count}" if pictures else "none"
+    return f"{len(pictures)} of {count}: number {', '.join(map(str, pictures))}"
+
+
+def _chance(figures: Figures) -> str | None:
+    bound = figures.false_alarms_at_most
+    if bound is None:
+        return None
+    return f"at most {bound:.1%}: once in {figures.nulls + 1} audits of updates that say nothing"
+
+
+def _of(some: int, all_: int, what: str) -> str | None:
+    """How many of how many; nothing where none were asked for."""
+    if not all_:
+        return None
+    return str(some) if some == all_ else f"{some} of {all_} {what}"
+
+
+def _number(value: float | None, form: str) -> str | None:
+    return None if value is None or not math.isfinite(value) else form.format(value)
+
+
+def _decibels(value: float | None, compared: bool) -> str | None:
+    """A score: with a truth by the best control, else by how far two runs agree and explain the update."""
+    if value is None:
+        return None
+    if not math.isfinite(value):
+        return "came to no picture"
+    if compared:
+        return f"{abs(value):.1f} dB {'above' if value > 0 else 'below'} the best control"
+    return f"two runs agree, and explain the update, by {value:.1f} dB"
+
+
+def _each(figures: Figures, compared: bool) -> str | None:
+    values = [] if figures.margins is None else figures.margins.tolist()
+    if not 1 < len(values) <= _MOST_MARGINS:
+        return None
+    shown = ", ".join(f"{value:.1f}" if math.isfinite(value) else "none" for value in values)
+    return f"{shown} dB {'above the best control' if compared else 'of agreement'}"
+
+
+def _difference(cost: float | None) -> str | None:
+    """What is left between the update of the result and the one observed."""
+    return _number(cost, f"{{:.2g}} of the update, squared; less than {EXACT:g} is the same update")
+
+
+def _iterations(figures: Figures) -> str | None:
+    ran, wanted = figures.null_iterations, figures.null_iterations_without_limit
+    if ran is None or wanted is None or ran == wanted:
+        return None if ran is None else str(ran)
+    return f"{ran}, where without a limit of time there are {wanted}"
+
+
+def _nearest(figures: Figures) -> str | None:
+    if figures.identified is None or figures.candidates is None or figures.identified_by_chance is None:
+        return None
+    return (
+        f"{figures.identified:.0%} of the results are nearest to their own picture among {figures.candidates}; "
+        f"{figures.identified_by_chance:.0%} by luck"
+    )
+
+
+def _outcome(report: "Report") -> Outcome:
+    """What came of the attack, in one word: by the verdict where there is one."""
     if report.verdict is not None:
         return _judged(report.verdict)
     same = any(finding.code in ("exact", "same-update") for finding in report.findings)
@@ -57,17 +323,9 @@ def _judged(verdict: Verdict) -> Outcome:
     return "none" if verdict.figures.decided else "open"
 
 
-def answer(report: Report) -> tuple[str, str]:
-    """The first sentence, and the figures that belong to it.
-
-    Args:
-        report: what is told.
-
-    Returns:
-        What came back, and its scores beside those of the controls, or nothing where there is no truth.
-    """
+def _answer(report: "Report", told: Outcome) -> tuple[str, str]:
+    """The first sentence, and the scores that belong to it, or nothing where there is no truth."""
     subject, _, figures = report.headline.partition(": ")
-    told = outcome(report)
     if report.truth is None:
         subject = _alone(report, told) or subject
     elif told == "exact":
@@ -84,12 +342,12 @@ def answer(report: Report) -> tuple[str, str]:
     return subject.rstrip(".") + ".", figures[:1].upper() + figures[1:]
 
 
-def _unfinished(report: Report) -> bool:
+def _unfinished(report: "Report") -> bool:
     """Whether the verdict is open because something was left out."""
     return report.verdict is not None and bool(report.verdict.figures.undecided_because)
 
 
-def _alone(report: Report, told: Outcome) -> str:
+def _alone(report: "Report", told: Outcome) -> str:
     """The first sentence where there is no truth to compare with; nothing where there is nothing to say."""
     figures = report.verdict.figures if report.verdict else Figures()
     leaked, some = len(figures.pictures_leaked), report.count > 1
@@ -111,35 +369,24 @@ def _alone(report: Report, told: Outcome) -> str:
     return ""
 
 
-def meaning(report: Report) -> str:
-    """What was done, and what its result means, without a technical term.
-
-    Args:
-        report: what is told.
-    """
+def _meaning(report: "Report", found: Outcome, facts: Audited) -> str:
+    """What was done, and what its result means, without a technical term."""
     who = _pictures(report, "a private picture", "{} private pictures")
     what = _pictures(report, "the picture", "the pictures")
     told = _ALONE if report.truth is None else _COMPARED
-    result = (_UNFINISHED if _unfinished(report) else told.get(outcome(report), _ALONE["unknown"])).format(what=what)
+    result = (_UNFINISHED if _unfinished(report) else told.get(found, _ALONE["unknown"])).format(what=what)
     return (
         f"A device learned from {who} and sent only an update, the numbers by which a shared model changes. An attack "
         f"was given that update and the model, but {_pictures(report, 'not the picture', 'none of the pictures')}. "
-        f"{result}{_labels(report)}"
+        f"{result}{_labels(report, found, facts)}"
     )
 
 
-def measures(report: Report) -> tuple[str, tuple[Measure, ...]]:
-    """What to do next: what would stop it, or what would make a good result surer.
-
-    Args:
-        report: what is told.
-
-    Returns:
-        A title, and the measures, the most effective first.
-    """
-    if outcome(report) in ("none", "open", "unknown"):
-        return "What would make this surer", _surer(report)
-    return "What would stop it", (_noise(report), *_mixing(report), _SWEEP)
+def _measures(report: "Report", found: Outcome, facts: Audited) -> tuple[str, tuple[Measure, ...]]:
+    """A title, and what would stop it, or would make a good result surer, the most effective first."""
+    if found in ("none", "open", "unknown"):
+        return "What would make this surer", _surer(report, facts)
+    return "What would stop it", (_noise(facts), *_mixing(report, facts), _SWEEP)
 
 
 _ALONE: Mapping[Outcome, str] = {
@@ -182,90 +429,82 @@ _SWEEP = Measure(
 )
 
 
-def _noise(report: Report) -> Measure:
-    used = _defenses(report)
-    if used:
+def _noise(facts: Audited) -> Measure:
+    if facts.defenses:
         return Measure(
             "More of what was used",
-            f"{', '.join(used)} did not stop it. Stronger settings, noise above all, leave less to recover.",
+            f"{', '.join(facts.defenses)} did not stop it. Stronger settings, noise above all, leave less to recover.",
         )
     return Measure(
         "Noise, before the update is sent",
         "Limit the size of the update, then add random numbers to it. The more, the less can be recovered, and the "
         "more slowly the model learns; with differential privacy the protection can be stated as a number.",
-        _simulated(report, '--defenses "Clip(1.0)" "GaussianNoise(0.01)" --output with-noise'),
+        _simulated(facts, '--defenses "Clip(1.0)" "GaussianNoise(0.01)" --output with-noise'),
     )
 
 
-def _mixing(report: Report) -> tuple[Measure, ...]:
+def _mixing(report: "Report", facts: Audited) -> tuple[Measure, ...]:
     aggregate = Measure(
         "Let nobody see a single update",
         "With secure aggregation the server only receives the sum over many devices, which hides each one's part.",
     )
     if report.count > 8:
         return (aggregate,)
-    command = "" if report.config.get("images") else _simulated(report, "--num-images 16 --output together")
+    command = "" if facts.own_pictures else _simulated(facts, "--num-images 16 --output together")
     text = (
         f"This update was made from {_pictures(report, 'one picture', '{} pictures')}. Larger batches mix more of them."
     )
     return (Measure("More pictures in one update", text, command), aggregate)
 
 
-def _simulated(report: Report, options: str) -> str:
+def _simulated(facts: Audited, options: str) -> str:
     """The command that makes another update; nothing where the update came from a file and is what it is."""
-    given = report.config.get("update") or report.config.get("after")
-    return f"{_AGAIN} {options}" if report.config and not given else ""
+    return f"{_AGAIN} {options}" if facts.rerun and not facts.from_file else ""
 
 
-def _surer(report: Report) -> tuple[Measure, ...]:
-    brought = report.config.get("update") or report.config.get("after")
+def _surer(report: "Report", facts: Audited) -> tuple[Measure, ...]:
     compared = Measure(
         "Compare with the private picture",
         "Whoever has it can have the result scored against it, and against guesses; the attack never sees it.",
-        f"{_AGAIN} --truth PICTURE.png --output compared" if brought else "",
+        f"{_AGAIN} --truth PICTURE.png --output compared" if facts.from_file else "",
     )
     harder = Measure(
         "Attack harder",
         "More starts and more time find what one short search misses.",
-        f"{_AGAIN} --restarts 8 --seed 1 --output harder" if report.config else "",
+        f"{_AGAIN} --restarts 8 --seed 1 --output harder" if facts.rerun else "",
     )
     worse = Measure(
         "Let the attacker know more",
         "An attacker may guess or know the labels, or the client's settings; the worst case is the one to rely on.",
-        f"{_AGAIN} --known-labels --output worst-case" if report.config else "",
+        f"{_AGAIN} --known-labels --output worst-case" if facts.rerun else "",
     )
     knows = Measure(
         "Attack with knowledge of the defense",
-        f"{', '.join(_defenses(report))} was in use. An attack that knows it may recover more.",
+        f"{', '.join(facts.defenses)} was in use. An attack that knows it may recover more.",
         "inversefed defend --sweep",
     )
     finished = Measure(
         "Carry it out to its end",
         "The verdict says what was cut short or left out. More time, on a machine with less to do, decides it.",
-        f"{_AGAIN} --time-budget 10m --output longer" if report.config else "",
+        f"{_AGAIN} --time-budget 10m --output longer" if facts.rerun else "",
     )
     first = (finished,) if _unfinished(report) else ()
     first = (*first, *(() if report.truth is not None else (compared,)))
-    return (*first, harder, worse, *((knows,) if _defenses(report) else ()))
+    return (*first, harder, worse, *((knows,) if facts.defenses else ()))
 
 
-def _defenses(report: Report) -> list[str]:
-    found = report.scenario.get("defenses") or ()
-    return [str(each) for each in found] if isinstance(found, list | tuple) else [str(found)]
-
-
-def _recoveries(report: Report) -> list[str]:
+def _recoveries(report: "Report") -> list[str]:
     controls = {name: found[PSNR] for name, found in report.baselines.items() if PSNR in found}
     return [recovery(margin) for margin in margins(report.scores[PSNR], controls, floor=0.0).tolist()]
 
 
-def _labels(report: Report) -> str:
+def _labels(report: "Report", told: Outcome, facts: Audited) -> str:
     """Whether labels that nobody told the attack were found."""
-    threat, found = report.scenario.get("threat_model"), report.scores.get("label_accuracy")
-    if not isinstance(threat, Mapping) or threat.get("labels") != "unknown" or found is None or not len(found):
+    found = report.scores.get("label_accuracy")
+    if facts.labels != "unknown" or found is None or not len(found):
         return ""
     right = int(found.sum())
-    if right and outcome(report) in ("none", "open", "unknown"):
+    if right and told in ("none", "open", "unknown"):
         return (
             " But it named the right class." if len(found) == 1 else f" But it named {right} of {len(found)} classes."
         )
@@ -274,5 +513,5 @@ def _labels(report: Report) -> str:
     return f" It named the right class of {right} of {len(found)}." if right else ""
 
 
-def _pictures(report: Report, one: str, many: str) -> str:
+def _pictures(report: "Report", one: str, many: str) -> str:
     return one if report.count == 1 else many.format(report.count)

@@ -59,6 +59,10 @@ class Table:
         """The numbers of a row as text, in the metric's own format."""
         return [number(value, self.fact.format) for value in row[1]]
 
+    def named(self, row: Row) -> dict[str, str]:
+        """The numbers of a row as text, by column."""
+        return dict(zip(self.columns, self.cells(row), strict=True))
+
 
 def tables(scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, Scores]]) -> tuple[Table, ...]:
     """Lay out the scores, each with its baselines beside it.

@@ -9,12 +9,11 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from inversefed.evaluation.metrics import FACTS
-from inversefed.report.model import Report
-from inversefed.report.sentences import PSNR, SCOPE, believed, pairing, status_note
-from inversefed.report.summary import Measure, answer, measures
+from inversefed.report.sentences import PSNR
+from inversefed.report.summary import Measure, Summary
 from inversefed.report.tables import Table
 
-__all__ = ["markdown", "summary"]
+__all__ = ["markdown", "terminal"]
 
 MOST_ROWS = 16
 """How many images a terminal is shown one by one; `report.json` has them all."""
@@ -29,19 +28,19 @@ _NO_WIDTH = "&#8203;"
 """A space of no width."""
 
 
-def summary(report: Report) -> str:
+def terminal(said: Summary) -> str:
     """Write the headline, the scores with the controls beside them, and the findings, 100 columns wide.
 
     Args:
-        report: what is written.
+        said: what the report says.
     """
-    ended = f"{report.status.value} after {report.seconds:.1f} s. {status_note(report.status)}"
-    head = [*_wrap(report.headline), "", *_wrap(f"attack  {_start(report.attack)}"), *_wrap(f"status  {ended}")]
-    if report.verdict is not None:
-        head += [*_wrap(f"verdict {report.verdict.sentence}"), *_wrap(f"scope   {report.verdict.scope}")]
-    scores = [line for table in report.tables for line in ["", *_plain_table(table)]]
-    scores += ["", *_wrap(told)] if (told := believed(report.agreed)) else []
-    found = [line for finding in report.findings for line in _wrap(f"{finding.level}: {finding.message}")]
+    ended = f"{said.status.value} after {said.seconds:.1f} s. {said.note}"
+    head = [*_wrap(said.headline), "", *_wrap(f"attack  {_start(said.attack)}"), *_wrap(f"status  {ended}")]
+    if said.verdict:
+        head += [*_wrap(f"verdict {said.verdict}"), *_wrap(f"scope   {said.scope}")]
+    scores = [line for table in said.tables for line in ["", *_plain_table(table)]]
+    scores += ["", *_wrap(said.believed)] if said.believed else []
+    found = [line for finding in said.findings for line in _wrap(f"{finding.level}: {finding.message}")]
     return "\n".join([*head, *scores, *([""] if found else []), *found])
 
 
@@ -76,29 +75,28 @@ def _wrap(text: str) -> list[str]:
     return textwrap.wrap(_line(text), width=100, subsequent_indent="        ", break_on_hyphens=False)
 
 
-def markdown(report: Report) -> str:
+def markdown(said: Summary) -> str:
     """Write the report in Markdown, short enough for a pull request: what came back, the verdict, the means, the rest.
 
     Args:
-        report: what is written.
+        said: what the report says.
     """
-    verdict, title = report.verdict, measures(report)[0]
     blocks = [
-        f"# {_escape(answer(report)[0])}",
-        *([f"**{report.status.value.capitalize()}.** {note}"] if (note := status_note(report.status)) else []),
-        _escape(report.headline),
-        *([f"**Verdict.** {_escape(verdict.sentence)}"] if verdict else []),
-        _escape(verdict.scope if verdict else SCOPE),
-        *([_markdown_table(report.tables)] if report.tables else []),
-        *([note] if (note := pairing(report.count)) and report.tables else []),
-        *([told] if (told := believed(report.agreed)) else []),
-        *(f"{_title(name)}: not computed ({_escape(why)})." for name, why in report.not_computed.items()),
-        f"## {title}",
-        "\n".join(_markdown_measure(each) for each in measures(report)[1]),
+        f"# {_escape(said.subject)}",
+        *([f"**{said.status.value.capitalize()}.** {said.note}"] if said.note else []),
+        _escape(said.headline),
+        *([f"**Verdict.** {_escape(said.verdict)}"] if said.verdict else []),
+        _escape(said.scope),
+        *([_markdown_table(said.tables)] if said.tables else []),
+        *([said.pairing] if said.pairing and said.tables else []),
+        *([said.believed] if said.believed else []),
+        *(f"{_title(name)}: not computed ({_escape(why)})." for name, why in said.not_computed.items()),
+        f"## {said.measures_title}",
+        "\n".join(_markdown_measure(each) for each in said.measures),
         "## Findings",
-        "\n".join(f"- **{finding.level}** {_escape(finding.message)}" for finding in report.findings) or "None.",
+        "\n".join(f"- **{finding.level}** {_escape(finding.message)}" for finding in said.findings) or "None.",
         "## Setting",
-        "\n".join(f"- {_escape(name)}: {_code(_start(value))}" for name, value in report.setting),
+        "\n".join(f"- {_escape(name)}: {_code(_start(value))}" for name, value in said.setting),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -114,7 +112,7 @@ def _markdown_table(tables: Sequence[Table]) -> str:
     lines = [(f"mean of {len(tables[0].rows)}" if len(tables[0].rows) > 1 else "score", *columns)]
     lines.append(("---", *("---:" for _ in columns)))
     for table in tables:
-        cells = dict(zip(table.columns, table.cells(table.mean), strict=True))
+        cells = table.named(table.mean)
         lines.append((f"{table.heading}, {table.best}", *(cells.get(column, "") for column in columns)))
     return "\n".join(_markdown_row([_escape(cell) for cell in line]) for line in lines) + _spread(tables)
 

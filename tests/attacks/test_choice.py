@@ -13,7 +13,7 @@ from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.attacks.search import precision, restart_pruning
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.errors import ThreatModelError
-from inversefed.networks.architecture import averages, kinks, pools
+from inversefed.networks.architecture import architecture
 from inversefed.types import Candidate, Finding, Reconstruction, Step
 from inversefed.zoo import pictures
 
@@ -232,9 +232,11 @@ def test_kinks_and_averages_are_found_in_functions_too() -> None:
             return self.head(features.mean((2, 3)))
 
     network = freeze(Written().eval(), SHAPE)
-    assert {"relu", "max_pool2d"} <= {name.removeprefix("boolean_dispatch") or "max_pool2d" for name in kinks(network)}
-    assert averages(network) == ("mean",) and pools(network)
-    assert not pools(observed(HEADS["kinked"]).network) and not kinks(observed(HEADS["smooth"]).network)
+    found = architecture(network)
+    assert {"relu", "max_pool2d"} <= set(found.nonsmooth_layers)
+    assert found.averages == ("mean",) and found.max_pools
+    assert not architecture(observed(HEADS["kinked"]).network).max_pools
+    assert not architecture(observed(HEADS["smooth"]).network).nonsmooth_layers
 
 
 def test_a_number_of_iterations_is_that_of_the_search_and_does_not_end_it_before() -> None:

@@ -14,7 +14,7 @@ from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.fl.clients import FedAvg, FedSGD
 from inversefed.fl.simulate import observed
-from inversefed.networks.architecture import averages, normalizes
+from inversefed.networks.architecture import architecture
 from inversefed.types import Budget, Status
 from inversefed.zoo import pictures
 
@@ -122,9 +122,10 @@ def test_what_normalizes_is_told_by_layer_and_by_function() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(nn.functional.layer_norm(x, x.shape[1:]).flatten(1))
 
-    assert normalizes(freeze(Functional(), (3, 16, 16))) == ("layer_norm",)
-    assert normalizes(freeze(normalized(nn.BatchNorm2d(16)), (3, 16, 16))) == ()
-    assert normalizes(freeze(normalized(nn.BatchNorm2d(16)).train(), (3, 16, 16))) == ("BatchNorm2d",)
+    assert architecture(freeze(Functional(), (3, 16, 16))).normalizations == ("layer_norm",)
+    assert architecture(freeze(normalized(nn.BatchNorm2d(16)), (3, 16, 16))).normalizations == ()
+    training = normalized(nn.BatchNorm2d(16)).train()
+    assert architecture(freeze(training, (3, 16, 16))).normalizations == ("BatchNorm2d",)
 
 
 def test_a_mean_over_channels_that_a_norm_takes_is_no_average_over_places() -> None:
@@ -140,5 +141,5 @@ def test_a_mean_over_channels_that_a_norm_takes_is_no_average_over_places() -> N
     for dims, found in ((1, ()), ((2, 3), ("mean",))):
         module = ByHand(dims)
         module(CHELSEA)
-        network = freeze(module, (3, 16, 16))
-        assert averages(network) == found and normalizes(network) == ("rsqrt",)
+        read = architecture(freeze(module, (3, 16, 16)))
+        assert read.averages == found and read.normalizations == ("rsqrt",)

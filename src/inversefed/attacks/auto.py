@@ -39,7 +39,7 @@ from inversefed.fl.foreign import Callback, foreign_code
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.networks.architecture import averages, hides_contrast, kinks, normalizes, pools
+from inversefed.networks.architecture import Architecture, architecture
 from inversefed.thresholds import SOLVED
 from inversefed.types import Budget, Candidate, Finding, Images, Reconstruction, Status, Step
 
@@ -125,20 +125,20 @@ class Choose:
         several = steps is not None and steps.shuffles and len(steps.one_pass) > 1
         if several and _is_plain(network):
             return self.shuffled, "the client shuffles in an order that is not known, so the order is searched too"
-        if hides_contrast(network):
+        traits = architecture(network)
+        if traits.first_batchnorm_trains:
             return self.training, "BatchNorm in train mode takes contrast and brightness out of the update"
         if _unplaced(observation):
             return self.shuffled, "which local step saw which label is not known, so the order is searched too"
-        search, why = self._usual(observation)
+        search, why = self._usual(traits, observation)
         if masked := dropout_layers(network.module):
             return replace(search, simulation=self.masks), f"{why}; the masks of {', '.join(masked)} are searched too"
         return search, why
 
-    def _usual(self, observation: Observation) -> tuple[GradientInversion, str]:
+    def _usual(self, traits: Architecture, observation: Observation) -> tuple[GradientInversion, str]:
         """By kinks, averages and the number of examples."""
-        network, count = observation.network, observation.num_examples
-        found, means = kinks(network), averages(network)
-        if (norms := normalizes(network)) and not means:
+        found, means, count = traits.nonsmooth_layers, traits.averages, observation.num_examples
+        if (norms := traits.normalizations) and not means:
             return self.normalized, f"the network normalizes its features ({', '.join(norms)}), which hides contrast"
         if not found and count > 1:
             return self.several, f"the network is smooth, and curvature misleads where {count} examples are mixed"
@@ -158,7 +158,7 @@ class Choose:
             return (*self.batch, search), why
         peeled = (self.quickly, self.wide, self.layers) if _applies(self.wide, observation) else (self.layers,)
         methods = (*self.exact, *peeled)
-        if not (found := pools(observation.network)):
+        if not (found := architecture(observation.network).max_pools):
             return (*methods, search), why
         if any(_applies(method, observation) for method in methods):
             first = search if search == self.normalized else self.pooled

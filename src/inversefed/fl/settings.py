@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
-
 from inversefed.errors import ConfigError
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.clients.dpsgd import DPSGD
@@ -15,6 +13,7 @@ from inversefed.fl.defenses import Defense, acts_on
 from inversefed.fl.network import Network
 from inversefed.fl.privacy import broken_by, dp_client, privacy_of
 from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.fl.train_mode import batchnorm_in_train_mode, dropout_in_train_mode
 from inversefed.types import Batch, Finding
 
 __all__ = ["describe_observation", "describe_setting", "setting_findings"]
@@ -64,9 +63,8 @@ def setting_findings(
     threat: ThreatModel | None = None,
 ) -> tuple[Finding, ...]:
     """Say what about a setting changes how its figures must be read."""
-    layers = list(network.module.modules())
     found = _client_findings(network, client, ThreatModel() if threat is None else threat, len(truth.images))
-    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers):
+    if batchnorm_in_train_mode(network.module):
         found.append(
             Finding(
                 "batchnorm-train-mode",
@@ -75,7 +73,7 @@ def setting_findings(
                 "simulates the same mode; a result in eval mode would be an upper bound, not this client's risk.",
             )
         )
-    if any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0 for layer in layers):
+    if dropout_in_train_mode(network.module):
         found.append(
             Finding(
                 "dropout-train-mode",

@@ -5,127 +5,69 @@ linear between its kinks, and there all the difficulty lies. One that averages o
 how much there is of a feature, not where.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 
-import torch
-from torch import fx, nn
-from torch.nn import functional as F
+from torch import nn
 
-from inversefed.fl.apart import apart
+from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import Network
-from inversefed.networks.layer_chain import arguments
+from inversefed.fl.train_mode import batchnorm_by_batch
+from inversefed.networks.graph import LayerKind, called, kind_of, trace
 
-__all__ = ["averages", "hides_contrast", "kinks", "normalizes", "pools"]
-
-_LAYERS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink,
-    nn.Softshrink, nn.Threshold, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
-    nn.AdaptiveMaxPool3d, nn.FractionalMaxPool2d,
-)  # fmt: skip
-_FUNCTIONS = {
-    torch.relu, F.relu, F.relu6, F.leaky_relu, F.prelu, F.hardtanh, F.hardsigmoid, F.hardswish, F.threshold,
-    torch.max_pool2d, F.max_pool2d, F.adaptive_max_pool2d, torch.abs, torch.maximum, torch.minimum, torch.clamp,
-    "relu", "relu_", "clamp", "abs", "clip",
-}  # fmt: skip
-_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.FractionalMaxPool2d)
-_POOL_FUNCTIONS = {torch.max_pool2d, F.max_pool2d, F.adaptive_max_pool2d}
-_AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-_AVERAGE_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
+__all__ = ["Architecture", "architecture"]
 
 
-_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.LocalResponseNorm)
-_NORM_FUNCTIONS = {
-    F.group_norm, F.layer_norm, F.rms_norm, F.instance_norm, F.local_response_norm, F.normalize,
-    torch.rsqrt, torch.std, torch.var, torch.norm, "rsqrt", "std", "var", "norm",
-}  # fmt: skip
-"""The last ones are what a norm that is written by hand is made of."""
+@dataclass(frozen=True)
+class Architecture:
+    """What a network's layers hide, and how a search can go through it; all names in alphabetical order.
+
+    Args:
+        nonsmooth_layers: names of the layers and functions whose slope jumps; empty for a smooth network.
+        averages: names of those that average over places, after which a position is no longer known.
+        max_pools: names of those that let one place of several win, and hide which.
+        normalizations: names of those that scale features by what they see, and so hide contrast and brightness.
+            BatchNorm is one of them in train mode, and where it keeps no running statistics.
+        first_batchnorm_trains: whether the first layers with weights are a convolution and BatchNorm in train mode,
+            which undoes any contrast of the batch; in the module's own order.
+    """
+
+    nonsmooth_layers: tuple[str, ...]
+    averages: tuple[str, ...]
+    max_pools: tuple[str, ...]
+    normalizations: tuple[str, ...]
+    first_batchnorm_trains: bool
 
 
-def kinks(network: Network) -> tuple[str, ...]:
-    """Names of the layers and functions that are not smooth; empty for a smooth network.
+def architecture(network: Network) -> Architecture:
+    """Read a network's architecture off one trace.
 
     Functions are seen where the forward pass can be traced (torch.fx), layers always.
 
     >>> from inversefed.fl.network import freeze
-    >>> kinks(freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 2)), (3, 8, 8)))
-    ()
+    >>> layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)
+    >>> architecture(freeze(nn.Sequential(*layers), (3, 8, 8)))
+    Architecture(nonsmooth_layers=('MaxPool2d',), averages=(), max_pools=('MaxPool2d',),
+        normalizations=('BatchNorm2d',), first_batchnorm_trains=True)
     """
-    return _used(network, _LAYERS, _FUNCTIONS)
+    module = network.module
+    seen = {(type(layer).__name__, kind_of(layer)) for layer in module.modules()}
+    with suppress(UnsupportedNetworkError):
+        seen |= {(called(node), kind_of(node)) for node in trace(network).graph.nodes}
 
+    def names(holds: Callable[[LayerKind], bool]) -> set[str]:
+        return {name for name, kind in seen if kind is not None and holds(kind)}
 
-def averages(network: Network) -> tuple[str, ...]:
-    """Names of the layers and functions that average over places, after which a position is no longer known.
-
-    >>> from inversefed.fl.network import freeze
-    >>> pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    >>> averages(freeze(pooled, (3, 8, 8)))
-    ('AdaptiveAvgPool2d',)
-    """
-    return _used(network, _AVERAGES, _AVERAGE_FUNCTIONS, _over_places)
-
-
-def pools(network: Network) -> tuple[str, ...]:
-    """Names of the layers and functions that let one place of several win, and hide which.
-
-    >>> from inversefed.fl.network import freeze
-    >>> pools(freeze(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 2)), (3, 8, 8)))
-    ('MaxPool2d',)
-    """
-    return _used(network, _POOLS, _POOL_FUNCTIONS)
-
-
-def normalizes(network: Network) -> tuple[str, ...]:
-    """Names of the layers and functions that scale features by what they see, and so hide contrast and brightness.
-
-    BatchNorm is one of them in train mode, and where it keeps no running statistics.
-
-    >>> from inversefed.fl.network import freeze
-    >>> layers = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)
-    >>> [normalizes(freeze(nn.Sequential(*layers).train(mode), (3, 8, 8))) for mode in (True, False)]
-    [('BatchNorm2d', 'GroupNorm'), ('GroupNorm',)]
-    """
-    batch = {
-        type(layer).__name__
-        for layer in network.module.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None)
-    }
-    return tuple(sorted(batch.union(_used(network, _NORMS, _NORM_FUNCTIONS))))
-
-
-def hides_contrast(network: Network) -> bool:
-    """Whether the first layers are a convolution and BatchNorm in train mode, which undoes any contrast of the batch.
-
-    Layers are taken in the module's own order.
-
-    >>> from inversefed.fl.network import freeze
-    >>> layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)
-    >>> [hides_contrast(freeze(nn.Sequential(*layers).train(mode), (3, 8, 8))) for mode in (True, False)]
-    [True, False]
-    """
-    own = [layer for layer in network.module.modules() if any(True for _ in layer.parameters(recurse=False))]
-    return len(own) > 1 and isinstance(own[0], nn.Conv2d) and isinstance(own[1], nn.BatchNorm2d) and own[1].training
-
-
-def _over_places(node: fx.Node) -> bool:
-    """Whether a mean is not one over channels that keeps its axes, as a norm written by hand takes it."""
-    given = arguments(node, "dim", "keepdim")
-    over = given.get("dim")
-    axes = {over} if isinstance(over, int) else set(over) if isinstance(over, list | tuple) else set()
-    return not given.get("keepdim") or {axis % 4 for axis in axes if isinstance(axis, int)} == {2, 3}
-
-
-def _used(
-    network: Network,
-    layers: tuple[type[nn.Module], ...],
-    functions: Collection[object],
-    counts: Callable[[fx.Node], bool] = lambda _: True,
-) -> tuple[str, ...]:
-    found = {type(layer).__name__ for layer in network.module.modules() if isinstance(layer, layers)}
-    try:
-        nodes = list(fx.symbolic_trace(apart(network.module)).graph.nodes)
-    except Exception:  # tracing runs foreign code: whatever it raises means that only layers can be seen
-        nodes = []
-    for node in nodes:
-        if node.op in ("call_function", "call_method") and node.target in functions and counts(node):
-            found.add(getattr(node.target, "__name__", str(node.target)))
-    return tuple(sorted(found))
+    by_batch = {type(layer).__name__ for layer in batchnorm_by_batch(module).values()}
+    first = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))][:2]
+    return Architecture(
+        nonsmooth_layers=tuple(sorted(names(lambda kind: not kind.smooth))),
+        averages=tuple(sorted(names(lambda kind: kind.average))),
+        max_pools=tuple(sorted(names(lambda kind: kind.max_pool))),
+        normalizations=tuple(sorted(by_batch | names(lambda kind: kind.normalizes))),
+        first_batchnorm_trains=len(first) == 2
+        and isinstance(first[0], nn.Conv2d)
+        and isinstance(first[1], nn.BatchNorm2d)
+        and first[1].training,
+    )

@@ -24,7 +24,7 @@ from inversefed.attacks.search.time_schedule import as_fits
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.networks.architecture import hides_contrast, pools
+from inversefed.networks.architecture import architecture
 from inversefed.thresholds import EXACT
 from inversefed.types import Budget, Candidate, Reconstruction, Status
 
@@ -78,9 +78,12 @@ class SeparatedFeatures:
             UnsupportedNetworkError: as when it is called.
         """
         network, pixels = observation.network, math.prod(observation.network.image_shape)
-        if found := pools(network):
-            raise UnsupportedNetworkError(f"features behind {', '.join(found)} do not determine their pictures")
-        if hides_contrast(network):
+        traits = architecture(network)
+        if traits.max_pools:
+            raise UnsupportedNetworkError(
+                f"features behind {', '.join(traits.max_pools)} do not determine their pictures"
+            )
+        if traits.first_batchnorm_trains:
             raise UnsupportedNetworkError("features behind BatchNorm in train mode do not hold a picture's contrast")
         if network.head is None or f"{network.head}.weight" not in network.params:
             raise UnsupportedNetworkError("the network has no clear linear last layer with one row a class")

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from inversefed.attacks.identifiability.layer_counts import LayerEquations
 from inversefed.fl.clients.views import gradients_summed
 from inversefed.fl.threat import Observation
-from inversefed.networks.architecture import averages, pools
+from inversefed.fl.train_mode import batchnorm_in_train_mode, dropout_in_train_mode
+from inversefed.networks.architecture import architecture
 from inversefed.types import Finding
 
 __all__ = ["hidden", "zero_head"]
@@ -143,14 +144,15 @@ def _relu(observation: Observation, features: Tensor | None) -> Iterator[Finding
 
 
 def _pooling(observation: Observation) -> Iterator[Finding]:
-    if names := pools(observation.network):
+    traits = architecture(observation.network)
+    if names := traits.max_pools:
         yield Finding(
             "max-pooling",
             "info",
             f"What loses in a max pooling ({', '.join(names)}): from behind, it is bounded by the winner and no more, "
             "and which one won has to be inferred from the layers in front.",
         )
-    if names := averages(observation.network):
+    if names := traits.averages:
         yield Finding(
             "average-pooling",
             "info",
@@ -160,10 +162,9 @@ def _pooling(observation: Observation) -> Iterator[Finding]:
 
 
 def _coupled(observation: Observation) -> Iterator[Finding]:
-    layers = list(observation.network.module.modules())
-    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in layers):
+    if batchnorm_in_train_mode(observation.network.module):
         message = "Single examples' equations: BatchNorm in train mode couples the batch; the counts stay upper bounds."
         yield Finding("batchnorm-train-mode", "info", message)
-    if any(isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0 for part in layers):
+    if dropout_in_train_mode(observation.network.module):
         message = "What dropout removed: the client's masks are not known, and each of them hides inputs of its own."
         yield Finding("dropout-train-mode", "info", message)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from inversefed.errors import ConfigError, UnsupportedNetworkError
 from inversefed.fl.accounting import Accounting
@@ -24,6 +24,7 @@ from inversefed.fl.clients.local_steps import LocalSteps
 from inversefed.fl.clients.per_example import clipped_sum, example_gradients
 from inversefed.fl.network import Network
 from inversefed.fl.threat_model import ThreatModel
+from inversefed.fl.train_mode import batchnorm_by_batch
 from inversefed.types import Images, Labels, Params, SoftLabels
 
 __all__ = ["DPSGD"]
@@ -200,13 +201,12 @@ def check_no_coupling(network: Network) -> None:
     Raises:
         UnsupportedNetworkError: BatchNorm that normalizes by the batch's statistics.
     """
-    for name, layer in network.module.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
-            raise UnsupportedNetworkError(
-                f"DP-SGD clips the gradient of each example, and {name or 'the network'}, BatchNorm in train mode, "
-                "normalizes an example by the others of its batch, so that none has a gradient of its own; put it in "
-                "eval mode, or take GroupNorm instead (Opacus' ModuleValidator.fix replaces it so)"
-            )
+    for name in batchnorm_by_batch(network.module):
+        raise UnsupportedNetworkError(
+            f"DP-SGD clips the gradient of each example, and {name or 'the network'}, BatchNorm in train mode, "
+            "normalizes an example by the others of its batch, so that none has a gradient of its own; put it in "
+            "eval mode, or take GroupNorm instead (Opacus' ModuleValidator.fix replaces it so)"
+        )
 
 
 def _normal_like(part: Tensor, generator: Generator) -> Tensor:

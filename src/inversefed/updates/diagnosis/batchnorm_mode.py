@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from inversefed.fl.train_mode import batchnorm_in_train_mode
 from inversefed.types import Finding
 from inversefed.updates.diagnosis.conservation import Relation
 from inversefed.updates.diagnosis.evidence import Subject, rms
@@ -30,8 +31,7 @@ def believed_mode(subject: Subject) -> Mode:
     """As stated; unstated, that of the network."""
     if subject.metadata.bn_mode is not None:
         return subject.metadata.bn_mode
-    layers = _norms(subject)
-    return "train" if layers and any(layer.training for layer in layers.values()) else "eval"
+    return "train" if batchnorm_in_train_mode(subject.network.module) else "eval"
 
 
 def check_mode(subject: Subject, related: Sequence[Relation]) -> tuple[Finding, ...]:

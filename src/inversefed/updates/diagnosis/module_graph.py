@@ -6,27 +6,17 @@ because it is linear where it is. A branch or a sigmoid ends the way.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
-from inversefed.fl.apart import apart
+from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import Network
+from inversefed.networks.graph import kind_of, trace
 
 __all__ = ["Edge", "edges"]
 
 _GROUPED = (nn.GroupNorm, nn.LayerNorm)
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, *_GROUPED)
-_MODULES = (
-    *(nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    *(nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d),
-)
-_FUNCTIONS: frozenset[Any] = frozenset(
-    [F.relu, torch.relu, F.leaky_relu, F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten, F.dropout, F.dropout2d]
-)
-_METHODS = ("relu", "flatten", "view", "reshape", "contiguous")
 _QUESTIONS = ("size", "dim")
 
 
@@ -53,8 +43,8 @@ def edges(network: Network) -> tuple[Edge, ...]:
     (Edge(front='0', behind='3'),)
     """
     try:
-        traced = fx.symbolic_trace(apart(network.module).eval())
-    except Exception:  # tracing runs foreign code: whatever it raises means that its layers are not known
+        traced = trace(network)
+    except UnsupportedNetworkError:
         return ()
     calls = [node for node in traced.graph.nodes if node.op == "call_module"]
     modules = dict(traced.named_modules())
@@ -86,13 +76,8 @@ def _next(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
 
 
 def _keeps(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    if node.op == "call_module":
-        return isinstance(modules[str(node.target)], _MODULES)
-    # F.max_pool2d is one of two functions behind a switch, and traced as either of them.
-    pools = node.target is F.max_pool2d or getattr(node.target, "__name__", "") in ("boolean_dispatch", "max_pool2d")
-    return (node.op == "call_function" and (node.target in _FUNCTIONS or pools)) or (
-        node.op == "call_method" and node.target in _METHODS
-    )
+    kind = kind_of(modules[str(node.target)] if node.op == "call_module" else node)
+    return kind is not None and kind.piecewise_linear
 
 
 def _is_question(node: fx.Node) -> bool:

@@ -35,7 +35,7 @@ from inversefed.fl.clients.local_optimizers import LocalSGD
 from inversefed.fl.clients.views import inner_client
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.networks import architecture
+from inversefed.networks.architecture import architecture
 from inversefed.networks.layer_chain import Layer, Residual, chain, flat
 from inversefed.thresholds import EXACT
 from inversefed.types import Budget, Candidate, Params, Reconstruction, Status, Targets
@@ -80,7 +80,7 @@ class Peel:
         network = observation.network
         watch = Watch(
             budget, lambda inputs: network.denormalize(inputs.to(network.device, network.dtype)),
-            rounds=_ROUNDS if architecture.pools(network) else self.evaluations // 10,
+            rounds=_ROUNDS if architecture(network).max_pools else self.evaluations // 10,
         )  # fmt: skip
         setting = _setting(observation, watch)
         depth, found, interrupted = len(setting.layers), torch.zeros(observation.batch_shape).double(), False

@@ -22,7 +22,8 @@ from inversefed.attacks.exact.peel.preceding_conv import (
 )
 from inversefed.attacks.exact.peel.state import Fork
 from inversefed.errors import UnsupportedNetworkError
-from inversefed.networks.layer_chain import Affine, Layer, Residual, flat
+from inversefed.networks.graph import Affine
+from inversefed.networks.layer_chain import Layer, Residual, flat
 
 __all__ = ["Reach", "cannot_peel", "ends_block", "pools", "reach"]
 

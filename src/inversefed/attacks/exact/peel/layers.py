@@ -23,7 +23,8 @@ from inversefed.attacks.exact.peel.relu_pattern import equations_beside, sides
 from inversefed.attacks.exact.peel.state import Fork, Front, Setting
 from inversefed.attacks.exact.progress import Stopped
 from inversefed.errors import UnsupportedNetworkError
-from inversefed.networks.layer_chain import Affine, Layer, Residual
+from inversefed.networks.graph import Affine
+from inversefed.networks.layer_chain import Layer, Residual
 
 __all__ = ["descend", "step"]
 

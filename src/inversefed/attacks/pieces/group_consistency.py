@@ -11,11 +11,10 @@ moved back.
 
 from dataclasses import dataclass
 
-import scipy
 import torch
 from torch import Tensor
 
-from inversefed.attacks.pieces.registration import medoid, moved_mean, shifted, translation
+from inversefed.attacks.pieces.registration import matched, medoid, moved_mean, shifted, translation
 from inversefed.errors import ConfigError
 from inversefed.fl.targets import kinds as label_kinds
 
@@ -106,15 +105,3 @@ class GroupConsistency:
         back = (-shift[0], -shift[1])
         there = shifted(torch.ones_like(agreed[:1]), back, self.circular)
         return torch.where(there > 0, shifted(agreed, back, self.circular), own)
-
-
-def matched(pictures: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
-    """Which of the pictures `[n, c, h, w]` stands for which of the reference: least total squared error by label."""
-    order = torch.arange(len(pictures), device=pictures.device)
-    for label in torch.unique(labels):
-        same = (labels == label).nonzero()[:, 0]
-        if len(same) > 1:
-            costs = torch.cdist(reference[same].flatten(start_dim=1), pictures[same].flatten(start_dim=1))
-            rows, columns = map(torch.as_tensor, scipy.optimize.linear_sum_assignment(costs.detach().cpu().numpy()))
-            order[same[rows]] = same[columns]
-    return order

@@ -13,12 +13,13 @@ spectrum's size, wraps around and lets the highest frequencies, where restarts d
 
 from collections.abc import Sequence
 
+import scipy
 import torch
 from torch import Tensor
 
 from inversefed.types import Images
 
-__all__ = ["correlations", "medoid", "moved_mean", "registered_mean", "shifted", "translation"]
+__all__ = ["correlations", "matched", "medoid", "moved_mean", "registered_mean", "shifted", "translation"]
 
 _TIE = 1e-9
 """Of two shifts that agree equally well the shorter one is taken."""
@@ -139,3 +140,15 @@ def moved_mean(pictures: Images, shifts: Sequence[tuple[int, int]], instead: Ten
         total = total + shifted(each, shift, circular)
         count = count + shifted(ones, shift, circular)
     return torch.where(count > 0, total / count.clamp(min=1), instead)
+
+
+def matched(pictures: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
+    """Which of the pictures `[n, c, h, w]` stands for which of the reference: least total squared error by label."""
+    order = torch.arange(len(pictures), device=pictures.device)
+    for label in torch.unique(labels):
+        same = (labels == label).nonzero()[:, 0]
+        if len(same) > 1:
+            costs = torch.cdist(reference[same].flatten(start_dim=1), pictures[same].flatten(start_dim=1))
+            rows, columns = map(torch.as_tensor, scipy.optimize.linear_sum_assignment(costs.detach().cpu().numpy()))
+            order[same[rows]] = same[columns]
+    return order

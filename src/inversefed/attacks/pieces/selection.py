@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from inversefed.attacks.pieces.group_consistency import matched
 from inversefed.attacks.pieces.priors import TotalVariation
-from inversefed.attacks.pieces.registration import registered_mean
+from inversefed.attacks.pieces.registration import matched, registered_mean
 from inversefed.fl.targets import kinds
 from inversefed.fl.threat import Observation
 from inversefed.types import Candidate, Images, Scalar, Status

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inversefed import Batch, FedSGD, Observation, ThreatModel, freeze, observe
-from inversefed.attacks import recipes
+from inversefed.attacks import recipes, rules
 from inversefed.attacks.pieces import (
     likelihoods,
     objectives,
@@ -50,7 +50,10 @@ ARGUMENTS = {
     "Leaving": (("0.weight",),),
     "Masked": (objectives.SquaredError(),),
     "RoundingLikelihood": (4,),
-    "Choose": ((), *[recipes.peel()] * 3, (recipes.separated(),), *[recipes.geiping()] * 9, (recipes.geiping(),)),
+    "Applies": (recipes.peel(),),
+    "Rule": ((rules.Smooth(),), recipes.geiping(), "it is smooth"),
+    "Polish": ((recipes.geiping(),),),
+    "AutoAttack": ((), (rules.Rule((), recipes.geiping(), "always"),), recipes.geiping(), recipes.geiping()),
 }
 
 NEED_RELU = {"spear", "sparse"}

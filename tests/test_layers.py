@@ -6,10 +6,11 @@ from pathlib import Path
 import inversefed
 
 ROOT = Path(inversefed.__file__).parent
-GROUND = {"types", "errors", "numerics", "seeds", "thresholds"}
+GROUND = {"types", "findings", "errors", "numerics", "seeds", "thresholds"}
 MAY = {
     "errors": set(),
-    "types": {"errors"},
+    "findings": set(),
+    "types": {"findings", "errors"},
     "numerics": {"types", "errors"},
     "seeds": set(),
     "thresholds": set(),
@@ -48,8 +49,9 @@ ATTACKS_MAY = {
     "exact": PIECES | {"matching_error", "search"},
     "identifiability": {"exact", "head"},
     "adaptive": {"pieces", "search", "simulations"},
-    "auto": {"matching_error", "adaptive", "constant_color", "head", "identifiability", "search", "simulations"},
-    "recipes": PIECES | {"auto", "exact", "search", "simulations"},
+    "rules": {"head", "search", "simulations"},
+    "auto": {"adaptive", "constant_color", "identifiability", "matching_error", "rules", "search"},
+    "recipes": PIECES | {"auto", "exact", "rules", "search", "simulations"},
 }
 """Inside `attacks`."""
 PIECES_MAY = {

@@ -35,7 +35,7 @@ _HOMES = {
     "Batch": "types",
     "Budget": "types",
     "Candidate": "types",
-    "Finding": "types",
+    "Finding": "findings",
     "Reconstruction": "types",
     "Status": "types",
     "Step": "types",

@@ -21,11 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inversefed.attacks import Attack
-from inversefed.attacks.auto import Choose
+from inversefed.attacks import Attack, SearchAttack
 from inversefed.attacks.identifiability.limits import zero_head
 from inversefed.attacks.matching_error import relative_matching_cost
-from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.controls.runs import Trials, own_repeat, plan, run
 from inversefed.controls.uniqueness import unseen
 from inversefed.evaluation import align, controls
@@ -33,6 +31,7 @@ from inversefed.evaluation.agreement import agreement
 from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.evaluation.verdict import Evidence, Verdict, decide, greatest, margins
+from inversefed.findings import Code
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, class_count, forms
@@ -93,7 +92,9 @@ class Case:
 
     @cached_property
     def cost(self) -> float:
-        """How far the update of the result is from the one observed."""
+        """How far the update of the result is from the one observed, as it was measured already, or now."""
+        if self.reconstruction.matching_error is not None:
+            return self.reconstruction.matching_error
         return relative_matching_cost(self.observation, self.reconstruction.images, self.reconstruction.labels)
 
     @cached_property
@@ -112,9 +113,9 @@ class Case:
     @cached_property
     def unseen(self) -> Scores:
         """The share of a change of each picture that the update does not show, as the attack or the update tells it."""
-        told = [f.evidence["unseen"] for f in self.reconstruction.findings if "unseen" in f.evidence]
-        if told:
-            return torch.full((self.observation.num_examples,), max(map(float, told)), dtype=torch.float64)
+        told = self.reconstruction.undetermined
+        if told is not None:
+            return torch.full((self.observation.num_examples,), float(told), dtype=torch.float64)
         found, random = self.reconstruction, torch.Generator().manual_seed(0)
         return unseen(self.observation, found.images, found.labels, random)
 
@@ -170,7 +171,7 @@ class Case:
         A closed form has no picture of a random update to show, and may take long to find that out. Without a truth
         null runs tell nothing of one that comes to the same from every start.
         """
-        search = isinstance(attack, Choose | GradientInversion)
+        search = isinstance(attack, SearchAttack)
         if bool(self.exact.all()):
             return 1 if search else 0
         return 0 if self.reproduces and self.truth is None and not search else NULLS
@@ -256,7 +257,7 @@ class Case:
             return f"{len(done.nulls)} of {done.planned} runs on random updates {_CARRIED_OUT}"
         if found.repeat is None:
             return _SAME_TWICE if done.repeat else _NO_REPEAT
-        if methods := self._cut():
+        if methods := self.reconstruction.cut_short:
             return f"{', '.join(methods)} ended before it was done, and might have found more; {_MORE}"
         return self._too_short(done, greatest(found.repeat) > found.bar)
 
@@ -270,11 +271,6 @@ class Case:
             return f"there was time for {few} of {wanted} iterations in each repeat; {_MORE}"
         ended = stopped and above and self.truth is not None
         return f"the search was ended before it was done; {_MORE}" if ended else ""
-
-    def _cut(self) -> list[str]:
-        """Exact methods that had no time to come to their end."""
-        told = [f.evidence["cut"] for f in self.reconstruction.findings if "cut" in f.evidence]
-        return [name for names in told for name in names if name != GradientInversion.__name__]
 
     def _compared(self, done: Trials, none: Scores) -> Evidence:
         """How far each run is above the controls."""
@@ -290,7 +286,7 @@ class Case:
 
     def _agreeing(self, done: Trials, none: Scores) -> Evidence:
         """What two runs from different starts agree on, in the result's own order; nothing of those that have none."""
-        alone = any(each.loss < EXACT for null in done.nulls for each in null)
+        alone = any(_error(each) < EXACT for null in done.nulls for each in null)
         exact = torch.zeros_like(self.exact) if alone else self.exact
         nulls = [_agreement(each) if each else none for each in done.nulls]
         if not done.repeat or all(torch.equal(done.repeat[0].images, each.images) for each in done.repeat[1:]):
@@ -311,11 +307,11 @@ class Case:
                 f"{len(done.nulls)} of {done.planned} null runs were carried out before the time, or somebody, ended "
                 "them; fewer than planned cannot tell leakage from chance. Give more time, or ask for fewer."
             )
-            found.append(Finding("null-runs-cut", "warning", message, {"nulls": len(done.nulls)}))
+            found.append(Finding(Code.NULL_RUNS_CUT, "warning", message, {"nulls": len(done.nulls)}))
         exact = self.evidence(done).exact
         if self.reproduces and not bool(exact.all()):
             evidence = {"relative_matching_cost": self.cost, "pictures_exact": int(exact.sum())}
-            found.append(Finding("same-update", "warning", self._same_update(), evidence))
+            found.append(Finding(Code.SAME_UPDATE, "warning", self._same_update(), evidence))
         return tuple(found)
 
     def _same_update(self) -> str:
@@ -405,7 +401,13 @@ def _repeats(done: Trials) -> str:
     return f"Repeated on {runs}{each}; all controls took {done.seconds:.1f} s."
 
 
+def _error(run: Reconstruction) -> float:
+    """The matching error of a control run, which all of them were measured for."""
+    assert run.matching_error is not None
+    return run.matching_error
+
+
 def _explained(runs: tuple[Reconstruction, ...]) -> float:
     """Decibels of the update that the worse of the runs makes again."""
-    cost = max(each.loss for each in runs)
+    cost = max(map(_error, runs))
     return -10 * math.log10(max(cost, 1e-30)) if math.isfinite(cost) else -math.inf

@@ -57,7 +57,7 @@ class MetadataError(InputError):
 
 
 class UpdateMismatchError(InputError):
-    """An update whose names or shapes are not those of the network's parameters."""
+    """An update whose names, shapes or numbers do not fit the network's parameters."""
 
 
 class UnsafeFileError(InputError):

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from inversefed.arguments import check_attack, check_nulls, check_taken_up, check_truth, checked_others
 from inversefed.assessment import Case
 from inversefed.attacks import Attack, recipes
+from inversefed.attacks.matching_error import completed
 from inversefed.controls.runs import SHARE, Trials
 from inversefed.evaluation.score import score
 from inversefed.fl.checks import check_threat
@@ -195,6 +196,7 @@ def audit_observation(
     with foreign_code("the audit", told, controlled):
         began = time.perf_counter()
         reconstruction = attack(observation, Generator().manual_seed(2 * seed + 1), budget)
+        reconstruction = completed(reconstruction, attack, observation)
         seconds = time.perf_counter() - began
 
         case = Case(observation, truth, threat, reconstruction, others)
@@ -229,6 +231,7 @@ def reported(
         environment=environment.describe(),
         verdict=case.verdict(runs, attack, seconds, scenario),
         agreement=case.agreement(runs),
+        reproduces=case.reproduces,
         controls=pictures,
     )
 

@@ -1,4 +1,4 @@
-"""The values that pass between the rooms: shapes, batches, candidates, reconstructions, findings.
+"""The values that pass between the rooms: shapes, batches, candidates, reconstructions.
 
 Shapes are written in the types, `Images = Float[Tensor, "n c h w"]`, and checked by jaxtyping and
 beartype in the tests; without those two packages the same names mean plain tensors.
@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
 from inversefed.errors import ConfigError
+from inversefed.findings import Finding
 
 if TYPE_CHECKING or importlib.util.find_spec("jaxtyping"):
     from jaxtyping import Float, Int, Shaped
@@ -89,23 +90,6 @@ class Status(StrEnum):
     """The loss became NaN or infinite; the result is the last finite one, if any."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that an audit found out about a setting, in plain words.
-
-    Args:
-        code: short name, for programs.
-        level: `"info"`, `"warning"` or `"error"`.
-        message: what it is, and what to do about it.
-        evidence: the figures behind it.
-    """
-
-    code: str
-    level: Literal["info", "warning", "error"]
-    message: str
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, eq=False)
 class Batch:
     """A client's private examples: the truth, which no attack ever sees.
@@ -131,6 +115,8 @@ class Candidate:
         iterations: how many iterations it ran.
         history: the minimized loss, one entry an iteration.
         soft_labels: the probabilities behind the labels, where these were optimized too.
+        restart: its number among the starts of its search, from 0.
+        seed: of the random numbers that its steps drew; `None` where they drew none.
     """
 
     images: Images = field(repr=False)
@@ -140,6 +126,8 @@ class Candidate:
     iterations: int = 0
     history: tuple[float, ...] = field(default=(), repr=False)
     soft_labels: SoftLabels | None = field(default=None, repr=False)
+    restart: int = 0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +137,18 @@ class Reconstruction:
     Args:
         images: the chosen pictures, in pixel space.
         labels: the labels that go with them.
-        loss: their matching cost, priors left out.
+        loss: what the attack minimized, priors left out, in the unit of its own objective.
         status: how the attack ended.
         candidates: every restart that ran.
-        findings: what the attack found out on its way.
+        findings: what the attack found out on its way, for people.
+        matching_error: how far the client's update of these images and labels is from the one observed,
+            `|g - g*|^2 / |g*|^2` as `relative_matching_cost` measures it; infinite where it is no number, `None` where
+            nobody has measured it yet.
+        undetermined: share of the pictures' values, 0 to 1, that the update leaves open by the attack's own equations;
+            `None` where it has none that tell.
+        made_by: the `repr` of the attack that made it, which is another than the one called where that chose one.
+        proven: whether the attack proved that the update is that of these images.
+        cut_short: exact methods that a time budget ended before they were done, and that might have found more.
     """
 
     images: Images = field(repr=False)
@@ -161,6 +157,11 @@ class Reconstruction:
     status: Status
     candidates: tuple[Candidate, ...] = field(default=(), repr=False)
     findings: tuple[Finding, ...] = ()
+    matching_error: float | None = None
+    undetermined: float | None = None
+    made_by: str = field(default="", repr=False)
+    proven: bool = False
+    cut_short: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,9 +204,12 @@ class Budget:
         checkpoint: a file that the state of the search is written to: before its first step, now and then, and when it
             ends.
         resume: a file written so by the same attack on the same observation, where the search is taken up.
+        restart: run only this restart of the search, from 0, as it ran beside the others: with the same attack and
+            seed it has the same start and draws the same numbers. It goes to its end, though others might have pruned
+            it; where several restarts were evaluated together, it may differ in rounding.
 
     Raises:
-        ConfigError: no iteration, or no time.
+        ConfigError: no iteration, no time, or a restart below 0.
     """
 
     seconds: float | None = None
@@ -213,6 +217,7 @@ class Budget:
     on_step: Callable[[Step], object] | None = None
     checkpoint: Path | None = None
     resume: Path | None = None
+    restart: int | None = None
 
     def left(self, began: float) -> float | None:
         """Seconds that are left, at least a moment; `None` without a limit.
@@ -229,3 +234,5 @@ class Budget:
                 "a budget needs at least one iteration and some time; "
                 f"got max_iterations={self.max_iterations!r} and seconds={self.seconds!r}"
             )
+        if self.restart is not None and (type(self.restart) is not int or self.restart < 0):
+            raise ConfigError(f"restart is the number of a restart, from 0, or None for all; got {self.restart!r}")

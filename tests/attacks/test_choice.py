@@ -9,12 +9,15 @@ from torch import Generator, nn
 from benchmarks.small_networks import SMALL_NETWORKS
 from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
 from inversefed.attacks import auto
+from inversefed.attacks.exact.peel.attack import Peel
 from inversefed.attacks.matching_error import relative_matching_cost
+from inversefed.attacks.rules import Rule
 from inversefed.attacks.search import precision, restart_pruning
 from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.attacks.simulations import OptimizedMasks
 from inversefed.errors import ThreatModelError
 from inversefed.networks.architecture import architecture
-from inversefed.types import Candidate, Finding, Reconstruction, Step
+from inversefed.types import Candidate, Reconstruction, Step
 from inversefed.zoo import pictures
 
 SHAPE = (3, 8, 8)
@@ -48,37 +51,56 @@ class Guess:
             raise self.error
         images = torch.full(observation.batch_shape, self.color)
         candidate = Candidate(images, observation.labels, 0.0, self.status, 1, (0.0,))
-        findings = (Finding("exact", "info", "Exact."),) if self.exact else ()
-        return Reconstruction(images, observation.labels, 0.0, self.status, (candidate,), findings)
+        return Reconstruction(images, observation.labels, 0.0, self.status, (candidate,), proven=self.exact)
 
 
-def trying(*methods: object, **searches: object) -> object:
-    """The default with these exact methods and no others, and nothing behind its search."""
-    refused = Guess(0.0, error=ThreatModelError("not asked"))
-    searches = {"polish": (), **searches}
-    return replace(recipes.best(), exact=methods, layers=refused, wide=refused, quickly=refused, **searches)
+SEARCHES = {
+    rule: recipes.best().searches[number]
+    for number, rule in enumerate(
+        (
+            "unknown",
+            "shuffled",
+            "training",
+            "unplaced",
+            "normalized",
+            "several",
+            "smooth",
+            "averaged",
+            "means",
+            "kinked",
+        )
+    )
+}
+
+
+def trying(*methods: object, search: object = None, polish: object = None) -> object:
+    """The default with these exact methods and no others, one search if it is given, and this behind it."""
+    chosen = recipes.best()
+    searches = [replace(rule, polish=polish, attack=search or rule.attack) for rule in chosen.searches]
+    return replace(chosen, exact=tuple(Rule((), each, "") for each in methods), searches=tuple(searches))
 
 
 @pytest.mark.parametrize(
     ("name", "chosen", "said"),
     [
         ("smooth", recipes.curvature(), "smooth"),
-        ("kinked", recipes.best().kinked, "ReLU"),
-        ("pooled", recipes.best().kinked, "MaxPool2d"),
-        ("averaged", recipes.best().averaged, "AdaptiveAvgPool2d"),
+        ("kinked", SEARCHES["kinked"].attack, "ReLU"),
+        ("pooled", SEARCHES["kinked"].attack, "MaxPool2d"),
+        ("averaged", SEARCHES["averaged"].attack, "AdaptiveAvgPool2d"),
     ],
 )
 def test_the_network_decides_which_search(name: str, chosen: object, said: str) -> None:
-    search, why = recipes.best().search(observed(HEADS[name]))
-    assert search == chosen and said in why
+    observation = observed(HEADS[name])
+    assert recipes.best().search(observation) == chosen and said in recipes.best().plan(observation).why
 
 
 def test_several_examples_have_a_search_of_their_own() -> None:
-    search, why = recipes.best().search(observed(HEADS["smooth"], 3))
-    assert search == recipes.best().several and "3 examples" in why
+    plan = recipes.best().plan(observed(HEADS["smooth"], 3))
+    assert plan.search == recipes.smoothed() and "3 examples" in plan.why
+    batch = (recipes.sparse(), recipes.peel(), recipes.separated())
     for name in HEADS:
         observation = observed(HEADS[name], 3)
-        assert recipes.best().plan(observation)[0] == (*recipes.best().batch, recipes.best().search(observation)[0])
+        assert recipes.best().plan(observation).attacks == (*batch, recipes.best().search(observation))
 
 
 def test_a_small_network_that_averages_is_searched_in_pixels_and_a_larger_one_by_its_own(monkeypatch) -> None:
@@ -94,9 +116,9 @@ def test_what_is_unknown_of_the_client_decides_which_search() -> None:
     batch = Batch(torch.rand(4, *SHAPE), torch.arange(4))
     update = client(network, batch.images, batch.labels)
     shuffled = observe(network, client, update, batch, ThreatModel(labels="known"))
-    assert chosen.search(shuffled)[0] == chosen.shuffled
+    assert chosen.search(shuffled) == recipes.relaxed_order()
     unknown = observe(network, client, update, batch, ThreatModel(labels="known", client="unknown"))
-    assert chosen.search(unknown)[0] == chosen.unknown
+    assert chosen.search(unknown) == recipes.surrogate()
 
 
 def test_train_mode_decides_which_search() -> None:
@@ -107,22 +129,23 @@ def test_train_mode_decides_which_search() -> None:
     for module in (coupled, dropped):
         network, batch = freeze(module, SHAPE), Batch(torch.rand(1, *SHAPE), torch.tensor([1]))
         update = FedSGD()(network, batch.images, batch.labels)
-        searches.append(chosen.search(observe(network, FedSGD(), update, batch, ThreatModel(labels="known")))[0])
-    assert searches == [chosen.training, replace(chosen.smooth, simulation=chosen.masks)]
+        searches.append(chosen.search(observe(network, FedSGD(), update, batch, ThreatModel(labels="known"))))
+    assert searches == [recipes.train_mode(), replace(recipes.curvature(), simulation=OptimizedMasks())]
 
 
 def test_exact_methods_come_first_and_under_max_pooling_last() -> None:
-    chosen = recipes.best()
-    assert chosen.plan(observed(HEADS["kinked"]))[0] == (
-        *chosen.exact, chosen.quickly, chosen.wide, chosen.layers, chosen.kinked,
+    chosen, kinked = recipes.best(), SEARCHES["kinked"].attack
+    read = (recipes.linear(), recipes.patch_embedding(), recipes.april())
+    assert chosen.plan(observed(HEADS["kinked"])).attacks == (
+        *read, Peel(starts=0), recipes.separated(), recipes.peel(), kinked,
     )  # fmt: skip
     narrow = observed([nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4)])
-    assert chosen.plan(narrow)[0] == (*chosen.exact, chosen.layers, chosen.kinked)
-    assert chosen.plan(observed(HEADS["pooled"]))[0] == (chosen.pooled, *chosen.exact, chosen.layers)
+    assert chosen.plan(narrow).attacks == (*read, recipes.peel(), kinked)
+    assert chosen.plan(observed(HEADS["pooled"])).attacks == (chosen.pooled, *read, recipes.peel())
     no_chain = observed(
         [nn.Conv2d(3, 6, 3), nn.Softplus(), nn.MaxPool2d(2), nn.LayerNorm(3), nn.Flatten(), nn.Linear(54, 4)]
     )
-    assert chosen.plan(no_chain)[0] == (chosen.normalized,)
+    assert chosen.plan(no_chain).attacks == (chosen.in_range,)
 
 
 def test_what_is_exact_ends_it_and_what_does_not_apply_is_told() -> None:
@@ -144,10 +167,10 @@ def test_the_better_match_wins_and_the_watcher_never_sees_a_worse_one() -> None:
         def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
             return replace(super().__call__(observation, generator, budget), images=good)
 
-    chosen = trying(Full(0.5), kinked=recipes.spectral(3))
+    chosen = trying(Full(0.5), search=recipes.spectral(3))
     found = chosen(observation, Generator().manual_seed(0), watch)
     assert torch.equal(found.images, good) and all(torch.equal(images, good) for images in shown) and len(shown) == 3
-    worse = trying(Guess(0.9), kinked=recipes.spectral(100))
+    worse = trying(Guess(0.9), search=recipes.spectral(100))
     assert not torch.equal(worse(observation, Generator().manual_seed(0)).images, torch.full((1, *SHAPE), 0.9))
 
 
@@ -166,7 +189,7 @@ def test_a_time_budget_is_shared_by_all_that_is_tried() -> None:
             left.append(budget.seconds)
             return super().__call__(observation, generator, budget)
 
-    chosen = trying(Asked(0.1), Asked(0.2), kinked=recipes.spectral(2))
+    chosen = trying(Asked(0.1), Asked(0.2), search=recipes.spectral(2))
     chosen(observed(HEADS["kinked"]), Generator().manual_seed(0), Budget(seconds=5.0))
     assert 0 < left[1] < left[0] <= 5
 
@@ -180,7 +203,7 @@ def test_an_exact_method_gets_half_of_the_time_and_the_search_follows_what_was_c
             return super().__call__(observation, generator, budget)
 
     slow = Slow(-9.0, status=Status.STOPPED)
-    chosen = trying(slow, slow, kinked=recipes.spectral(5))
+    chosen = trying(slow, slow, search=recipes.spectral(5))
     found = chosen(observed(HEADS["kinked"]), Generator().manual_seed(0), Budget(seconds=1000.0))
     assert all(490 < seconds <= 500 for seconds in asked) and len(asked) == 2
     assert found.status is Status.STOPPED and found.candidates[0].iterations == 5  # the search's own
@@ -204,8 +227,8 @@ def test_who_stops_an_exact_method_stops_the_attack_though_there_is_time_left() 
 
 
 def test_its_searches_are_changed_together() -> None:
-    chosen = recipes.best().searching(restarts=4, precision=precision.Double())
-    for search in (chosen.smooth, chosen.kinked, chosen.averaged, chosen.several, chosen.pooled):
+    chosen = recipes.best().with_settings(restarts=4, precision=precision.Double())
+    for search in (*(rule.attack for rule in chosen.searches[5:]), chosen.pooled):
         assert search.restarts == 4 and search.precision == precision.Double()
         assert search.pruning == restart_pruning.SuccessiveHalving() and search.width is None
     assert chosen.exact == recipes.best().exact
@@ -213,7 +236,8 @@ def test_its_searches_are_changed_together() -> None:
 
 def test_a_search_is_taken_up_again_through_the_choice(tmp_path) -> None:
     observation = observed(HEADS["averaged"])
-    chosen = replace(recipes.best(), averaged=recipes.smoothed(20))
+    best = recipes.best()
+    chosen = replace(best, searches=(Rule((), recipes.smoothed(20), ""),))
     whole = chosen(observation, Generator().manual_seed(0))
     stop = Budget(on_step=lambda step: step.iteration == 7, checkpoint=tmp_path / "state")
     assert chosen(observation, Generator().manual_seed(0), stop).status is Status.STOPPED
@@ -260,7 +284,8 @@ def test_a_dead_network_costs_no_result(pooled: bool) -> None:
     pool = [nn.MaxPool2d(2)] if pooled else []
     head = nn.Linear(4 * (4 if pooled else 16), 4)
     observation = observed([nn.Conv2d(3, 6, 3), nn.ReLU(), dead, nn.ReLU(), *pool, nn.Flatten(), head])
-    chosen = replace(recipes.best(), kinked=recipes.spectral(5), pooled=recipes.spectral(5))
+    short = recipes.spectral(5)
+    chosen = replace(recipes.best(), searches=(replace(SEARCHES["kinked"], attack=short),), pooled=short)
     found = chosen(observation, Generator().manual_seed(0))
     assert bool(found.images.isfinite().all()) and found.findings[0].code == "attack-chosen"
 
@@ -268,10 +293,10 @@ def test_a_dead_network_costs_no_result(pooled: bool) -> None:
 def test_what_was_found_survives_a_search_that_refuses_and_nothing_found_is_its_refusal() -> None:
     observation = replace(observed(HEADS["kinked"]), labels=None)
     refusing = replace(recipes.spectral(3), labels=_Refuses())
-    kept = trying(Guess(0.4), kinked=refusing)
+    kept = trying(Guess(0.4), search=refusing)
     with_labels = replace(observation, labels=torch.tensor([0]))
     assert float(kept(with_labels, Generator().manual_seed(0)).images.mean()) > -10
-    nothing = trying(Guess(0.4, error=ThreatModelError("not this one")), kinked=refusing)
+    nothing = trying(Guess(0.4, error=ThreatModelError("not this one")), search=refusing)
     with pytest.raises(ThreatModelError, match="no label"):
         nothing(observation, Generator().manual_seed(0))
 
@@ -288,12 +313,13 @@ def test_a_search_goes_on_in_pixels_and_what_is_hardly_nearer_does_not_count() -
     update = FedSGD()(network, batch.images, batch.labels)
     observation = observe(network, FedSGD(), update, batch, ThreatModel(labels="known"))
     alone = trying()
-    polished = replace(alone, polish=recipes.best().polish)
+    polished = trying(polish=SEARCHES["kinked"].polish)
     first, second = (each(observation, Generator().manual_seed(0)) for each in (alone, polished))
     before, after = (relative_matching_cost(observation, each.images, each.labels) for each in (first, second))
     assert after < 0.6 * before
     assert second.candidates[0].iterations == 600
-    hardly = replace(alone, polish=(replace(recipes.best().polish[0], max_iterations=1),))
+    short = replace(SEARCHES["kinked"].polish.searches[0], max_iterations=1)
+    hardly = trying(polish=replace(SEARCHES["kinked"].polish, searches=(short,)))
     assert torch.equal(hardly(observation, Generator().manual_seed(0)).images, first.images)
 
 

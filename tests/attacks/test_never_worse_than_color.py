@@ -93,9 +93,9 @@ def test_normalized_features_are_searched_within_the_range(norm: nn.Module) -> N
     if isinstance(norm, nn.BatchNorm2d):
         module = normalized(nn.BatchNorm2d(16, track_running_stats=False))
     chosen = recipes.best()
-    search, why = chosen.search(observed(module, COFFEE, LABEL)[0])
-    assert search == chosen.normalized
-    assert type(norm).__name__ in why
+    plan = chosen.plan(observed(module, COFFEE, LABEL)[0])
+    assert plan.search == chosen.in_range
+    assert type(norm).__name__ in plan.why
     report = audit(module, COFFEE, LABEL, mean=0.5, std=0.25, max_iterations=150, nulls=0)
     flat = report.baselines["constant"]["peak_signal_noise_ratio"]
     assert report.scores["peak_signal_noise_ratio"] > flat + 2

@@ -332,10 +332,10 @@ def test_restarts_that_are_lost_take_no_place_and_are_not_hidden(observation: Ob
     assert {candidate.status for candidate in lost.candidates} == {Status.NON_FINITE}
 
 
-def test_searching_keeps_what_it_was_told() -> None:
-    changed = recipes.geiping().searching(restarts=8, width=4)
+def test_settings_keep_what_it_was_told() -> None:
+    changed = recipes.geiping().with_settings(restarts=8, width=4)
     assert changed.width == 4 and changed.pruning == restart_pruning.SuccessiveHalving()
-    assert recipes.geiping().searching(restarts=8).width is None
+    assert recipes.geiping().with_settings(restarts=8).width is None
 
 
 def test_a_trial_of_vectorized_random_layers_leaves_the_random_state_alone() -> None:

@@ -48,7 +48,13 @@ def test_a_batch_is_told_which_pictures_came_back(restarts: int) -> None:
     module = nn.Sequential(nn.Conv2d(3, 24, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1536, 4)).eval()
     attack = recipes.spectral(40)
     report = inversefed.audit(
-        module, photos(2), torch.tensor([1, 2]), mean=0.5, std=0.25, attack=attack.searching(restarts=restarts), nulls=1
+        module,
+        photos(2),
+        torch.tensor([1, 2]),
+        mean=0.5,
+        std=0.25,
+        attack=attack.with_settings(restarts=restarts),
+        nulls=1,
     )
     agreed, margin = report.agreed, report.verdict.figures.margins
     assert agreed is not None and agreed.shape == (2,)

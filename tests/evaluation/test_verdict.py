@@ -7,7 +7,7 @@ from inversefed.errors import InputError
 from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.verdict import Evidence, decide, greatest, margins
 from inversefed.report.scope import scope
-from inversefed.types import Candidate, Finding, Reconstruction, Status
+from inversefed.types import Candidate, Reconstruction, Status
 
 
 def scores(*values: float) -> torch.Tensor:
@@ -150,12 +150,11 @@ def test_a_truth_among_the_candidates_is_left_out_however_many_there_are(count: 
 
 def test_scope_names_what_was_tried_given_and_kept() -> None:
     images, labels = torch.zeros(1, 1, 2, 2), torch.tensor([0])
-    chosen = Finding("attack-chosen", "info", "", {"attack": "Peel(evaluations=9)"})
     tried = (Candidate(images, labels, 0.1, iterations=3), Candidate(images, labels, 0.2, iterations=4))
-    found = Reconstruction(images, labels, 0.1, Status.FINISHED, tried, (chosen,))
-    said = scope("Choose(exact=())", found, 2.0, {"labels": "known", "client": "unknown"}, 1, "Repeated.")
+    found = Reconstruction(images, labels, 0.1, Status.FINISHED, tried, made_by="Peel(evaluations=9)")
+    said = scope("AutoAttack(exact=())", found, 2.0, {"labels": "known", "client": "unknown"}, 1, "Repeated.")
     assert said == (
-        "Tried: Choose, which chose Peel, 2 restarts of 7 iterations together, for 2.0 s. Repeated. "
+        "Tried: AutoAttack, which chose Peel, 2 restarts of 7 iterations together, for 2.0 s. Repeated. "
         "Given: the network, its weights, the number of examples, the labels. "
         "Not given: the client's settings, the defenses."
     )

@@ -5,7 +5,7 @@ import pytest
 from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation.verdict import Figures, Verdict
 from inversefed.report.gate import Leakage, leakage, outcome
-from inversefed.types import Finding, Status
+from inversefed.types import Status
 
 NO_TRUTH = {"truth": None, "permutation": None, "scores": {}, "baselines": {}}
 
@@ -48,14 +48,12 @@ def test_without_a_limit_the_verdict_decides_and_with_one_the_margin(report, lea
 
 
 def test_an_exact_recovery_is_above_every_limit_unless_the_verdict_denies_it(report):
-    exact = (Finding("exact", "info", "Exact."),)
-    assert outcome(leakage(report(1, findings=exact).to_dict()), 199.0) == "above"
-    assert outcome(leakage(report(1, findings=exact, **NO_TRUTH).to_dict()), 199.0) == "above"
-    assert (
-        outcome(leakage(report(1, verdict=judged(True, exact=True, pictures_exact=(0,)), **NO_TRUTH).to_dict()), 199.0)
-        == "above"
-    )
-    assert outcome(leakage(report(1, findings=exact, verdict=judged(False)).to_dict()), 199.0) == "below"
+    proven = {"proven": True}
+    assert outcome(leakage(report(1).to_dict() | proven), 199.0) == "above"
+    assert outcome(leakage(report(1, **NO_TRUTH).to_dict() | proven), 199.0) == "above"
+    alone = judged(True, exact=True, pictures_exact=(0,))
+    assert outcome(leakage(report(1, verdict=alone, **NO_TRUTH).to_dict()), 199.0) == "above"
+    assert outcome(leakage(report(1, verdict=judged(False)).to_dict() | proven), 199.0) == "below"
 
 
 def test_without_truth_the_verdict_stands_in_and_without_both_nothing_is_known(report):
@@ -94,8 +92,7 @@ def test_a_limit_is_a_number(limit):
         {"baselines": {"gray": {"peak_signal_noise_ratio": [1.0, 2.0]}}},
         {"verdict": "fine"},
         {"verdict": {"leaked": "no"}},
-        {"findings": 3},
-        {"findings": "exact"},
+        {"proven": "exact"},
     ],
 )
 def test_entries_of_another_kind_are_refused(report, entries):
@@ -105,9 +102,8 @@ def test_entries_of_another_kind_are_refused(report, entries):
 
 def test_a_verdict_that_names_no_exact_picture_outweighs_the_attack_s_own_word(report):
     """Of an update that many pictures make, the attack's result is exact to the update alone."""
-    findings = (Finding("exact", "info", "Exact to the update."),)
     leaked = Verdict(True, "It leaked.", "One attack.")
-    assert not leakage(report(1, findings=findings, verdict=leaked).to_dict()).exact
+    assert not leakage(report(1, verdict=leaked).to_dict() | {"proven": True}).exact
     some = Verdict(True, "It leaked.", "One attack.", Figures(pictures_exact=(1,)))
     assert leakage(report(2, verdict=some).to_dict()).exact
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from inversefed.evaluation.verdict import Figures, Verdict
 from inversefed.report import gallery
-from inversefed.types import Candidate, Finding, Reconstruction, Status
+from inversefed.types import Candidate, Reconstruction, Status
 
 NO_TRUTH = {"truth": None, "permutation": None, "scores": {}, "baselines": {}}
 
@@ -152,9 +152,6 @@ def judged(leaked: bool, **figures) -> Verdict:
     return Verdict(leaked, "The sentence of the verdict.", "The scope of the verdict.", Figures(**figures))
 
 
-EXACT = Finding("exact", "info", "Exact: it was solved.")
-
-
 def test_without_the_truth_the_first_advice_is_to_compare_with_it(report):
     brought = report(1, **NO_TRUTH, config={"update": "update.npz"}).to_html()
     assert brought.index("Compare with the private picture") < brought.index("Attack harder")
@@ -165,20 +162,20 @@ def test_without_the_truth_the_first_advice_is_to_compare_with_it(report):
 @pytest.mark.parametrize(
     ("fields", "said", "title"),
     [
-        ({"noise": 1e-3, "findings": (EXACT,)}, "The private picture was read out of the update.", "would stop it"),
-        ({"findings": (EXACT,)}, "A picture came back from the client&#39;s update.", "What would stop it"),  # 34 dB
+        ({"noise": 1e-3, "reproduces": True}, "The private picture was read out of the update.", "would stop it"),
+        ({"reproduces": True}, "A picture came back from the client&#39;s update.", "What would stop it"),  # 34 dB
         ({"verdict": judged(False, decided=False)}, "It is not decided whether a private picture", "make this surer"),
         ({"verdict": judged(True, exact=False)}, "A picture came back from the client&#39;s update.", "would stop it"),
         ({"verdict": judged(False)}, "No private picture was recovered by these attacks.", "make this surer"),
         ({"noise": 3.0}, "The picture did not come back from the client&#39;s update.", "make this surer"),
         ({"noise": 3.0, "verdict": judged(True)}, "Something of the private data came back", "would stop it"),
-        ({"noise": 3.0, "findings": (EXACT,)}, "The picture did not come back", "make this surer"),
+        ({"noise": 3.0, "reproduces": True}, "The picture did not come back", "make this surer"),
         (NO_TRUTH, "The attack produced 1 picture, and there is no truth to compare with.", "make this surer"),
         (NO_TRUTH | {"verdict": judged(True)}, "The update settles a picture; whether", "would stop it"),
         (NO_TRUTH | {"verdict": judged(True, exact=True)}, "A picture was read out of the update, and", "stop it"),
         (NO_TRUTH | {"verdict": judged(False)}, "Nothing shows that these attacks recovered", "make this surer"),
         (NO_TRUTH | {"verdict": judged(False, decided=False)}, "The update comes out the same from", "surer"),
-        (NO_TRUTH | {"findings": (EXACT,)}, "The update comes out the same from a picture", "make this surer"),
+        (NO_TRUTH | {"reproduces": True}, "The update comes out the same from a picture", "make this surer"),
     ],
 )
 def test_first_sentence_and_measures_follow_the_verdict_and_else_the_scores(report, fields, said, title):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from inversefed.attacks import Attack
+from inversefed.attacks import SearchAttack
 from inversefed.attacks.pieces.likelihoods import GaussianLikelihood, LaplaceLikelihood, PrunedError
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.pieces.priors import TotalVariation
@@ -27,6 +27,7 @@ from inversefed.attacks.search.problem import Problem
 from inversefed.attacks.search.time_schedule import as_fits
 from inversefed.attacks.simulations import Augmented, Clipped, Leaving, Noised, Unmixed
 from inversefed.errors import ConfigError, InversefedError
+from inversefed.findings import Code
 from inversefed.fl import defenses as fl
 from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.defenses.soteria import defended_tensor
@@ -56,12 +57,12 @@ class Adaptive:
         ConfigError: an attack without a search.
     """
 
-    attack: Attack
+    attack: SearchAttack
     defenses: tuple[Defense, ...] | None = None
     beside: bool = True
 
     def __post_init__(self) -> None:
-        if not hasattr(self.attack, "searching"):
+        if not isinstance(self.attack, SearchAttack):
             raise ConfigError(f"Adaptive adapts a search, such as recipes.best() or geiping(); got {self.attack!r}")
 
     def search(self, observation: Observation) -> GradientInversion:
@@ -73,10 +74,9 @@ class Adaptive:
             search = replace(search, simulation=Noised(inner=search.simulation))
         return search
 
-    def searching(self, **changes: Any) -> "Adaptive":
+    def with_settings(self, **changes: Any) -> "Adaptive":
         """The same attack, its search with other restarts, precision or compilation."""
-        attack: Any = self.attack
-        return replace(self, attack=attack.searching(**changes))
+        return replace(self, attack=self.attack.with_settings(**changes))
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """Attack twice, and choose by what the update says under the known defenses.
@@ -102,9 +102,15 @@ class Adaptive:
         return self.search(observation) != self._plain(observation)
 
     def _plain(self, observation: Observation) -> GradientInversion:
-        """The attack's search as it is."""
-        chosen: Any = self.attack
-        return chosen if isinstance(chosen, GradientInversion) else chosen.search(observation)[0]
+        """The attack's search as it is, told of no defense.
+
+        Raises:
+            ConfigError: it has no pieces that could be exchanged.
+        """
+        search = self.attack.search(replace(observation, defenses=()) if observation.defenses else observation)
+        if not isinstance(search, GradientInversion):
+            raise ConfigError(f"only the pieces of a GradientInversion can be adapted to a defense; got {search!r}")
+        return search
 
     def informed(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
         """The adapted search alone; the attack as it is where nothing is known that changes it."""
@@ -115,7 +121,7 @@ class Adaptive:
         found = replace(found, status=Status.STOPPED) if fewer else found
         known = ", ".join(map(repr, self._known(observation))) or "noise in the network itself"
         message = f"The search was adapted to what is known of the client's defenses: {known}."
-        finding = Finding("attack-adapted", "info", message, {"attack": repr(search)})
+        finding = Finding(Code.ATTACK_ADAPTED, "info", message, {"attack": repr(search)})
         return replace(found, findings=(finding, *found.findings))
 
     def _known(self, observation: Observation) -> tuple[Defense, ...]:

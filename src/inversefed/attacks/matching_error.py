@@ -1,16 +1,18 @@
 """The matching error: how far the update of a guess is from the one observed, whatever an attack minimizes."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
+from inversefed.errors import ConfigError
 from inversefed.fl.threat import Observation
 from inversefed.numerics import float32_products
-from inversefed.types import Images, Params
+from inversefed.types import Images, Params, Reconstruction
 
-__all__ = ["relative_matching_cost", "widened"]
+__all__ = ["completed", "relative_matching_cost", "widened"]
 
 
 def relative_matching_cost(observation: Observation, images: Images, labels: Tensor) -> float:
@@ -25,6 +27,25 @@ def relative_matching_cost(observation: Observation, images: Images, labels: Ten
         update = observation.client(observation.network, images, labels)
         cost = float(RelativeSquaredError()(widened(update), widened(observation.update)))
     return cost if math.isfinite(cost) else math.inf
+
+
+def completed(found: object, attack: object, observation: Observation) -> Reconstruction:
+    """A result with what its attack left unsaid: who made it, and its matching error, which is measured here once.
+
+    Args:
+        found: what an attack returned.
+        attack: that attack.
+        observation: what it attacked.
+
+    Raises:
+        ConfigError: it is no `Reconstruction`.
+    """
+    if not isinstance(found, Reconstruction):
+        raise ConfigError(f"an attack must return a Reconstruction; {attack!r} returned {type(found).__name__}")
+    error = found.matching_error
+    if error is None:
+        error = relative_matching_cost(observation, found.images, found.labels)
+    return replace(found, matching_error=error, made_by=found.made_by or repr(attack))
 
 
 def widened(update: Params) -> Params:

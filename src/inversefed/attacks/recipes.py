@@ -3,10 +3,12 @@
 Each returns a value that can be changed with `dataclasses.replace` and printed in full.
 """
 
+import re
 from dataclasses import replace
 from typing import Literal
 
-from inversefed.attacks.auto import Choose
+from inversefed.attacks import Attack
+from inversefed.attacks.auto import AutoAttack
 from inversefed.attacks.exact.april import AttentionInput
 from inversefed.attacks.exact.dense_batch.cocktail_party import IndependentComponents
 from inversefed.attacks.exact.dense_batch.sparse_directions import NullVectors
@@ -30,11 +32,27 @@ from inversefed.attacks.pieces.optimizers import LBFGS, Adam, NormalizedMomentum
 from inversefed.attacks.pieces.parametrizations import InRange, SpansRange, Spectral
 from inversefed.attacks.pieces.priors import ColorTotalVariation, SquaredNorm, TotalVariation
 from inversefed.attacks.pieces.schedules import Constant, CosineDecay, GeometricDecay, LinearDecay, WarmUp
-from inversefed.attacks.pieces.selection import PixelMean
+from inversefed.attacks.pieces.selection import LowestLoss, PixelMean
 from inversefed.attacks.pieces.starts import NearMean, Normal, Patterned, Zeros
+from inversefed.attacks.rules import (
+    Applies,
+    AtMost,
+    AveragesPlaces,
+    ClientUnknown,
+    ContrastHidden,
+    HasKinks,
+    KeepsPlacesNormalized,
+    OneExample,
+    OrderUnknown,
+    Polish,
+    Rule,
+    SeveralExamples,
+    Smooth,
+    StepsUnknown,
+)
 from inversefed.attacks.search.convergence import Stalled
 from inversefed.attacks.search.inversion import GradientInversion
-from inversefed.attacks.search.precision import EarlyBFloat16
+from inversefed.attacks.search.precision import EarlyBFloat16, Native
 from inversefed.attacks.simulations import OptimizedMasks, PerEpoch, RelaxedOrder, Surrogate
 
 __all__ = [
@@ -66,8 +84,8 @@ __all__ = [
 ]
 
 
-def best() -> Choose:
-    """The default of an audit: exact methods for one example, else the search that fits the network.
+def best() -> AutoAttack:
+    """The default of an audit: exact methods where they apply, else the search that fits the network.
 
     Paper: this project's choice; each method it may take has its own.
     Needs: an update.
@@ -75,29 +93,122 @@ def best() -> Choose:
 
     How the searches were chosen, with figures, is told in the documentation ("Speed").
     """
-    early = EarlyBFloat16(worthwhile=True)
-    return Choose(
-        exact=(linear(), patch_embedding(), april()),
-        layers=peel(),
-        wide=separated(),
-        quickly=Peel(starts=0),
-        batch=(sparse(), peel(), separated()),
-        smooth=curvature(),
-        several=smoothed(),
-        kinked=spectral().searching(precision=early),
-        averaged=replace(geiping(restarts=4, max_iterations=300), selection=PixelMean()),
-        deep=replace(smoothed(), restarts=3, selection=PixelMean(), precision=early),
-        pooled=spectral(110).searching(precision=early),
-        unknown=surrogate(),
-        shuffled=relaxed_order(),
-        training=train_mode(),
-        normalized=in_range(100),
-        bounded=in_range(),
-        polish=(
-            replace(geiping(max_iterations=600), optimizer=Adam(lr=0.02, signed=True)),
-            replace(geiping(max_iterations=300, total_variation=1e-3), optimizer=Adam(lr=0.01, signed=True)),
-        ),
+    early, one, several, wide = EarlyBFloat16(worthwhile=True), OneExample(), SeveralExamples(), Applies(separated())
+    pixels = (
+        replace(geiping(max_iterations=600), optimizer=Adam(lr=0.02, signed=True)),
+        replace(geiping(max_iterations=300, total_variation=1e-3), optimizer=Adam(lr=0.01, signed=True)),
     )
+    return AutoAttack(
+        exact=(
+            Rule((one,), linear(), "a linear layer that sees the picture gives it away in closed form"),
+            Rule((one,), patch_embedding(), "learned positions give away the patches of a transformer"),
+            Rule((one,), april(), "positions in front of an attention give away what it saw"),
+            Rule((one, wide), Peel(starts=0), "peeling without what takes long in it"),
+            Rule((one, wide), separated(), "a head that sees as much as a picture holds is inverted"),
+            Rule((one,), peel(), "linear equations, layer by layer, and the image from where they end", late=True),
+            Rule((several,), sparse(), "the zeros that a ReLU leaves tell examples of a first linear layer apart"),
+            Rule((several,), peel(), "peeling, all of them at once", late=True),
+            Rule((several,), separated(), "what went into the head is solved for, example by example, and inverted"),
+        ),
+        searches=_searches(early, pixels),
+        pooled=spectral(110).with_settings(precision=early),
+        in_range=in_range(),
+    )
+
+
+_NEARER, _SMALL = 0.6, 1e8
+"""Share of its matching cost that going on in pixels must bring a search to where nothing hides contrast, for a smaller
+gain often leads away from the truth; and operations of a forward pass up to which that costs little."""
+
+
+def _searches(early: EarlyBFloat16, pixels: tuple[GradientInversion, ...]) -> tuple[Rule[GradientInversion], ...]:
+    """The rules of `best()` that name a search; the first that holds does.
+
+    Args:
+        early: the precision of the first steps, where that pays.
+        pixels: what goes on in pixels from where a search came.
+    """
+    masks, kinks = OptimizedMasks(), HasKinks()
+    misleads = "the network has kinks ({}), where curvature misleads"
+    return (
+        Rule(
+            (ClientUnknown(),), surrogate(),
+            "the client's settings are unknown, so a gradient between the weights stands for them",
+        ),
+        Rule(
+            (OrderUnknown(),), relaxed_order(),
+            "the client shuffles in an order that is not known, so the order is searched too",
+        ),
+        Rule(
+            (ContrastHidden(),), train_mode(),
+            "BatchNorm in train mode takes contrast and brightness out of the update",
+        ),
+        Rule(
+            (StepsUnknown(),), relaxed_order(),
+            "which local step saw which label is not known, so the order is searched too",
+        ),
+        Rule(
+            (KeepsPlacesNormalized(),), in_range(100),
+            "the network normalizes its features ({}), which hides contrast", masks, Polish(pixels), bounded=True,
+        ),
+        Rule(
+            (Smooth(), SeveralExamples()), smoothed(),
+            "the network is smooth, and curvature misleads where {1} are mixed", masks,
+        ),
+        Rule((Smooth(),), curvature(), "the network is smooth, so its curvature guides the search", masks),
+        Rule(
+            (kinks, AveragesPlaces(), AtMost(_SMALL)),
+            replace(geiping(restarts=4, max_iterations=300), selection=PixelMean()),
+            f"{misleads}, and averages over places ({{}})", masks,
+        ),
+        Rule(
+            (kinks, AveragesPlaces(), OneExample()),
+            replace(smoothed(), restarts=3, selection=PixelMean(), precision=early),
+            f"{misleads}, and averages over places ({{}})", masks,
+        ),
+        Rule((kinks, AveragesPlaces()), smoothed(), f"{misleads}, and averages over places ({{}})", masks),
+        Rule(
+            (kinks,), spectral().with_settings(precision=early), misleads, masks, Polish(pixels[:1], _NEARER, _SMALL),
+        ),
+    )  # fmt: skip
+
+
+def table(chosen: AutoAttack) -> str:
+    """The rules of a choice as a table in Markdown, in their order, as the documentation shows it.
+
+    Args:
+        chosen: such as `best()`; its attacks are named by their recipe, whatever their precision and restarts.
+    """
+    rows = ["| when | what is run | why |", "|---|---|---|"]
+    rules: tuple[Rule[Attack], ...] = (*chosen.exact, *chosen.searches)
+    for rule in rules:
+        when = ", ".join(_words(condition) for condition in rule.when) or "else"
+        why = re.sub(r" \(\{\d?\}\)", "", rule.why).replace("{1}", "several examples")
+        rows.append(f"| {when} | {_name(rule.attack)} | {why} |")
+    return "\n".join(rows) + "\n"
+
+
+def _words(condition: object) -> str:
+    """What a condition says of itself, in the first line of its docstring."""
+    if isinstance(condition, AtMost):
+        return f"less than {condition.operations:g} operations"
+    if isinstance(condition, Applies):
+        return f"a network that {_name(condition.method)} takes"
+    said = (type(condition).__doc__ or "").partition("\n")[0].rstrip(".")
+    return said if said.startswith("BatchNorm") else said[:1].lower() + said[1:]
+
+
+def _name(attack: Attack) -> str:
+    """The recipe that makes an attack, up to precision, restarts and selection; its class where there is none."""
+
+    def alike(other: Attack) -> Attack:
+        if not isinstance(other, GradientInversion):
+            return other
+        return replace(other, precision=Native(), restarts=1, selection=LowestLoss())
+
+    made = {name: globals()[name] for name in __all__ if name != "best"}
+    found = [name for name, recipe in made.items() if alike(recipe()) == alike(attack)]
+    return f"`{found[0]}`" if found else f"`{attack!r}`"
 
 
 def geiping(restarts: int = 1, max_iterations: int = 4800, total_variation: float = 1e-2) -> GradientInversion:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from inversefed.attacks import SearchAttack
 from inversefed.cli.load import Setting, granted, read_seconds, read_setting
 from inversefed.cli.load_update import is_received, receive
 from inversefed.cli.options import Audit, to_config
@@ -97,9 +98,9 @@ def _attack(options: Audit) -> Any:
     changes = {name: value for name, value in changes.items() if value is not None}
     if not changes:
         return attack
-    if not hasattr(attack, "searching"):
+    if not isinstance(attack, SearchAttack):
         raise ConfigError(f"{options.attack} is no search, so --restarts, --precision and --compile mean nothing to it")
-    return attack.searching(**changes)
+    return attack.with_settings(**changes)
 
 
 def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:

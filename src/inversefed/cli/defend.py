@@ -7,8 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from inversefed.attacks.auto import Choose
-from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.attacks import SearchAttack
 from inversefed.cli import FAILED, INTERRUPTED, SUCCESS
 from inversefed.cli.load import Setting, granted, read_seconds, read_setting
 from inversefed.cli.options import Defend
@@ -65,7 +64,7 @@ def run_defend(options: Defend) -> int:
     """
     points = [read_point(text) for text in _texts(options)]
     attack = registry.build("attack", options.attack)
-    if not isinstance(attack, Choose | GradientInversion):
+    if not isinstance(attack, SearchAttack):
         raise ConfigError(f"defend adapts a search to each defense; {options.attack} has none")
     most = max(point.num_images for point in points) * options.targets
     setting = read_setting(replace(options, num_images=max(most, options.num_images)))

@@ -4,7 +4,6 @@ import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from inversefed.cli.load_update import (
 )
 from inversefed.cli.options import Inspect
 from inversefed.errors import ConfigError, InputError, InversefedError, MetadataError, UnsupportedNetworkError
+from inversefed.findings import Code
 from inversefed.fl.network import Network
 from inversefed.fl.simulate import observed
 from inversefed.fl.targets import class_count
@@ -31,7 +31,7 @@ from inversefed.fl.threat import Observation
 from inversefed.report.to_json import plain
 from inversefed.specs import registry
 from inversefed.types import Finding
-from inversefed.updates.diagnosis import MISFITS, check_example, diagnose
+from inversefed.updates.diagnosis import check_example, diagnose
 from inversefed.updates.update import Update, as_observation
 from inversefed.zoo.pictures import read_picture
 
@@ -55,7 +55,7 @@ def run_inspect(options: Inspect) -> int:
         0; 2 if an update that was brought cannot be used.
     """
     try:
-        with _about("scale"):
+        with _about(Code.SCALE):
             stated(options)
         findings, found = _brought(options) if is_received(options) else ((), _made(options))
     except InversefedError as error:
@@ -64,7 +64,7 @@ def run_inspect(options: Inspect) -> int:
         findings, found = (_as_finding(error),), ""
     counted = found if isinstance(found, Identifiability) else None
     if options.json:
-        content: dict[str, Any] = {"findings": [plain(asdict(each)) for each in findings]}
+        content: dict[str, Any] = {"findings": [plain(each.to_dict()) for each in findings]}
         content["identifiability"] = None if counted is None else counted.to_dict()
         print(json.dumps(content, indent=2, allow_nan=False))
     else:
@@ -95,10 +95,10 @@ def _made(options: Inspect) -> Identifiability:
 
 def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | str]:
     """Diagnose an update from outside, and count it if it can be used; else why it was not counted."""
-    with _about("shapes"):
+    with _about(Code.SHAPES):
         check_shape(options)
     setting = read_setting(options)
-    with _about("normalization"):
+    with _about(Code.NORMALIZATION):
         network = read_network(options, setting)
     client = believed_client(options)
     try:
@@ -106,7 +106,7 @@ def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | s
     except InputError as error:
         return (_as_finding(error, "The update cannot be read: "),), ""
     findings = diagnose(network, update.tensors, update.metadata, client=diagnosed_client(options, network))
-    if options.example and not any(finding.code in MISFITS for finding in findings if _is_error(finding)):
+    if options.example and not any(finding.unfit for finding in findings):
         findings = (*_example(options, network, update), *findings)
     if any(_is_error(finding) for finding in findings):
         return findings, ""
@@ -115,7 +115,7 @@ def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | s
     except InputError as error:
         return (_as_finding(error, "The update cannot be used: "), *findings), ""
     except ConfigError as error:  # a client that does not send what the file holds
-        return (_as_finding(error, "The update cannot be used: ", "scale"), *findings), ""
+        return (_as_finding(error, "The update cannot be used: ", Code.SCALE), *findings), ""
     except InversefedError as error:  # such as a client whose settings are not known
         return findings, str(error)
     return findings, _counted(observation)
@@ -134,13 +134,13 @@ def _counted(observation: Observation) -> Identifiability | str:
 class _About(InversefedError):
     """An error of the options, with the code of the finding that it becomes."""
 
-    def __init__(self, message: str, code: str) -> None:
+    def __init__(self, message: str, code: Code) -> None:
         super().__init__(message)
         self.code = code
 
 
 @contextmanager
-def _about(code: str) -> Iterator[None]:
+def _about(code: Code) -> Iterator[None]:
     """Say what options are about that cannot be."""
     try:
         yield
@@ -150,15 +150,15 @@ def _about(code: str) -> Iterator[None]:
         raise _About(str(error), code) from error
 
 
-def _as_finding(error: InversefedError, start: str = "", code: str = "names") -> Finding:
+def _as_finding(error: InversefedError, start: str = "", code: Code = Code.NAMES) -> Finding:
     """An error as a finding, under the code of what it is about; `code` where it does not tell."""
     match error:
         case MetadataError(entry="bn_mode"):
-            code = "batchnorm-train-mode"
+            code = Code.BATCHNORM_TRAIN_MODE
         case MetadataError():
-            code = "scale"
+            code = Code.SCALE
         case UnsupportedNetworkError():
-            code = "shapes"
+            code = Code.SHAPES
         case _About():
             code = error.code
     return Finding(code, "error", f"{start}{error}")

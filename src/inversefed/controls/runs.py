@@ -18,20 +18,15 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Generator
 
-from inversefed.attacks import Attack
-from inversefed.attacks.adaptive import Adaptive
-from inversefed.attacks.auto import Choose
-from inversefed.attacks.matching_error import relative_matching_cost
-from inversefed.attacks.pieces.starts import NearMean, Zeros
-from inversefed.attacks.search.inversion import GradientInversion
-from inversefed.attacks.search.restarts import planned_steps
+from inversefed.attacks import Attack, Search, SearchAttack
+from inversefed.attacks.matching_error import completed, relative_matching_cost
 from inversefed.attacks.search.time_schedule import Pace
 from inversefed.controls.null_update import null_observation
-from inversefed.controls.prior_only import blind
-from inversefed.errors import InversefedError
+from inversefed.errors import ConfigError, InversefedError
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.threat import Observation
 from inversefed.seeds import seed_for
@@ -44,9 +39,6 @@ SHARE = 0.6
 
 _STARTS = 4
 """Starts under the prior alone."""
-
-_FEWEST = 30
-"""Evaluations of a repeat at least; with 30 steps `spectral` gives a first picture (docs/speed.md)."""
 
 _PART = 0.8
 """Of the time there is, what repeats are planned for."""
@@ -63,9 +55,6 @@ _ONCE = 0.1
 _FEWER = 0.4
 """The share of their iterations down to which it is worth it to begin repeats anew; with less they show no more than
 those that are done."""
-
-_APART = 0.5
-"""Standard deviation, in normalized inputs, of a second start where the first is the mean color or close to it."""
 
 _ODD = 0x9E3779B97F4A7C15
 """Takes the seed of a second start far from those of worlds and attacks: the double of a seed, and the number after."""
@@ -105,7 +94,7 @@ class Plan:
 class Trials:
     """What the control runs came to; a tuple of reconstructions is one repeat.
 
-    The loss of each is its `relative_matching_cost`, whatever the attack minimizes.
+    Each has its `matching_error`, whatever the attack minimizes.
 
     Args:
         repeat: of the attack on the real update; empty where it was not carried out.
@@ -175,13 +164,13 @@ def plan(
     """
     began, repeated = time.monotonic(), searched(attack, observation)
     steps = _steps_of(repeated, found)
-    if isinstance(repeated, GradientInversion):
-        repeated = replace(repeated, restarts=1)
+    if isinstance(repeated, Search):
+        repeated = repeated.one_start()
     wanted = _iterations(repeated, budget.max_iterations, steps, nulls, runs)
     planned = Plan(repeated, wanted, nulls, seed, runs, left, wanted=wanted)
-    if not isinstance(repeated, GradientInversion) or wanted is None:
+    if not isinstance(repeated, Search) or wanted is None:
         return planned
-    planned = replace(planned, fewest=min(wanted, _fewest(repeated)))
+    planned = replace(planned, fewest=min(wanted, repeated.first_picture))
     if left is None or left <= 0:
         return planned
     iterations = _affordable(planned, observation, found, left)
@@ -192,8 +181,8 @@ def plan(
 def _steps_of(attack: Attack, found: Reconstruction) -> int:
     """Steps that the attack took; those that it would have taken, where it was stopped."""
     steps = sum(candidate.iterations for candidate in found.candidates)
-    if found.status is Status.STOPPED and isinstance(attack, GradientInversion):
-        return max(steps, planned_steps(attack.restarts, attack.pruning(attack.restarts, attack.max_iterations)))
+    if found.status is Status.STOPPED and isinstance(attack, Search):
+        return max(steps, attack.planned_steps)
     return steps
 
 
@@ -218,7 +207,7 @@ def _affordable(planned: Plan, observation: Observation, found: Reconstruction, 
 def _measured(planned: Plan, observation: Observation, each: float) -> int:
     """How many of the iterations of a run fit into its seconds."""
     attack, wanted = planned.attack, planned.iterations
-    assert isinstance(attack, GradientInversion) and wanted is not None
+    assert wanted is not None
     pace, null = Pace(_LOOK * each), nothing(planned, observation, "pace", 0)
     budget = Budget(each, wanted, lambda step: pace(step) or pace.measured)
     try:
@@ -231,34 +220,42 @@ def _measured(planned: Plan, observation: Observation, each: float) -> int:
 
 def _count(planned: Plan) -> int:
     """How many runs there are, at most."""
-    return planned.runs * (planned.nulls + 1) + (_STARTS if getattr(planned.attack, "priors", ()) else 0) + 2
+    return (
+        planned.runs * (planned.nulls + 1)
+        + (_STARTS if isinstance(planned.attack, Search) and planned.attack.has_prior else 0)
+        + 2
+    )
 
 
 def searched(attack: Attack, observation: Observation) -> Attack:
-    """The search of an attack that chooses or adapts one; any other attack as it is."""
-    if isinstance(attack, Choose) and observation.defenses:
-        attack = attack.informed()
-    if isinstance(attack, Adaptive):
-        return attack.search(observation)
-    return attack.search(observation)[0] if isinstance(attack, Choose) else attack
+    """The search of an attack that has one, which may choose or adapt it; any other attack as it is.
+
+    Raises:
+        ConfigError: what it calls its search is none.
+    """
+    if not isinstance(attack, SearchAttack):
+        return attack
+    search: object = attack.search(observation)
+    if not isinstance(search, Search):
+        missing = [name for name in dir(Search) if not (name.startswith("_") or hasattr(search, name))]
+        raise ConfigError(
+            f"the search of {attack!r} cannot be repeated for the controls: {search!r} has no {', '.join(missing)} "
+            "(see inversefed.attacks.Search); add them, or leave out `search`"
+        )
+    return search
 
 
 def _iterations(attack: Attack, most: int | None, steps: int, nulls: int, runs: int) -> int | None:
     """So many that all repeats together take about the steps of the attack, but enough for a picture to show."""
-    if not isinstance(attack, GradientInversion):
+    if not isinstance(attack, Search):
         return most
-    return min(most or attack.max_iterations, max(_fewest(attack), steps // ((nulls + 1) * runs)))
-
-
-def _fewest(attack: GradientInversion) -> int:
-    """Iterations with which it gives a first picture."""
-    return max(5, math.ceil(_FEWEST / getattr(attack.optimizer, "inner", 1)))
+    return min(most or attack.max_iterations, max(attack.first_picture, steps // ((nulls + 1) * runs)))
 
 
 def own_repeat(attack: Attack, budget: Budget, found: Reconstruction, planned: Plan) -> tuple[Reconstruction, ...]:
     """The attack's own result where it ran on the same terms as a repeat; else nothing."""
     whole = found.status in (Status.FINISHED, Status.CONVERGED) and budget.resume is None and planned.runs == 1
-    own = budget.max_iterations or getattr(attack, "max_iterations", None)
+    own = budget.max_iterations or (attack.max_iterations if isinstance(attack, Search) else None)
     return (found,) if whole and attack == planned.attack and own == planned.iterations else ()
 
 
@@ -349,23 +346,24 @@ def _steps(
     """The runs in order, each from what is done before to what is done then."""
     once = replace(planned, runs=1)
 
-    def blinded(done: Trials) -> Trials:
-        assert isinstance(planned.attack, GradientInversion)
-        steps = once.iterations if planned.attack.priors else 1  # without a prior, starts stay as they are
-        shut = replace(once, attack=blind(planned.attack, _STARTS), iterations=steps)
+    search = planned.attack if isinstance(planned.attack, Search) else None
+
+    def alone(search: Search, done: Trials) -> Trials:
+        steps = once.iterations if search.has_prior else 1  # without a prior, starts stay as they are
+        shut = replace(once, attack=search.prior_alone(_STARTS), iterations=steps)
         found = _attempt(shut, nothing(planned, observation, "prior", 0), deadline)
         return replace(done, prior=tuple(start for each in found for start in _starts(each)))
 
     def null(done: Trials) -> Trials:
         return replace(done, nulls=(*done.nulls, null_run(planned, observation, len(done.nulls), deadline)))
 
-    if prior and isinstance(planned.attack, GradientInversion):
-        yield blinded
+    if prior and search is not None:
+        yield partial(alone, search)
     if other is not None:
         yield lambda done: replace(done, other=_attempt(once, other, deadline))
     if repeat:
         yield lambda done: replace(done, repeat=_attempt(planned, observation, deadline))
-    if planned.again and isinstance(planned.attack, GradientInversion):
+    if planned.again and search is not None:
         yield lambda done: replace(done, again=_attempt(once, observation, deadline, first=1))
     yield from [null] * planned.nulls
 
@@ -410,21 +408,18 @@ def _attempt(planned: Plan, observation: Observation, deadline: float, first: in
         budget = Budget(left if math.isfinite(left) else None, planned.iterations)
         try:
             with foreign_code("a repeat of the attack"):  # a closed form may meet a singular matrix
-                result = (_apart(planned.attack) if number else planned.attack)(observation, starts, budget)
+                result = (_second(planned.attack) if number else planned.attack)(observation, starts, budget)
         except InversefedError:
             return ()
         if result.status is Status.INTERRUPTED or (result.status is Status.STOPPED and math.isfinite(left)):
             raise _Cut
-        cost = relative_matching_cost(observation, result.images, result.labels)
-        found.append(replace(result, loss=cost))
+        found.append(completed(result, planned.attack, observation))
     return tuple(found)
 
 
-def _apart(attack: Attack) -> Attack:
-    """The same attack from a start that differs: nearly the same one twice would agree with itself."""
-    if isinstance(attack, GradientInversion) and isinstance(attack.start, NearMean | Zeros):
-        return replace(attack, start=NearMean(std=_APART))
-    return attack
+def _second(attack: Attack) -> Attack:
+    """The same attack from a start that differs, where it has starts."""
+    return attack.one_start(apart=True) if isinstance(attack, Search) else attack
 
 
 def _starts(found: Reconstruction) -> tuple[Reconstruction, ...]:

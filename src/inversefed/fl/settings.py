@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from inversefed.errors import ConfigError
+from inversefed.findings import Code
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.clients.dpsgd import DPSGD
 from inversefed.fl.clients.views import inner_client
@@ -67,7 +68,7 @@ def setting_findings(
     if batchnorm_in_train_mode(network.module):
         found.append(
             Finding(
-                "batchnorm-train-mode",
+                Code.BATCHNORM_TRAIN_MODE,
                 "warning",
                 "BatchNorm runs in train mode: the examples of a batch are coupled through its statistics. The attack "
                 "simulates the same mode; a result in eval mode would be an upper bound, not this client's risk.",
@@ -76,7 +77,7 @@ def setting_findings(
     if dropout_in_train_mode(network.module):
         found.append(
             Finding(
-                "dropout-train-mode",
+                Code.DROPOUT_TRAIN_MODE,
                 "warning",
                 "Dropout runs in train mode: the attacker does not know the client's masks. Unless the attack searches "
                 "them (OptimizedMasks, as in recipes.dropout_inversion()), it simulates draws of its own, and failure "
@@ -86,18 +87,18 @@ def setting_findings(
     frozen = [name for name, weight in network.module.named_parameters() if not weight.requires_grad]
     if frozen:
         message = f"{len(frozen)} of the network's parameters are frozen and not part of the update."
-        found.append(Finding("frozen", "info", message, {"parameters": frozen[:10]}))
+        found.append(Finding(Code.FROZEN, "info", message, {"parameters": frozen[:10]}))
     if defenses and (threat is None or threat.defenses == "unknown"):
         named = ", ".join(f"{defense!r} on the {acts_on(defense)}" for defense in defenses)
         message = f"The attack is not told of the defenses ({named}): one that knows them may recover more."
         evidence = {repr(defense): _first_sentence(defense) for defense in defenses}
-        found.append(Finding("defense-unknown-to-attack", "warning", message, evidence))
+        found.append(Finding(Code.DEFENSE_UNKNOWN, "warning", message, evidence))
     found += _client_defense_findings(client, len(truth.images), defenses)
     classes = [] if truth.labels.is_floating_point() else truth.labels.tolist()
     repeated = len(classes) - len(set(map(str, classes)))
     if repeated:
         message = f"{repeated} of the {len(truth.labels)} examples share a label with another one."
-        found.append(Finding("repeated-labels", "info", message))
+        found.append(Finding(Code.REPEATED_LABELS, "info", message))
     return tuple(found)
 
 
@@ -109,7 +110,7 @@ def _client_defense_findings(client: Client, num_examples: int, defenses: Sequen
             f"{inner_client(client)!r}: the server sees one sum of several clients' updates. The scores are of all "
             "their examples together, and nothing says which client an example is of."
         )
-        found.append(Finding("secure-aggregation", "info", message))
+        found.append(Finding(Code.SECURE_AGGREGATION, "info", message))
     if private is not None:
         found.append(_privacy_finding(private, num_examples, broken_by(defenses)))
         if private.poisson_sampling:
@@ -117,7 +118,7 @@ def _client_defense_findings(client: Client, num_examples: int, defenses: Sequen
                 "Which examples each local step drew is the client's own: the attack simulates the mean of the draws, "
                 "and an example that no step took leaves no trace."
             )
-            found.append(Finding("sampling-unknown", "info", message))
+            found.append(Finding(Code.SAMPLING_UNKNOWN, "info", message))
     return found
 
 
@@ -134,14 +135,14 @@ def _privacy_finding(client: DPSGD, num_examples: int, broken: str) -> Finding:
             "DP-SGD without noise (noise_multiplier=0) is clipping of each example alone: epsilon is infinite, and "
             "nothing is promised."
         )
-        return Finding("differential-privacy", "warning", message)
+        return Finding(Code.DIFFERENTIAL_PRIVACY, "warning", message)
     if broken:
         message = f"No epsilon is stated for DP-SGD with these defenses: {broken}."
-        return Finding("differential-privacy", "warning", message)
+        return Finding(Code.DIFFERENTIAL_PRIVACY, "warning", message)
     try:
         one, every = privacy_of(client, num_examples)
     except ConfigError as error:
-        return Finding("differential-privacy", "info", f"Epsilon was not computed: {error}")
+        return Finding(Code.DIFFERENTIAL_PRIVACY, "info", f"Epsilon was not computed: {error}")
     notes = "".join(f" ({note}.)" for note in dict.fromkeys((one.note, every.note)) if note)
     message = (
         f"DP-SGD with noise of {client.noise_multiplier:g} times the clipping norm {client.max_grad_norm:g}. This "
@@ -149,7 +150,9 @@ def _privacy_finding(client: DPSGD, num_examples: int, broken: str) -> Finding:
         f"{client.accounting.rounds} rounds: {every}. {_NEIGHBORS[one.neighbors]}{notes} The "
         "attack simulates the client without its noise."
     )
-    return Finding("differential-privacy", "info", message, {"per_release": asdict(one), "cumulative": asdict(every)})
+    return Finding(
+        Code.DIFFERENTIAL_PRIVACY, "info", message, {"per_release": asdict(one), "cumulative": asdict(every)}
+    )
 
 
 def _promised(client: Client, num_examples: int, defenses: Sequence[Defense]) -> Mapping[str, Any]:
@@ -176,15 +179,15 @@ def _client_findings(network: Network, client: Client, threat: ThreatModel, num_
             "The client's settings were hidden from the attack: it cannot simulate the client, and a server that knows "
             "them may recover more."
         )
-        found.append(Finding("client-unknown", "warning", message))
+        found.append(Finding(Code.CLIENT_UNKNOWN, "warning", message))
     elif steps is not None and steps.shuffles and threat.order == "unknown":
         message = (
             "The client shuffles, and the attack does not know its order. An attack that simulates an order of its own "
             "is weaker than one that searches it (RelaxedOrder, PerEpoch)."
         )
-        found.append(Finding("order-unknown", "warning", message))
+        found.append(Finding(Code.ORDER_UNKNOWN, "warning", message))
     sent = client.sent_names(network)
     if len(sent) < len(network.params):
         message = f"The client sends {len(sent)} of {len(network.params)} tensors; the attack sees no others."
-        found.append(Finding("partial-update", "info", message, {"sent": list(sent)[:10]}))
+        found.append(Finding(Code.PARTIAL_UPDATE, "info", message, {"sent": list(sent)[:10]}))
     return found

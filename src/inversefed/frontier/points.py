@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from torch import Generator, Tensor, nn
 
 from inversefed.assessment import paired
+from inversefed.attacks import SearchAttack
 from inversefed.attacks.adaptive import Adaptive
-from inversefed.attacks.auto import Choose
-from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.errors import ConfigError, InputError, InversefedError
 from inversefed.evaluation import controls, metrics
 from inversefed.fl.clients import Client, FedSGD
@@ -59,7 +58,7 @@ def measure(
     labels: Tensor,
     point: Point,
     *,
-    attack: Choose | GradientInversion,
+    attack: SearchAttack,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     threat: ThreatModel = ThreatModel(),
@@ -131,7 +130,7 @@ def _leakage(
     observation: Observation,
     truth: Batch,
     threat: ThreatModel,
-    attack: Choose | GradientInversion,
+    attack: SearchAttack,
     seed: int,
     budget: Budget,
 ) -> dict[str, float]:

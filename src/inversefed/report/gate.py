@@ -74,8 +74,11 @@ def leakage(report: Mapping[str, Any]) -> Leakage:
     leaked, figures = verdict.get("leaked"), _table(verdict, "figures")
     if leaked is not None and not isinstance(leaked, bool):
         raise InputError(f"the verdict's entry leaked must be true or false, got {leaked!r}")
-    # The verdict knows which pictures are exact; without one, the attack's own finding stands.
-    named, told = figures.get("pictures_exact"), "exact" in _codes(report) or figures.get("exact") is True
+    # The verdict knows which pictures are exact; without one, what the attack proved stands.
+    proven = report.get("proven", False)
+    if not isinstance(proven, bool):
+        raise InputError(f"the report's entry proven must be true or false, got {proven!r}")
+    named, told = figures.get("pictures_exact"), proven or figures.get("exact") is True
     exact = told if named is None else bool(named)
     decibels, picture, control = worst or (None, None, None)
     null = 0.0 if "null" in _table(report, "baselines") else _best_null(figures)
@@ -167,10 +170,3 @@ def _numbers(content: Mapping[str, Any], name: str) -> list[float | None]:
     if not isinstance(found, list) or not all(each is None or type(each) in (int, float) for each in found):
         raise InputError(f"the report's entry {name!r} must be a list of numbers")
     return [None if each is None else float(each) for each in found]
-
-
-def _codes(report: Mapping[str, Any]) -> list[object]:
-    found = report.get("findings") or []
-    if not isinstance(found, list):
-        raise InputError(f"the report's entry 'findings' must be a list, got {type(found).__name__}")
-    return [finding.get("code") for finding in found if isinstance(finding, Mapping)]

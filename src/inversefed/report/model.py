@@ -55,6 +55,7 @@ class Report:
         controls: the pictures behind the baselines, by the control's name, in the order of the truth.
         agreement: by how many decibels other starts agree on each picture, in the attack's own order, as `agreement`
             measures it; `None` where there was no other start.
+        reproduces: whether the client makes the observed update again of what was recovered.
 
     >>> import torch
     >>> from inversefed.evaluation.score import score
@@ -81,6 +82,7 @@ class Report:
     not_computed: Mapping[str, str] = field(default_factory=lambda: dict(_WITHOUT_WEIGHTS), repr=False)
     frontier: tuple[Row, ...] = field(default=(), repr=False)
     agreement: Scores | None = field(default=None, repr=False)
+    reproduces: bool = False
 
     @property
     def status(self) -> Status:
@@ -160,8 +162,15 @@ class Report:
             "permutation": self.permutation,
             "agreement": self.agreed,
             "loss": self.reconstruction.loss,
-            "candidates": [{"loss": c.loss, "status": c.status, "iterations": c.iterations} for c in candidates],
-            "findings": [vars(finding) for finding in self.findings],
+            "matching_error": self.reconstruction.matching_error,
+            "undetermined": self.reconstruction.undetermined,
+            "proven": self.reconstruction.proven,
+            "made_by": self.reconstruction.made_by,
+            "candidates": [
+                {"loss": c.loss, "status": c.status, "iterations": c.iterations, "restart": c.restart, "seed": c.seed}
+                for c in candidates
+            ],
+            "findings": [finding.to_dict() for finding in self.findings],
             "scenario": self.scenario,
             "config": self.config,
             "environment": self.environment,

@@ -49,8 +49,8 @@ def scope(
 
 def _tried(attack: str, found: Reconstruction) -> str:
     """The attack's name, what it chose, and how far that went."""
-    chosen = [str(f.evidence.get("attack")) for f in found.findings if f.code == "attack-chosen"]
-    name = attack.partition("(")[0] + "".join(f", which chose {each.partition('(')[0]}" for each in chosen)
+    name, made_by = (each.partition("(")[0] for each in (attack, found.made_by or attack))
+    name += f", which chose {made_by}" if made_by != name else ""
     restarts, steps = len(found.candidates), sum(candidate.iterations for candidate in found.candidates)
     if not steps:
         return name

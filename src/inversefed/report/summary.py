@@ -307,7 +307,7 @@ def _outcome(report: "Report") -> Outcome:
     """What came of the attack, in one word: by the verdict where there is one."""
     if report.verdict is not None:
         return _judged(report.verdict)
-    same = any(finding.code in ("exact", "same-update") for finding in report.findings)
+    same = report.reconstruction.proven or report.reproduces
     if PSNR not in report.scores:
         return "open" if same else "unknown"
     kinds = _recoveries(report)

@@ -43,6 +43,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 """What a user can choose, and the modules whose `__all__` is the choice."""
 
 _PARTS = (
+    "attacks.rules",
     "attacks.pieces.group_consistency",
     "attacks.search.convergence",
     "attacks.exact.dense_batch.sparse_directions",

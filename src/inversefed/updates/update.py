@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from inversefed.errors import ConfigError, MetadataError, UpdateMismatchError
+from inversefed.findings import Code
 from inversefed.fl.apart import apart
 from inversefed.fl.clients import Client
 from inversefed.fl.clients.client import check_client
@@ -182,20 +183,28 @@ def assumptions(metadata: Metadata, after: bool = False, num_examples: int | Non
     found = []
     if kind is None:
         found.append(
-            ("kind-assumed", "The update was taken for a gradient; say --kind if it is a weight delta or new weights.")
+            (
+                Code.KIND_ASSUMED,
+                "The update was taken for a gradient; say --kind if it is a weight delta or new weights.",
+            )
         )
     if kind in ("weight_delta", "new_weights"):
         if metadata.learning_rate is None:
             found.append(
-                ("client-unknown", "The learning rate is not known, so the client cannot be simulated, and an attack "
-                 "that could would recover more; give --learning-rate and --local-steps.")
+                (Code.CLIENT_UNKNOWN, "The learning rate is not known, so the client cannot be simulated, and an "
+                 "attack that could would recover more; give --learning-rate and --local-steps.")
             )  # fmt: skip
         elif metadata.local_steps is None:
-            found.append(("local-steps-assumed", "One local step was assumed; give --local-steps if there were more."))
+            found.append(
+                (Code.LOCAL_STEPS_ASSUMED, "One local step was assumed; give --local-steps if there were more.")
+            )
     if num_examples is None and metadata.num_examples is None:
         number = metadata.batch_size or 1
         found.append(
-            ("num-examples-assumed", f"The update was taken for one of {number} examples; give --num-examples if not.")
+            (
+                Code.NUM_EXAMPLES_ASSUMED,
+                f"The update was taken for one of {number} examples; give --num-examples if not.",
+            )
         )
     return tuple(Finding(code, "warning", message) for code, message in found)
 

@@ -19,13 +19,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from inversefed.attacks.exact.verify import exactness, matched
+from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.labels.matching import labels_of
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import FedSGD
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.types import Budget, Candidate, Params, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Params, Reconstruction
 
 __all__ = ["AttentionInput"]
 
@@ -53,9 +53,7 @@ class AttentionInput:
         labels, told = labels_of(observation, images)
         images, loss = matched(observation, images, labels)
         how = f"the picture was read off {entry.positions} and the attention behind it in closed form, without a search"
-        finding = exactness(loss, how, {"condition": spread})
-        chosen = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
-        return Reconstruction(images, labels, loss, Status.FINISHED, (chosen,), (finding, *told))
+        return verified(self, Candidate(images, labels, loss, iterations=1), how, {"condition": spread}, told=told)
 
     def check(self, observation: Observation) -> str:
         """Say what it would do.

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from inversefed.attacks.exact.peel.feature_inversion import invert_features, solve_features
 from inversefed.attacks.exact.progress import Watch
-from inversefed.attacks.exact.verify import exactness, matched
+from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.head.inputs import Separated, separate
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.time_schedule import as_fits
@@ -41,11 +41,11 @@ class SeparatedFeatures:
     """Recover several pictures from one gradient, through what went into the head.
 
     Args:
-        search: finds the pictures that the inversion starts from.
+        initial: the search for the pictures that the inversion starts from.
         evaluations: most evaluations of the network up to its head in that.
     """
 
-    search: GradientInversion
+    initial: GradientInversion
     evaluations: int = 1500
 
     def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
@@ -58,9 +58,9 @@ class SeparatedFeatures:
         self.check(observation)
         began, known, network = time.monotonic(), separate(observation), observation.network
         observation = replace(observation, labels=known.labels)
-        found, fewer = as_fits(self.search, observation, generator, replace(budget, checkpoint=None, resume=None))
+        found, fewer = as_fits(self.initial, observation, generator, replace(budget, checkpoint=None, resume=None))
         if found.status not in (Status.FINISHED, Status.CONVERGED):
-            return found
+            return replace(found, made_by=repr(self))
         rounds = self.evaluations // 10
         watch = Watch(budget, lambda inputs: _pictures(network, inputs), began=began, rounds=rounds)
         inputs, status = network.normalize(found.images).double(), Status.FINISHED
@@ -69,7 +69,27 @@ class SeparatedFeatures:
         except KeyboardInterrupt:
             inputs, status = watch.kept[-1] if watch.kept else inputs, Status.INTERRUPTED
         status = Status.STOPPED if status is Status.FINISHED and (fewer or watch.stopped) else status
-        return _nearest(observation, found, _pictures(network, inputs), known, watch, status)
+        return self._nearest(observation, found, _pictures(network, inputs), known, watch, status)
+
+    def _nearest(
+        self,
+        observation: Observation,
+        found: Reconstruction,
+        images: Tensor,
+        known: Separated,
+        watch: Watch,
+        status: Status,
+    ) -> Reconstruction:
+        """What matches the update better, the search's pictures or the inverted ones, verified."""
+        tried = [matched(observation, each, known.labels) for each in (images, found.images)]
+        images, loss = min(tried, key=lambda pair: pair[1])
+        if loss < EXACT and status is Status.STOPPED:  # nothing is left to do
+            status = Status.FINISHED
+        how = f"what went into the head was solved for, for each of {len(images)} examples, and inverted"
+        history = (*found.candidates[0].history, *watch.history)
+        chosen = Candidate(images, known.labels, loss, status, len(history), history)
+        result = verified(self, chosen, how, {"residual_of_the_head": known.residual})
+        return replace(result, findings=(*found.findings, *result.findings))
 
     def check(self, observation: Observation) -> str:
         """Say what it would do, without solving anything.
@@ -91,21 +111,6 @@ class SeparatedFeatures:
         if width < pixels:
             raise UnsupportedNetworkError(f"{width} numbers go into the head, and a picture has {pixels}")
         return f"solves for the {width} numbers that go into the head for each example, and looks for pictures of them"
-
-
-def _nearest(
-    observation: Observation, found: Reconstruction, images: Tensor, known: Separated, watch: Watch, status: Status
-) -> Reconstruction:
-    """What matches the update better, the search's pictures or the inverted ones, verified."""
-    tried = [matched(observation, each, known.labels) for each in (images, found.images)]
-    images, loss = min(tried, key=lambda pair: pair[1])
-    if loss < EXACT and status is Status.STOPPED:  # nothing is left to do
-        status = Status.FINISHED
-    how = f"what went into the head was solved for, for each of {len(images)} examples, and inverted"
-    history = (*found.candidates[0].history, *watch.history)
-    chosen = Candidate(images, known.labels, loss, status, len(history), history)
-    finding = exactness(loss, how, {"residual_of_the_head": known.residual})
-    return Reconstruction(images, known.labels, loss, status, (chosen,), (*found.findings, finding))
 
 
 def _inverted(network: Network, known: Separated, start: Tensor, evaluations: int, watch: Watch) -> Tensor:

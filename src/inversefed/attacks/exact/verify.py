@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from inversefed.attacks.matching_error import relative_matching_cost
+from inversefed.findings import Code
 from inversefed.fl.threat import Observation
 from inversefed.thresholds import EXACT, OPEN
-from inversefed.types import Finding, Images
+from inversefed.types import Candidate, Finding, Images, Reconstruction
 
-__all__ = ["exactness", "matched"]
+__all__ = ["exactness", "matched", "verified"]
 
 _ROUGH = 1e-2
 """Relative matching cost above which a result is too far off for its rounding to tell anything."""
@@ -36,24 +37,60 @@ def matched(observation: Observation, images: Images, labels: Tensor) -> tuple[I
     return (rounded, nearer) if nearer < cost else (images, cost)
 
 
-def exactness(cost: float, how: str, evidence: Mapping[str, Any] | None = None) -> Finding:
+def verified(
+    attack: object,
+    candidate: Candidate,
+    how: str,
+    evidence: Mapping[str, Any] | None = None,
+    undetermined: float | None = None,
+    told: tuple[Finding, ...] = (),
+) -> Reconstruction:
+    """What an exact method found as its result, exact where the client makes the observed update of it again.
+
+    Args:
+        attack: the method.
+        candidate: what it found; its loss is its `relative_matching_cost`.
+        how: what was done, as a sentence without its end.
+        evidence: further figures for the finding.
+        undetermined: share of the pictures that the equations leave open, if they tell.
+        told: what else was found out.
+    """
+    return Reconstruction(
+        candidate.images,
+        candidate.labels,
+        candidate.loss,
+        candidate.status,
+        (candidate,),
+        (exactness(candidate.loss, how, evidence, undetermined), *told),
+        matching_error=candidate.loss,
+        undetermined=undetermined,
+        made_by=repr(attack),
+        proven=candidate.loss < EXACT,
+    )
+
+
+def exactness(
+    cost: float, how: str, evidence: Mapping[str, Any] | None = None, undetermined: float | None = None
+) -> Finding:
     """Say whether a result is exact.
 
     Args:
         cost: its `relative_matching_cost`.
         how: what was done, as a sentence without its end.
-        evidence: figures beside the cost; `unseen` is the share of the picture that the equations leave open.
+        evidence: figures beside the cost.
+        undetermined: share of the pictures that the equations leave open, if they tell.
 
     Returns:
         The finding `exact`, or the warning `not-exact`.
     """
-    figures = {"relative_matching_cost": cost, **(evidence or {})}
-    if cost < EXACT and figures.get("unseen", 0.0) > OPEN:
+    left_open = {} if undetermined is None else {"unseen": undetermined}
+    figures = {"relative_matching_cost": cost, **(evidence or {}), **left_open}
+    if cost < EXACT and undetermined is not None and undetermined > OPEN:
         message = (
-            f"Exact to the update, which comes out the same: {how}. But {figures['unseen']:.1%} of the picture stays "
-            "open, where other values make the same update too."
+            f"Exact to the update, which comes out the same: {how}. But {undetermined:.1%} of the picture stays open, "
+            "where other values make the same update too."
         )
-        return Finding("exact", "info", message, figures)
+        return Finding(Code.EXACT, "info", message, figures)
     if cost < EXACT:
-        return Finding("exact", "info", f"Exact: {how}, and the update comes out the same.", figures)
-    return Finding("not-exact", "warning", f"{how[:1].upper()}{how[1:]}, but the update differs.", figures)
+        return Finding(Code.EXACT, "info", f"Exact: {how}, and the update comes out the same.", figures)
+    return Finding(Code.NOT_EXACT, "warning", f"{how[:1].upper()}{how[1:]}, but the update differs.", figures)

@@ -96,7 +96,7 @@ class Identifiability:
     def to_dict(self) -> dict[str, Any]:
         """All of it as values that JSON can hold, each layer with its `suffices`."""
         layers = [{**asdict(row), "suffices": row.suffices} for row in self.layers]
-        return {**asdict(self), "layers": layers, "limits": [_plain(finding) for finding in self.limits]}
+        return {**asdict(self), "layers": layers, "limits": [finding.to_dict() for finding in self.limits]}
 
 
 def identify(observation: Observation) -> Identifiability:
@@ -203,10 +203,6 @@ def _asked(name: str, check: Callable[[], str]) -> Method:
         return Method(name, False, str(error))
     except Exception as error:  # foreign code of the network: whatever it raises means the same
         return Method(name, False, f"the network does not run as this method asks: {str(error)[:200]}")
-
-
-def _plain(finding: Finding) -> dict[str, Any]:
-    return {**vars(finding), "evidence": dict(finding.evidence)}
 
 
 def _least_examples(observation: Observation, layers: tuple[LayerEquations, ...]) -> tuple[int, str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from inversefed.attacks.identifiability.layer_counts import LayerEquations
+from inversefed.findings import Code
 from inversefed.fl.clients.views import gradients_summed
 from inversefed.fl.threat import Observation
 from inversefed.fl.train_mode import batchnorm_in_train_mode, dropout_in_train_mode
@@ -26,7 +27,9 @@ def hidden(
         numbers: the most independent numbers in the update.
     """
     if not any(bool(part.any()) for part in observation.gradient.values()):
-        return (Finding("zero-update", "warning", "Every entry of the update is zero, and nothing can be recovered."),)
+        return (
+            Finding(Code.ZERO_UPDATE, "warning", "Every entry of the update is zero, and nothing can be recovered."),
+        )
     parts = (
         _too_few(observation, numbers), _mixed(observation, layers), _steps(observation), _ranks(layers),
         zero_head(observation), _zero_rows(layers), _relu(observation, features), _pooling(observation),
@@ -56,7 +59,7 @@ def zero_head(observation: Observation) -> tuple[Finding, ...]:
         f"what goes into the head, {width} numbers an example at most, and the labels. That ends with the first step "
         "of training: audit such a network with the weights of a later round as well."
     )
-    return (Finding("zero-head", "warning", message, {"head": name, "width": width}),)
+    return (Finding(Code.ZERO_HEAD, "warning", message, {"head": name, "width": width}),)
 
 
 def _too_few(observation: Observation, numbers: int) -> Iterator[Finding]:
@@ -64,20 +67,20 @@ def _too_few(observation: Observation, numbers: int) -> Iterator[Finding]:
     unknowns *= observation.network.image_shape[1] * observation.network.image_shape[2]
     if numbers < unknowns:
         message = f"{unknowns - numbers} of {unknowns} values: the update has at most {numbers} independent numbers."
-        yield Finding("too-few-equations", "warning", message, {"free": unknowns - numbers})
+        yield Finding(Code.TOO_FEW_EQUATIONS, "warning", message, {"free": unknowns - numbers})
 
 
 def _mixed(observation: Observation, layers: tuple[LayerEquations, ...]) -> Iterator[Finding]:
     count = observation.num_examples
     if count == 1:
         return
-    yield Finding("order", "info", f"The order of the {count} examples: the update is a sum over them.")
+    yield Finding(Code.ORDER, "info", f"The order of the {count} examples: the update is a sum over them.")
     linear = [row for row in layers if row.kind == "Linear" and row.rank == row.rank_bound == count]
     if linear:
         biased = any(f"{row.name}.bias" in observation.gradient for row in linear)
         free, names = count * (count - 1) if biased else count**2, ", ".join(row.name for row in linear)
         yield Finding(
-            "mixed-examples",
+            Code.MIXED_EXAMPLES,
             "info",
             f"Which example is which, from a linear layer alone ({names}): its gradient gives the space that the "
             f"{count} inputs span, and leaves {free} numbers of their mixture free. What takes them apart has to come "
@@ -92,10 +95,10 @@ def _steps(observation: Observation) -> Iterator[Finding]:
         message = (
             "Single gradients: the client's rule mixes entries or adds weights, so ranks and counts bound nothing."
         )
-        yield Finding("client-rule", "info", message)
+        yield Finding(Code.CLIENT_RULE, "info", message)
     elif seen > observation.num_examples:
         message = f"The gradients of single local steps: {seen} passes of an example are summed, at weights that move."
-        yield Finding("local-steps", "info", message, {"passes": seen})
+        yield Finding(Code.LOCAL_STEPS, "info", message, {"passes": seen})
 
 
 def _ranks(layers: tuple[LayerEquations, ...]) -> Iterator[Finding]:
@@ -103,7 +106,7 @@ def _ranks(layers: tuple[LayerEquations, ...]) -> Iterator[Finding]:
     if over:
         row = over[0]
         yield Finding(
-            "rank-exceeds-examples",
+            Code.RANK,
             "warning",
             f"What was changed after the gradient was computed: the gradient of {row.name} has rank {row.rank} or "
             f"more, and this client's examples allow {row.rank_bound}. Noise, pruning or quantization does that, or "
@@ -117,7 +120,7 @@ def _zero_rows(layers: tuple[LayerEquations, ...]) -> Iterator[Finding]:
     if dead:
         count, where = sum(dead.values()), ", ".join(f"{name} ({rows})" for name, rows in list(dead.items())[:4])
         yield Finding(
-            "zero-rows",
+            Code.ZERO_ROWS,
             "info",
             f"What {count} outputs respond to: their rows of the gradient are exactly zero, in {where}"
             f"{', ..' if len(dead) > 4 else ''}. A ReLU that is off does that, or pruning; the update does not say.",
@@ -127,7 +130,7 @@ def _zero_rows(layers: tuple[LayerEquations, ...]) -> Iterator[Finding]:
     if zeros:
         share = f"{zeros} of {entries} entries ({zeros / entries:.0%})"
         message = f"What {share} held: they are exactly zero, because something is off, cancels or was pruned."
-        yield Finding("zero-entries", "info", message, {"zeros": zeros, "entries": entries})
+        yield Finding(Code.ZERO_ENTRIES, "info", message, {"zeros": zeros, "entries": entries})
 
 
 def _relu(observation: Observation, features: Tensor | None) -> Iterator[Finding]:
@@ -135,26 +138,26 @@ def _relu(observation: Observation, features: Tensor | None) -> Iterator[Finding
         return
     message = "How far below zero the input of a ReLU is where it is off: from behind, only its sign is known."
     if features is None or not bool(features.isfinite().all()):
-        yield Finding("relu-sides", "info", message)
+        yield Finding(Code.RELU_SIDES, "info", message)
         return
     off, count = int((features == 0).sum()), features.numel()
     if off:
         message = f"{message} That is so at {off} of the {count} values that the head gives away."
-    yield Finding("relu-sides", "info", message, {"off": off, "values": count})
+    yield Finding(Code.RELU_SIDES, "info", message, {"off": off, "values": count})
 
 
 def _pooling(observation: Observation) -> Iterator[Finding]:
     traits = architecture(observation.network)
     if names := traits.max_pools:
         yield Finding(
-            "max-pooling",
+            Code.MAX_POOLING,
             "info",
             f"What loses in a max pooling ({', '.join(names)}): from behind, it is bounded by the winner and no more, "
             "and which one won has to be inferred from the layers in front.",
         )
     if names := traits.averages:
         yield Finding(
-            "average-pooling",
+            Code.AVERAGE_POOLING,
             "info",
             f"What an average cancels ({', '.join(names)}): behind it all inputs of equal mean are one. Only gradients "
             "of layers in front of it can tell them apart, being sums over places: it takes many channels.",
@@ -164,7 +167,7 @@ def _pooling(observation: Observation) -> Iterator[Finding]:
 def _coupled(observation: Observation) -> Iterator[Finding]:
     if batchnorm_in_train_mode(observation.network.module):
         message = "Single examples' equations: BatchNorm in train mode couples the batch; the counts stay upper bounds."
-        yield Finding("batchnorm-train-mode", "info", message)
+        yield Finding(Code.BATCHNORM_TRAIN_MODE, "info", message)
     if dropout_in_train_mode(observation.network.module):
         message = "What dropout removed: the client's masks are not known, and each of them hides inputs of its own."
-        yield Finding("dropout-train-mode", "info", message)
+        yield Finding(Code.DROPOUT_TRAIN_MODE, "info", message)

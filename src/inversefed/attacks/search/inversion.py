@@ -6,10 +6,11 @@ Labels come first, by a rule or as further variables; then restarts, each from i
 is chosen. Published settings of these pieces are in `recipes`.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from inversefed.attacks.pieces.priors import TotalVariation
 from inversefed.attacks.pieces.projections import Box
 from inversefed.attacks.pieces.schedules import Constant, LinearDecay, StepDecay
 from inversefed.attacks.pieces.selection import LowestLoss, Match
-from inversefed.attacks.pieces.starts import Normal
+from inversefed.attacks.pieces.starts import NearMean, Normal, Zeros
 from inversefed.attacks.search import checkpoint, memory
 from inversefed.attacks.search.convergence import Never
 from inversefed.attacks.search.minimize import Descent, OutOfTime, Variables, advance
@@ -35,11 +36,12 @@ from inversefed.attacks.search.restart_pruning import KeepAll, Rungs, Successive
 from inversefed.attacks.search.restarts import Restarts, planned_steps
 from inversefed.attacks.search.step_evaluator import Compilation, Evaluated, Evaluator
 from inversefed.attacks.simulations import KnownClient, Simulation
-from inversefed.errors import ConfigError, UnsupportedNetworkError
+from inversefed.errors import ConfigError, UnsupportedNetworkError, unknown_name
+from inversefed.findings import Code
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.numerics import float32_products
-from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Finding, Params, Reconstruction, Scalar, Status
 
 __all__ = ["GradientInversion"]
 
@@ -58,6 +60,10 @@ _CALLED = (
 _WORTH_SHARING = 2e7
 """Operations of a forward pass below which a step is mostly overhead; measured in docs/speed.md."""
 _SHARED = 8
+_FIRST = 30
+"""Evaluations of a first picture; with 30 steps `spectral` gives one (docs/speed.md)."""
+_APART = 0.5
+"""Standard deviation, in normalized inputs, of a second start where the first is the mean color or close to it."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +191,63 @@ class GradientInversion:
             _overall(candidates, chosen, status),
             tuple(replace(candidate, images=candidate.images.to(dtype)) for candidate in candidates),
             (*_label_findings(observation, problem), *needed, *evaluate.findings, *_unsaved(run)),
+            made_by=repr(self),
         )
 
-    def searching(self, **changes: Any) -> "GradientInversion":
-        """The same attack with other restarts, precision or compilation; several restarts are pruned on their way."""
+    @property
+    def planned_steps(self) -> int:
+        """Iterations of all restarts together, where none ends early."""
+        return planned_steps(self.restarts, self.pruning(self.restarts, self.max_iterations))
+
+    @property
+    def first_picture(self) -> int:
+        """Iterations with which it gives a first picture."""
+        return max(5, math.ceil(_FIRST / getattr(self.optimizer, "inner", 1)))
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether anything but the update moves its starts."""
+        return bool(self.priors)
+
+    def search(self, observation: Observation) -> "GradientInversion":
+        """Itself."""
+        return self
+
+    def one_start(self, apart: bool = False) -> "GradientInversion":
+        """The same search from one start.
+
+        Args:
+            apart: from one that differs: nearly the same one twice would agree with itself.
+        """
+        if apart and isinstance(self.start, NearMean | Zeros):
+            return replace(self, restarts=1, start=NearMean(std=_APART))
+        return replace(self, restarts=1)
+
+    def prior_alone(self, restarts: int = 4) -> "GradientInversion":
+        """The same search from several starts, without the update.
+
+            x^ = argmin_x  0 * match(client(network, x, y^), update*) + sum prior(x)
+
+        What comes out is the prior's minimizer, as far as the steps go. Hand it a null observation too: label rules and
+        priors look at the observation by themselves.
+
+        Args:
+            restarts: how many starts; all of them run to the end.
+        """
+        return replace(
+            self, objective=_Nothing(), features=0.0, restarts=restarts, pruning=KeepAll(), consistency=None,
+            tolerance=None,
+        )  # fmt: skip
+
+    def with_settings(self, **changes: Any) -> "GradientInversion":
+        """The same attack with other restarts, precision or compilation; several restarts are pruned on their way.
+
+        Raises:
+            ConfigError: it has no such setting.
+        """
+        for name in changes:
+            if name not in (known := [each.name for each in fields(self)]):
+                raise unknown_name("setting of a search", name, known)
         attack = replace(self, **changes)
         if "restarts" not in changes or "pruning" in changes or self.pruning != KeepAll():
             return attack
@@ -221,12 +280,17 @@ class GradientInversion:
             Descent(number, start, self.optimizer, seed)
             for number, (start, seed) in enumerate(zip(variables, seeds, strict=True))
         ]
+        rungs, width, settings = self.pruning(self.restarts, iterations), 1, f"{self!r} {iterations} {seeds}"
+        if (alone := self._alone(budget)) is None:
+            width = self._width(observation, need)
+        else:  # all are drawn, so that this one has the start and the numbers that it has beside the others
+            descents, rungs, settings = [descents[alone]], ((rungs[-1][0], 1),), f"{settings} {alone}"
         return Restarts(
             descents,
-            self.pruning(self.restarts, iterations),
-            self._width(observation, need),
+            rungs,
+            width,
             budget,
-            cache(lambda: _fingerprint(f"{self!r} {iterations} {seeds}", problem, starts)),
+            cache(lambda: _fingerprint(settings, problem, starts)),
             rank=lambda descent: self._candidate(problem, descent).loss,
             enough=lambda descent: self._enough(problem, descent),
             images=problem.images,
@@ -234,6 +298,20 @@ class GradientInversion:
             abreast=self.consistency is not None,
             began=began,
         )
+
+    def _alone(self, budget: Budget) -> int | None:
+        """The restart that is run alone, if one is.
+
+        Raises:
+            ConfigError: there is none of this number, or it depends on the others.
+        """
+        if budget.restart is None:
+            return None
+        if budget.restart >= self.restarts:
+            raise ConfigError(f"this search has {self.restarts} restarts, from 0; there is no restart {budget.restart}")
+        if self.consistency is not None:
+            raise ConfigError("restarts that hold each other cannot be run alone: leave out consistency, or run all")
+        return budget.restart
 
     def _evaluator(self, problem: Problem, run: Restarts) -> Evaluator:
         planned = planned_steps(len(run.descents), run.rungs)
@@ -328,6 +406,8 @@ class GradientInversion:
             len(descent.history),
             tuple(descent.history),
             soft,
+            descent.restart,
+            descent.seed if self.noise or self.langevin else None,
         )
 
     def _enough(self, problem: Problem, descent: Descent) -> bool:
@@ -342,6 +422,15 @@ class GradientInversion:
         if self.keep == "last" or not descent.history:
             return descent.last
         return descent.last if problem.value(descent.last) <= descent.lowest else descent.best
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """No distance at all: zero for any two updates, with a gradient of zero."""
+
+    def __call__(self, predicted: Params, observed: Params) -> Scalar:
+        """Zero, which hangs on every tensor so that the search has something to derive."""
+        return 0.0 * sum(part.square().sum() for part in predicted.values())  # type: ignore[return-value]
 
 
 class _Need:
@@ -375,7 +464,7 @@ class _Need:
         needed, free = self._predicted, self.available
         level: Literal["info", "warning"] = "info" if needed < free else "warning"
         message = f"A step was predicted to take {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB were free."
-        return (Finding("memory", level, message, {"step_bytes": needed, "available_bytes": free}),)
+        return (Finding(Code.MEMORY, level, message, {"step_bytes": needed, "available_bytes": free}),)
 
 
 def _fingerprint(settings: str, problem: Problem, starts: Tensor) -> str:
@@ -389,7 +478,9 @@ def _fingerprint(settings: str, problem: Problem, starts: Tensor) -> str:
 
 
 def _unsaved(run: Restarts) -> tuple[Finding, ...]:
-    return () if run.unsaved is None else (Finding("checkpoint-failed", "warning", f"No checkpoint: {run.unsaved}."),)
+    return (
+        () if run.unsaved is None else (Finding(Code.CHECKPOINT_FAILED, "warning", f"No checkpoint: {run.unsaved}."),)
+    )
 
 
 def _check_tuple(name: str, value: object) -> None:
@@ -411,6 +502,6 @@ def _overall(candidates: list[Candidate], chosen: Candidate, status: Status) -> 
 
 def _label_findings(observation: Observation, problem: Problem) -> tuple[Finding, ...]:
     if observation.labels is not None:
-        return (Finding("labels-given", "info", "The labels were handed to the attack."),)
+        return (Finding(Code.LABELS_GIVEN, "info", "The labels were handed to the attack."),)
     how = "optimized together with the images" if problem.labels is None else "recovered first"
-    return (Finding("labels-hidden", "info", f"The labels were hidden from the attack; they were {how}."),)
+    return (Finding(Code.LABELS_HIDDEN, "info", f"The labels were hidden from the attack; they were {how}."),)

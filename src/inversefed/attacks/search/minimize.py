@@ -50,7 +50,7 @@ class Descent:
     """
 
     def __init__(self, restart: int, start: Variables, optimizer: Optimizer, seed: int = 0) -> None:
-        self.restart = restart
+        self.restart, self.seed = restart, seed
         self.generator = torch.Generator().manual_seed(seed)
         self.variables = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
         self.best = _copy(self.variables)

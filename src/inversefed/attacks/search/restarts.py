@@ -212,8 +212,9 @@ class Restarts:
 
     def _undo(self) -> None:
         """Go back to the last complete step, where an interrupt left one half done."""
-        for restart, state in self._complete.items():
-            self.descents[restart].restore(state)
+        for descent in self.descents:
+            if descent.restart in self._complete:
+                descent.restore(self._complete[descent.restart])
 
 
 def _finite(cost: float) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 from inversefed.attacks.search.minimize import Variables
 from inversefed.attacks.search.precision import Precision
 from inversefed.attacks.search.problem import Problem
+from inversefed.findings import Code
 from inversefed.fl.foreign import foreign_code
 from inversefed.numerics import float32_products
 from inversefed.types import Finding, Scalar
@@ -151,7 +152,7 @@ class Evaluator:
             message = f"The step was compiled in {spent:.0f} s and takes {fast / eager:.2f} of the eager step."
         else:
             message = "The compiled step is no faster than the eager one; the search goes on without compilation."
-        self.findings.append(Finding("compiled", "info", message, evidence))
+        self.findings.append(Finding(Code.COMPILED, "info", message, evidence))
         return used
 
     def _eager(self, at: Point) -> Evaluated:
@@ -195,14 +196,14 @@ class Evaluator:
                 difference = _difference(once()[1], reference[1])
         except Exception as error:  # compilers and transforms fail in their own ways: all mean the same
             why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            self.findings.append(Finding(f"{way}-fallback", "info", f"{instead}: the {way} step failed ({why})."))
+            self.findings.append(Finding(Code(f"{way}-fallback"), "info", f"{instead}: the {way} step failed ({why})."))
             return False
         if not difference <= tolerance:
             message = (
                 f"{instead}: the {way} gradient differs from the eager one by {difference:.2g}, more than allowed."
             )
             evidence = {"relative_difference": difference, "tolerance": tolerance}
-            self.findings.append(Finding(f"{way}-fallback", "info", message, evidence))
+            self.findings.append(Finding(Code(f"{way}-fallback"), "info", message, evidence))
             return False
         return True
 

@@ -90,7 +90,7 @@ def as_fits(
     A search whose steps, noise and priors fade is worth little where it is stopped in the middle, and much with fewer
     iterations of the same course. It begins with all of them; where its first steps show that they do not fit, it
     begins anew with fewer restarts, or fewer iterations. One whose steps stay the same is run as it is, and so is one
-    whose state is kept in a file, which says how many iterations there are.
+    whose state is kept in a file, which says how many iterations there are, and one restart that is run again.
 
     Args:
         search: what is run.
@@ -102,8 +102,8 @@ def as_fits(
         What it found, and in a few words how much was left out for want of time, or nothing.
     """
     began, iterations = time.monotonic(), budget.max_iterations or search.max_iterations
-    whole = budget.seconds is None or search.schedule == Constant() or budget.checkpoint or budget.resume
-    if whole or budget.seconds is None:
+    kept = budget.checkpoint or budget.resume or budget.restart is not None
+    if kept or search.schedule == Constant() or budget.seconds is None:
         return search(observation, generator, budget), ""
     planned = planned_steps(search.restarts, search.pruning(search.restarts, iterations))
     pace, state = Pace(_SHARE * budget.seconds, planned, budget.seconds, budget), generator.get_state()

@@ -16,6 +16,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from inversefed.errors import InputError, InversefedError, UpdateMismatchError
+from inversefed.findings import Code
 from inversefed.fl.clients import Client, LocalSteps
 from inversefed.fl.clients.local_optimizers import LocalSGD
 from inversefed.fl.network import Network, first_names
@@ -42,11 +43,11 @@ from inversefed.updates.metadata import Metadata
 __all__ = ["CODES", "MISFITS", "check_example", "diagnose", "require_usable", "self_test"]
 
 CODES = (
-    *("sign", "scale", "names", "shapes", "non-finite", "batchnorm-train-mode", "normalization"),
-    *("optimizer", "clipped", "noised", "pruned", "quantized", "frozen"),
+    *(Code.SIGN, Code.SCALE, Code.NAMES, Code.SHAPES, Code.NON_FINITE, Code.BATCHNORM_TRAIN_MODE, Code.NORMALIZATION),
+    *(Code.OPTIMIZER, Code.CLIPPED, Code.NOISED, Code.PRUNED, Code.QUANTIZED, Code.FROZEN),
 )
 """What a finding may be about."""
-MISFITS = ("names", "shapes", "quantized", "non-finite")
+MISFITS = (Code.NAMES, Code.SHAPES, Code.QUANTIZED, Code.NON_FINITE)
 """What errors are about that leave nothing to compare an update by."""
 _Found = TypeVar("_Found")
 _LOG = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def require_usable(findings: Sequence[Finding]) -> None:
     if not errors:
         return
     more = f" ({len(errors) - 1} more errors: see `inversefed inspect`)" if len(errors) > 1 else ""
-    kind = UpdateMismatchError if errors[0].code in ("names", "shapes", "quantized") else InputError
+    kind = UpdateMismatchError if errors[0].unfit else InputError
     raise kind(errors[0].message + more)
 
 
@@ -153,30 +154,26 @@ def _of_another_optimizer(subject: Subject, steps: Steps | None) -> tuple[Findin
 
 def _of_sgd(subject: Subject) -> tuple[Finding, ...]:
     """Checks of a gradient: what was done to the numbers first, since relations hold only for numbers as made."""
-    found: list[Finding] = []
-    made: tuple[Callable[[Subject], tuple[Finding, ...]], ...] = (
-        sparsity.pruned,
-        quantization_levels.quantized,
-        quantization_levels.rounded,
-    )
-    for check in made:
-        found += _asked(check, subject)
+    rounded = _asked(quantization_levels.rounded, subject)
+    made = (*_asked(sparsity.pruned, subject), *_asked(quantization_levels.quantized, subject), *rounded)
     # Of a change that is less than the last digit of the weights neither size nor bounds are left.
-    lost = any("rounding" in each.evidence and each.level == "warning" for each in found)
-    cut = () if lost else _asked(clipped_norm.clipped, subject)
+    lost = any(each.level == "warning" for each in rounded)
+    bounded = () if lost else _asked(clipped_norm.bounded, subject)
+    clamped = () if lost or bounded else _asked(clipped_norm.clamped, subject)
     # Entries that were cut leave the sums over the classes that noise would.
-    altered = any(finding.level == "warning" for finding in found) or any("entries" in each.evidence for each in cut)
+    altered = any(each.level == "warning" for each in made) or bool(clamped)
+    found = list(made)
     related = _asked(relations, subject)
     found += _asked(batchnorm_mode.check_mode, subject, related)
     if batchnorm_mode.seen_mode(subject, related) != "eval":
         related = tuple(each for each in related if not each.normalized)
-    if not altered:
-        found += _asked(misplaced_tensors.noised, subject, head_sums.head_noise(subject), related)
-    altered = altered or any(finding.code == "noised" for finding in found)
+    noised = () if altered else _asked(misplaced_tensors.noised, subject, head_sums.head_noise(subject), related)
+    found += noised
+    altered = altered or bool(noised)
     if not altered:
         found += _asked(misplaced_tensors.check_places, subject, related) or _asked(bias_alignment.check_rows, subject)
     if not lost:
-        found += (*_asked(scale.signs_and_scale, subject, altered), *cut)
+        found += (*_asked(scale.signs_and_scale, subject, altered), *bounded, *clamped)
     found += _asked(normalized_otherwise, subject)
     return tuple(found)
 

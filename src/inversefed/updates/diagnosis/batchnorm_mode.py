@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from inversefed.findings import Code
 from inversefed.fl.train_mode import batchnorm_in_train_mode
 from inversefed.types import Finding
 from inversefed.updates.diagnosis.conservation import Relation
@@ -45,11 +46,11 @@ def check_mode(subject: Subject, related: Sequence[Relation]) -> tuple[Finding, 
     seen, believed = seen_mode(subject, related), believed_mode(subject)
     evidence = {"seen": seen, "stated": believed, **_evidence(subject, related)}
     if seen is not None and seen != believed:
-        return (Finding("batchnorm-train-mode", "warning", _message(seen), evidence),)
+        return (Finding(Code.BATCHNORM_TRAIN_MODE, "warning", _message(seen), evidence),)
     if believed == "train":
         shown = "as the update shows" if seen else "which the update neither shows nor denies"
         message = f"BatchNorm runs in train mode, {shown}: the examples of a batch are coupled through its statistics."
-        return (Finding("batchnorm-train-mode", "info", message, evidence),)
+        return (Finding(Code.BATCHNORM_TRAIN_MODE, "info", message, evidence),)
     return ()
 
 

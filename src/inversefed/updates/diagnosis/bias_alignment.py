@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from inversefed.findings import Code
 from inversefed.fl.network import Network
 from inversefed.types import Finding, Params
 from inversefed.updates.diagnosis.evidence import Subject
@@ -50,7 +51,7 @@ def check_rows(subject: Subject) -> tuple[Finding, ...]:
         f"{', '.join(low[:3])} agree (cosine {mended[best]:.2f}), as they are they do not "
         f"({min(before.values()):.2f}). Map the tensors of the update by name, not by position."
     )
-    return (Finding("names", "warning", message, {"exchanged": [first, second], "or": others, "cosines": before}),)
+    return (Finding(Code.NAMES, "warning", message, {"exchanged": [first, second], "or": others, "cosines": before}),)
 
 
 def positive_inputs(network: Network) -> tuple[str, ...]:

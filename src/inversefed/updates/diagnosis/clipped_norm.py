@@ -12,22 +12,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from inversefed.findings import Code
 from inversefed.types import Finding
 from inversefed.updates.diagnosis.evidence import Subject
 
-__all__ = ["clipped", "round_number"]
+__all__ = ["bounded", "clamped", "round_number"]
 
 _ROUND = (1, 1.2, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 7.5, 8, 9)
 
 
-def clipped(subject: Subject) -> tuple[Finding, ...]:
+def bounded(subject: Subject) -> tuple[Finding, ...]:
     """Compare norms with round numbers and with each other.
 
     Returns:
-        A warning `clipped`, or nothing.
+        A warning `clipped`; none where no norm stands at a bound, and `clamped` may find single entries that do.
     """
-    norms = {name: float(part.norm()) for name, part in subject.raw.items()}
-    whole = math.hypot(*norms.values())
+    norms, whole = _norms(subject)
     if not 0 < whole < math.inf:
         return ()
     tolerance = _tolerance(subject, whole)
@@ -41,7 +41,7 @@ def clipped(subject: Subject) -> tuple[Finding, ...]:
     alike = [name for name, norm in norms.items() if norm and _alike(norm, max(norms.values()), tolerance)]
     if len(alike) >= 3:
         return (_finding(f"{len(alike)} tensors have the same norm, {norms[alike[0]]:.6g}", {"tensors": alike[:10]}),)
-    return _clamped(subject)
+    return ()
 
 
 def round_number(value: float, tolerance: float) -> float | None:
@@ -57,11 +57,17 @@ def round_number(value: float, tolerance: float) -> float | None:
     return next((float(f"{number:.3g}") for number in near if _alike(value, number, tolerance)), None)
 
 
-def _clamped(subject: Subject) -> tuple[Finding, ...]:
-    """Whether entries were cut at one greatest value."""
+def _norms(subject: Subject) -> tuple[dict[str, float], float]:
+    """Of each tensor, and of all of them."""
+    norms = {name: float(part.norm()) for name, part in subject.raw.items()}
+    return norms, math.hypot(*norms.values())
+
+
+def clamped(subject: Subject) -> tuple[Finding, ...]:
+    """Whether entries were cut at one greatest value: a warning `clipped`, or nothing."""
     # In new weights a cut change is rounded away; equal ones are scales of BatchNorm, which all began at 1.
     rounded = subject.kind == "new_weights" or subject.decoded is not None
-    if rounded or subject.format not in (torch.float32, torch.float64):
+    if rounded or not 0 < _norms(subject)[1] < math.inf or subject.format not in (torch.float32, torch.float64):
         return ()
     sizes = {name: part.abs() for name, part in subject.values.items()}
     bound = max(float(part.max()) for part in sizes.values() if part.numel())
@@ -91,7 +97,7 @@ def _finding(what: str, evidence: Mapping[str, object]) -> Finding:
         f"The update looks clipped: {what}. Its direction is kept, its scale is not: attacks that compare directions "
         "work; for others bring the update from before clipping."
     )
-    return Finding("clipped", "warning", message, evidence)
+    return Finding(Code.CLIPPED, "warning", message, evidence)
 
 
 def _tolerance(subject: Subject, norm: float) -> float:

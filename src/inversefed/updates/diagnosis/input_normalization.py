@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from inversefed.findings import Code
 from inversefed.fl.batchnorm import moments
 from inversefed.fl.network import Network
 from inversefed.types import Finding
@@ -61,13 +62,13 @@ def normalized_in_training(network: Network) -> tuple[Finding, ...]:
         message = (
             f"By the running statistics of {name}, the network was trained on pixels of a mean of {_shown(pixels)}."
         )
-        return (Finding("normalization", "info", message + " --mean and --std are plausible.", evidence),)
+        return (Finding(Code.NORMALIZATION, "info", message + " --mean and --std are plausible.", evidence),)
     message = (
         f"The network was trained on other inputs than --mean and --std give: by the running statistics of {name}, its "
         f"inputs had a mean of about {_shown(inputs)}, which would be pixels of {_shown(pixels)}, with {spread:.2g} "
         f"times the contrast of photographs. {_advice(inputs, float(spread * STD / scale.mean()))}"
     )
-    return (Finding("normalization", "warning", message, evidence),)
+    return (Finding(Code.NORMALIZATION, "warning", message, evidence),)
 
 
 def _advice(inputs: Tensor, deviation: float) -> str:
@@ -165,11 +166,11 @@ def _pixels(inputs: Tensor, pixels: Tensor, plain: bool) -> tuple[Finding, ...]:
             f"By --mean and --std the private picture would have pixels from {low:.2g} to {high:.2g}, not in 0..1: the "
             "client normalizes otherwise. Set --mean and --std to its own."
         )
-        return (Finding("normalization", "warning", message, evidence),)
+        return (Finding(Code.NORMALIZATION, "warning", message, evidence),)
     if not plain and float(inputs.min()) > -1e-3 and float(inputs.max()) < 1 + 1e-3:
         message = (
             f"The network was fed with numbers in 0..1, which by --mean and --std would be pixels from {low:.2g} to "
             f"{high:.2g} only. If the client does not normalize, set --mean 0 --std 1."
         )
-        return (Finding("normalization", "warning", message, evidence),)
+        return (Finding(Code.NORMALIZATION, "warning", message, evidence),)
     return ()

@@ -10,6 +10,7 @@ from itertools import combinations, product
 import torch
 from torch import Tensor
 
+from inversefed.findings import Code
 from inversefed.types import Finding, Params
 from inversefed.updates.diagnosis.conservation import Relation
 from inversefed.updates.diagnosis.evidence import Subject, rms
@@ -45,7 +46,7 @@ def noised(subject: Subject, noise: Noise | None, related: Sequence[Relation]) -
         f"It hides {len(below)} of {len(sizes)} tensors. Choose an --attack that knows it, or bring the update from "
         "before it. A client that does not run SGD (Adam, say) shows the same."
     )
-    return (Finding("noised", "warning", message, {"std": std, "hidden": below[:10], "tensors": len(sizes)}),)
+    return (Finding(Code.NOISED, "warning", message, {"std": std, "hidden": below[:10], "tensors": len(sizes)}),)
 
 
 def check_places(subject: Subject, related: Sequence[Relation]) -> tuple[Finding, ...]:
@@ -69,7 +70,7 @@ def check_places(subject: Subject, related: Sequence[Relation]) -> tuple[Finding
             f"{first} and {second} are in each other's place: exchanged, they balance with their neighbors, as they "
             "are they do not. Map the tensors of the update by name, not by position, and check the names in the file."
         )
-        return (Finding("names", "warning", message, {"exchanged": [first, second], **evidence}),)
+        return (Finding(Code.NAMES, "warning", message, {"exchanged": [first, second], **evidence}),)
     if not subject.single and len(related) > 2 and len(broken) < max(2, len(related) / 2):
         return ()  # what several steps leave is only known to its order; other weights break all
     message = (
@@ -78,7 +79,7 @@ def check_places(subject: Subject, related: Sequence[Relation]) -> tuple[Finding
         "weights (check --weights: those that the client was sent, not those after training), or its tensors are out "
         "of order or were altered one by one."
     )
-    return (Finding("names", "warning", message, evidence),)
+    return (Finding(Code.NAMES, "warning", message, evidence),)
 
 
 def without_decay(subject: Subject, related: Sequence[Relation]) -> Params:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from inversefed.findings import Code
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.formats import is_single
 from inversefed.fl.network import Network
@@ -103,7 +104,7 @@ def _integers(whole: list[str], tensors: Mapping[str, Tensor]) -> Finding:
         f"{_listed(whole)} of whole numbers ({kinds}), and a parameter is made of floating-point numbers: their scale "
         "is not in the file. Turn them into floats first, times the scale that the client quantized with."
     )
-    return Finding("quantized", "error", message, {"tensors": whole[:10]})
+    return Finding(Code.QUANTIZED, "error", message, {"tensors": whole[:10]}, unfit=True)
 
 
 def _names(
@@ -115,7 +116,7 @@ def _names(
     there = [name for name in params if name in tensors]
     if there and not extra and (partly := left_out(network, there, client)):
         message = f"The names do not fit the network: {said[0]}. {partly}"
-        return Finding("names", "error", message, {"missing": missing[:10], "extra": [], "renamed": {}})
+        return Finding(Code.NAMES, "error", message, {"missing": missing[:10], "extra": [], "renamed": {}}, unfit=True)
     in_turn, turned = _in_turn(extra, network, tensors) if not there else ({}, "")
     renamed = in_turn or {n: near for n in missing if (near := _nearest(n, extra, params[n], tensors)) is not None}
     hint = turned or _under_a_prefix(renamed)
@@ -126,7 +127,9 @@ def _names(
         f"The names do not fit the network: {'; '.join(said)}.{hint} Check that --network builds the network that the "
         "client trained, and that the update holds every parameter that it trains, by its name in the state dict."
     )
-    return Finding("names", "error", message, {"missing": missing[:10], "extra": extra[:10], "renamed": renamed})
+    return Finding(
+        Code.NAMES, "error", message, {"missing": missing[:10], "extra": extra[:10], "renamed": renamed}, unfit=True
+    )
 
 
 def _in_turn(extra: list[str], network: Network, tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
@@ -175,7 +178,7 @@ def _shapes(wrong: list[str], tensors: Mapping[str, Tensor], known: Params) -> F
         "--image-shape, or the order of the tensors if they were mapped by position."
     )
     evidence = {name: [list(getattr(tensors[name], "shape", ())), list(known[name].shape)] for name in wrong[:10]}
-    return Finding("shapes", "error", message, evidence)
+    return Finding(Code.SHAPES, "error", message, evidence, unfit=True)
 
 
 def _describe(part: object) -> str:
@@ -192,7 +195,7 @@ def _non_finite(bad: list[str], tensors: Mapping[str, Tensor]) -> Finding:
         f"{_listed(bad)} with NaN, infinite or gigantic values: nothing can be computed from this update. Check the "
         "client's learning rate and its weights, or whether numbers overflowed when the update was saved in float16."
     )
-    return Finding("non-finite", "error", message, counts)
+    return Finding(Code.NON_FINITE, "error", message, counts, unfit=True)
 
 
 def _listed(names: Iterable[str]) -> str:

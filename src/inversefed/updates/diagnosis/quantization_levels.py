@@ -11,6 +11,7 @@ arXiv:1610.02132.
 import torch
 from torch import Tensor
 
+from inversefed.findings import Code
 from inversefed.fl.formats import COARSE
 from inversefed.types import Finding
 from inversefed.updates.diagnosis.evidence import Subject, rms
@@ -48,7 +49,7 @@ def quantized(subject: Subject) -> tuple[Finding, ...]:
             f"for {counted[name].numel()} entries). Bring the update from before it, or choose an --attack "
             "that knows it. A client that ran Adam or signSGD for one step sends such an update too."
         )
-        return (Finding("quantized", "warning", message, {"levels": dict(list(few.items())[:10])}),)
+        return (Finding(Code.QUANTIZED, "warning", message, {"levels": dict(list(few.items())[:10])}),)
     return ()
 
 
@@ -71,12 +72,12 @@ def rounded(subject: Subject) -> tuple[Finding, ...]:
             f"more than the last digit of {evidence['format']}. Save the weight delta (--kind weight_delta), computed "
             "before rounding, or the new weights in float64."
         )
-        return (Finding("quantized", "warning", message, evidence),)
+        return (Finding(Code.QUANTIZED, "warning", message, evidence),)
     if saved not in COARSE or not names:
         return ()
     what = "update was" if subject.decoded is None else "new weights behind the update were"
     message = f"The {what} saved in {evidence['format']}: two or three digits a number, enough for an attack."
-    return (Finding("quantized", "info", message, evidence),)
+    return (Finding(Code.QUANTIZED, "info", message, evidence),)
 
 
 def levels(part: Tensor) -> int | None:

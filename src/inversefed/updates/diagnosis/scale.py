@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
+from inversefed.findings import Code
 from inversefed.types import Finding
 from inversefed.updates.diagnosis.cures import USUAL, cure
 from inversefed.updates.diagnosis.evidence import Subject, passes, rms
@@ -62,7 +63,7 @@ def kind_contradicted(subject: Subject) -> tuple[Finding, ...]:
             "The tensors are no new weights: they have nothing in common with those of --weights. If the file holds a "
             "change, set --kind weight_delta (new minus old) or --kind gradient; else check --weights."
         )
-    return (Finding("scale", "error", message, {"kind": subject.kind}),)
+    return (Finding(Code.SCALE, "error", message, {"kind": subject.kind}),)
 
 
 def is_weights(subject: Subject) -> bool | None:
@@ -137,7 +138,7 @@ def _alone(subject: Subject, read: Counts, altered: bool) -> tuple[Finding, ...]
         found.append(_wrong_scale(subject, abs(scale), _beyond_level(subject, altered), evidence, nearness))
     if not found:
         message = f"Sign and scale are those of a gradient of one example of class {label}, as stated."
-        found.append(Finding("sign", "info", message, evidence))
+        found.append(Finding(Code.SIGN, "info", message, evidence))
     return tuple(found)
 
 
@@ -150,11 +151,11 @@ def _not_one(read: Counts) -> Finding:
             "other weights: give those that the client was sent as --weights, and check --loss. Or several examples "
             "made it: check --num-examples."
         )
-        return Finding("names", "warning", message, evidence)
+        return Finding(Code.NAMES, "warning", message, evidence)
     message = (
         "One example is stated, but several made this update: their features at the head differ. Give --num-examples."
     )
-    return Finding("scale", "warning", message, evidence)
+    return Finding(Code.SCALE, "warning", message, evidence)
 
 
 def _sign(subject: Subject, read: Counts, altered: bool) -> tuple[Finding, ...]:
@@ -201,7 +202,7 @@ def _broken(subject: Subject, read: Counts, altered: bool) -> tuple[Finding, ...
         f"The head's gradient stands for no whole numbers of examples: not those of {read.draws} at the stated scale. "
         f"Check {_scaling(subject)}; or the labels were mixed or smoothed."
     )
-    return (Finding("scale", "warning", message, {"from_whole_numbers": off}),)
+    return (Finding(Code.SCALE, "warning", message, {"from_whole_numbers": off}),)
 
 
 def _scaling(subject: Subject) -> str:
@@ -226,7 +227,7 @@ def _wrong_sign(subject: Subject, level: str, evidence: Mapping[str, object]) ->
         "new_weights": "Swap the files of --weights (before training) and --after",
     }[subject.kind]
     message = f"The sign is wrong: read as a {subject.kind.replace('_', ' ')}, no labels explain the head. {cure}."
-    return Finding("sign", "error" if level == "error" else "warning", message, evidence)
+    return Finding(Code.SIGN, "error" if level == "error" else "warning", message, evidence)
 
 
 def _beyond(subject: Subject, read: Counts | None, altered: bool) -> tuple[Finding, ...]:
@@ -270,7 +271,7 @@ def _wrong_scale(
     advice = cure(subject, factor, nearness)
     how = "at least" if math.isinf(nearness) else "about"
     message = f"The scale is wrong: the head's gradient is {how} {factor:.2g} times what is stated. {advice}"
-    return Finding("scale", "error" if level == "error" else "warning", message, evidence)
+    return Finding(Code.SCALE, "error" if level == "error" else "warning", message, evidence)
 
 
 def _unknown_rate(subject: Subject, read: Counts | None) -> tuple[Finding, ...]:
@@ -291,4 +292,4 @@ def _unknown_rate(subject: Subject, read: Counts | None) -> tuple[Finding, ...]:
     guess = f" Learning rate times local steps is about {least:.2g}, by the head." if math.isfinite(least) else ""
     message = f"The scale of the update is not known: {' and '.join(missing)} not given.{guess}"
     size = {name: rms(part) for name, part in list(subject.raw.items())[-2:]}
-    return (Finding("scale", "warning", message, {"missing": missing, "estimate": guess and least, "size": size}),)
+    return (Finding(Code.SCALE, "warning", message, {"missing": missing, "estimate": guess and least, "size": size}),)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InversefedError, ThreatModelError, UnsupportedNetworkError
+from inversefed.findings import Code
 from inversefed.fl.clients import FedSGD
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, made_up_targets
@@ -66,7 +67,7 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
         sent = believed.client(believed.network, images, labels)
         if not all(bool(part.isfinite().all()) for part in sent.values()):
             message = "By what is stated, training diverges on stand-in pictures: check --learning-rate and --momentum."
-            return (Finding("scale", "warning", message),)
+            return (Finding(Code.SCALE, "warning", message),)
         summed = _summed(network, small) and small.kind in (None, "gradient")
         wire = {name: part * count for name, part in sent.items()} if summed else sent
         seen = as_observation(network, Update(wire, small))
@@ -84,12 +85,12 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
             f"Self-test failed: the believed client does not reproduce its own update on stand-in pictures (cosine "
             f"{same:.3f}), so no attack can. Check for random layers in the network of --network, and --bn-mode."
         )
-        return (Finding("scale", "error", message, evidence),)
+        return (Finding(Code.SCALE, "error", message, evidence),)
     message = (
         f"Self-test passed: the believed client reproduces its own update of stand-in pictures (cosine {same:.6f}); "
         f"as a gradient it has a cosine of {direction:.3f} with the gradient itself, and {ratio:.2g} times its norm."
     )
-    return (Finding("scale", "info", message, evidence),)
+    return (Finding(Code.SCALE, "info", message, evidence),)
 
 
 def check_example(
@@ -115,24 +116,24 @@ def check_example(
     except UnsupportedNetworkError as error:  # foreign code of the network or the loss
         return (_cannot_run("The believed client cannot run on the example", error),)
     except InversefedError as error:
-        return (Finding("names", "error", f"The example cannot be compared with the update: {error}"),)
+        return (Finding(Code.NAMES, "error", f"The example cannot be compared with the update: {error}"),)
     evidence = {"cosine": cosine, "scale": ratio}
     if cosine > _SAME and abs(math.log(ratio)) < 0.02:
         message = (
             f"The believed client makes this update of the example (cosine {cosine:.6f}, {ratio:.4g} times the norm)."
         )
-        return (Finding("scale", "info", message, evidence),)
+        return (Finding(Code.SCALE, "info", message, evidence),)
     if cosine < -_ALIKE:
         message = (
             f"Of the example the believed client makes the opposite update (cosine {cosine:.3f}): the sign is wrong."
         )
-        return (Finding("sign", "error", message + " Negate the tensors, or change --kind.", evidence),)
+        return (Finding(Code.SIGN, "error", message + " Negate the tensors, or change --kind.", evidence),)
     if cosine > _SAME or (cosine > _ALIKE and abs(math.log(ratio)) > 0.1):
         message = (
             f"The scale is wrong: the update is {ratio:.3g} times what the believed client makes of the example. "
             "Change --learning-rate, --local-steps, --momentum or --loss-reduction, or it was clipped."
         )
-        return (Finding("scale", "error", message, evidence),)
+        return (Finding(Code.SCALE, "error", message, evidence),)
     return (_cause(network, tensors, told, images, labels, evidence),)
 
 
@@ -150,7 +151,7 @@ def _cause(
         f"{start}, nor with another usual normalization or mode of BatchNorm: check --weights, --mean and --std, "
         "--example-label, the preparation of the picture, and augmentation or dropout at the client."
     )
-    return Finding("normalization", "error", message, evidence)
+    return Finding(Code.NORMALIZATION, "error", message, evidence)
 
 
 def _tried(
@@ -171,9 +172,9 @@ def _cannot_run(start: str, error: Exception) -> Finding:
             f"{start}: BatchNorm in train mode cannot normalize one value a channel, which is what a single example "
             "leaves it in this network. Give --num-examples (and --batch-size) of the client, or --bn-mode eval."
         )
-        return Finding("batchnorm-train-mode", "error", message)
+        return Finding(Code.BATCHNORM_TRAIN_MODE, "error", message)
     message = f"{start} ({str(error)[:200]}). Check --network, --image-shape, --loss and --bn-mode."
-    return Finding("scale", "error", message)
+    return Finding(Code.SCALE, "error", message)
 
 
 def _others(network: Network, told: Metadata) -> Iterator[tuple[str, str, Network, Metadata]]:
@@ -181,10 +182,10 @@ def _others(network: Network, told: Metadata) -> Iterator[tuple[str, str, Networ
     channels = network.image_shape[0]
     for options, (mean, std) in _USUAL.items():
         if isinstance(mean, float) or len(mean) == channels:
-            yield "normalization", options, _normalizing(network, mean, std), told
+            yield Code.NORMALIZATION, options, _normalizing(network, mean, std), told
     for mode in ("train", "eval"):
         changed = replace(told, bn_mode=mode)
-        yield "batchnorm-train-mode", f"--bn-mode {mode}", network, changed
+        yield Code.BATCHNORM_TRAIN_MODE, f"--bn-mode {mode}", network, changed
 
 
 def _normalizing(network: Network, mean: _Constants, std: _Constants) -> Network:

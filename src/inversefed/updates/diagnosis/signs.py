@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from inversefed.findings import Code
 from inversefed.fl.clients import FedAvg
 from inversefed.fl.clients.local_optimizers import LocalAdam
 from inversefed.fl.formats import COARSE
@@ -226,7 +227,7 @@ def stepped(subject: Subject, steps: Steps) -> tuple[Finding, ...]:
     what, optimizer, count = _made_by(subject, steps, times)
     seen = _seen(steps, told.learning_rate, times, count)
     if subject.adaptive:
-        return (Finding("optimizer", "info", f"The update looks like {what}, as stated: {seen}.", evidence),)
+        return (Finding(Code.OPTIMIZER, "info", f"The update looks like {what}, as stated: {seen}.", evidence),)
     if steps.towards and not steps.decay:
         optimizer = replace(optimizer, weight_decay=_DECAY)
     client = FedAvg(count, _rate(steps, told.learning_rate, times, count), optimizer=optimizer)
@@ -239,7 +240,7 @@ def stepped(subject: Subject, steps: Steps) -> tuple[Finding, ...]:
         f"and what looks pruned, clipped, noised or wrongly scaled in it may be the optimizer's.{kind} Attack it as "
         f'what it is: --client "{option(client)}".{_left(steps, told, times, count)}'
     )
-    return (Finding("optimizer", "warning", message, evidence),)
+    return (Finding(Code.OPTIMIZER, "warning", message, evidence),)
 
 
 def _rate(steps: Steps, rate: float | None, times: float, count: int) -> float:

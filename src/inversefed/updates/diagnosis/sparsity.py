@@ -10,6 +10,7 @@ gradients: Lin et al. (2018), arXiv:1712.01887; as a defense, Zhu et al. (2019),
 import torch
 from torch import Tensor
 
+from inversefed.findings import Code
 from inversefed.types import Finding
 from inversefed.updates.diagnosis.evidence import Subject
 from inversefed.updates.diagnosis.quantization_levels import levels
@@ -44,7 +45,7 @@ def pruned(subject: Subject) -> tuple[Finding, ...]:
         "compares only what was kept, or bring the update from before it."
     )
     evidence = {"zeros": zeros / total, "scattered": dict(list(shares.items())[:10])}
-    return (Finding("pruned", "warning", message, evidence),)
+    return (Finding(Code.PRUNED, "warning", message, evidence),)
 
 
 def is_sparse(subject: Subject) -> bool:
@@ -66,17 +67,17 @@ def frozen(subject: Subject) -> tuple[Finding, ...]:
             "Every tensor of the update is zero: the client did not train, or --weights and --after (or --update) are "
             "the same file."
         )
-        return (Finding("frozen", "error", message, {"parameters": still[:10]}),)
+        return (Finding(Code.FROZEN, "error", message, {"parameters": still[:10]}),)
     found = []
     if own:
         message = f"{len(own)} of the network's parameters are frozen and not part of the update: {', '.join(own[:3])}."
-        found.append(Finding("frozen", "info", message, {"parameters": own[:10]}))
+        found.append(Finding(Code.FROZEN, "info", message, {"parameters": own[:10]}))
     if still:
         message = (
             f"{len(still)} tensors of the update are zero throughout ({', '.join(still[:3])}): frozen at the client, "
             "or fed by dead units. If they were frozen, set requires_grad=False on them in the factory of --network."
         )
-        found.append(Finding("frozen", "info", message, {"parameters": still[:10]}))
+        found.append(Finding(Code.FROZEN, "info", message, {"parameters": still[:10]}))
     return tuple(found)
 
 

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, assigned_labels, mixture
 from inversefed.attacks.exact.progress import Stopped, Watch
 from inversefed.attacks.matching_error import relative_matching_cost
+from inversefed.findings import Code
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status
 
@@ -68,9 +69,11 @@ class IndependentComponents:
         labels, _ = assigned_labels(observation, mixed.layer, images, deltas)
         loss = relative_matching_cost(observation, images, labels)
         message = f"{mixed.count} pictures were taken apart by their statistics: an approximation, not exact."
-        finding = Finding("approximate", "info", message, {"relative_matching_cost": loss})
+        finding = Finding(Code.APPROXIMATE, "info", message, {"relative_matching_cost": loss})
         chosen = Candidate(images, labels, loss, status, max(1, len(watch.history)), watch.history)
-        return Reconstruction(images, labels, loss, status, (chosen,), (finding,))
+        return Reconstruction(
+            images, labels, loss, status, (chosen,), (finding,), matching_error=loss, made_by=repr(self)
+        )
 
     def check(self, observation: Observation) -> str:
         """Say what it would do.

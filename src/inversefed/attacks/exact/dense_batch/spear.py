@@ -22,11 +22,10 @@ from inversefed.attacks.exact.dense_batch.cocktail_party import IndependentCompo
 from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, assigned_labels, mixture
 from inversefed.attacks.exact.dense_batch.sparse_directions import DirectionSearch, NullVectors, SparseDescent
 from inversefed.attacks.exact.progress import Watch
-from inversefed.attacks.exact.verify import exactness, matched
+from inversefed.attacks.exact.verify import matched, verified
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.threat import Observation
 from inversefed.networks.layer_chain import chain
-from inversefed.thresholds import EXACT
 from inversefed.types import Budget, Candidate, Reconstruction, Status
 
 __all__ = ["SparseBatch"]
@@ -85,15 +84,15 @@ class SparseBatch:
             for chosen in self._found(mixed, rows, generator, watch):
                 stop = watch(1 - chosen.agreement, chosen.inputs)
                 if chosen.agreement >= _AGREES:
-                    found = _verified(observation, mixed, chosen, pictures(chosen.inputs), watch, status)
-                    if found.loss < EXACT:
+                    found = self._verified(observation, mixed, chosen, pictures(chosen.inputs), watch, status)
+                    if found.proven:
                         return found
                 if stop:
                     break
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
         status = Status.STOPPED if watch.stopped else status
-        return _verified(observation, mixed, chosen, pictures(chosen.inputs), watch, status)
+        return self._verified(observation, mixed, chosen, pictures(chosen.inputs), watch, status)
 
     def check(self, observation: Observation) -> str:
         """Say what it would do.
@@ -108,6 +107,25 @@ class SparseBatch:
             f"looks for the {mixed.count} examples in the zeros that ReLU leaves in the gradient of {mixed.layer}, "
             f"{live} of whose {len(mixed.rows)} units are on for some of them"
         )
+
+    def _verified(
+        self, observation: Observation, mixed: Mixture, chosen: "_Chosen", images: Tensor, watch: Watch, status: Status
+    ) -> Reconstruction:
+        """Run the client on what was found: only an update that comes out the same makes it exact."""
+        if not chosen.directions.shape[1]:
+            raise ThreatModelError(
+                f"fewer than {mixed.count} directions with zeros were found in the gradient of {mixed.layer}; "
+                "allow more time or rounds, or use cocktail_party() for an approximation"
+            )
+        labels, order = assigned_labels(observation, mixed.layer, images, chosen.deltas)
+        images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
+        images, loss = matched(observation, images, labels)
+        evidence = {"signs_agree": chosen.agreement, "examples_settled": int(chosen.settled.sum())}
+        how = f"the zeros of the gradient of {mixed.layer} told {mixed.count} pictures apart"
+        candidate = Candidate(
+            images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history
+        )
+        return verified(self, candidate, how, evidence)
 
     def _found(self, mixed: Mixture, rows: "_Rows", generator: Generator, watch: Watch) -> Iterator["_Chosen"]:
         """After each round, the best choice so far."""
@@ -334,21 +352,3 @@ def _right(mixed: Mixture, rows: _Rows, choices: Tensor, projected: Tensor) -> T
     outputs = (unmix @ projected) / scale[:, :, None] + mixed.bias[rows.live]
     on = (rows.unit @ normals).abs().mT >= rows.tolerance
     return torch.where(failed[:, None] > 0, 0.0, (on == (outputs > 0)).double().mean(dim=2))
-
-
-def _verified(
-    observation: Observation, mixed: Mixture, chosen: _Chosen, images: Tensor, watch: Watch, status: Status
-) -> Reconstruction:
-    """Run the client on what was found: only an update that comes out the same makes it exact."""
-    if not chosen.directions.shape[1]:
-        raise ThreatModelError(
-            f"fewer than {mixed.count} directions with zeros were found in the gradient of {mixed.layer}; "
-            "allow more time or rounds, or use cocktail_party() for an approximation"
-        )
-    labels, order = assigned_labels(observation, mixed.layer, images, chosen.deltas)
-    images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
-    images, loss = matched(observation, images, labels)
-    evidence = {"signs_agree": chosen.agreement, "examples_settled": int(chosen.settled.sum())}
-    finding = exactness(loss, f"the zeros of the gradient of {mixed.layer} told {mixed.count} pictures apart", evidence)
-    candidate = Candidate(images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history)
-    return Reconstruction(images, labels, loss, status, (candidate,), (finding,))

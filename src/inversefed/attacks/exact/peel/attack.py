@@ -25,7 +25,7 @@ from inversefed.attacks.exact.peel.image_behind_max_pool import image_from_poole
 from inversefed.attacks.exact.peel.layers import descend, step
 from inversefed.attacks.exact.peel.state import Front, Setting
 from inversefed.attacks.exact.progress import Watch
-from inversefed.attacks.exact.verify import exactness, matched
+from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.head.gradient import at_head
 from inversefed.attacks.head.inputs import separate
 from inversefed.attacks.head.output_activation import behind_head
@@ -98,9 +98,40 @@ class Peel:
             raise UnsupportedNetworkError(f"the equations of a layer tell nothing of its input ({error})") from error
         status = Status.INTERRUPTED if interrupted else Status.STOPPED if watch.stopped else Status.FINISHED
         evidence: dict[str, Any] = {"layers": len(flat(setting.layers)), "layers_inverted": depth}
-        evidence |= {} if left_open is None else {"unseen": left_open}
         labels = granted_or_recovered(observation) if labels is None else labels
-        return _verified(observation, labels, (found, *watch.kept), evidence, watch, status)
+        return self._verified(observation, labels, (found, *watch.kept), evidence, left_open, watch, status)
+
+    def _verified(
+        self,
+        observation: Observation,
+        labels: Targets,
+        found: tuple[Tensor, ...],
+        evidence: dict[str, Any],
+        left_open: float | None,
+        watch: Watch,
+        status: Status,
+    ) -> Reconstruction:
+        """Run the client on what was found: only an update that comes out the same makes it exact."""
+        network, tried = observation.network, []
+        for inputs in found:
+            images = network.denormalize(inputs.reshape(observation.batch_shape).to(network.device, network.dtype))
+            images, loss = matched(observation, images, labels)
+            tried.append((loss, images))
+            if loss < EXACT:
+                break
+        loss, images = min(tried, key=lambda pair: pair[0])
+        depth, count = evidence["layers_inverted"], evidence["layers"]
+        how = (
+            "down to the image" if depth == 0 else f"down to layer {depth} of {count}, and inverted the features there"
+        )
+        if loss != tried[0][0]:  # not what was solved for, so that nothing is known of other pictures
+            left_open = None
+        if loss < EXACT and status is Status.STOPPED:  # nothing is left to do
+            status = Status.FINISHED
+        candidate = Candidate(
+            images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history
+        )
+        return verified(self, candidate, f"the network was peeled {how}", evidence, left_open)
 
     def check(self, observation: Observation, layers: tuple[Layer, ...] | None = None) -> str:
         """Say how far it should come, without solving anything.
@@ -252,31 +283,3 @@ def _require_features(front: Front, pixels: int) -> None:
 
 def _double(gradient: Params) -> Params:
     return {name: part.detach().to("cpu", torch.float64) for name, part in gradient.items()}
-
-
-def _verified(
-    observation: Observation,
-    labels: Targets,
-    found: tuple[Tensor, ...],
-    evidence: dict[str, Any],
-    watch: Watch,
-    status: Status,
-) -> Reconstruction:
-    """Run the client on what was found: only an update that comes out the same makes it exact."""
-    network, tried = observation.network, []
-    for inputs in found:
-        images = network.denormalize(inputs.reshape(observation.batch_shape).to(network.device, network.dtype))
-        images, loss = matched(observation, images, labels)
-        tried.append((loss, images))
-        if loss < EXACT:
-            break
-    loss, images = min(tried, key=lambda pair: pair[0])
-    depth, count = evidence["layers_inverted"], evidence["layers"]
-    how = "down to the image" if depth == 0 else f"down to layer {depth} of {count}, and inverted the features there"
-    if loss != tried[0][0]:  # not what was solved for, so that nothing is known of other pictures
-        evidence = {name: value for name, value in evidence.items() if name != "unseen"}
-    finding = exactness(loss, f"the network was peeled {how}", evidence)
-    if loss < EXACT and status is Status.STOPPED:  # nothing is left to do
-        status = Status.FINISHED
-    candidate = Candidate(images, labels, loss, status, iterations=max(1, len(watch.history)), history=watch.history)
-    return Reconstruction(images, labels, loss, status, (candidate,), (finding,))

@@ -24,12 +24,13 @@ from torch import Generator, Tensor
 from inversefed.attacks.exact.progress import Watch
 from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
 from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
-from inversefed.attacks.exact.verify import exactness, matched
+from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.labels.matching import labels_of
 from inversefed.attacks.matching_error import relative_matching_cost
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.pieces.starts import Zeros
 from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.findings import Code
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.thresholds import EXACT, OPEN
@@ -80,8 +81,34 @@ class EmbeddedPatches:
             best = self._improved(observation, entry, system, best, generator, _left(budget, began))
         elif loss >= EXACT:
             proven = system.proves(observation.network.dtype)
-        finding, best = _finding(entry, system, best, proven), replace(best, images=best.images.to(dtype))
-        return Reconstruction(best.images, labels, best.loss, best.status, (best,), (finding, *told_labels))
+        return self._result(entry, system, best, proven, dtype, told_labels)
+
+    def _result(
+        self,
+        entry: TokenEntry,
+        system: TokenSystem,
+        best: Candidate,
+        proven: bool,
+        dtype: torch.dtype,
+        told: tuple[Finding, ...],
+    ) -> Reconstruction:
+        """Exact if the update comes out the same, or, where the client cannot be run again, if all equations hold."""
+        how = f"the patches were solved for from the gradients of {entry.positions} and {entry.embed}"
+        how += f", and {system.free:.1%} of them, which that leaves open, looked for" if system.free > OPEN else ""
+        how += "" if best.iterations > 1 else ", without a search"
+        figures = {"condition": system.condition, "residual": system.residual}
+        left_open = max(entry.patches.unseen, system.free)
+        result = verified(self, replace(best, images=best.images.to(dtype)), how, figures, left_open, told)
+        if best.images.dtype != dtype:  # its error is that of the pictures before they were rounded to 16 bits
+            result = replace(result, matching_error=None)
+        if not proven:
+            return result
+        message = (
+            f"Exact: {how}, and more equations hold than there are unknowns. The client cannot be run again to "
+            "compare, for it draws at random or its settings are not known."
+        )
+        evidence = {"relative_matching_cost": best.loss, **figures, "unseen": left_open}
+        return replace(result, findings=(Finding(Code.EXACT, "info", message, evidence), *told), proven=True)
 
     def check(self, observation: Observation) -> str:
         """Say what it would do.
@@ -181,21 +208,3 @@ def _repeats(observation: Observation, images: Images, labels: Labels) -> bool:
 def _left(budget: Budget, began: float) -> Budget:
     """What is left of a budget's time, for a search that keeps no checkpoint."""
     return replace(budget, seconds=budget.left(began), checkpoint=None, resume=None)
-
-
-def _finding(entry: TokenEntry, system: TokenSystem, best: Candidate, proven: bool) -> Finding:
-    how = f"the patches were solved for from the gradients of {entry.positions} and {entry.embed}"
-    how += f", and {system.free:.1%} of them, which that leaves open, looked for" if system.free > OPEN else ""
-    how += "" if best.iterations > 1 else ", without a search"
-    figures = {
-        "condition": system.condition,
-        "residual": system.residual,
-        "unseen": max(entry.patches.unseen, system.free),
-    }
-    if not proven:
-        return exactness(best.loss, how, figures)
-    message = (
-        f"Exact: {how}, and more equations hold than there are unknowns. The client cannot be run again to compare, "
-        "for it draws at random or its settings are not known."
-    )
-    return Finding("exact", "info", message, {"relative_matching_cost": best.loss, **figures})

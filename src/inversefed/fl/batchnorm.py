@@ -8,7 +8,7 @@ batch (Yin et al. 2021, arXiv:2104.07586, use them). torch keeps the unbiased va
 which is (n - 1) / n of it, with n counted over examples and places.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from inversefed.errors import ThreatModelError
 from inversefed.fl.clients import Client
+from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
 from inversefed.types import Images, Params, Targets
 
@@ -42,23 +43,14 @@ def moments(network: Network, images: Images) -> dict[str, Moments]:
 
     They can be differentiated with respect to the pictures. The network runs in its own mode.
     """
-    seen: dict[str, Moments] = {}
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            channels = inputs[0].transpose(0, 1).flatten(start_dim=1)
-            variance, mean = torch.var_mean(channels, dim=1, correction=0)
-            seen[name] = Moments(mean, variance, channels.shape[1])
+    def of_batch(_: str, __: nn.Module, inputs: Tensor) -> Moments:
+        channels = inputs.transpose(0, 1).flatten(start_dim=1)
+        variance, mean = torch.var_mean(channels, dim=1, correction=0)
+        return Moments(mean, variance, channels.shape[1])
 
-        return hook
-
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in _layers(network).items()]
-    try:
-        network.apply(network.params, images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
+    _, runs = record(_layers(network), lambda: network.apply(network.params, images), of_batch)
+    return {run.name: run.inputs for run in runs}
 
 
 def buffers_of(network: Network) -> dict[str, Tensor]:

@@ -8,11 +8,13 @@ not know the draws can put values of its own in their place, and differentiate w
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+
+from inversefed.fl.hooks import record, replaced_outputs
 
 __all__ = ["NormalNoise", "dropout_layers", "given_masks", "noise_layers"]
 
@@ -52,45 +54,24 @@ def mask_shapes(module: nn.Module, run: Callable[[], object]) -> dict[str, tuple
         module: holds the layers.
         run: runs it, on any pictures.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def see(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-            shape = tuple(inputs[0].shape[1:])
-            shapes[name] = (shape[0], *(1,) * (len(shape) - 1)) if isinstance(layer, _PER_CHANNEL) else shape
+    def drawn(_: str, layer: nn.Module, inputs: Tensor) -> tuple[int, ...]:
+        shape = tuple(inputs.shape[1:])
+        return (shape[0], *(1,) * (len(shape) - 1)) if isinstance(layer, _PER_CHANNEL) else shape
 
-        return see
-
-    layers: dict[str, nn.Module] = {**dropout_layers(module), **noise_layers(module)}
-    handles = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    _, runs = record({**dropout_layers(module), **noise_layers(module)}, run, drawn)
+    shapes = {each.name: each.inputs for each in runs}
     return {name: shape for name, shape in shapes.items() if math.prod(shape)}
 
 
-@contextmanager
-def given_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
+def given_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> AbstractContextManager[None]:
     """Within it, the named dropout layers multiply by these masks, and noise layers give them as they are.
 
     Of more draws than examples the first are taken.
     """
 
-    def replaced(mask: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def multiply(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
-            if isinstance(layer, NormalNoise):
-                return mask[: inputs[0].shape[0]]
-            kept = mask[: inputs[0].shape[0]] / (1 - float(layer.p))  # type: ignore[arg-type]
-            output: Tensor = inputs[0] * kept
-            return output
+    def given(name: str, layer: nn.Module, inputs: Tensor, _: Tensor) -> Tensor:
+        mask = masks[name][: inputs.shape[0]]
+        return mask if isinstance(layer, NormalNoise) else inputs * (mask / (1 - float(layer.p)))  # type: ignore[arg-type]
 
-        return multiply
-
-    handles = [module.get_submodule(name).register_forward_hook(replaced(mask)) for name, mask in masks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return replaced_outputs({name: module.get_submodule(name) for name in masks}, given)

@@ -23,6 +23,7 @@ from inversefed.errors import InputError, UnsupportedNetworkError
 from inversefed.fl.apart import apart
 from inversefed.fl.dropout import given_masks
 from inversefed.fl.foreign import foreign_code
+from inversefed.fl.hooks import record
 from inversefed.fl.losses import CrossEntropy, in_precision
 from inversefed.fl.second_derivatives import TwiceDifferentiable, twice_differentiable, unwrap_parts, unwrapped
 from inversefed.types import Images, Logits, Params
@@ -163,18 +164,9 @@ class Network:
 
     def linear_inputs(self, images: Images) -> dict[str, Tensor]:
         """What goes into each linear layer that runs on these pictures, in the order they run."""
-        seen: dict[str, Tensor] = {}
-
-        def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda _, inputs: seen.update({name: inputs[0].detach()})
-
-        hooks = [self.module.get_submodule(n).register_forward_pre_hook(note(n)) for n in self.linear_layers()]
-        try:
-            self.features(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return seen
+        layers = {name: self.module.get_submodule(name) for name in self.linear_layers()}
+        _, runs = record(layers, lambda: self.features(images), lambda _, __, inputs: inputs.detach())
+        return {run.name: run.inputs for run in runs}
 
     def operations(self) -> int:
         """Floating-point operations of one picture's forward pass, those of matrix products and convolutions.
@@ -313,26 +305,17 @@ def _per_channel(value: float | Sequence[float] | Tensor, channels: int, name: s
 
 def _probe(network: Network) -> tuple[int, str | None]:
     """Run the network once in eval mode: how wide are the logits, and which layer makes them?"""
-    ran: list[tuple[str, Tensor]] = []
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda layer, *_: ran.append((name, layer.weight))
-
-    hooks = [
-        layer.register_forward_hook(note(name))
-        for name, layer in network.module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
+    named = network.module.named_modules()
+    layers = {name: layer for name, layer in named if isinstance(layer, nn.Linear | nn.Conv2d)}
     doing = f"the network cannot run on images of shape {network.image_shape}: its forward pass"
-    try:
-        with foreign_code(doing), torch.no_grad(), eval_mode(network.module):
-            gray = torch.full((2, *network.image_shape), 0.5, device=network.device, dtype=network.dtype)
-            logits = network._run(network.params, network.normalize(gray))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with foreign_code(doing), torch.no_grad(), eval_mode(network.module):
+        gray = torch.full((2, *network.image_shape), 0.5, device=network.device, dtype=network.dtype)
+        inputs = network.normalize(gray)
+        logits, runs = record(
+            layers, lambda: network._run(network.params, inputs), lambda name, *_: len(layers[name].weight)
+        )
     _check_logits(logits)
-    heads = [name for name, weight in ran if weight.shape[0] == logits.shape[1]]
+    heads = [run.name for run in runs if run.inputs == logits.shape[1]]
     head = heads[-1] if heads and f"{heads[-1]}.weight".lstrip(".") in network.params else None
     return logits.shape[1], head
 

@@ -3,14 +3,14 @@
 A chain of layers (`chain`) says more, but a network that branches has none; the shapes are there for both.
 """
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from inversefed.fl.apart import apart
-from inversefed.fl.network import Network
+from inversefed.fl.hooks import record
+from inversefed.fl.network import Network, eval_mode
 
 __all__ = ["Geometry", "geometry", "padding_of", "residues"]
 
@@ -38,32 +38,24 @@ def geometry(network: Network) -> tuple[Geometry, ...]:
     """The layers that hold trained weights and run on one tensor, in the order in which they run first.
 
     Args:
-        network: one gray picture is sent through a copy of it, in eval mode.
+        network: one gray picture is sent through it, in eval mode.
 
     >>> from inversefed.fl.network import freeze
     >>> network = freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), (3, 8, 8))
     >>> [(layer.name, layer.inputs, layer.outputs) for layer in geometry(network)]
     [('0', (3, 8, 8), (4, 6, 6)), ('3', (144,), (2,))]
     """
-    module = apart(network.module).eval().requires_grad_(False)
     owners = {name.rpartition(".")[0] for name in network.params}
-    ran: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
-
-    def note(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
-        def look(_: nn.Module, inputs: tuple[object, ...], outputs: object) -> None:
-            if inputs and isinstance(inputs[0], Tensor) and isinstance(outputs, Tensor):
-                ran.setdefault(name, []).append((tuple(inputs[0].shape[1:]), tuple(outputs.shape[1:])))
-
-        return look
-
-    for name, part in module.named_modules():
-        if name in owners:
-            part.register_forward_hook(note(name))
-    gray = torch.full((1, *network.image_shape), 0.5, device=network.device, dtype=network.dtype)
-    with torch.no_grad():
-        module(network.normalize(gray))
+    layers = {name: layer for name, layer in network.module.named_modules() if name in owners}
+    gray = torch.full((1, *network.image_shape), 0.5)
+    with eval_mode(network.module):
+        _, runs = record(layers, lambda: network.features(gray), lambda _, __, inputs: tuple(inputs.shape[1:]))
+    runs = tuple(run for run in runs if isinstance(run.outputs, Tensor))  # attention gives a pair
+    times = Counter(run.name for run in runs)
+    first = {run.name: run for run in reversed(runs)}
     return tuple(
-        Geometry(name, network.module.get_submodule(name), *shapes[0], len(shapes)) for name, shapes in ran.items()
+        Geometry(name, layers[name], first[name].inputs, tuple(first[name].outputs.shape[1:]), count)
+        for name, count in times.items()
     )
 
 

@@ -11,9 +11,8 @@ goes into the attention, and the identity itself, must come out so. The small si
 digits: in an untrained network they are about 1e-6 of the largest.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,6 +22,7 @@ from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.labels.matching import labels_of
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import FedSGD
+from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Params, Reconstruction
@@ -131,17 +131,19 @@ class _Seen:
 
     @classmethod
     def of(cls, network: Network, probe: Tensor) -> "_Seen":
-        went = _recorded(network, probe)
-        embeds = [(layer, outs) for layer, _, outs in went if _is_patches(layer) and outs.ndim == 4]
+        kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+        layers = {name: layer for name, layer in network.module.named_modules() if isinstance(layer, kinds)}
+        _, runs = record(layers, lambda: network.features(probe), lambda _, __, inputs: inputs.detach())
+        embeds = [(run.layer, run.outputs) for run in runs if _is_patches(run.layer) and run.outputs.ndim == 4]
         if not embeds:
             raise _no_patches()
         embed, outputs = embeds[0]
         patches = outputs[0].flatten(1).T
         readers: dict[str, Tensor] = {}
         tokens: Tensor | None = None
-        names = {layer: name for name, layer in network.module.named_modules()}
-        for layer, inputs, _ in went:
-            weight = f"{names[layer]}.{'in_proj_weight' if isinstance(layer, nn.MultiheadAttention) else 'weight'}"
+        for run in runs:
+            layer, inputs = run.layer, run.inputs
+            weight = f"{run.name}.{'in_proj_weight' if isinstance(layer, nn.MultiheadAttention) else 'weight'}"
             if isinstance(layer, nn.Conv2d) or weight not in network.params or inputs.shape[-1] != patches.shape[1]:
                 continue
             if tokens is None:
@@ -151,25 +153,6 @@ class _Seen:
         if tokens is None:
             raise _unsuited("no attention and no linear layers see the patches")
         return cls(embed, patches.cpu(), tokens.cpu(), readers)
-
-
-def _recorded(network: Network, probe: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
-    """Convolutions, linear layers and attentions in the order they run, with what goes in and comes out."""
-    went: list[tuple[nn.Module, Tensor, Tensor]] = []
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Any], outputs: Any) -> None:
-        first = inputs[0] if inputs else named["query"]
-        went.append((layer, first.detach(), (outputs[0] if isinstance(outputs, tuple) else outputs).detach()))
-
-    kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
-    layers = [layer for layer in network.module.modules() if isinstance(layer, kinds)]
-    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
-    try:
-        network.features(probe)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return went
 
 
 def _is_patches(layer: nn.Module) -> TypeGuard[nn.Conv2d]:

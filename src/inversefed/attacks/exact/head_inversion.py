@@ -9,6 +9,7 @@ near depends on how many kinks lie between. Own derivation.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from inversefed.attacks.head.inputs import Separated, separate
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.time_schedule import as_fits
 from inversefed.errors import UnsupportedNetworkError
+from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.networks.architecture import architecture
@@ -138,20 +140,12 @@ def _reaching(trunk: Network, features: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _without_last_relu(trunk: Network) -> Network | None:
     """The network without the ReLU layer that its outputs come from; nothing where there is no such layer."""
-    seen: dict[str, list[Tensor]] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda *made: seen.setdefault(name, []).append(made[-1].detach().flatten(1))
-
     relus = {name: layer for name, layer in trunk.module.named_modules() if isinstance(layer, nn.ReLU)}
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in relus.items()]
-    try:
-        probe = torch.rand((2, *trunk.image_shape), generator=Generator().manual_seed(0), dtype=trunk.dtype)
-        outputs = trunk.features(probe)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    last = [name for name, made in seen.items() if len(made) == 1 and torch.equal(made[0], outputs)]
+    probe = torch.rand((2, *trunk.image_shape), generator=Generator().manual_seed(0), dtype=trunk.dtype)
+    outputs, runs = record(relus, lambda: trunk.features(probe), lambda *_: None)
+    once = [name for name, count in Counter(run.name for run in runs).items() if count == 1]
+    made = {run.name: run.outputs.flatten(1) for run in runs}
+    last = [name for name in once if torch.equal(made[name], outputs)]
     return trunk.without(last[-1]) if last else None
 
 

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from inversefed.errors import InversefedError
+from inversefed.fl.hooks import replaced_outputs
 from inversefed.fl.network import Network
 from inversefed.fl.targets import made_up_outputs
 
@@ -47,29 +48,22 @@ def _found(network: Network) -> Behind | None:
     if network.head is None:
         return None
     given: list[Tensor] = []
-    hook = network.module.get_submodule(network.head).register_forward_hook(_replacing(given))
+
+    def drawn(_: str, __: nn.Module, ___: Tensor, output: Tensor) -> Tensor:
+        numbers = torch.randn(output.shape, generator=Generator().manual_seed(len(given)), dtype=torch.float64)
+        given.append(numbers.to(output.device, output.dtype))
+        return given[-1]
+
     try:
-        outputs = made_up_outputs(network)
+        with replaced_outputs({network.head: network.module.get_submodule(network.head)}, drawn):
+            outputs = made_up_outputs(network)
     except InversefedError:
         return None
-    finally:
-        hook.remove()
     if not given or given[-1].shape != outputs.shape:
         return None
     scale = float((given[-1] * outputs).sum() / given[-1].square().sum())
     known: tuple[Behind, ...] = (*_KNOWN, lambda z: scale * z)
     return next((each for each in known if _same(each(given[-1]), outputs)), None)
-
-
-def _replacing(given: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """A hook that puts random numbers in the place of what a layer gives, and remembers them."""
-
-    def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        drawn = torch.randn(output.shape, generator=Generator().manual_seed(len(given)), dtype=torch.float64)
-        given.append(drawn.to(output.device, output.dtype))
-        return given[-1]
-
-    return hook
 
 
 def _same(found: Tensor, outputs: Tensor) -> bool:

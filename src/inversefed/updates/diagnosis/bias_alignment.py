@@ -6,12 +6,13 @@ Behind a sigmoid or a ReLU the cosine between the two, over the channels o, is n
 layers it is not. So two tensors in each other's place are found where no conservation law (`balance`) covers them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from inversefed.findings import Code
+from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
 from inversefed.types import Finding, Params
 from inversefed.updates.diagnosis.evidence import Subject
@@ -56,25 +57,14 @@ def check_rows(subject: Subject) -> tuple[Finding, ...]:
 
 def positive_inputs(network: Network) -> tuple[str, ...]:
     """The layers with bias whose inputs are never negative, by what stand-in pictures put into them."""
-    least: dict[str, float] = {}
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            least[name] = min(least.get(name, 0.0), float(inputs[0].min()))
-
-        return look
-
     layers: Mapping[str, nn.Module] = {
         name: layer
         for name, layer in network.module.named_modules()
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None
     }
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    try:
-        network.features(stand_ins(network, 2))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    least: dict[str, float] = {}
+    for run in record(layers, lambda: network.features(stand_ins(network, 2)), lambda _, __, x: float(x.min()))[1]:
+        least[run.name] = min(least.get(run.name, 0.0), run.inputs)
     return tuple(name for name, value in least.items() if value >= 0)
 
 

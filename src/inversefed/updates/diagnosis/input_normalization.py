@@ -7,7 +7,6 @@ stand-in pictures gives the contrast. With one example, a first linear layer hol
 untrained network without such a layer tells nothing.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from inversefed.findings import Code
 from inversefed.fl.batchnorm import moments
+from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
 from inversefed.types import Finding
 from inversefed.updates.diagnosis.evidence import Subject
@@ -83,18 +83,9 @@ def _shown(values: Tensor) -> str:
 
 def _first_norm(network: Network) -> tuple[str, _Norm] | None:
     """The first layer of the network that keeps statistics, if it has seen any and one layer is before it."""
-    order: list[tuple[str, nn.Module]] = []
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda layer, *_: order.append((name, layer))
-
-    leaves = [(name, layer) for name, layer in network.module.named_modules() if not list(layer.children())]
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in leaves]
-    try:
-        network.features(stand_ins(network, 2))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    leaves = {name: layer for name, layer in network.module.named_modules() if not list(layer.children())}
+    _, runs = record(leaves, lambda: network.features(stand_ins(network, 2)), lambda *_: None)
+    order = [(run.name, run.layer) for run in runs]
     if len(order) < 2 or not isinstance(order[0][1], nn.Conv2d | nn.Linear):
         return None
     name, layer = order[1]

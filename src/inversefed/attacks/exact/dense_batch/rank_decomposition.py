@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from inversefed.attacks.exact.linear import layer_on_the_picture
 from inversefed.attacks.head.gradient import pulls
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, class_count, forms, loss_slope, made_up_outputs
 from inversefed.fl.threat import Observation
@@ -155,17 +156,14 @@ def _has_classes(network: Network) -> bool:
 
 def _backward(network: Network, layer: str, images: Images) -> Callable[[Tensor], Tensor]:
     """What a label, given to all pictures, makes D to be, `[b, m]`."""
-    outputs = list[Tensor]()
-    hook = network.module.get_submodule(layer).register_forward_hook(lambda *parts: outputs.append(parts[2]))
-    try:
-        with torch.enable_grad():
-            logits = network.apply(network.params, images)
-    finally:
-        hook.remove()
+    layers = {layer: network.module.get_submodule(layer)}
+    with torch.enable_grad():
+        logits, runs = record(layers, lambda: network.apply(network.params, images), lambda *_: None)
 
     def backward(target: Tensor) -> Tensor:
         slope = loss_slope(network, logits, target.expand(len(images), *target.shape))
-        (delta,) = torch.autograd.grad(logits, outputs[0], slope, retain_graph=True)
+        delta: Tensor
+        (delta,) = torch.autograd.grad(logits, runs[0].outputs, slope, retain_graph=True)
         return delta.cpu().double()
 
     return backward

@@ -8,15 +8,14 @@ number of each pixel in digits, and one of noise, on which the rest must hold. E
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from inversefed.errors import InversefedError, UnsupportedNetworkError
+from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
 
 __all__ = ["PatchMap", "first_layer", "patch_map", "unsuited"]
@@ -107,6 +106,10 @@ def patch_map(network: Network) -> PatchMap:
 class _Reached(InversefedError):
     """Ends a probe's run at the layer that was looked for; of our own kind, or boundaries would take it for foreign."""
 
+    def __init__(self, name: str, entries: Tensor) -> None:
+        super().__init__(name)
+        self.name, self.entries = name, entries
+
 
 def first_layer(network: Network, picture: Tensor) -> tuple[str, Tensor]:
     """The first layer that sees something of the picture, and the entries that it sees, `[places, values]`, float64.
@@ -118,32 +121,21 @@ def first_layer(network: Network, picture: Tensor) -> tuple[str, Tensor]:
     Raises:
         UnsupportedNetworkError: no linear layer and no convolution sees it, or the network does not run.
     """
-    seen: list[tuple[str, Tensor]] = []
     frozen = {name: weight.detach() for name, weight in network.params.items()}
-
-    def look(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if inputs and isinstance(inputs[0], Tensor) and inputs[0].requires_grad:
-                seen.append((name, _entries(layer, inputs[0].detach()).cpu().double()))
-                raise _Reached
-
-        return note
-
     kinds = (nn.Linear, nn.Conv2d)
-    named = [(name, layer) for name, layer in network.module.named_modules() if isinstance(layer, kinds)]
-    hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in named]
+    layers = {name: layer for name, layer in network.module.named_modules() if isinstance(layer, kinds)}
     picture = picture.to(network.device, network.dtype).requires_grad_()
+
+    def look(name: str, layer: nn.Module, inputs: Tensor) -> None:
+        if inputs.requires_grad:
+            raise _Reached(name, _entries(layer, inputs.detach()).cpu().double())
+
     try:
         with torch.enable_grad():
-            network.apply(frozen, picture)
-    except _Reached:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not seen:
-        raise unsuited("no linear layer and no convolution sees the picture")
-    return seen[0]
+            record(layers, lambda: network.apply(frozen, picture), look)
+    except _Reached as reached:
+        return reached.name, reached.entries
+    raise unsuited("no linear layer and no convolution sees the picture")
 
 
 def _entries(layer: nn.Module, inputs: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from inversefed.fl.clients.local_optimizers import LocalAdam, LocalSGD
 from inversefed.fl.defenses import Clip, Context, GaussianNoise, LaplaceNoise, TopK
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Network, freeze
+from inversefed.networks.natural_noise import natural_noise
 from inversefed.specs import registry
 from inversefed.types import Batch, Finding, Params
 from inversefed.updates.diagnosis import CODES, check_example, diagnose, require_usable, self_test
-from inversefed.updates.diagnosis.natural_noise import stand_ins
 from inversefed.updates.metadata import Metadata
 from inversefed.updates.update import Update, as_observation
 
@@ -80,7 +80,7 @@ def build(name: str, seed: int = 0, mode: str = "eval", mean: float = 0.5, std: 
 
 def batch(network: Network, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     labels = torch.randint(CLASSES, (count,), generator=torch.Generator().manual_seed(seed))
-    return stand_ins(network, count, seed=1000 + seed), labels
+    return natural_noise(network, count, seed=1000 + seed), labels
 
 
 def gradient(network: Network, count: int, seed: int = 0) -> tuple[Params, Metadata]:
@@ -453,7 +453,7 @@ def trained(mean: float, std: float) -> nn.Module:
     module = network.module
     with torch.no_grad():
         for seed in range(60):
-            module(network.normalize(stand_ins(network, 32, seed=seed)))
+            module(network.normalize(natural_noise(network, 32, seed=seed)))
     return module.eval()
 
 
@@ -602,9 +602,11 @@ def test_a_foreign_network_that_raises_stops_no_other_check(caplog: pytest.LogCa
 
 def test_stand_ins_are_pictures_and_the_same_for_the_same_seed() -> None:
     network = build("smooth")
-    pictures = stand_ins(network, 64)
+    pictures = natural_noise(network, 64)
     assert pictures.shape == (64, *SHAPE) and 0 <= float(pictures.min()) < float(pictures.max()) <= 1
-    assert torch.equal(pictures, stand_ins(network, 64)) and not torch.equal(pictures, stand_ins(network, 64, seed=1))
+    assert torch.equal(pictures, natural_noise(network, 64)) and not torch.equal(
+        pictures, natural_noise(network, 64, seed=1)
+    )
 
 
 def test_the_diagnosis_leaves_everything_as_it_was() -> None:

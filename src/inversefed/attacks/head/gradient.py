@@ -22,6 +22,7 @@ from inversefed.fl.clients.local_optimizers import State
 from inversefed.fl.network import Loss, Network
 from inversefed.fl.targets import as_targets, class_count, loss_slope
 from inversefed.fl.threat import Observation
+from inversefed.networks.natural_noise import varied_noise
 from inversefed.types import Params, Targets
 
 __all__ = ["Head", "LastLayer", "at_head", "deal", "head_slope", "last_layer", "pulls", "read_head", "slopes"]
@@ -73,7 +74,7 @@ class Head:
     def probe(self, number: int) -> Tensor:
         """What goes into the head for made-up pictures, `[number, d]`."""
         network = self.network
-        name, images = str(network.head), _pictures(number, network)
+        name, images = str(network.head), varied_noise(network, number)
         parts = [network.linear_inputs(part).get(name) for part in torch.split(images, _CHUNK)]
         found = [part.flatten(end_dim=-2).double() for part in parts if part is not None and part.ndim == 2]
         if len(found) < len(parts):
@@ -350,24 +351,3 @@ def _drift(steps: LocalSteps, size: float, count: int) -> float:
         gradient = torch.full((1,), size, dtype=torch.float64) + pull * params["w"]
         params, state = steps.optimizer(params, {"w": gradient}, state, 1.0, step)
     return -float(params["w"])
-
-
-def _pictures(number: int, network: Network) -> Tensor:
-    """Made-up pictures with the power spectrum of photographs (amplitude one over frequency), in pixel space.
-
-    Field (1987), "Relations between the statistics of natural images and the response properties of cortical cells".
-    """
-    channels, height, width = network.image_shape
-    generator = Generator().manual_seed(0)
-    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
-    frequency = (rows.square() + columns.square()).sqrt().clamp(min=1 / max(height, width))
-    gray = torch.randn(number, 1, height, width, generator=generator)
-    color = torch.randn(number, channels, height, width, generator=generator)
-    waves = torch.fft.irfft2(torch.fft.rfft2(gray + 0.35 * color) / frequency, s=(height, width))
-    waves = waves - waves.mean(dim=(1, 2, 3), keepdim=True)
-    waves = waves / waves.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6)
-    contrast = 0.1 + 0.25 * torch.rand(number, 1, 1, 1, generator=generator)
-    light = 0.47 + 0.13 * torch.randn(number, 1, 1, 1, generator=generator)
-    low, high = network.low.cpu(), network.high.cpu()
-    pictures: Tensor = low + (high - low) * (light + contrast * waves).clamp(0, 1).to(low.dtype)
-    return pictures

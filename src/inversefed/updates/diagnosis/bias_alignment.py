@@ -14,9 +14,9 @@ from torch import nn
 from inversefed.findings import Code
 from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
+from inversefed.networks.natural_noise import natural_noise
 from inversefed.types import Finding, Params
 from inversefed.updates.diagnosis.evidence import Subject
-from inversefed.updates.diagnosis.natural_noise import stand_ins
 
 __all__ = ["check_rows"]
 
@@ -63,7 +63,7 @@ def positive_inputs(network: Network) -> tuple[str, ...]:
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None
     }
     least: dict[str, float] = {}
-    for run in record(layers, lambda: network.features(stand_ins(network, 2)), lambda _, __, x: float(x.min()))[1]:
+    for run in record(layers, lambda: network.features(natural_noise(network, 2)), lambda _, __, x: float(x.min()))[1]:
         least[run.name] = min(least.get(run.name, 0.0), run.inputs)
     return tuple(name for name, value in least.items() if value >= 0)
 

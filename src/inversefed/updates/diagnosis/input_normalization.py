@@ -17,9 +17,9 @@ from inversefed.findings import Code
 from inversefed.fl.batchnorm import moments
 from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
+from inversefed.networks.natural_noise import STD, natural_noise
 from inversefed.types import Finding
 from inversefed.updates.diagnosis.evidence import Subject
-from inversefed.updates.diagnosis.natural_noise import STD, stand_ins
 
 __all__ = ["normalized_in_training", "normalized_otherwise"]
 
@@ -84,7 +84,7 @@ def _shown(values: Tensor) -> str:
 def _first_norm(network: Network) -> tuple[str, _Norm] | None:
     """The first layer of the network that keeps statistics, if it has seen any and one layer is before it."""
     leaves = {name: layer for name, layer in network.module.named_modules() if not list(layer.children())}
-    _, runs = record(leaves, lambda: network.features(stand_ins(network, 2)), lambda *_: None)
+    _, runs = record(leaves, lambda: network.features(natural_noise(network, 2)), lambda *_: None)
     order = [(run.name, run.layer) for run in runs]
     if len(order) < 2 or not isinstance(order[0][1], nn.Conv2d | nn.Linear):
         return None
@@ -116,7 +116,7 @@ def _mean_input(network: Network, name: str, layer: _Norm) -> Tensor | None:
 def _contrast(network: Network, name: str, layer: _Norm) -> float:
     """Standard deviation of what the layer was fed with, over that of stand-in pictures."""
     with torch.no_grad():
-        variance = moments(network, stand_ins(network, 16))[name].variance.to("cpu", torch.float64)
+        variance = moments(network, natural_noise(network, 16))[name].variance.to("cpu", torch.float64)
     running = torch.as_tensor(layer.running_var).to("cpu", torch.float64)
     return float((running / variance.clamp_min(1e-12)).median().sqrt())
 
@@ -143,7 +143,7 @@ def _by_first_layer(subject: Subject) -> tuple[Finding, ...]:
 
 def _sees_pictures(network: Network, layer: str) -> bool:
     """Whether a linear layer is fed with the flattened picture itself."""
-    pictures = stand_ins(network, 2)  # BatchNorm in train mode may refuse one
+    pictures = natural_noise(network, 2)  # BatchNorm in train mode may refuse one
     flat = network.normalize(pictures).flatten(start_dim=1)
     seen = network.linear_inputs(pictures).get(layer)
     return seen is not None and seen.shape == flat.shape and bool(torch.equal(seen, flat))

@@ -20,8 +20,8 @@ from inversefed.fl.clients import FedSGD
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, made_up_targets
 from inversefed.fl.threat import Observation
+from inversefed.networks.natural_noise import natural_noise
 from inversefed.types import Finding, Images, Params, Targets
-from inversefed.updates.diagnosis.natural_noise import stand_ins
 from inversefed.updates.metadata import Metadata
 from inversefed.updates.update import Update, as_observation
 
@@ -59,7 +59,7 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
         batch_size=None if metadata.batch_size is None else min(metadata.batch_size, count),
         local_steps=None if metadata.local_steps is None else min(metadata.local_steps, _MOST_STEPS),
     )
-    images = stand_ins(network, count)
+    images = natural_noise(network, count)
     try:
         labels = made_up_targets(network, count)
         nothing = {name: torch.zeros_like(weight) for name, weight in network.params.items()}

@@ -23,12 +23,14 @@ MAY = {
     "report": GROUND | {"evaluation"},
     "assessment": GROUND | {"fl", "attacks", "controls", "evaluation", "report"},
     "arguments": GROUND | {"fl", "attacks", "evaluation"},
-    "pipeline": GROUND | {"arguments", "fl", "attacks", "controls", "evaluation", "report", "assessment"},
-    "specs": GROUND | {"fl", "attacks"},
+    "scenario": GROUND | {"fl", "attacks", "report", "specs"},
+    "pipeline": GROUND | {"arguments", "fl", "attacks", "controls", "evaluation", "report", "assessment", "scenario"},
+    "specs": GROUND | {"fl", "attacks", "updates", "zoo"},
     "zoo": GROUND,
     "frontier": GROUND | {"fl", "attacks", "evaluation", "report", "assessment"},
     "cli": GROUND
-    | {"fl", "updates", "attacks", "evaluation", "report", "zoo", "pipeline", "specs", "frontier", "controls"},
+    | {"fl", "updates", "attacks", "controls", "evaluation", "report", "zoo", "specs"}
+    | {"scenario", "pipeline", "frontier"},
     "compat": GROUND | {"fl", "attacks", "evaluation", "report", "zoo", "pipeline"},
     "__main__": {"cli"},
     "__init__": set(),

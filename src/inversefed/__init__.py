@@ -30,6 +30,7 @@ _HOMES = {
     "identify": "attacks.identifiability.identify",
     "Identifiability": "attacks.identifiability.identify",
     "Report": "report.model",
+    "Scenario": "scenario",
     "Verdict": "evaluation.verdict",
     "judge": "report.several_targets",
     "Batch": "types",

@@ -1,11 +1,14 @@
 """The whole line, and the only place where world, attack and judgement meet.
 
-freeze -> client -> defenses -> observe -> attack -> controls -> align -> metrics -> verdict -> Report
+    scenario -> observation -> attack -> controls -> verdict -> Report
+
+`scenario.Scenario` is all that an audit is; `fl.simulate` is the world, from the private batch to what the server sees.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +19,28 @@ from inversefed.assessment import Case
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
 from inversefed.controls.runs import SHARE, Trials
+from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation.score import score
-from inversefed.fl.checks import check_threat
+from inversefed.fl.checks import check_pieces
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Defense
 from inversefed.fl.foreign import Callback, foreign_code
+from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss
 from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
-from inversefed.fl.simulate import observed
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.report import environment
 from inversefed.report.model import Report
+from inversefed.scenario import Scenario
 from inversefed.types import Batch, Budget, Finding, Step
 
 __all__ = ["audit", "audit_observation"]
 
 
 def audit(
-    module: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    module: nn.Module | Scenario,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
     *,
     mean: float | Sequence[float] | Tensor | None = None,
     std: float | Sequence[float] | Tensor | None = None,
@@ -58,7 +63,8 @@ def audit(
     """Let a client make an update from private pictures, attack it as the server would, and compare.
 
     Args:
-        module: any classifier, in the mode (train or eval) that the client uses; it is not changed.
+        module: any classifier, in the mode (train or eval) that the client uses; it is not changed. Or a `Scenario`,
+            which holds all that an audit is: then nothing stands beside it but callbacks and checkpoints.
         images: the private pictures, `[n, c, h, w]`, pixel space, [0, 1].
         labels: their classes, `[n]`, or numbers, `[n]` or `[n, k]`, as the loss takes them; the attack sees them only
             if `threat` says so.
@@ -79,11 +85,11 @@ def audit(
         nulls: how many null runs the verdict rests on; `None` for 19, or at most 1 beside an exact result; 0 for none.
         others: public pictures of the same kind, with labels, none of them private: for more controls.
         on_control: told of the control runs (done, of how many); a true answer ends them.
-        config: how to run this audit again, kept in the report as it is.
+        config: the options of a command line that runs this again, kept in the report as they are.
 
     Raises:
-        InputError: pictures or labels that cannot be used, an update that is not finite, or a checkpoint of another
-            search.
+        InputError: pictures or labels that cannot be used, an update that is not finite, a checkpoint of another
+            search, or a scenario whose network or pictures are not those that it recorded.
         UnsupportedNetworkError: the module cannot be audited.
         ThreatModelError: the attack needs what the threat model hides.
 
@@ -93,40 +99,23 @@ def audit(
     >>> bool(report.scores["peak_signal_noise_ratio"] > 80)
     True
     """
+    watch = Watch(on_step, on_control, checkpoint, resume)
+    if isinstance(module, Scenario):
+        given = (images, labels, mean, std, attack, loss, time_budget, max_iterations, nulls, others)
+        if any(each is not None for each in given) or (client, tuple(defenses), threat, seed) != _USUAL:
+            raise ConfigError("a scenario holds all settings of its audit; change one by replace(scenario, seed=1)")
+        watch.check(module.attack)
+        return carried_out(module.loaded(), watch, config)
     attack = recipes.best() if attack is None else attack
-    check_attack(attack)
-    check_taken_up(resume)
-    observation, truth = observed(
-        module,
-        images,
-        labels,
-        mean=mean,
-        std=std,
-        client=client,
-        defenses=defenses,
-        threat=threat,
-        loss=loss,
-        seed=seed,
-    )
-    network = observation.network
-    return audit_observation(
-        observation,
-        truth=truth,
-        attack=attack,
-        threat=threat,
-        seed=seed,
-        time_budget=time_budget,
-        max_iterations=max_iterations,
-        on_step=on_step,
-        checkpoint=checkpoint,
-        resume=resume,
-        nulls=nulls,
-        others=others,
-        on_control=on_control,
-        findings=setting_findings(network, defenses, truth, client, threat),
-        scenario=describe_setting(network, client, defenses, threat, truth, seed),
-        config=config,
-    )
+    watch.check(attack)
+    check_pieces(defenses=defenses)
+    scenario = Scenario(
+        client=client, defenses=tuple(defenses), threat=threat, loss=CrossEntropy() if loss is None else loss,
+        attack=attack, seed=seed, time_budget=time_budget, max_iterations=max_iterations, nulls=nulls,
+    )  # fmt: skip
+    if images is None or labels is None:
+        raise InputError("an audit needs private pictures and their labels beside a module; or give a Scenario")
+    return carried_out(scenario.of(module, images, labels, others, mean, std), watch, config)
 
 
 def audit_observation(
@@ -145,7 +134,6 @@ def audit_observation(
     others: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     findings: Sequence[Finding] = (),
-    scenario: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Report:
     """Attack what a server saw, run the controls, and judge.
@@ -165,61 +153,61 @@ def audit_observation(
         others: public pictures of the same kind, with labels: for the mean picture, for another example's update, and
             to tell how often the true picture is the nearest of several. Those that are a truth are left out.
         on_control: told of the control runs (done, of how many); a true answer ends them.
-        findings: what is known of the setting, for the report.
-        scenario: what was audited, for the report, beside what the observation tells.
-        config: how to run this again, for the report.
+        findings: what is known of the update, for the report.
+        config: the options of a command line that runs this again, for the report.
 
     Raises:
         InputError: truths that do not fit the observation, or a checkpoint of another search.
         ThreatModelError: the attack needs what the threat model hides.
 
     >>> import torch
-    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     >>> from inversefed.fl.simulate import observed
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     >>> observation, truth = observed(net, torch.rand(1, 3, 4, 4), torch.tensor([1]))
     >>> audit_observation(observation, truth=truth, attack=recipes.linear()).verdict.leaked
     True
     """
-    attack = recipes.best() if attack is None else attack
-    check_attack(attack)
-    check_threat(threat, seed)
-    check_taken_up(resume)
-    check_nulls(nulls)
+    attack, watch = recipes.best() if attack is None else attack, Watch(on_step, on_control, checkpoint, resume)
+    watch.check(attack)
+    scenario = Scenario(
+        client=observation.client, threat=threat, loss=observation.network.loss, attack=attack, seed=seed,
+        time_budget=time_budget, max_iterations=max_iterations, nulls=nulls,
+    )  # fmt: skip
     check_truth(observation, truth)
-    others = checked_others(observation, others, truth)
-    kept, taken_up = (None if path is None else Path(path) for path in (checkpoint, resume))
-    told, controlled = (None if each is None else Callback(each) for each in (on_step, on_control))
-    stopper = Stopper(told)
-    watching = None if on_step is None else stopper
-    share = time_budget if time_budget is None or nulls == 0 else SHARE * time_budget
-    budget = Budget(share, max_iterations, watching, kept, taken_up)
-    with foreign_code("the audit", told, controlled):
+    return carried_out(scenario.received(observation, truth, others, findings), watch, config)
+
+
+def carried_out(scenario: Scenario, watch: "Watch", config: Mapping[str, Any] | None = None) -> Report:
+    """Attack what the server saw in a scenario whose tensors are at hand, run the controls, and judge."""
+    held, attack, seed, seconds_in_all = scenario.held, scenario.attack, scenario.seed, scenario.time_budget
+    assert held is not None
+    check_nulls(scenario.nulls)
+    observation, truth = scenario.observe(), held.truth
+    check_truth(observation, truth)
+    others = checked_others(observation, held.others, truth)
+    stopper = Stopper(watch.told)
+    watching = None if watch.on_step is None else stopper
+    share = seconds_in_all if seconds_in_all is None or scenario.nulls == 0 else SHARE * seconds_in_all
+    budget = Budget(share, scenario.max_iterations, watching, *watch.files)
+    with foreign_code("the audit", watch.told, watch.controlled):
         began = time.perf_counter()
         reconstruction = attack(observation, Generator().manual_seed(2 * seed + 1), budget)
         reconstruction = completed(reconstruction, attack, observation)
         seconds = time.perf_counter() - began
 
-        case = Case(observation, truth, threat, reconstruction, others)
-        left = None if time_budget is None else time_budget - seconds
-        runs = case.trials(attack, budget, nulls, seed, left, controlled, stopper.stopped)
-        described = describe_observation(observation, threat, seed) | dict(scenario or {})
-        return reported(case, runs, repr(attack), seconds, described, findings, config)
+        case = Case(observation, truth, scenario.threat, reconstruction, others)
+        left = None if seconds_in_all is None else seconds_in_all - seconds
+        runs = case.trials(attack, budget, scenario.nulls, seed, left, watch.controlled, stopper.stopped)
+        return reported(scenario, case, runs, seconds, config)
 
 
-def reported(
-    case: Case,
-    runs: Trials,
-    attack: str,
-    seconds: float,
-    scenario: Mapping[str, Any],
-    findings: Sequence[Finding],
-    config: Mapping[str, Any] | None,
-) -> Report:
+def reported(scenario: Scenario, case: Case, runs: Trials, seconds: float, config: Mapping[str, Any] | None) -> Report:
     """The last part of the line: what an attack and its controls came to, scored and judged."""
     features, truth, pictures = case.observation.network.features, case.truth, case.pictures(runs)
+    facts, findings = described(scenario, case.observation)
     return Report(
-        scenario=scenario,
-        attack=attack,
+        scenario=facts,
+        attack=repr(scenario.attack),
         reconstruction=case.reconstruction,
         truth=truth,
         permutation=case.order,
@@ -229,11 +217,60 @@ def reported(
         seconds=seconds,
         config=dict(config or {}),
         environment=environment.describe(),
-        verdict=case.verdict(runs, attack, seconds, scenario),
+        verdict=case.verdict(runs, repr(scenario.attack), seconds, facts),
         agreement=case.agreement(runs),
         reproduces=case.reproduces,
         controls=pictures,
     )
+
+
+def described(scenario: Scenario, observation: Observation) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+    """What was audited, as its record and in facts for people, and what is worth knowing about it."""
+    held = scenario.held
+    assert held is not None
+    truth, threat = held.truth, scenario.threat
+    facts = describe_observation(observation, threat, scenario.seed)
+    if held.received is not None:
+        return facts | scenario.to_dict(), held.findings
+    assert truth is not None
+    network, client, defenses = observation.network, scenario.client, scenario.defenses
+    facts |= describe_setting(network, client, defenses, threat, truth, scenario.seed)
+    return facts | scenario.to_dict(), setting_findings(network, defenses, truth, client, threat)
+
+
+_USUAL = (FedSGD(), (), ThreatModel(), 0)
+"""Client, defenses, threat and seed where nobody gives any."""
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """Who looks on while an audit runs, and where its search is kept; no part of what the audit is."""
+
+    on_step: Callable[[Step], object] | None = None
+    on_control: Callable[[int, int], object] | None = None
+    checkpoint: str | Path | None = None
+    resume: str | Path | None = None
+
+    @cached_property
+    def told(self) -> Callback[[Step], object] | None:
+        """Told of every step of the attack."""
+        return None if self.on_step is None else Callback(self.on_step)
+
+    @cached_property
+    def controlled(self) -> Callback[[int, int], object] | None:
+        """Told of every control run."""
+        return None if self.on_control is None else Callback(self.on_control)
+
+    @property
+    def files(self) -> tuple[Path | None, Path | None]:
+        """Where the search is written to, and taken up from."""
+        kept, taken_up = (None if path is None else Path(path) for path in (self.checkpoint, self.resume))
+        return kept, taken_up
+
+    def check(self, attack: Attack) -> None:
+        """Refuse an attack that was not called and a checkpoint that is not there, before any work."""
+        check_attack(attack)
+        check_taken_up(self.resume)
 
 
 @dataclass(eq=False)

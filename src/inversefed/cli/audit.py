@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from inversefed.attacks import SearchAttack
-from inversefed.cli.load import Setting, granted, read_seconds, read_setting
-from inversefed.cli.load_update import is_received, receive
+from inversefed.cli.load import granted, pick_device, read_seconds, set_threads
 from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
-from inversefed.cli.public_images import stand_ins
 from inversefed.errors import ConfigError
 from inversefed.evaluation.lpips import read_perceptual
-from inversefed.pipeline import audit, audit_observation
+from inversefed.pipeline import audit
 from inversefed.report.folder import check_folder, check_writable
 from inversefed.report.frontier import read_sweep
 from inversefed.report.model import Report
 from inversefed.report.perceptual import judged
+from inversefed.report.read import read_json
+from inversefed.scenario import Hashes, Scenario, read_hashes
 from inversefed.specs import registry
+from inversefed.specs.sources import sources_of
+from inversefed.specs.written import written
 from inversefed.types import Status, Step
 
 __all__ = ["carry_out", "run_audit"]
@@ -43,14 +45,17 @@ def carry_out(options: Audit) -> Report:
     """
     if options.no_images and options.checkpoint is not None:
         raise ConfigError("a checkpoint holds the pictures of its search: leave out --checkpoint, or --no-images")
-    pieces = _resolve(options)
-    setting = read_setting(options)
-    folder = options.output or _new_folder(options, setting)
+    scenario = read_scenario(options)
+    scenario = replace(scenario, sha256=recorded(options, scenario)).loaded(
+        pick_device(options.device), before=lambda module: set_threads(module, options.threads)
+    )
+    assert scenario.held is not None
+    folder = options.output or _new_folder(options, scenario.held.name)
     check_folder(folder, options.overwrite)
     check_writable(folder)
     frontier = read_sweep(options.frontier) if options.frontier else ()
     perceptual = read_perceptual(options.lpips_weights) if options.lpips_weights else None
-    report = replace(_run(options, setting, pieces), frontier=frontier)
+    report = replace(_run(options, scenario), frontier=frontier)
     if perceptual is not None:
         report = judged(report, perceptual)
     report.save(folder, options.overwrite, images=not options.no_images)
@@ -58,24 +63,56 @@ def carry_out(options: Audit) -> Report:
     return report
 
 
-def _resolve(options: Audit) -> Audit:
+def read_scenario(options: Audit) -> Scenario:
+    """The audit that the options describe, written out in full; nothing of it is loaded yet.
+
+    Raises:
+        ConfigError: a piece that there is not, or an option that the attack has no use for.
+    """
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError("--threads must be at least 1")
+    client, loss = (registry.build(kind, getattr(options, kind), options.trust_code) for kind in ("client", "loss"))
+    return Scenario(
+        replace(sources_of(options), client=written(client)),
+        client=client,
+        defenses=tuple(registry.build("defense", each, options.trust_code) for each in options.defenses),
+        threat=granted(options),
+        loss=loss,
+        mean=options.mean,
+        std=options.std,
+        seed=options.seed,
+        attack=_attack(options),
+        time_budget=read_seconds(options.time_budget),
+        max_iterations=options.max_iterations,
+        nulls=options.nulls,
+    )
+
+
+def recorded(options: Audit, scenario: Scenario) -> Hashes:
+    """The hashes that network, pictures and update had in the report of --config, where the same ones are named."""
+    content = {} if options.config is None else read_json(options.config, "a config")
+    record = (content.get("scenario") or content) if isinstance(content, dict) else {}
+    if not isinstance(record, dict) or "sha256" not in record:
+        return Hashes()
+    now, found = scenario.to_dict(), read_hashes(record)
+    same = all(record.get(name) == now[name] for name in ("sources", "seed", "loss"))
+    return found if same and record.get("threat_model", {}).get("labels") == scenario.threat.labels else Hashes()
+
+
+def _resolve(options: Audit, scenario: Scenario) -> Audit:
     """The same options written out in full, so that neither new defaults nor another folder change a rerun."""
+    assert scenario.sources is not None
     return replace(
         options,
-        images=tuple(path.absolute() for path in options.images),
-        frontier=None if options.frontier is None else options.frontier.expanduser().absolute(),
+        **vars(scenario.sources),
+        frontier=_absolute(options.frontier),
         lpips_weights=tuple(path.expanduser().absolute() for path in options.lpips_weights),
-        data_path=options.data_path.expanduser().absolute(),
-        update=_absolute(options.update),
-        after=_absolute(options.after),
-        truth=tuple(path.expanduser().absolute() for path in options.truth),
-        client=repr(registry.build("client", options.client)),
-        defenses=tuple(repr(registry.build("defense", defense)) for defense in options.defenses),
-        attack=repr(_attack(options)),
+        defenses=tuple(written(each) for each in scenario.defenses),
+        attack=written(scenario.attack),
         restarts=None,
         precision=None,
         compile=None,
-        loss=repr(registry.build("loss", options.loss)),
+        loss=written(scenario.loss),
     )
 
 
@@ -89,7 +126,7 @@ def _attack(options: Audit) -> Any:
     Raises:
         ConfigError: an option that the attack has no use for.
     """
-    attack = registry.build("attack", options.attack)
+    attack = registry.build("attack", options.attack, options.trust_code)
     changes = {
         "restarts": options.restarts,
         "precision": None if options.precision is None else registry.build("precision", options.precision),
@@ -103,42 +140,15 @@ def _attack(options: Audit) -> Any:
     return attack.with_settings(**changes)
 
 
-def _run(options: Audit, setting: Setting, resolved: Audit) -> Report:
-    received = receive(options, setting) if is_received(options) else None
-    channels, height, width = setting.images.shape[1:]
+def _run(options: Audit, scenario: Scenario) -> Report:
     with progress("attack", options.quiet) as tell:
-        same: dict[str, Any] = {
-            "attack": registry.build("attack", resolved.attack),
-            "seed": options.seed,
-            "time_budget": read_seconds(options.time_budget),
-            "max_iterations": options.max_iterations,
-            "on_step": lambda step: _tell(tell, step),
-            "checkpoint": options.checkpoint,
-            "resume": options.resume,
-            "nulls": options.nulls,
-            "others": stand_ins(options, (channels, height, width)),
-            "on_control": lambda done, total: tell(done, total, "runs for the controls"),
-            "config": to_config(resolved),
-        }
-        if received is not None:
-            return audit_observation(
-                received.observation,
-                truth=received.truth,
-                findings=received.findings,
-                threat=received.threat,
-                **same,
-            )
         return audit(
-            setting.module,
-            setting.images,
-            setting.labels,
-            mean=setting.mean,
-            std=setting.std,
-            client=registry.build("client", resolved.client),
-            defenses=[registry.build("defense", defense) for defense in resolved.defenses],
-            threat=granted(options),
-            loss=registry.build("loss", resolved.loss),
-            **same,
+            scenario,
+            on_step=lambda step: _tell(tell, step),
+            checkpoint=options.checkpoint,
+            resume=options.resume,
+            on_control=lambda done, total: tell(done, total, "runs for the controls"),
+            config=to_config(_resolve(options, scenario)),
         )
 
 
@@ -148,10 +158,10 @@ def _tell(tell: Tell, step: Step) -> None:
     tell(step.iteration, step.iterations, f"{which}loss {step.loss:.4g}  {step.rate:.1f} it/s{left}")
 
 
-def _new_folder(options: Audit, setting: Setting) -> Path:
+def _new_folder(options: Audit, source: str) -> Path:
     """A folder under runs/ that is not there yet, named after what is audited."""
     network = options.network.replace(":", ".").replace("/", ".")
-    name = f"{network}_{setting.source}_{options.index}_seed{options.seed}"
+    name = f"{network}_{source}_{options.index}_seed{options.seed}"
     tries = (Path("runs") / (name if number == 1 else f"{name}_{number}") for number in range(1, 10**6))
     return next(folder for folder in tries if not folder.exists())
 

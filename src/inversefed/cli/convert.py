@@ -1,8 +1,8 @@
 """`inversefed convert`: an update from one format to another, with what it says of itself."""
 
-from inversefed.cli.load_update import stated
 from inversefed.cli.options import Convert
 from inversefed.errors import InputError
+from inversefed.specs.load_update import stated
 from inversefed.updates.update import read_update, write_update
 
 __all__ = ["run_convert"]

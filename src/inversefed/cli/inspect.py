@@ -10,17 +10,7 @@ import torch
 
 from inversefed.attacks.identifiability.identify import Identifiability, identify
 from inversefed.attacks.identifiability.layer_counts import LayerEquations
-from inversefed.cli.load import check_shape, granted, read_setting
-from inversefed.cli.load_update import (
-    believed_client,
-    diagnosed_client,
-    insisted,
-    is_received,
-    names_update,
-    read_network,
-    read_received,
-    stated,
-)
+from inversefed.cli.load import granted, read_setting
 from inversefed.cli.options import Inspect
 from inversefed.errors import ConfigError, InputError, InversefedError, MetadataError, UnsupportedNetworkError
 from inversefed.findings import Code
@@ -30,6 +20,17 @@ from inversefed.fl.targets import class_count
 from inversefed.fl.threat import Observation
 from inversefed.report.to_json import plain
 from inversefed.specs import registry
+from inversefed.specs.load import check_shape
+from inversefed.specs.load_update import (
+    believed_client,
+    diagnosed_client,
+    insisted,
+    is_received,
+    names_update,
+    read_network,
+    read_received,
+    stated,
+)
 from inversefed.types import Finding
 from inversefed.updates.diagnosis import check_example, diagnose
 from inversefed.updates.update import Update, as_observation
@@ -57,7 +58,7 @@ def run_inspect(options: Inspect) -> int:
     try:
         with _about(Code.SCALE):
             stated(options)
-        findings, found = _brought(options) if is_received(options) else ((), _made(options))
+        findings, found = _brought(options) if is_received(options, bool(options.defenses)) else ((), _made(options))
     except InversefedError as error:
         if not options.json or not names_update(options):
             raise
@@ -99,13 +100,15 @@ def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | s
         check_shape(options)
     setting = read_setting(options)
     with _about(Code.NORMALIZATION):
-        network = read_network(options, setting)
-    client = believed_client(options)
+        network = read_network(setting, registry.build("loss", options.loss))
+    asked = registry.build("client", options.client)
+    client = believed_client(asked)
     try:
         update = read_received(options, setting, strict=False)
     except InputError as error:
         return (_as_finding(error, "The update cannot be read: "),), ""
-    findings = diagnose(network, update.tensors, update.metadata, client=diagnosed_client(options, network))
+    hidden = diagnosed_client(asked, options.unknown_client, network)
+    findings = diagnose(network, update.tensors, update.metadata, client=hidden)
     if options.example and not any(finding.unfit for finding in findings):
         findings = (*_example(options, network, update), *findings)
     if any(_is_error(finding) for finding in findings):

@@ -9,87 +9,41 @@ from dataclasses import dataclass, field, fields, make_dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
-from inversefed.errors import ConfigError, InputError, unknown_name
+from inversefed.errors import ConfigError, InputError
+from inversefed.specs.sources import Asked, Model, Pictures, Received, Sources, Stated, plain_json, read_fields
 
 __all__ = ["Audit", "Command", "Convert", "Defend", "Gate", "Inspect", "List", "Purge", "Setting", "Train", "parse"]
 
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "losses", "metrics"]
 
 
-_Group = TypeVar("_Group", bound=type)
-
-
-def _tells(group: _Group) -> _Group:
-    """A group of options whose help is silent about defaults that say nothing: None, False, an empty tuple."""
-    hints: dict[str, Any] = group.__annotations__
-    for each in fields(group):
-        if each.default is None or each.default is False or each.default == ():
-            hints[each.name] = Annotated[hints[each.name], arg(help_behavior_hint="")]
-    return group
-
-
-@_tells
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Whose pictures."""
+class Feeding:
+    """What the client minimizes, and how the network is fed."""
 
-    images: tuple[Path, ...] = ()
-    """Picture files to audit with; each is cropped to its center and resized to the network's input."""
-    labels: Annotated[tuple[int | float, ...] | None, arg(metavar="N [N ...]")] = None
-    """The true classes of --images, one each (0 by default); for --loss MeanSquaredError numbers such as 63.0."""
-    dataset: str = "photos"
-    """Where pictures come from if --images names none (see `inversefed list datasets`)."""
-    data_path: Path = Path("~/data")
-    """Folder that holds the data set."""
-    index: int = 0
-    """First example of the data set's test part to take."""
-    num_images: int = 1
-    """How many consecutive examples share one update."""
-
-
-@_tells
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """Which network, and how it is fed and trained."""
-
-    network: str = "LeNetZhu"
-    """A network's name (see `inversefed list networks`), or pkg.mod:factory. The latter IMPORTS AND RUNS that code."""
-    weights: str | None = None
-    """A .safetensors or .pt file of weights; for torchvision's networks also a name such as DEFAULT, which downloads.
-    Without it the network is untrained, its weights drawn from --seed."""
-    num_classes: int | None = None
-    """How many classes the network has; by default as many as the data set."""
-    image_shape: Annotated[tuple[int, int, int] | None, arg(metavar="C H W")] = None
-    """Channels, height and width of the network's input, where its name does not tell."""
-    mean: Annotated[tuple[float, ...] | None, arg(metavar="X [X ...]")] = None
-    """What the network's input normalization subtracts, one number or one a channel; by default the data set's."""
-    std: Annotated[tuple[float, ...] | None, arg(metavar="X [X ...]")] = None
-    """What it divides by."""
-    train_mode: bool = False
-    """Run the network in train mode (BatchNorm on the batch, dropout on), as a client that trains does."""
     loss: str = "CrossEntropy"
     """What the client minimizes, such as BinaryCrossEntropy for a network of one output (--num-classes 1)."""
+    mean: tuple[float, ...] | None = None
+    """What the network's input normalization subtracts, one number or one a channel; by default the data set's."""
+    std: tuple[float, ...] | None = None
+    """What it divides by."""
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
-class ClientSide:
+class ClientSide(Asked):
     """How the update is made, and what is done to it before it leaves."""
 
-    client: str = "FedSGD"
-    """How the update is made."""
     defenses: tuple[str, ...] = ()
     """What is done to the update before it leaves, in order."""
     sent_buffers: bool = False
     """Let the client send its running BatchNorm statistics along, which in train mode hold those of its batch."""
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class Attacking:
     """How the server attacks, for how long, and with what evidence."""
@@ -115,7 +69,6 @@ class Attacking:
     """Compile the search's step with torch.compile: on, or auto where that pays for itself by measurement."""
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """Where the result goes."""
@@ -132,10 +85,13 @@ class Output:
     frontier: Path | None = None
     """A defend.json of `inversefed defend`, or its folder, to show in the report."""
     config: Path | None = None
-    """A report.json (or the config inside it) to run again; options given beside it win."""
+    """A report.json to run again, or the config or scenario inside it; options given beside it win. Where the same
+    network and pictures are named, they must have the SHA-256 that the report holds."""
+    trust_code: bool = False
+    """Let --attack, --client, --defenses, --loss and --config name pieces of your own as pkg.mod:Name. This IMPORTS AND
+    RUNS that code."""
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
     """What the server knows beside the update."""
@@ -150,44 +106,6 @@ class Knowledge:
     """Tell the attack in which order a client that shuffles took its examples."""
 
 
-@_tells
-@dataclass(frozen=True, kw_only=True)
-class Received:
-    """An update made elsewhere, instead of one made here."""
-
-    update: Path | None = None
-    """An update made elsewhere, instead of one made here: .safetensors, .npz or a .pt state dict. It is read as data;
-    nothing in it is run."""
-    after: Path | None = None
-    """The same for the weights after training, where --weights are those from before."""
-    truth: tuple[Path, ...] = ()
-    """The pictures behind --update, where their owner has them, for the scores; the attack never sees them."""
-
-
-@_tells
-@dataclass(frozen=True, kw_only=True)
-class Stated:
-    """What the update in a file is, instead of what the file says of itself."""
-
-    kind: Literal["gradient", "weight_delta", "new_weights"] | None = None
-    """What the update's file holds."""
-    learning_rate: float | None = None
-    """Of the client's local steps."""
-    local_steps: int | None = None
-    """How many steps the client took."""
-    num_examples: int | None = None
-    """How many examples the client has."""
-    batch_size: int | None = None
-    """How many of them a local step sees."""
-    momentum: float | None = None
-    """Of the client's optimizer."""
-    loss_reduction: Literal["mean", "sum"] | None = None
-    """Whether the loss of a batch is the mean or the sum over its examples."""
-    bn_mode: Literal["train", "eval"] | None = None
-    """Whether BatchNorm normalized by the batch (train) or by its running statistics (eval)."""
-
-
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class Running:
     """Randomness and machine."""
@@ -200,7 +118,6 @@ class Running:
     """CPU threads; by default one for networks under 100,000 weights, else one a core."""
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class Screen:
     """What is printed."""
@@ -214,7 +131,7 @@ class Screen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting(Pictures, Model, ClientSide, Knowledge, Received, Stated, Running):
+class Setting(Sources, Feeding, ClientSide, Knowledge, Running):
     """What is looked at. Every command that makes or reads an update takes it."""
 
 
@@ -227,7 +144,6 @@ class Audit(Setting, Attacking, Output, Screen):
     """
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class Limit:
     """What is judged, and how much may leak."""
@@ -250,7 +166,6 @@ class Gate(Audit, Limit):
     """
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class Examples:
     """Pictures whose update the client that is believed in must make again."""
@@ -261,7 +176,6 @@ class Examples:
     """Their classes, one each."""
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class InspectOutput:
     """What is printed."""
@@ -303,7 +217,6 @@ class Convert(Stated):
     """Log more, and show where an error came from."""
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class Points:
     """Which defenses are compared."""
@@ -321,7 +234,6 @@ class Points:
     """Server rounds of that training, 32 examples each."""
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class DefendAttack:
     """How the server attacks, and for how long."""
@@ -334,7 +246,6 @@ class DefendAttack:
     """Iterations a restart, instead of the attack's own."""
 
 
-@_tells
 @dataclass(frozen=True, kw_only=True)
 class DefendOutput:
     """Where the result goes."""
@@ -361,7 +272,6 @@ class Defend(Setting, Points, DefendAttack, DefendOutput):
     """
 
 
-@_tells
 @dataclass(frozen=True)
 class Train:
     """Train a network on a data set and save its weights, for audits of trained networks."""
@@ -396,7 +306,6 @@ class Train:
     """Log more, and show where an error came from."""
 
 
-@_tells
 @dataclass(frozen=True)
 class Purge:
     """Remove what audits wrote: reports, pictures, and checkpoints of searches. Nothing else is ever removed.
@@ -436,6 +345,7 @@ _GROUPS: Mapping[str, type] = {
     "compared": Points,
     "images": Pictures,
     "network": Model,
+    "training": Feeding,
     "client": ClientSide,
     "attack": Attacking,
     "attack_each": DefendAttack,
@@ -453,6 +363,26 @@ _GROUPS: Mapping[str, type] = {
 _GROUPED: Mapping[str, type[Audit | Gate | Inspect | Defend]] = {
     each.__name__: each for each in (Audit, Gate, Inspect, Defend)
 }
+
+
+def _in_help(group: type) -> None:
+    """Have the help be silent about defaults that say nothing (None, False, an empty tuple), and brief on tuples."""
+    hints: dict[str, Any] = group.__annotations__
+    for each in fields(group):
+        if each.name in hints and (each.default is None or each.default is False or each.default == ()):
+            lists = next((part for part in get_args(hints[each.name]) if get_origin(part) is tuple), None)
+            many = (
+                None
+                if lists is None
+                else "N [N ...]"
+                if Ellipsis in get_args(lists)
+                else " ".join("N" * len(get_args(lists)))
+            )
+            hints[each.name] = Annotated[hints[each.name], arg(help_behavior_hint="", metavar=many)]
+
+
+for _group in {*_GROUPS.values(), Asked, Train, Purge}:
+    _in_help(_group)
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -511,15 +441,16 @@ def _rerun(arguments: Sequence[str]) -> Audit:
     options |= dict(argument.split("=", 1) for argument in arguments if "=" in argument and argument.startswith("--"))
     if not options.get("--config"):
         return Audit()
-    return read_config(Path(options["--config"]), options.get("--network"))
+    return read_config(Path(options["--config"]), options.get("--network"), "--trust-code" in arguments)
 
 
-def read_config(path: Path, network: str | None = None) -> Audit:
+def read_config(path: Path, network: str | None = None, trusted: bool = False) -> Audit:
     """Read the options that a report, or a config taken from one, was made with.
 
     Args:
         path: the JSON file.
         network: what the command line says, which wins.
+        trusted: whether the command line says that code which the file names may be run.
 
     Raises:
         InputError: no such file, or not JSON.
@@ -529,63 +460,63 @@ def read_config(path: Path, network: str | None = None) -> Audit:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"cannot read the config {path}: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("config"), dict):
+    if isinstance(content, dict) and content.get("config") and isinstance(content["config"], dict):
         content = content["config"]
+    elif {"sources", "sha256"} & (record := _record(content)).keys():
+        content = _of_scenario(record, path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}, but a config is a JSON object of options")
     content = content | ({"network": network} if network else {})
-    if ":" in str(content.get("network", "")) and not network:
+    if content.pop("trust_code", False):
+        raise ConfigError(f"{path} says that code is to be trusted; only who runs it may say so: --trust-code")
+    if ":" in str(content.get("network", "")) and not network and not trusted:
         raise ConfigError(
             f"{path} names code to run as its network, {content['network']!r}; a data file may not: "
-            "give --network on the command line and take it out of the file"
+            "give --network on the command line and take it out of the file, or say --trust-code"
         )
-    return replace(Audit(), **{key: _typed(key, value) for key, value in content.items()})
+    return replace(Audit(), **read_fields(Audit, content))
+
+
+def _record(content: Any) -> Mapping[str, Any]:
+    """The scenario of a report, or content that is one by itself; nothing where it is no JSON object."""
+    inner = content.get("scenario", content) if isinstance(content, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+
+def _of_scenario(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The options of an audit that a report holds, wherever it was run.
+
+    Raises:
+        InputError: its network and pictures were values of a program, which no option names.
+    """
+    sources = record.get("sources")
+    if not isinstance(sources, dict):
+        raise InputError(
+            f"{path} names neither its network nor its pictures, which were values of the program that made it; read "
+            "it in Python: inversefed.Scenario.from_report(path, module=.., images=.., labels=..)"
+        )
+    threat, names = record.get("threat_model") or {}, ("defenses", "loss", "mean", "std", "seed", "attack", "nulls")
+    same = {name: record[name] for name in (*names, "max_iterations") if name in record}
+    granted = {f"known_{name}": threat.get(name) == "known" for name in ("labels", "defenses", "order")}
+    hidden = {"unknown_client": threat.get("client") == "unknown", "sent_buffers": threat.get("buffers") == "sent"}
+    client = {"client": record["client"]} if "client" in record and not _of_update(sources) else {}
+    seconds = {} if record.get("time_budget") is None else {"time_budget": f"{record['time_budget']}s"}
+    return {**sources, **same, **granted, **hidden, **client, **seconds}
+
+
+def _of_update(sources: Mapping[str, Any]) -> bool:
+    return bool(sources.get("update") or sources.get("after"))
 
 
 def to_config(options: Audit) -> dict[str, Any]:
     """The options as values that JSON can hold, less those that only say where and how results appear."""
-    silent = {"output", "overwrite", "checkpoint", "resume", "frontier", "config", "json", "quiet", "verbose"}
+    silent = {"output", "overwrite", "checkpoint", "resume", "frontier", "config", "json", "quiet", "verbose"} | {
+        "trust_code"
+    }
     values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in silent}
-    return {name: _plain(value) for name, value in values.items()}
+    return {name: plain_json(value) for name, value in values.items()}
 
 
 def audit_options(options: Audit) -> Audit:
     """The part of a command's options that is an audit's."""
     return Audit(**{each.name: getattr(options, each.name) for each in fields(Audit)})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _typed(key: str, value: Any) -> Any:
-    """Hold an entry of a config file to its option's type."""
-    hints: Mapping[str, Any] = get_type_hints(Audit)
-    if key not in hints:
-        raise unknown_name("config entry", key, hints)
-    hint = hints[key]
-    kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    for kind in kinds:
-        read = _as_kind(kind, value)
-        if read is not None:
-            return read
-    raise ConfigError(f"config entry {key} must be {hint}, got {value!r}")
-
-
-def _as_kind(kind: Any, value: Any) -> Any:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(value, list) and getattr(kind, "__origin__", None) is tuple:
-        each, *rest = get_args(kind)
-        right_length = rest == [Ellipsis] or len(rest) + 1 == len(value)
-        read = tuple(_as_kind(each, part) for part in value)
-        return read if right_length and None not in read else None
-    if get_origin(kind) is Literal:
-        return value if value in get_args(kind) else None
-    return value if type(value) is kind else None

@@ -134,7 +134,8 @@ class Report:
     def setting(self) -> tuple[tuple[str, str], ...]:
         """What was audited, how, and where: names and values as text."""
         facts = {"attack": self.attack, "status": self.status, "seconds": f"{self.seconds:.1f}"}
-        named = [*facts.items(), *self.scenario.items(), *self.environment.items()]
+        audited = {name: value for name, value in self.scenario.items() if name not in {*facts, "versions"}}
+        named = [*facts.items(), *audited.items(), *self.environment.items()]
         return tuple((name, _text(value)) for name, value in named)
 
     def summary(self) -> str:

@@ -8,14 +8,15 @@ modules' `__all__`; case, dashes and underscores do not count.
 import ast
 import dataclasses
 import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from inversefed.errors import ConfigError, unknown_name
+from inversefed.errors import ConfigError, InversefedError, unknown_name
 
 __all__ = ["KINDS", "MODULES", "build", "choices", "import_object"]
 
@@ -64,6 +65,11 @@ _PARTS = (
 )
 """Pieces that only occur inside others."""
 
+_CODE = re.compile(r"'[^']*'|\"[^\"]*\"|([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+"""Text in quotation marks, or `pkg.mod:Name`."""
+_FOREIGN = "__foreign__"
+"""How a name from elsewhere begins for the parser."""
+
 MODULES = (*(module for group in KINDS.values() for module in group), *_PARTS)
 """Every module whose `__all__` is a choice."""
 
@@ -77,23 +83,69 @@ def choices(kind: str) -> dict[str, Callable[..., Any]]:
     return _public(KINDS[kind])
 
 
-def build(kind: str, text: str) -> Any:
+def build(kind: str, text: str, trust_code: bool = False) -> Any:
     """Build a piece from its name or its `repr`.
 
+    Args:
+        kind: what it is, one of `KINDS`.
+        text: its name, with arguments or without; `pkg.mod:Name` names a piece from elsewhere.
+        trust_code: whether `pkg.mod:Name` may be imported, which runs that module's code.
+
     Raises:
-        ConfigError: an unknown name or argument, or anything that is not a name with plain arguments.
+        ConfigError: an unknown name or argument, code that is not trusted, or anything that is not a name with plain
+            arguments.
 
     >>> build("client", "FedAvg(local_steps=2, lr=1e-3)").lr
     0.001
     """
+    if (code := named_code(text)) and not trust_code:
+        raise ConfigError(
+            f"{kind} {text!r} names code, {code[0]}, which is run when it is imported; if you trust it, say so: "
+            "--trust-code, or trust_code=True"
+        )
+    if _FOREIGN in text:  # ours alone: whoever writes it wants code to be run that nobody trusted
+        raise ConfigError(f"{kind} {text!r} is not a name with arguments; write, say, {_example(kind)}")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(_CODE.sub(_placed, text.strip()), mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f"cannot read {kind} {text!r}; write a name such as {_example(kind)}") from error
     value = _value(tree, kind, text)
+    if isinstance(value, type):
+        value = _called(value, text)
     if isinstance(tree, ast.Name | ast.Call):
         return value
     raise ConfigError(f"{kind} {text!r} is not a name with arguments; write, say, {_example(kind)}")
+
+
+def named_code(text: str) -> list[str]:
+    """The `pkg.mod:Name` in a text, those within quotation marks left out.
+
+    >>> named_code("GradientInversion(priors=(my.priors:Curvature(0.1),))"), named_code("Shares(names=('a:b',))")
+    (['my.priors:Curvature'], [])
+    """
+    return [match[0] for match in _CODE.finditer(text) if match[1]]
+
+
+def _placed(match: re.Match[str]) -> str:
+    """A `pkg.mod:Name` as an identifier, for the parser of Python."""
+    return match[0] if not match[1] else _FOREIGN + match[0].replace(".", "__dot__").replace(":", "__in__")
+
+
+def _path_of(name: str) -> str:
+    """The `pkg.mod:Name` behind an identifier that stands for one."""
+    return name.removeprefix(_FOREIGN).replace("__dot__", ".").replace("__in__", ":")
+
+
+def _called(piece: Callable[..., Any], path: str, positional: Sequence[Any] = (), named: Mapping[str, Any] = {}) -> Any:
+    """A piece from elsewhere, called with these arguments, of which nothing is known."""
+    try:
+        return piece(*positional, **named)
+    except InversefedError:
+        raise
+    except Exception as error:  # foreign code: whatever it raises means the same
+        raise ConfigError(
+            f"{path} raised {type(error).__name__}: {error}; it is called with the arguments that are written behind it"
+        ) from error
 
 
 def import_object(path: str) -> Any:
@@ -130,6 +182,8 @@ def _value(node: ast.expr, kind: str | None, text: str) -> Any:
             return -value
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
             return tuple(_value(element, None, text) for element in elements)
+        case ast.Name(id=name) if name.startswith(_FOREIGN):
+            return _find(name, kind)
         case ast.Name(id=name):
             return _call(_find(name, kind), name, [], {})
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(k.arg for k in keywords):
@@ -140,11 +194,14 @@ def _value(node: ast.expr, kind: str | None, text: str) -> Any:
 
 
 def _find(name: str, kind: str | None) -> Callable[..., Any]:
+    if name.startswith(_FOREIGN):
+        found: Callable[..., Any] = import_object(_path_of(name))
+        return found
     known = choices(kind) if kind else _public(MODULES)
-    found = {_key(each): piece for each, piece in known.items()}
-    if _key(name) not in found:
+    keys = {_key(each): piece for each, piece in known.items()}
+    if _key(name) not in keys:
         raise unknown_name(kind or "piece", name, known)
-    return found[_key(name)]
+    return keys[_key(name)]
 
 
 def _key(name: str) -> str:
@@ -152,6 +209,8 @@ def _key(name: str) -> str:
 
 
 def _call(piece: Callable[..., Any], name: str, positional: list[Any], named: dict[str, Any]) -> Any:
+    if name.startswith(_FOREIGN):
+        return _called(piece, _path_of(name), positional, named)
     parameters = inspect.signature(piece).parameters
     for each in named:
         if each not in parameters:

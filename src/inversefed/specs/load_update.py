@@ -1,17 +1,16 @@
-"""An update that was made elsewhere: from options and files to what the attack sees, and the truth that it does not."""
+"""An update that was made elsewhere: from names and files to what the attack sees, and the truth that it does not."""
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from inversefed.cli import options as given
-from inversefed.cli.load import Setting, granted
 from inversefed.errors import ConfigError, InputError
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.clients.views import unknown
-from inversefed.fl.network import Network, freeze
+from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.targets import as_targets, class_count
 from inversefed.fl.threat import Observation, ThreatModel
-from inversefed.specs import registry
+from inversefed.specs.load import Setting
+from inversefed.specs.sources import Sources, Stated
 from inversefed.types import Batch, Finding
 from inversefed.updates.described import stated_by
 from inversefed.updates.diagnosis import diagnose, require_usable
@@ -41,84 +40,91 @@ class Received:
     findings: tuple[Finding, ...] = ()
 
 
-def names_update(options: given.Setting) -> bool:
-    """Whether the options name a file of an update, be they right otherwise or not."""
-    return options.update is not None or options.after is not None
+def names_update(sources: Sources) -> bool:
+    """Whether the sources name a file of an update, be they right otherwise or not."""
+    return sources.update is not None or sources.after is not None
 
 
-def is_received(options: given.Setting) -> bool:
-    """Whether the options name an update that was made elsewhere.
+def is_received(sources: Sources, defended: bool = False) -> bool:
+    """Whether the sources name an update that was made elsewhere.
 
     Raises:
-        ConfigError: options that need an update without one, or that contradict each other.
+        ConfigError: sources that need an update without one, or that contradict each other.
     """
-    told = [name for name in ("truth", *stated(options).given()) if getattr(options, name)]
-    if not names_update(options):
+    told = [name for name in ("truth", *stated(sources).given()) if getattr(sources, name)]
+    if not names_update(sources):
         if told:
             raise ConfigError(f"--{told[0].replace('_', '-')} tells of an update made elsewhere; name it by --update")
         return False
-    if options.update is not None and options.after is not None:
+    if sources.update is not None and sources.after is not None:
         raise ConfigError("--update is an update and --after the weights after it: give one of them")
-    if options.images or options.defenses:
+    if sources.images or defended:
         raise ConfigError("--images and --defenses are for updates that are made here; with --update give --truth")
-    if options.after is not None and options.kind not in (None, "new_weights"):
-        raise ConfigError(f"--after names new weights, and --kind says {options.kind}; use --update")
+    if sources.after is not None and sources.kind not in (None, "new_weights"):
+        raise ConfigError(f"--after names new weights, and --kind says {sources.kind}; use --update")
     return True
 
 
-def read_network(options: given.Setting, setting: Setting) -> Network:
+def read_network(setting: Setting, loss: Loss) -> Network:
     """The network as it was sent out.
 
     Raises:
         UnsupportedNetworkError: it does not run on pictures of that shape.
         InputError: the normalization does not fit it.
     """
-    loss = registry.build("loss", options.loss)
     return freeze(setting.module, setting.images.shape[1:], mean=setting.mean, std=setting.std, loss=loss)
 
 
-def read_received(options: given.Setting, setting: Setting, strict: bool = True) -> Update:
-    """The update, its metadata overridden by the options, as one of as many examples as there are pictures behind it.
+def read_received(sources: Sources, setting: Setting, strict: bool = True) -> Update:
+    """The update, its metadata overridden by the sources, as one of as many examples as there are pictures behind it.
 
     Args:
-        options: as given.
+        sources: as given.
         setting: what was read of them.
         strict: refuse a file whose names and shapes are not the network's.
 
     Raises:
         InputError: a file that cannot be used; `UnsafeFileError` and `UpdateMismatchError` among them.
     """
-    told = stated(options)
-    told = replace(told, kind="new_weights") if options.after else told
-    path = Path(options.update or str(options.after))
+    told = stated(sources)
+    told = replace(told, kind="new_weights") if sources.after else told
+    path = Path(sources.update or str(sources.after))
     return _with_count(read_update(path, expected_tensors(setting.module), strict=strict, stated=told), setting)
 
 
-def receive(options: given.Setting, setting: Setting) -> Received:
+def receive(sources: Sources, setting: Setting, asked: Client, loss: Loss, threat: ThreatModel) -> Received:
     """Read an update, and turn it into an observation.
+
+    Args:
+        sources: how update, network and pictures are named.
+        setting: what was read of them.
+        asked: the client, where its owner says more than the file; the default leaves it to the file.
+        loss: the client's training loss.
+        threat: what the server knows.
 
     Raises:
         InputError: a file that cannot be used, or pictures and labels that do not fit it.
-        ConfigError: options that contradict each other or the file.
+        ConfigError: sources that contradict each other or the file.
     """
-    network, update = read_network(options, setting), read_received(options, setting)
-    client = believed_client(options)
-    diagnosis = diagnose(network, update.tensors, update.metadata, client=diagnosed_client(options, network))
+    network, update = read_network(setting, loss), read_received(sources, setting)
+    client = believed_client(asked)
+    held = diagnosed_client(asked, threat.client == "unknown", network)
+    diagnosis = diagnose(network, update.tensors, update.metadata, client=held)
     require_usable(diagnosis)
-    labels = setting.labels.to(network.device) if options.known_labels else None
-    if labels is not None and (options.labels is None or not len(labels)):
+    labels = setting.labels.to(network.device) if threat.labels == "known" else None
+    if labels is not None and (sources.labels is None or not len(labels)):
         raise ConfigError("--known-labels hands the labels of an update to the attack: give them by --labels")
-    count = insisted(options, setting)
+    count = insisted(sources, setting)
     observation = as_observation(network, update, num_examples=count, client=client, labels=labels)
-    if options.unknown_client:
+    if threat.client == "unknown":
         observation = replace(observation, client=unknown(observation.client, network))
     findings = (*diagnosis, *assumptions(stated_by(client, update.metadata)))
-    return Received(observation, _threat(options, observation), _truth(setting, observation), findings)
+    return Received(observation, _threat(threat, observation), _truth(setting, observation), findings)
 
 
-def insisted(options: given.Setting, setting: Setting) -> int | None:
+def insisted(sources: Sources, setting: Setting) -> int | None:
     """How many examples the user says there are, whatever that takes; `None` for what the file says."""
-    return options.num_examples or len(setting.images) or None
+    return sources.num_examples or len(setting.images) or None
 
 
 def _with_count(update: Update, setting: Setting) -> Update:
@@ -128,31 +134,30 @@ def _with_count(update: Update, setting: Setting) -> Update:
     return replace(update, metadata=replace(update.metadata, num_examples=len(setting.images)))
 
 
-def stated(options: given.Stated) -> Metadata:
-    """What the options say of the update.
+def stated(sources: Stated) -> Metadata:
+    """What the sources say of the update.
 
     Raises:
         ConfigError: a value out of range.
     """
-    return Metadata(**{each.name: getattr(options, each.name) for each in fields(Metadata)})
+    return Metadata(**{each.name: getattr(sources, each.name) for each in fields(Metadata)})
 
 
-def believed_client(options: given.Setting) -> Client | None:
+def believed_client(asked: Client) -> Client | None:
     """The client that was asked for; the default stands for what the metadata tell."""
-    client: Client = registry.build("client", options.client)
-    return None if client == FedSGD() else client
+    return None if asked == FedSGD() else asked
 
 
-def diagnosed_client(options: given.Setting, network: Network) -> Client | None:
+def diagnosed_client(asked: Client, hidden: bool, network: Network) -> Client | None:
     """The same, as far as the update may be held to what it says."""
-    client = believed_client(options)
-    return unknown(client, network) if client is not None and options.unknown_client else client
+    client = believed_client(asked)
+    return unknown(client, network) if client is not None and hidden else client
 
 
-def _threat(options: given.Setting, observation: Observation) -> ThreatModel:
+def _threat(threat: ThreatModel, observation: Observation) -> ThreatModel:
     """What the server knows, here told by what there is."""
     return replace(
-        granted(options),
+        threat,
         client="known" if observation.client_known else "unknown",
         buffers="network" if observation.buffers is None else "sent",
     )

@@ -2,8 +2,8 @@
 
 import torch
 
-from inversefed.cli import options as given
 from inversefed.errors import InversefedError
+from inversefed.specs.sources import Sources
 from inversefed.types import Batch
 from inversefed.zoo import datasets
 from inversefed.zoo.sources import Shape
@@ -14,7 +14,7 @@ _MOST = 64
 """As many others of a data set make a mean picture."""
 
 
-def stand_ins(options: given.Setting, shape: Shape) -> Batch | None:
+def stand_ins(options: Sources, shape: Shape) -> Batch | None:
     """Other examples of the data set that is audited, or bundled photographs where pictures come as files.
 
     Args:
@@ -24,7 +24,7 @@ def stand_ins(options: given.Setting, shape: Shape) -> Batch | None:
     Returns:
         At most 64 pictures with labels; nothing where there is none of this shape.
     """
-    own = not options.images and not getattr(options, "update", None) and not getattr(options, "after", None)
+    own = not options.images and options.update is None and options.after is None
     try:
         dataset = datasets.load(options.dataset if own else "photos", options.data_path, size=shape)
         private = range(options.index, options.index + options.num_images) if own else range(0)

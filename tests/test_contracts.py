@@ -51,6 +51,7 @@ ARGUMENTS = {
     "Masked": (objectives.SquaredError(),),
     "RoundingLikelihood": (4,),
     "Applies": (recipes.peel(),),
+    "AtMost": (1e8,),
     "Rule": ((rules.Smooth(),), recipes.geiping(), "it is smooth"),
     "Polish": ((recipes.geiping(),),),
     "AutoAttack": ((), (rules.Rule((), recipes.geiping(), "always"),), recipes.geiping(), recipes.geiping()),

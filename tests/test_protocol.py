@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ from inversefed.findings import Code, Finding, table
 from inversefed.fl import defenses
 from inversefed.report.gate import leakage
 from inversefed.report.gate import outcome as gated
-from inversefed.report.summary import outcome
 from inversefed.types import Candidate
 from inversefed.updates.diagnosis import diagnose, require_usable
 from inversefed.updates.metadata import Metadata
@@ -170,11 +169,11 @@ def audits() -> list:
 
 
 def said(report: object) -> object:
-    figures = dict(report.verdict.figures) if report.verdict else {}
+    figures = asdict(report.verdict.figures) if report.verdict else {}
     figures.pop("seconds_of_controls", None)
     content = json.loads(report.to_json())
     verdict = report.verdict and (report.verdict.leaked, report.verdict.sentence)
-    return verdict, repr(figures), outcome(report), gated(leakage(content)), content["scores"], content["proven"]
+    return verdict, repr(figures), report.digest.outcome, gated(leakage(content)), content["scores"], content["proven"]
 
 
 def test_renaming_every_code_changes_no_reconstruction_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import inversefed
 from inversefed import FedSGD, recipes
+from inversefed.attacks.exact.peel import relu_pattern as sides_module
 from inversefed.attacks.exact.peel.attack import head_of
-from inversefed.attacks.exact.peel.attack import relu_pattern as sides_module
 from inversefed.attacks.exact.peel.conv_input import by_sign
 from inversefed.attacks.exact.peel.forecast import reach
 from inversefed.attacks.exact.peel.layers import descend

@@ -18,7 +18,7 @@ from inversefed.fl.clients import Client, LocalSteps, Shares, SumOfClients
 from inversefed.fl.clients.client import as_sent, check_client
 from inversefed.fl.clients.local_steps import loss_gradient
 from inversefed.fl.clients.views import new_weights, unknown
-from inversefed.pipeline import observed
+from inversefed.fl.simulate import observed
 from inversefed.updates.diagnosis import diagnose
 from inversefed.updates.metadata import Metadata
 from inversefed.updates.update import Update, as_observation

@@ -14,7 +14,8 @@ from inversefed import Batch, FedSGD, Observation, ThreatModel
 from inversefed.attacks import recipes
 from inversefed.errors import InversefedError
 from inversefed.fl import clients, defenses
-from inversefed.pipeline import audit_observation, observed
+from inversefed.fl.simulate import observed
+from inversefed.pipeline import audit_observation
 
 SHAPE = (3, 8, 8)
 CLIENTS = {

@@ -35,7 +35,8 @@ def test_json_holds_the_promised_names(report):
     assert len(found["scores"]["peak_signal_noise_ratio"]) == 3
     assert len(found["baselines"]["gray"]["structural_similarity"]) == 3
     assert found["labels"] == {"recovered": [0, 1, 2], "true": [0, 1, 2]}
-    assert found["candidates"][1] == {"loss": pytest.approx(0.1), "status": "finished", "iterations": 3}
+    expected = {"loss": pytest.approx(0.1), "status": "finished", "iterations": 3, "restart": 0, "seed": None}
+    assert found["candidates"][1] == expected
     assert found["findings"][0].keys() == {"code", "level", "message", "evidence"}
     assert found["status"] == "finished" and found["version"] == "0.1.0" and found["scenario"]["shape"] == [3, 16, 16]
 

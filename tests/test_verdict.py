@@ -96,7 +96,7 @@ def test_a_photograph_through_an_untrained_network_is_called(network: str, seed:
 def test_an_exact_result_needs_no_statistics(tiny: nn.Module, attack: object, nulls: int) -> None:
     report = inversefed.audit(tiny, photos()[:1], torch.tensor([2]), mean=0.5, std=0.25, attack=attack)
     figures = report.verdict.figures
-    assert report.verdict.leaked and figures.exact and figures.relative_matching_cost < 1e-8
+    assert report.verdict.leaked and figures.exact and figures.matching_error < 1e-8
     assert figures.nulls == nulls and figures.p_value is None
     assert "exactly" in report.verdict.sentence
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from inversefed.attacks import Attack, SearchAttack
 from inversefed.attacks.identifiability.limits import zero_head
-from inversefed.attacks.matching_error import relative_matching_cost
-from inversefed.controls.runs import Trials, own_repeat, plan, run
-from inversefed.controls.uniqueness import unseen
+from inversefed.attacks.matching_error import matching_error
+from inversefed.controls.runs import ControlRuns, own_repeat, plan, run
+from inversefed.controls.uniqueness import undetermined_share
 from inversefed.evaluation import align, controls
 from inversefed.evaluation.agreement import agreement
 from inversefed.evaluation.identification import nearest, unlike
@@ -41,7 +41,7 @@ from inversefed.report.scope import scope
 from inversefed.thresholds import EXACT, EXACT_DB, NULLS, OPEN, PIXEL_SLACK
 from inversefed.types import Batch, Budget, Finding, Images, Reconstruction, Scores, Status, Targets
 
-__all__ = ["Case", "paired"]
+__all__ = ["Assessment", "paired"]
 
 _MORE = "give it more time"
 _STOPPED = "the attack was stopped by whoever watched it, and no runs on random updates followed; run it to its end"
@@ -63,7 +63,7 @@ _SAME_TWICE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class Assessment:
     """What an audit has in hand when its attack is done.
 
     Args:
@@ -95,7 +95,7 @@ class Case:
         """How far the update of the result is from the one observed, as it was measured already, or now."""
         if self.reconstruction.matching_error is not None:
             return self.reconstruction.matching_error
-        return relative_matching_cost(self.observation, self.reconstruction.images, self.reconstruction.labels)
+        return matching_error(self.observation, self.reconstruction.images, self.reconstruction.labels)
 
     @cached_property
     def exact(self) -> Tensor:
@@ -117,7 +117,7 @@ class Case:
         if told is not None:
             return torch.full((self.observation.num_examples,), float(told), dtype=torch.float64)
         found, random = self.reconstruction, torch.Generator().manual_seed(0)
-        return unseen(self.observation, found.images, found.labels, random)
+        return undetermined_share(self.observation, found.images, found.labels, random)
 
     @cached_property
     def reproduces(self) -> bool:
@@ -135,7 +135,7 @@ class Case:
         left: float | None,
         watch: Callable[[int, int], object] | None,
         stopped: bool = False,
-    ) -> Trials:
+    ) -> ControlRuns:
         """Run the controls, unless the attack was ended, or lost, before it came to a result.
 
         Args:
@@ -149,9 +149,9 @@ class Case:
         """
         count = self._usual(attack) if nulls is None else nulls
         if nulls == 0 or not count:
-            return Trials(why="" if nulls == 0 else _NOWHERE)
+            return ControlRuns(why="" if nulls == 0 else _NOWHERE)
         if ended := _STOPPED if stopped else _ENDED.get(self.reconstruction.status):
-            return Trials(planned=count, why=ended)
+            return ControlRuns(planned=count, why=ended)
         scored = self.truth is not None
         runs = 1 if scored else 2
         planned = plan(
@@ -176,7 +176,7 @@ class Case:
             return 1 if search else 0
         return 0 if self.reproduces and self.truth is None and not search else NULLS
 
-    def pictures(self, done: Trials) -> dict[str, Images]:
+    def pictures(self, done: ControlRuns) -> dict[str, Images]:
         """The pictures of every control, paired with the truth; none without one."""
         if self.truth is None:
             return {}
@@ -192,7 +192,7 @@ class Case:
                 found[name] = max(shown, key=lambda images: greatest(self._margins(images)))
         return found
 
-    def agreement(self, done: Trials) -> Scores | None:
+    def agreement(self, done: ControlRuns) -> Scores | None:
         """How far other starts agree with each picture, in the attack's own order; `None` where there was no other."""
         others = self._finalists() or [each.images for each in (*done.again, *done.repeat[1:])]
         return agreement(self.reconstruction.images, others) if others else None
@@ -203,7 +203,7 @@ class Case:
         ended = [each.images for each in self.reconstruction.candidates if each.status not in lost]
         return [images for images in ended if not torch.equal(images, self.reconstruction.images)]
 
-    def verdict(self, done: Trials, attack: str, seconds: float, scenario: Mapping[str, Any]) -> Verdict | None:
+    def verdict(self, done: ControlRuns, attack: str, seconds: float, scenario: Mapping[str, Any]) -> Verdict | None:
         """Judge.
 
         Args:
@@ -227,7 +227,7 @@ class Case:
         identified, candidates = self._identified()
         figures = replace(
             found.figures,
-            relative_matching_cost=self.cost,
+            matching_error=self.cost,
             unseen=self._most_unseen(),
             null_iterations=done.iterations,
             null_iterations_without_limit=done.wanted,
@@ -238,13 +238,13 @@ class Case:
         )
         return replace(found, figures=figures)
 
-    def evidence(self, done: Trials) -> Evidence:
+    def evidence(self, done: ControlRuns) -> Evidence:
         """The scores of all runs, and whether the result is exact."""
         none = torch.full((self.observation.num_examples,), float("-inf"), dtype=torch.float64)
         found = self._agreeing(done, none) if self.truth is None else self._compared(done, none)
         return replace(found, why=self._left_out(done, found))
 
-    def _left_out(self, done: Trials, found: Evidence) -> str:
+    def _left_out(self, done: ControlRuns, found: Evidence) -> str:
         """What was left out that might have told of a leak, as a sentence without its stop; nothing where nothing was.
 
         An exact method that was cut might have come to the picture. Where the search alone was, the audit without a
@@ -261,7 +261,7 @@ class Case:
             return f"{', '.join(methods)} ended before it was done, and might have found more; {_MORE}"
         return self._too_short(done, greatest(found.repeat) > found.bar)
 
-    def _too_short(self, done: Trials, above: bool) -> str:
+    def _too_short(self, done: ControlRuns, above: bool) -> str:
         """What had fewer iterations than without a limit of time, if that may have cost the answer."""
         stopped = self.reconstruction.status is Status.STOPPED
         few, wanted = done.iterations or 0, done.wanted or 0
@@ -272,7 +272,7 @@ class Case:
         ended = stopped and above and self.truth is not None
         return f"the search was ended before it was done; {_MORE}" if ended else ""
 
-    def _compared(self, done: Trials, none: Scores) -> Evidence:
+    def _compared(self, done: ControlRuns, none: Scores) -> Evidence:
         """How far each run is above the controls."""
         score = self._over_controls(done)
         return Evidence(
@@ -284,7 +284,7 @@ class Case:
             self.reproduces,
         )
 
-    def _agreeing(self, done: Trials, none: Scores) -> Evidence:
+    def _agreeing(self, done: ControlRuns, none: Scores) -> Evidence:
         """What two runs from different starts agree on, in the result's own order; nothing of those that have none."""
         alone = any(_error(each) < EXACT for null in done.nulls for each in null)
         exact = torch.zeros_like(self.exact) if alone else self.exact
@@ -294,12 +294,12 @@ class Case:
         order = align.align(done.repeat[0].images, self.reconstruction.images)
         return Evidence(exact, None, _agreement(done.repeat)[order], nulls, done.planned, self.reproduces)
 
-    def _over_controls(self, done: Trials) -> Callable[[tuple[Reconstruction, ...]], Scores]:
+    def _over_controls(self, done: ControlRuns) -> Callable[[tuple[Reconstruction, ...]], Scores]:
         """Scores a run by its margins over the best control; the null runs are no control here."""
         bars = {name: self._decibels(images) for name, images in self.pictures(done).items() if name != "null"}
         return lambda runs: margins(self._decibels(self._paired(runs[0])), bars)
 
-    def findings(self, done: Trials) -> tuple[Finding, ...]:
+    def findings(self, done: ControlRuns) -> tuple[Finding, ...]:
         """What the control runs say of the audit itself, and what kept any attack from seeing pictures."""
         found = list(zero_head(self.observation))
         if not done.complete and not done.why:
@@ -392,7 +392,7 @@ def _agreement(runs: tuple[Reconstruction, ...]) -> Scores:
     return agreement(first, [second]).clamp(max=_explained(runs))
 
 
-def _repeats(done: Trials) -> str:
+def _repeats(done: ControlRuns) -> str:
     if not done.nulls:
         return ""
     each = "" if done.iterations is None else f" of {done.iterations} iterations"

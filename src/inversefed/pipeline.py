@@ -1,4 +1,4 @@
-"""The whole line, and the only place where world, attack and judgement meet.
+"""The pipeline, the only place where world, attack and judgement meet.
 
     scenario -> observation -> attack -> controls -> verdict -> Report
 
@@ -15,10 +15,10 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from inversefed.arguments import check_attack, check_nulls, check_taken_up, check_truth, checked_others
-from inversefed.assessment import Case
+from inversefed.assessment import Assessment
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
-from inversefed.controls.runs import SHARE, Trials
+from inversefed.controls.runs import SHARE, ControlRuns
 from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation.score import score
 from inversefed.fl.checks import check_pieces
@@ -195,13 +195,15 @@ def carried_out(scenario: Scenario, watch: "Watch", config: Mapping[str, Any] | 
         reconstruction = completed(reconstruction, attack, observation)
         seconds = time.perf_counter() - began
 
-        case = Case(observation, truth, scenario.threat, reconstruction, others)
+        case = Assessment(observation, truth, scenario.threat, reconstruction, others)
         left = None if seconds_in_all is None else seconds_in_all - seconds
         runs = case.trials(attack, budget, scenario.nulls, seed, left, watch.controlled, stopper.stopped)
         return reported(scenario, case, runs, seconds, config)
 
 
-def reported(scenario: Scenario, case: Case, runs: Trials, seconds: float, config: Mapping[str, Any] | None) -> Report:
+def reported(
+    scenario: Scenario, case: Assessment, runs: ControlRuns, seconds: float, config: Mapping[str, Any] | None
+) -> Report:
     """The last part of the line: what an attack and its controls came to, scored and judged."""
     features, truth, pictures = case.observation.network.features, case.truth, case.pictures(runs)
     facts, findings = described(scenario, case.observation)
@@ -253,12 +255,12 @@ class Watch:
 
     @cached_property
     def told(self) -> Callback[[Step], object] | None:
-        """Told of every step of the attack."""
+        """ActivationPattern of every step of the attack."""
         return None if self.on_step is None else Callback(self.on_step)
 
     @cached_property
     def controlled(self) -> Callback[[int, int], object] | None:
-        """Told of every control run."""
+        """ActivationPattern of every control run."""
         return None if self.on_control is None else Callback(self.on_control)
 
     @property

@@ -142,7 +142,7 @@ class Reconstruction:
         candidates: every restart that ran.
         findings: what the attack found out on its way, for people.
         matching_error: how far the client's update of these images and labels is from the one observed,
-            `|g - g*|^2 / |g*|^2` as `relative_matching_cost` measures it; infinite where it is no number, `None` where
+            `|g - g*|^2 / |g*|^2` as `matching_error` measures it; infinite where it is no number, `None` where
             nobody has measured it yet.
         undetermined: share of the pictures' values, 0 to 1, that the update leaves open by the attack's own equations;
             `None` where it has none that tell.

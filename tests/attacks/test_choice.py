@@ -10,7 +10,7 @@ from benchmarks.small_networks import SMALL_NETWORKS
 from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
 from inversefed.attacks import auto
 from inversefed.attacks.exact.peel.attack import Peel
-from inversefed.attacks.matching_error import relative_matching_cost
+from inversefed.attacks.matching_error import matching_error
 from inversefed.attacks.rules import Rule
 from inversefed.attacks.search import precision, restart_pruning
 from inversefed.attacks.search.inversion import GradientInversion
@@ -315,7 +315,7 @@ def test_a_search_goes_on_in_pixels_and_what_is_hardly_nearer_does_not_count() -
     alone = trying()
     polished = trying(polish=SEARCHES["kinked"].polish)
     first, second = (each(observation, Generator().manual_seed(0)) for each in (alone, polished))
-    before, after = (relative_matching_cost(observation, each.images, each.labels) for each in (first, second))
+    before, after = (matching_error(observation, each.images, each.labels) for each in (first, second))
     assert after < 0.6 * before
     assert second.candidates[0].iterations == 600
     short = replace(SEARCHES["kinked"].polish.searches[0], max_iterations=1)

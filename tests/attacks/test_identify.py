@@ -12,7 +12,7 @@ from inversefed.attacks.exact.dense_batch.spear import SparseBatch
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel.attack import Peel, head_of, known_exactly
 from inversefed.attacks.exact.peel.conv_input import gradient_matrix
-from inversefed.attacks.exact.peel.forecast import reach
+from inversefed.attacks.exact.peel.forecast import forecast
 from inversefed.attacks.exact.peel.layers import descend
 from inversefed.attacks.exact.peel.state import Setting as Peeling
 from inversefed.attacks.exact.transformer.patch_embedding import EmbeddedPatches
@@ -234,7 +234,7 @@ def test_peeling_stops_where_it_was_said_to(name: str, photos: torch.Tensor) -> 
     bounds = (torch.zeros(()).double(), torch.ones(()).double())
     peeling = Peeling(layers, gradient, network.image_shape, bounds, torch.finfo(torch.float32).eps)
     front = descend(peeling, head_of(peeling, observation)[0])
-    expected = reach(layers, network.image_shape)
+    expected = forecast(layers, network.image_shape)
     assert len(flat(front.left)) == expected.depth and front.values.numel() == expected.values
 
 

@@ -10,7 +10,7 @@ from benchmarks.small_networks import SMALL_NETWORKS
 from inversefed import audit, freeze
 from inversefed.attacks import auto, recipes
 from inversefed.attacks.constant_color import matched_color
-from inversefed.attacks.matching_error import relative_matching_cost
+from inversefed.attacks.matching_error import matching_error
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.fl.clients import FedAvg, FedSGD
 from inversefed.fl.simulate import observed
@@ -47,7 +47,7 @@ def test_the_color_is_found_by_matching_the_update(client) -> None:
     observation, truth = observed(normalized(nn.Identity()), colors, torch.tensor([3, 5]), client=client)
     images, cost = matched_color(observation, truth.labels)
     assert torch.allclose(images, colors, atol=0.02)
-    assert cost == relative_matching_cost(observation, images, truth.labels)
+    assert cost == matching_error(observation, images, truth.labels)
 
 
 def test_little_time_still_gives_a_color() -> None:
@@ -74,7 +74,7 @@ def test_a_search_that_is_cut_before_it_explains_anything_gives_way_to_one_color
     observation, _ = observed(SMALL_NETWORKS["global-pool"].build(), images, labels)
     budget = Budget(seconds=1e-9)
     found = recipes.best()(observation, torch.Generator().manual_seed(1), budget)
-    cost = relative_matching_cost(observation, found.images, found.labels)
+    cost = matching_error(observation, found.images, found.labels)
     assert cost <= matched_color(observation, found.labels, seconds=0.0)[1]
     assert found.status is not Status.FINISHED, "more time might have found more"
 

@@ -12,12 +12,12 @@ from inversefed import FedSGD, recipes
 from inversefed.attacks.exact.peel import relu_pattern as sides_module
 from inversefed.attacks.exact.peel.attack import head_of
 from inversefed.attacks.exact.peel.conv_input import by_sign
-from inversefed.attacks.exact.peel.forecast import reach
+from inversefed.attacks.exact.peel.forecast import forecast
 from inversefed.attacks.exact.peel.layers import descend
-from inversefed.attacks.exact.peel.preceding_conv import feeding, overdetermined
-from inversefed.attacks.exact.peel.relu_pattern import sides
-from inversefed.attacks.exact.peel.relu_pattern_pooled import places_on
-from inversefed.attacks.exact.peel.state import Front, Setting
+from inversefed.attacks.exact.peel.preceding_conv import overdetermined, preceding_conv
+from inversefed.attacks.exact.peel.relu_pattern import relu_pattern
+from inversefed.attacks.exact.peel.relu_pattern_pooled import pattern_behind_average
+from inversefed.attacks.exact.peel.state import PeelState, Setting
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import freeze
 from inversefed.networks.layer_chain import Residual, chain, flat, run
@@ -138,7 +138,7 @@ def test_moves_of_the_taps_tell_where_the_relu_was_on(
     pull = torch.randn(number, channels[1]).double()
     (gradient,) = torch.autograd.grad((outputs.relu().mean((2, 3)) * pull).sum(), conv.weight)
     open_delta = (pull / (grid[0] * grid[1]))[..., None, None].expand_as(outputs)
-    found = places_on(gradient, open_delta, 1e-15)
+    found = pattern_behind_average(gradient, open_delta, 1e-15)
     torch.testing.assert_close(found, (outputs > 0).double(), rtol=0, atol=1e-6)
 
 
@@ -147,17 +147,17 @@ def test_too_few_channels_for_so_many_places_are_refused() -> None:
         audited(averaged(), torch.rand(1, 3, 48, 48), [3])
     alike, share = torch.rand(40, 1, 3, 3).double().expand(40, 48, 3, 3), torch.rand(1, 40, 1, 1).double()
     with pytest.raises(UnsupportedNetworkError, match=r"directions of 9 places apart"):
-        places_on(alike, share.expand(1, 40, 3, 3), 1e-7)
+        pattern_behind_average(alike, share.expand(1, 40, 3, 3), 1e-7)
 
 
 def test_noise_is_not_taken_for_places() -> None:
     torch.manual_seed(0)
     noise, share = torch.randn(40, 48, 3, 3).double(), torch.rand(1, 40, 1, 1).double().expand(1, 40, 3, 3)
     with pytest.raises(UnsupportedNetworkError, match="do not fit together as moves by one place"):
-        places_on(noise, share, 1e-7)
+        pattern_behind_average(noise, share, 1e-7)
 
 
-def fronts(module: nn.Module, images: torch.Tensor, labels: list[int]) -> tuple[Setting, Front, torch.Tensor]:
+def fronts(module: nn.Module, images: torch.Tensor, labels: list[int]) -> tuple[Setting, PeelState, torch.Tensor]:
     """What peeling works on, where it starts, and the normalized truth."""
     network = freeze(module, images.shape[1:], mean=0.5, std=0.25)
     batch = inversefed.Batch(images, torch.tensor(labels))
@@ -201,7 +201,7 @@ def test_an_average_that_hides_a_relu_ends_peeling_at_what_came_out_of_it(photos
     setting, front, _ = fronts(nn.Sequential(*first, *second).eval(), photos[:1], [3])
     reached = descend(setting, front)
     assert reached.ended and reached.known and reached.left == setting.layers[:3]
-    assert reach(setting.layers, (3, 32, 32)).left == reached.left
+    assert forecast(setting.layers, (3, 32, 32)).left == reached.left
     report = audited(nn.Sequential(*first, *second), photos[:1], [3])
     constant = float(report.baselines["constant"]["peak_signal_noise_ratio"])
     assert float(report.scores["peak_signal_noise_ratio"]) > constant + 20
@@ -210,8 +210,13 @@ def test_an_average_that_hides_a_relu_ends_peeling_at_what_came_out_of_it(photos
 def test_where_nothing_checks_a_side_peeling_stops(photos: torch.Tensor) -> None:
     setting, front, truth = fronts(small_resnet(), photos[:1], [3])
     reached = descend(setting, front)
-    feed = feeding(reached.left[:-1], reached.fork, setting.image_shape)
-    assert reached.ended and feed is not None and not overdetermined(feed, 1) and sides(setting, reached, 0.0) is None
+    feed = preceding_conv(reached.left[:-1], reached.fork, setting.image_shape)
+    assert (
+        reached.ended
+        and feed is not None
+        and not overdetermined(feed, 1)
+        and relu_pattern(setting, reached, 0.0) is None
+    )
     expected = run(reached.left, truth)
     assert float((reached.values - expected).norm() / expected.norm()) < 1e-4
 

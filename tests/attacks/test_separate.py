@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 import inversefed
 from inversefed import Batch, FedAvg, FedSGD, Observation, ThreatModel, freeze, observe, recipes
-from inversefed.attacks.head.inputs import separate
+from inversefed.attacks.head.inputs import recover_head_inputs
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.defenses import Context, GaussianNoise
 from inversefed.zoo import networks
@@ -43,7 +43,7 @@ def errors(found: Tensor, truth: Tensor) -> Tensor:
 @pytest.mark.parametrize("labels", [[3, 1, 4, 5], [7, 7, 2, 2], [6, 6, 6, 6]])
 def test_features_and_labels_of_each_example_come_out_of_the_mean(photos, name, labels) -> None:
     observation = observed(networks.build(name, seed=1).eval(), crops(photos, 4), labels)
-    found = separate(observation)
+    found = recover_head_inputs(observation)
     assert sorted(found.labels.tolist()) == sorted(labels)
     truth = observation.network.without_head().features(crops(photos, 4))
     mean = truth.mean(dim=0, keepdim=True).double()
@@ -56,7 +56,7 @@ def test_local_steps_tell_their_examples_apart_and_in_order(photos, labels) -> N
     images, client = crops(photos, 4), FedAvg(local_steps=4, lr=1e-2, batch_size=1)
     network = freeze(networks.build("AllConv", seed=0).eval(), (3, 32, 32), mean=0.5, std=0.25)
     batch = Batch(images, torch.tensor(labels))
-    found = separate(observe(network, client, client(network, images, batch.labels), batch, ThreatModel()))
+    found = recover_head_inputs(observe(network, client, client(network, images, batch.labels), batch, ThreatModel()))
     assert found.labels.tolist() == labels
     trunk, path = network.without_head(), (network.params, *client.steps(4).walk(network, images, batch.labels))
     truth = [trunk.apply({name: w[name] for name in trunk.params}, x[None]) for w, x in zip(path, images, strict=False)]
@@ -69,7 +69,7 @@ def test_local_steps_tell_their_examples_apart_and_in_order(photos, labels) -> N
 def test_granted_labels_are_the_order_of_the_features(photos) -> None:
     labels = [5, 1, 8, 0]
     observation = observed(networks.build("AllConv", seed=0).eval(), crops(photos, 4), labels, ThreatModel("known"))
-    found, truth = separate(observation), observation.network.without_head().features(crops(photos, 4))
+    found, truth = recover_head_inputs(observation), observation.network.without_head().features(crops(photos, 4))
     assert found.labels.tolist() == labels
     assert float((found.features - truth).norm() / truth.norm()) < 1e-4
 
@@ -77,17 +77,17 @@ def test_granted_labels_are_the_order_of_the_features(photos) -> None:
 def test_what_does_not_separate_is_refused(photos) -> None:
     module = networks.build("AllConv", seed=0).eval()
     with pytest.raises(ThreatModelError, match="fewer examples than classes"):
-        separate(observed(module, crops(photos, 8).repeat(2, 1, 1, 1), [0] * 16))
+        recover_head_inputs(observed(module, crops(photos, 8).repeat(2, 1, 1, 1), [0] * 16))
     network, client = freeze(module, (3, 32, 32)), FedAvg(local_steps=2, lr=0.1)
     batch = Batch(crops(photos, 4), torch.arange(4))
     update = client(network, batch.images, batch.labels)
     with pytest.raises(ThreatModelError, match="local steps of plain SGD"):
-        separate(observe(network, client, update, batch, ThreatModel()))
+        recover_head_inputs(observe(network, client, update, batch, ThreatModel()))
     noisy = GaussianNoise(1e-3)(
         FedSGD()(network, batch.images, batch.labels), Context(network, batch), Generator().manual_seed(0)
     )
     with pytest.raises(ThreatModelError, match="not that of 4 examples"):
-        separate(observe(network, FedSGD(), noisy, batch, ThreatModel("known")))
+        recover_head_inputs(observe(network, FedSGD(), noisy, batch, ThreatModel("known")))
 
 
 @pytest.mark.parametrize(("activation", "decibels"), [(nn.Sigmoid(), 80), (nn.ReLU(), 35)])
@@ -127,10 +127,10 @@ def test_an_observation_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     update = FedSGD()(network, images, torch.tensor([2, 0, 2]))
     noise = {name: torch.rand_like(part) for name, part in update.items()}
     good, noisy = Observation(network, FedSGD(), update, 3), Observation(network, FedSGD(), noise, 3)
-    first = separate(good)
+    first = recover_head_inputs(good)
     with pytest.raises(ThreatModelError) as refused:
-        separate(noisy)
+        recover_head_inputs(noisy)
     monkeypatch.setattr("inversefed.attacks.head.inputs.read_head", lambda _: pytest.fail("solved again"))
-    assert separate(good) is first
+    assert recover_head_inputs(good) is first
     with pytest.raises(ThreatModelError, match=re.escape(str(refused.value))):
-        separate(noisy)
+        recover_head_inputs(noisy)

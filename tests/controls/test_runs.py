@@ -4,7 +4,7 @@ import torch
 from torch import Generator, nn
 
 from inversefed import recipes
-from inversefed.controls.runs import Plan, null_run, run
+from inversefed.controls.runs import ControlPlan, null_run, run
 from inversefed.fl.simulate import observed
 from inversefed.seeds import seed_for
 
@@ -12,13 +12,13 @@ from inversefed.seeds import seed_for
 def test_a_null_run_alone_is_the_same_as_among_twenty(tiny: nn.Module) -> None:
     images = torch.rand(1, 3, 8, 8, generator=Generator().manual_seed(0))
     observation, _ = observed(tiny, images, torch.tensor([1]))
-    twenty = Plan(recipes.geiping(max_iterations=2), 2, 20, seed=3)
+    twenty = ControlPlan(recipes.geiping(max_iterations=2), 2, 20, seed=3)
     done = run(twenty, observation, prior=False)
     assert len(done.nulls) == 20
     for number in (0, 7, 19):
         (alone,) = null_run(twenty, observation, number)
         assert torch.equal(alone.images, done.nulls[number][0].images) and alone.loss == done.nulls[number][0].loss
-    few = run(Plan(twenty.attack, 2, 3, seed=3), observation, prior=True)
+    few = run(ControlPlan(twenty.attack, 2, 3, seed=3), observation, prior=True)
     for number, (null,) in enumerate(few.nulls):  # neither how many there are nor the prior alone changes them
         assert torch.equal(null.images, done.nulls[number][0].images)
     assert len({float(null.images.sum()) for (null,) in done.nulls}) == 20

@@ -5,7 +5,7 @@ import torch
 from torch import Generator, nn
 
 from inversefed import FedAvg, FedSGD, recipes
-from inversefed.controls.uniqueness import unseen
+from inversefed.controls.uniqueness import undetermined_share
 from inversefed.fl.clients import Client
 from inversefed.fl.simulate import observed
 
@@ -13,7 +13,7 @@ from inversefed.fl.simulate import observed
 def share(module: nn.Module, client: Client = FedSGD(), count: int = 1) -> torch.Tensor:
     images = torch.rand(count, 3, 8, 8, generator=Generator().manual_seed(1))
     observation, truth = observed(module.eval(), images, torch.arange(count), client=client)
-    return unseen(observation, truth.images, truth.labels, Generator().manual_seed(0))
+    return undetermined_share(observation, truth.images, truth.labels, Generator().manual_seed(0))
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_pictures_of_a_batch_are_told_apart() -> None:
         module[1].bias.copy_(-module[1].weight.sum(dim=1) * 0.6)
     images = torch.cat([torch.full((1, 3, 8, 8), 0.3), torch.full((1, 3, 8, 8), 0.9)])
     observation, truth = observed(module.eval(), images, torch.tensor([1, 2]))
-    left = unseen(observation, truth.images, truth.labels, Generator().manual_seed(0))
+    left = undetermined_share(observation, truth.images, truth.labels, Generator().manual_seed(0))
     assert left[0] < 1e-4 and left[1] == 1.0
 
 

@@ -1,4 +1,4 @@
-"""The inverse: from an `Observation` to data.
+"""Attacks: from an `Observation` to a `Reconstruction`.
 
     x^ = argmin_x  match(client(network, x, y^), update*) + sum prior(x)
 

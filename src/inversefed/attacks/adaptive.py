@@ -1,4 +1,4 @@
-"""An attack for each defense, by who knows that it ran (Kerckhoffs): what the client drew stays hidden.
+"""Adaptive attacks: one for each defense, for an attacker who knows that it ran but not what it drew.
 
     x^ = argmin_x  - log p(update* | client(network, x, y), defenses)  -  log p(x)
 

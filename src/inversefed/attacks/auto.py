@@ -28,7 +28,7 @@ from inversefed.attacks import Attack
 from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.constant_color import matched_color
 from inversefed.attacks.identifiability import layer_counts
-from inversefed.attacks.matching_error import completed, relative_matching_cost
+from inversefed.attacks.matching_error import completed, matching_error
 from inversefed.attacks.rules import Facts, Polish, Rule, applies
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.time_schedule import as_fits
@@ -394,6 +394,6 @@ class _Best:
 
     def _better(self, current: Callable[[], Tensor]) -> Tensor:
         images = current()
-        if self.found is None or relative_matching_cost(self.observation, images, self.found.labels) < self.distance:
+        if self.found is None or matching_error(self.observation, images, self.found.labels) < self.distance:
             return images
         return self.found.images

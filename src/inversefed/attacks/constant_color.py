@@ -1,4 +1,4 @@
-"""The pictures of one color each that explain an update best: what any attack has to beat.
+"""The constant-color images that explain an update best: the baseline that every attack has to beat.
 
     c^ = argmin_c  |client(network, c, y^) - u|^2 / |u|^2,    one color an example
 
@@ -11,7 +11,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from inversefed.attacks.matching_error import relative_matching_cost, widened
+from inversefed.attacks.matching_error import matching_error, widened
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.search.step_evaluator import differentiate
 from inversefed.fl.threat import Observation
@@ -32,7 +32,7 @@ def matched_color(observation: Observation, labels: Tensor, seconds: float | Non
         seconds: about how long it may take; `None` for no limit.
 
     Returns:
-        The pictures, `[n, c, h, w]` in pixel space, and their `relative_matching_cost`.
+        The pictures, `[n, c, h, w]` in pixel space, and their `matching_error`.
 
     Raises:
         UnsupportedNetworkError: the client cannot be differentiated.
@@ -76,4 +76,4 @@ def matched_color(observation: Observation, labels: Tensor, seconds: float | Non
     with suppress(TimeoutError):  # the best so far is the result
         optimizer.step(closure)  # type: ignore[no-untyped-call]
     images = pictures(logits.detach() if best is None else best).contiguous()
-    return images, relative_matching_cost(observation, images, labels)
+    return images, matching_error(observation, images, labels)

@@ -12,10 +12,10 @@ from inversefed.fl.threat import Observation
 from inversefed.numerics import float32_products
 from inversefed.types import Images, Params, Reconstruction
 
-__all__ = ["completed", "relative_matching_cost", "widened"]
+__all__ = ["completed", "matching_error", "widened"]
 
 
-def relative_matching_cost(observation: Observation, images: Images, labels: Tensor) -> float:
+def matching_error(observation: Observation, images: Images, labels: Tensor) -> float:
     """How far the update of a guess is from the one observed, `|g - g*|^2 / |g*|^2`; infinite if it is no number.
 
     It is the same for every attack, whatever that minimizes, and computed without TF32. An unknown client cannot be
@@ -44,7 +44,7 @@ def completed(found: object, attack: object, observation: Observation) -> Recons
         raise ConfigError(f"an attack must return a Reconstruction; {attack!r} returned {type(found).__name__}")
     error = found.matching_error
     if error is None:
-        error = relative_matching_cost(observation, found.images, found.labels)
+        error = matching_error(observation, found.images, found.labels)
     return replace(found, matching_error=error, made_by=found.made_by or repr(attack))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Generator
 
 from inversefed.attacks import Attack, ExactMethod
-from inversefed.attacks.head.inputs import separate
+from inversefed.attacks.head.inputs import recover_head_inputs
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.simulations import Simulation
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
@@ -266,7 +266,7 @@ def _unplaced(observation: Observation) -> bool:
     if not _is_plain(network) or dropout_layers(network.module) or count > _PLACED:
         return False
     try:
-        separate(observation)
+        recover_head_inputs(observation)
     except (ThreatModelError, UnsupportedNetworkError):
         return _order_matters(observation)
     return False

@@ -23,7 +23,7 @@ from functools import partial
 from torch import Generator
 
 from inversefed.attacks import Attack, Search, SearchAttack
-from inversefed.attacks.matching_error import completed, relative_matching_cost
+from inversefed.attacks.matching_error import completed, matching_error
 from inversefed.attacks.search.time_schedule import Pace
 from inversefed.controls.null_update import null_observation
 from inversefed.errors import ConfigError, InversefedError
@@ -32,7 +32,7 @@ from inversefed.fl.threat import Observation
 from inversefed.seeds import seed_for
 from inversefed.types import Budget, Reconstruction, Status
 
-__all__ = ["SHARE", "Plan", "Trials", "null_run", "plan", "run"]
+__all__ = ["SHARE", "ControlPlan", "ControlRuns", "null_run", "plan", "run"]
 
 SHARE = 0.6
 """Of a time budget, what the attack itself gets where null runs follow."""
@@ -64,7 +64,7 @@ Watch = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ControlPlan:
     """How the attack is repeated.
 
     Args:
@@ -91,7 +91,7 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Trials:
+class ControlRuns:
     """What the control runs came to; a tuple of reconstructions is one repeat.
 
     Each has its `matching_error`, whatever the attack minimizes.
@@ -149,7 +149,7 @@ def plan(
     budget: Budget,
     left: float | None,
     runs: int = 1,
-) -> Plan:
+) -> ControlPlan:
     """Decide what is repeated, and for how long.
 
     Args:
@@ -167,7 +167,7 @@ def plan(
     if isinstance(repeated, Search):
         repeated = repeated.one_start()
     wanted = _iterations(repeated, budget.max_iterations, steps, nulls, runs)
-    planned = Plan(repeated, wanted, nulls, seed, runs, left, wanted=wanted)
+    planned = ControlPlan(repeated, wanted, nulls, seed, runs, left, wanted=wanted)
     if not isinstance(repeated, Search) or wanted is None:
         return planned
     planned = replace(planned, fewest=min(wanted, repeated.first_picture))
@@ -186,14 +186,14 @@ def _steps_of(attack: Attack, found: Reconstruction) -> int:
     return steps
 
 
-def _affordable(planned: Plan, observation: Observation, found: Reconstruction, left: float) -> int:
+def _affordable(planned: ControlPlan, observation: Observation, found: Reconstruction, left: float) -> int:
     """As many of the iterations as fit into the time, by those of the same search on a null update.
 
     None where not even one does, by what the client takes for one update. Where not all do, it is asked twice: the
     first run of a search may wait for what is loaded only once. Where that takes much of the time, once is enough.
     """
     began, share = time.monotonic(), _PART / _count(planned)
-    relative_matching_cost(observation, found.images, found.labels)
+    matching_error(observation, found.images, found.labels)
     took = time.monotonic() - began
     if share * (left - took) < _PASSES * took:
         return 0
@@ -204,7 +204,7 @@ def _affordable(planned: Plan, observation: Observation, found: Reconstruction, 
     return max(iterations, _measured(planned, observation, share * (left - took)))
 
 
-def _measured(planned: Plan, observation: Observation, each: float) -> int:
+def _measured(planned: ControlPlan, observation: Observation, each: float) -> int:
     """How many of the iterations of a run fit into its seconds."""
     attack, wanted = planned.attack, planned.iterations
     assert wanted is not None
@@ -218,7 +218,7 @@ def _measured(planned: Plan, observation: Observation, each: float) -> int:
     return max(1, min(wanted, int((each - pace.setup) / pace.step)))
 
 
-def _count(planned: Plan) -> int:
+def _count(planned: ControlPlan) -> int:
     """How many runs there are, at most."""
     return (
         planned.runs * (planned.nulls + 1)
@@ -252,7 +252,9 @@ def _iterations(attack: Attack, most: int | None, steps: int, nulls: int, runs: 
     return min(most or attack.max_iterations, max(attack.first_picture, steps // ((nulls + 1) * runs)))
 
 
-def own_repeat(attack: Attack, budget: Budget, found: Reconstruction, planned: Plan) -> tuple[Reconstruction, ...]:
+def own_repeat(
+    attack: Attack, budget: Budget, found: Reconstruction, planned: ControlPlan
+) -> tuple[Reconstruction, ...]:
     """The attack's own result where it ran on the same terms as a repeat; else nothing."""
     whole = found.status in (Status.FINISHED, Status.CONVERGED) and budget.resume is None and planned.runs == 1
     own = budget.max_iterations or (attack.max_iterations if isinstance(attack, Search) else None)
@@ -260,13 +262,13 @@ def own_repeat(attack: Attack, budget: Budget, found: Reconstruction, planned: P
 
 
 def run(
-    planned: Plan,
+    planned: ControlPlan,
     observation: Observation,
     other: Observation | None = None,
     repeat: tuple[Reconstruction, ...] | None = (),
     watch: Watch | None = None,
     prior: bool = True,
-) -> Trials:
+) -> ControlRuns:
     """Carry out the control runs, until they are done or something ends them.
 
     Args:
@@ -289,20 +291,20 @@ def run(
 
 
 def _carried_out(
-    planned: Plan,
+    planned: ControlPlan,
     observation: Observation,
     other: Observation | None,
     repeat: tuple[Reconstruction, ...] | None,
     watch: Watch | None,
     prior: bool,
     deadline: float,
-) -> Trials:
+) -> ControlRuns:
     """What `run` does, at the pace that was planned.
 
     Raises:
         _Slow: it is another, so that not all runs will be done in time.
     """
-    done = Trials(
+    done = ControlRuns(
         repeat or (), planned=planned.nulls, iterations=planned.iterations, wanted=planned.wanted, fewest=planned.fewest
     )
     steps, began = list(_steps(planned, observation, other, repeat == (), prior, deadline)), time.monotonic()
@@ -321,7 +323,7 @@ def _carried_out(
     return done
 
 
-def _keep_up(planned: Plan, done: int, took: float, deadline: float) -> None:
+def _keep_up(planned: ControlPlan, done: int, took: float, deadline: float) -> None:
     """Ask whether the null runs that are left will be done in time, at the pace of those that are done.
 
     Raises:
@@ -336,25 +338,25 @@ def _keep_up(planned: Plan, done: int, took: float, deadline: float) -> None:
 
 
 def _steps(
-    planned: Plan,
+    planned: ControlPlan,
     observation: Observation,
     other: Observation | None,
     repeat: bool,
     prior: bool,
     deadline: float,
-) -> Iterator[Callable[[Trials], Trials]]:
+) -> Iterator[Callable[[ControlRuns], ControlRuns]]:
     """The runs in order, each from what is done before to what is done then."""
     once = replace(planned, runs=1)
 
     search = planned.attack if isinstance(planned.attack, Search) else None
 
-    def alone(search: Search, done: Trials) -> Trials:
+    def alone(search: Search, done: ControlRuns) -> ControlRuns:
         steps = once.iterations if search.has_prior else 1  # without a prior, starts stay as they are
         shut = replace(once, attack=search.prior_alone(_STARTS), iterations=steps)
         found = _attempt(shut, nothing(planned, observation, "prior", 0), deadline)
         return replace(done, prior=tuple(start for each in found for start in _starts(each)))
 
-    def null(done: Trials) -> Trials:
+    def null(done: ControlRuns) -> ControlRuns:
         return replace(done, nulls=(*done.nulls, null_run(planned, observation, len(done.nulls), deadline)))
 
     if prior and search is not None:
@@ -369,7 +371,7 @@ def _steps(
 
 
 def null_run(
-    planned: Plan, observation: Observation, number: int, deadline: float = math.inf
+    planned: ControlPlan, observation: Observation, number: int, deadline: float = math.inf
 ) -> tuple[Reconstruction, ...]:
     """Null run number `number`, from 0: the same whether it is run alone, first, or after any others.
 
@@ -382,12 +384,14 @@ def null_run(
     return _attempt(planned, nothing(planned, observation, "null", number), deadline)
 
 
-def nothing(planned: Plan, observation: Observation, role: str, number: int) -> Observation:
+def nothing(planned: ControlPlan, observation: Observation, role: str, number: int) -> Observation:
     """The null update of a role's run of that number; its draws are its own."""
     return null_observation(observation, Generator().manual_seed(seed_for(planned.seed, role, number)))
 
 
-def _attempt(planned: Plan, observation: Observation, deadline: float, first: int = 0) -> tuple[Reconstruction, ...]:
+def _attempt(
+    planned: ControlPlan, observation: Observation, deadline: float, first: int = 0
+) -> tuple[Reconstruction, ...]:
     """Run the attack, from as many starts as a repeat takes; nothing where it refuses the update.
 
     Args:

@@ -24,14 +24,14 @@ from inversefed.fl.threat import Observation
 from inversefed.numerics import float32_products
 from inversefed.types import Images, Scores, Targets
 
-__all__ = ["unseen"]
+__all__ = ["undetermined_share"]
 
 _STEPS = 100
 _DONE = 1e-12
 """Where the gradient's square has fallen to this share, what is left is below rounding."""
 
 
-def unseen(
+def undetermined_share(
     observation: Observation, images: Images, labels: Targets, generator: Generator, steps: int = _STEPS
 ) -> Scores:
     """Measure how much of a random change of each picture its update does not show.
@@ -52,7 +52,8 @@ def unseen(
     >>> network = freeze(nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 40)), (3, 4, 4))
     >>> images, labels = torch.rand(1, 3, 4, 4), torch.tensor([2])
     >>> update = FedSGD()(network, images, labels)
-    >>> share = unseen(Observation(network, FedSGD(), update, 1), images, labels, Generator().manual_seed(0))
+    >>> observation = Observation(network, FedSGD(), update, 1)
+    >>> share = undetermined_share(observation, images, labels, Generator().manual_seed(0))
     >>> bool(0.5 < share < 0.95)
     True
     """

@@ -70,7 +70,7 @@ class Figures:
         margins_of_repeat: those of the repeat, `[n]`.
         margins_of_nulls: those of each null run, `[n]` each; minus infinity where the attack refused the null update.
         pictures_leaked: which pictures were recovered, exactly or beyond chance.
-        relative_matching_cost: squared distance of the update of the result from the one observed, relative to the
+        matching_error: squared distance of the update of the result from the one observed, relative to the
             latter's square, from 0; `None` where it was not computed.
         unseen: share, by its square, of a change of the least settled picture that the update does not show, in
             [0, 1]; `None` where nobody looked.
@@ -101,7 +101,7 @@ class Figures:
     margins_of_repeat: Scores | None = None
     margins_of_nulls: tuple[Scores, ...] = ()
     pictures_leaked: tuple[int, ...] = ()
-    relative_matching_cost: float | None = None
+    matching_error: float | None = None
     unseen: float | None = None
     null_iterations: int | None = None
     null_iterations_without_limit: int | None = None

@@ -1,4 +1,4 @@
-"""Layers that draw, with values that are given instead.
+"""Random layers with given draws: dropout masks and the like as inputs.
 
     dropout:  y = x * m / (1 - p),    m in {0, 1}, or in [0, 1] where it is relaxed
     noise:    y = e,                  e ~ N(0, 1)

@@ -1,4 +1,4 @@
-"""The boundary around code that is not ours: the user's module and loss, and torch where they call it.
+"""The error boundary around foreign code: the user's module and loss, and torch where they call it.
 
 Whatever such code raises becomes an `InversefedError` that says what was being done, what came, and what to do.
 Ctrl-C and a lack of memory keep their meaning, and so does what the caller's own callback raises.

@@ -1,4 +1,4 @@
-"""What a number format can hold, and so which difference between two tensors is rounding and no change.
+"""Number formats: which difference between two tensors is rounding and no change.
 
     |given - own| <= eps |own| + least subnormal number
 

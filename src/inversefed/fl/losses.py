@@ -1,4 +1,4 @@
-"""What a client minimizes: (outputs, labels) -> scalar.
+"""Loss functions of the client: (outputs, labels) -> scalar.
 
 Labels are class indices `[n]`, or probabilities `[n, k]` where an attack optimizes over them too; for binary cross
 entropy and regression they are numbers, one an output. Any other function of outputs and labels is a loss as well.

@@ -1,4 +1,4 @@
-"""What a loss takes as labels, found by calling it on made-up values and never by its name.
+"""The targets that a loss takes, found by calling it on random values and never by its name.
 
     classes: integers [n]        values: real numbers [n]        rows: real numbers [n, k], one an output
 

@@ -1,4 +1,4 @@
-"""The wall: an attack receives an `Observation` and nothing else; what passes is what the threat model grants."""
+"""Threat model and observation: what the server knows, and the only value that an attack receives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""The frontier: what a defense costs and what it buys, point by point.
+"""The privacy-utility frontier: what each defense leaks and what it costs, point by point.
 
     point -> leakage (plain attack, adaptive attack, controls)  x  utility  x  epsilon
 

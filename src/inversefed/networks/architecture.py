@@ -1,4 +1,4 @@
-"""Is a network smooth, and does it keep places? That decides which search fits it.
+"""Facts about an architecture that decide which attack fits: non-smooth layers, averages, normalization, pooling.
 
 A network of sigmoid, tanh, GELU or softplus has second derivatives that say something; one with ReLU or max pooling is
 linear between its kinks, and there all the difficulty lies. One that averages over places before its head tells only

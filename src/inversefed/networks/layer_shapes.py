@@ -1,4 +1,4 @@
-"""What goes into each layer that has weights, and what comes out: shapes alone, for any network that runs.
+"""Input and output shapes of each layer with weights, for any network that runs.
 
 A chain of layers (`chain`) says more, but a network that branches has none; the shapes are there for both.
 """

@@ -1,4 +1,4 @@
-"""Low-rank fine-tuning: linear layers whose weight is frozen, and a trained product of two thin matrices beside it.
+"""Low-rank adapters (LoRA): linear layers with a frozen weight and a trained product of two thin matrices.
 
     y = (W + s B A) x + b,    A: [r, in],  B: [out, r],    only A and B are trained and sent
 

@@ -1,4 +1,4 @@
-"""Pictures that are nobody's: random, with the spectrum, contrast and correlated channels of photographs.
+"""Natural noise: random images with the spectrum, contrast and correlated channels of photographs.
 
     amplitude of a spatial frequency f  ~  1 / f
 

@@ -2,7 +2,7 @@
 
     Report = setting + reconstruction + truth + scores + what the controls score + findings
 
-The value holds plain data; how each form looks is the matter of `text`, `page` and `save`, which are
+The value holds plain data; how each form looks is the matter of `text`, `html` and `folder`, which are
 imported when they are asked for. Nothing in `report.json` is NaN or infinite: what is not finite is null.
 """
 

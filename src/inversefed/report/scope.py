@@ -1,4 +1,4 @@
-"""How far a verdict reaches: what was tried, for how long, and what the attacker had to go on.
+"""The scope of a verdict: what was tried, for how long, and what the attacker knew.
 
 An attack that failed says nothing of another one, of a longer one, or of one that is told more; so every verdict is
 read with this beside it.

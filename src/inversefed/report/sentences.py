@@ -1,4 +1,4 @@
-"""What a report says in sentences: what came back, how the run ended, and what that does not mean.
+"""The sentences of a report: what was recovered, how the run ended, and what that does not mean.
 
 The thresholds here describe, they do not judge: they choose the words of one sentence, and the numbers
 stand beside it. A statistical verdict, with intervals, is another matter.

@@ -227,7 +227,7 @@ def evidence(figures: Figures, count: int) -> tuple[tuple[str, str], ...]:
         ("Repeat as short as the runs on random updates", _decibels(figures.score_of_repeat, compared)),
         ("Best run on a random update", _decibels(figures.best_null, compared)),
         ("Lead of the repeat over it", _number(figures.margin_over_nulls, "{:.1f} dB")),
-        ("Difference of the two updates", _difference(figures.relative_matching_cost)),
+        ("Difference of the two updates", _difference(figures.matching_error)),
         ("Left open by the update", _number(figures.unseen, "{:.2%} of a picture, at most")),
         ("Iterations of each repeat", _iterations(figures)),
         ("Time of all control runs", _number(figures.seconds_of_controls or None, "{:.1f} s")),

@@ -1,4 +1,4 @@
-"""The client that metadata describe, the metadata that a client stands for, and how a client is written down."""
+"""From metadata to the client that they describe, and back."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace

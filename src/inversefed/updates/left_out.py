@@ -1,4 +1,4 @@
-"""An update of a part of the network: which layers the client kept to itself, and the option that says so.
+"""Layers that a client keeps to itself (as in FedBN), and the option that says so.
 
 In FedBN (Li et al. 2021, arXiv:2102.07623) layers of BatchNorm stay with the client, in FedPer (Arivazhagan et al.
 2019, arXiv:1912.00818) its head does, and where a backbone is only fine-tuned the head is all that is sent.

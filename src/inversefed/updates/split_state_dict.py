@@ -1,4 +1,4 @@
-"""A state dict taken apart: what the client trained, what is frozen, and the running buffers after training.
+"""Split a state dict: what the client trained, what is frozen, and the running buffers after training.
 
 People save whole state dicts. An update is its trained parameters; a frozen one may be there if it did not move; the
 buffers are what BatchNorm kept of the private batches.

@@ -1,1 +1,1 @@
-"""Closed forms: attacks that solve for the data instead of searching for it, one method a file."""
+"""Exact methods: attacks that solve for the data in closed form instead of searching, one method a file."""

@@ -1,4 +1,4 @@
-"""One picture from a vision transformer whose first attention sees patches and positions as they are, in closed form.
+"""APRIL: one image from a vision transformer whose first attention has neither norm nor residual before it.
 
 Needs: one example; a learnable position embedding; a first attention without norm before it or skip around it.
 

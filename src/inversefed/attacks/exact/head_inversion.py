@@ -1,6 +1,6 @@
-"""Several pictures from what went into the head, which is solved for example by example.
+"""Several images from the inputs of the classification head, which are recovered example by example.
 
-    h_1 .. h_n = separate(gW, gb),    x = argmin sum_i |f(x)_i - h_i|^2 / sum_i |h_i|^2
+    h_1 .. h_n = recover_head_inputs(gW, gb),    x = argmin sum_i |f(x)_i - h_i|^2 / sum_i |h_i|^2
 
 Where the head sees at least as many numbers as a picture has, and no max pooling is on the way, the features of an
 example determine its picture. A search brings the pictures near, and L-BFGS from there nearer than a search comes; how
@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from inversefed.attacks.exact.peel.feature_inversion import invert_features, solve_features
 from inversefed.attacks.exact.progress import Watch
 from inversefed.attacks.exact.verify import matched, verified
-from inversefed.attacks.head.inputs import Separated, separate
+from inversefed.attacks.head.inputs import HeadInputs, recover_head_inputs
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.time_schedule import as_fits
 from inversefed.errors import UnsupportedNetworkError
@@ -58,7 +58,7 @@ class SeparatedFeatures:
             UnsupportedNetworkError: the head sees fewer numbers than a picture has, or there is max pooling.
         """
         self.check(observation)
-        began, known, network = time.monotonic(), separate(observation), observation.network
+        began, known, network = time.monotonic(), recover_head_inputs(observation), observation.network
         observation = replace(observation, labels=known.labels)
         found, fewer = as_fits(self.initial, observation, generator, replace(budget, checkpoint=None, resume=None))
         if found.status not in (Status.FINISHED, Status.CONVERGED):
@@ -78,7 +78,7 @@ class SeparatedFeatures:
         observation: Observation,
         found: Reconstruction,
         images: Tensor,
-        known: Separated,
+        known: HeadInputs,
         watch: Watch,
         status: Status,
     ) -> Reconstruction:
@@ -115,7 +115,7 @@ class SeparatedFeatures:
         return f"solves for the {width} numbers that go into the head for each example, and looks for pictures of them"
 
 
-def _inverted(network: Network, known: Separated, start: Tensor, evaluations: int, watch: Watch) -> Tensor:
+def _inverted(network: Network, known: HeadInputs, start: Tensor, evaluations: int, watch: Watch) -> Tensor:
     trunk = network.to(torch.float64).without_head()
     features = known.features.to(trunk.device)
     eps = max(torch.finfo(network.dtype).eps, known.residual)

@@ -1,4 +1,4 @@
-"""The input of a linear layer with bias, in closed form, whatever stands in front of it.
+"""The input of a linear layer with bias, in closed form, whatever the layers behind it.
 
     gW_i = d_i a^T,  gb_i = d_i   =>   a = gW_i / gb_i   for every row i with gb_i != 0
 
@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.exact.verify import verified
 from inversefed.attacks.labels.matching import labels_of
-from inversefed.attacks.matching_error import relative_matching_cost
+from inversefed.attacks.matching_error import matching_error
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
@@ -71,7 +71,7 @@ class LinearInput:
         layer, inputs = _solved(observation)
         images = network.denormalize(inputs.reshape(observation.batch_shape))
         labels, told = labels_of(observation, images)
-        loss = relative_matching_cost(observation, images, labels)
+        loss = matching_error(observation, images, labels)
         chosen = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
         how = f"the picture was read off layer {layer} in closed form, without a search"
         return verified(self, chosen, how, told=told)

@@ -1,4 +1,4 @@
-"""Who looks on while an exact method iterates: the time budget and the caller's callback, asked after each round."""
+"""Progress of an exact method: the time budget and the caller's callback, asked after each round."""
 
 import math
 import time

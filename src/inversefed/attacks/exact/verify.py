@@ -1,4 +1,4 @@
-"""The one proof of an exact result: the client is run on it, and its update comes out the same.
+"""Verification of an exact result: the client is run on it and has to give the same update.
 
 Most pictures are stored with eight bits a pixel. Where a result is near enough, the picture of eight bits nearest to it
 is the private one itself, bit by bit, and the update says so: it comes out nearer than that of the result.
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inversefed.attacks.matching_error import relative_matching_cost
+from inversefed.attacks.matching_error import matching_error
 from inversefed.findings import Code
 from inversefed.fl.threat import Observation
 from inversefed.thresholds import EXACT, OPEN
@@ -22,18 +22,18 @@ _ROUGH = 1e-2
 
 
 def matched(observation: Observation, images: Images, labels: Tensor) -> tuple[Images, float]:
-    """The images and their `relative_matching_cost`, rounded to eight bits if that matches the update better.
+    """The images and their `matching_error`, rounded to eight bits if that matches the update better.
 
     Args:
         observation: what the server sees.
         images: in pixel space.
         labels: theirs.
     """
-    cost = relative_matching_cost(observation, images, labels)
+    cost = matching_error(observation, images, labels)
     if not 0 < cost < _ROUGH:
         return images, cost
     rounded = (images.clamp(0, 1) * 255).round() / 255
-    nearer = relative_matching_cost(observation, rounded, labels)
+    nearer = matching_error(observation, rounded, labels)
     return (rounded, nearer) if nearer < cost else (images, cost)
 
 
@@ -49,7 +49,7 @@ def verified(
 
     Args:
         attack: the method.
-        candidate: what it found; its loss is its `relative_matching_cost`.
+        candidate: what it found; its loss is its `matching_error`.
         how: what was done, as a sentence without its end.
         evidence: further figures for the finding.
         undetermined: share of the pictures that the equations leave open, if they tell.
@@ -75,7 +75,7 @@ def exactness(
     """Say whether a result is exact.
 
     Args:
-        cost: its `relative_matching_cost`.
+        cost: its `matching_error`.
         how: what was done, as a sentence without its end.
         evidence: figures beside the cost.
         undetermined: share of the pictures that the equations leave open, if they tell.

@@ -1,4 +1,4 @@
-"""The equations that the head's gradient sets up for what went into it, example by example.
+"""The equations that the head's gradient gives for its inputs, example by example.
 
     gW = mean_t mean_i (p_i - T[y_i]) h_i^T,    gb = mean_t mean_i (p_i - T[y_i]),    p_i = softmax(W_t h_i + b_t)
     W_{t+1} = W_t - lr dL/dW_t,    h_i = k_i V^T    with    gW = U S V^T,  cut to rank n

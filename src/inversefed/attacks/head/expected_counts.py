@@ -1,4 +1,4 @@
-"""The expected label counts of a batch, from the head's gradient and the mean feature that its weight gradient says.
+"""The expected label counts of a batch, from the head's gradient and the mean feature in it.
 
 With the mean feature h, the covariance `C_c` of `p_c` and the features, and class means `m_y`,
 

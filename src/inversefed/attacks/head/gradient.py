@@ -1,4 +1,4 @@
-"""The last layer's gradient, read once for all rules.
+"""The classification head's gradient, read once for all label rules.
 
     gW_c = mean_i (p_ic - T[y_i, c]) h_i,    gb_c = mean_i (p_ic - T[y_i, c])
 
@@ -25,7 +25,7 @@ from inversefed.fl.threat import Observation
 from inversefed.networks.natural_noise import varied_noise
 from inversefed.types import Params, Targets
 
-__all__ = ["Head", "LastLayer", "at_head", "deal", "head_slope", "last_layer", "pulls", "read_head", "slopes"]
+__all__ = ["Head", "LastLayer", "at_head", "head_slope", "last_layer", "pulls", "read_head", "round_counts", "slopes"]
 
 _CHUNK = 32
 _DRAWS = 8
@@ -290,7 +290,7 @@ def _unchanged(outputs: Tensor) -> Tensor:
     return outputs
 
 
-def deal(expected: Tensor, total: int, least: Tensor | None = None) -> Tensor:
+def round_counts(expected: Tensor, total: int, least: Tensor | None = None) -> Tensor:
     """Round expected counts so that they add up, largest remainders first; labels in rising order.
 
     Args:

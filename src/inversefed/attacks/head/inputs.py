@@ -1,9 +1,10 @@
-"""What went into the head, example by example, though the update only holds a mean.
+"""Recover each example's input to the classification head from the averaged gradient.
 
 With fewer examples than classes the rows of the head's gradient span the features, and n^2 numbers solve the n c + c
-equations of `head_equations`, whose only nonlinear part is the softmax; two examples of one class are told apart by how
-their probabilities differ. The residual says whether a solution is one: for wrong counts there is none, so that counts
-near those of the label rule are tried as well, and of several local steps the order of the examples. Own derivation.
+equations of `equations`, whose only nonlinear part is the softmax; two examples of one class are told apart by how
+their probabilities differ. The residual says whether a solution is one: for wrong counts there is none, so that
+counts near those of the label rule are tried as well, and of several local steps the order of the examples. Own
+derivation.
 """
 
 from collections.abc import Iterator, MutableMapping, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from inversefed.attacks.head.equations import HeadEquations, Solution
 from inversefed.attacks.head.expected_counts import expected_counts
-from inversefed.attacks.head.gradient import Head, deal, read_head
+from inversefed.attacks.head.gradient import Head, read_head, round_counts
 from inversefed.attacks.head.step_order import in_order
 from inversefed.errors import ThreatModelError
 from inversefed.fl.clients import LocalSteps
@@ -28,7 +29,7 @@ from inversefed.fl.targets import as_targets, classes_of
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels, Targets
 
-__all__ = ["Separated", "separate"]
+__all__ = ["HeadInputs", "recover_head_inputs"]
 
 _LARGEST = 32
 """Examples; the equations' matrix has n^2 columns."""
@@ -48,7 +49,7 @@ orders are many, and by so much the wrong ones fall short."""
 
 
 @dataclass(frozen=True, eq=False)
-class Separated:
+class HeadInputs:
     """The features and the label of each example; the order is that of the labels, and else the solver's.
 
     Args:
@@ -62,11 +63,11 @@ class Separated:
     residual: float
 
 
-_KNOWN: MutableMapping[Observation, Separated | str] = WeakKeyDictionary()
+_KNOWN: MutableMapping[Observation, HeadInputs | str] = WeakKeyDictionary()
 """What was found for each observation that still lives, or why nothing was: a choice asks, and then its search."""
 
 
-def separate(observation: Observation) -> Separated:
+def recover_head_inputs(observation: Observation) -> HeadInputs:
     """Solve for what went into the head; of an observation that was asked for before, what was found then.
 
     Args:
@@ -81,7 +82,7 @@ def separate(observation: Observation) -> Separated:
     >>> network = freeze(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)), (3, 2, 2))
     >>> images = torch.rand((3, 3, 2, 2), generator=torch.Generator().manual_seed(0))
     >>> update = FedSGD()(network, images, torch.tensor([2, 0, 2]))
-    >>> found = separate(Observation(network, FedSGD(), update, 3))
+    >>> found = recover_head_inputs(Observation(network, FedSGD(), update, 3))
     >>> error = torch.cdist(images.flatten(1).double(), found.features).min(dim=1).values.max()
     >>> found.labels.tolist(), bool(error < 1e-3)
     ([0, 2, 2], True)
@@ -97,7 +98,7 @@ def separate(observation: Observation) -> Separated:
     return known
 
 
-def _separated(observation: Observation) -> Separated:
+def _separated(observation: Observation) -> HeadInputs:
     head = read_head(observation)
     _check(observation, head)
     equations, eps = _equations(observation, head), _rounding(observation)
@@ -116,7 +117,7 @@ def _separated(observation: Observation) -> Separated:
             best, enough = _tried(equations, tried, starts, steps, eps), _ENOUGH * eps
         if best[0].residual < enough:
             labels = as_targets(observation.network, best[0].labels)
-            return Separated(best[0].coefficients @ equations.basis, labels, best[0].residual)
+            return HeadInputs(best[0].coefficients @ equations.basis, labels, best[0].residual)
         tried = [found.labels for found in best[:keep]]
     raise ThreatModelError(
         f"no features of {head.total} examples explain the head's gradient (residual {best[0].residual:.1g}); noise, "
@@ -185,7 +186,7 @@ def _rounding(observation: Observation) -> float:
 def _plausible(head: Head) -> Iterator[Labels]:
     """Labels by the counting rule, then with one after another exchanged, those near the expected counts first."""
     expected = expected_counts(head, head.probe(128)).cpu()
-    first = torch.bincount(deal(expected, head.total), minlength=len(expected))
+    first = torch.bincount(round_counts(expected, head.total), minlength=len(expected))
     waiting, known = [(_distance(first, expected), first.tolist())], {tuple(first.tolist())}
     while waiting:
         _, counts = heappop(waiting)

@@ -1,4 +1,4 @@
-"""What stands behind the head: the softmax, log-softmax or sigmoid that some networks end in.
+"""The output activation behind the head: the softmax, log-softmax or sigmoid that some networks end in.
 
 It has no weights, so it is part of the loss as far as the head's gradient goes: `nll(log_softmax(z))` is the cross
 entropy of `z`. Which one it is shows when the head's output is replaced by random numbers.

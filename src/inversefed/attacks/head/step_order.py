@@ -1,4 +1,4 @@
-"""In which order a client's local steps saw its examples, told by the head's gradient.
+"""The order in which a client's local steps saw its examples, from the head's gradient.
 
     gradient of i at W_t  =  that at W_0  -  lr sum_{j before i} S_ij,    S_ij = d(p_i h_i^T) [e_j h_j^T]
 

@@ -1,4 +1,4 @@
-"""What an update can give away at all: counted from network and update alone, before any attack runs.
+"""What an update can reveal at most: counted from network and update, before any attack runs.
 
     numbers in the update < values to be found   =>   no method finds them all
 
@@ -22,12 +22,12 @@ from inversefed.attacks.exact.dense_batch.spear import SparseBatch
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel.attack import Peel, known_exactly
 from inversefed.attacks.exact.peel.conv_input import gradient_matrix
-from inversefed.attacks.exact.peel.forecast import reach
-from inversefed.attacks.exact.peel.state import Front
+from inversefed.attacks.exact.peel.forecast import forecast
+from inversefed.attacks.exact.peel.state import PeelState
 from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
 from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
 from inversefed.attacks.identifiability.layer_counts import TOLERANCE, LayerEquations, count, numerical_rank
-from inversefed.attacks.identifiability.limits import hidden
+from inversefed.attacks.identifiability.limits import unrecoverable
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients.views import gradients_summed
 from inversefed.fl.threat import Observation
@@ -138,7 +138,7 @@ def identify(observation: Observation) -> Identifiability:
         TOLERANCE * torch.finfo(observation.network.dtype).eps,
         layers,
         methods,
-        hidden(observation, layers, None if way is None else way.front.values, numbers),
+        unrecoverable(observation, layers, None if way is None else way.front.values, numbers),
     )
 
 
@@ -146,11 +146,11 @@ def identify(observation: Observation) -> Identifiability:
 class _Way:
     """From the head to the image: what the head gives away, and the rows with what is known there."""
 
-    front: Front
+    front: PeelState
     layers: tuple[LayerEquations, ...]
 
 
-def _read(observation: Observation) -> tuple[tuple[Layer, ...], Front] | str:
+def _read(observation: Observation) -> tuple[tuple[Layer, ...], PeelState] | str:
     """The chain and what its head gives away, or the reason why peeling cannot begin."""
     try:
         return known_exactly(observation)
@@ -161,7 +161,7 @@ def _read(observation: Observation) -> tuple[tuple[Layer, ...], Front] | str:
 def _methods(
     observation: Observation,
     layers: tuple[LayerEquations, ...],
-    read: tuple[tuple[Layer, ...], Front] | str,
+    read: tuple[tuple[Layer, ...], PeelState] | str,
     patches: Method,
 ) -> tuple[Method, ...]:
     linear = _asked("linear", lambda: LinearInput().check(observation))
@@ -223,7 +223,7 @@ def _altered(layers: tuple[LayerEquations, ...]) -> bool:
 
 
 def _way(
-    observation: Observation, layers: tuple[LayerEquations, ...], chain: tuple[Layer, ...], front: Front
+    observation: Observation, layers: tuple[LayerEquations, ...], chain: tuple[Layer, ...], front: PeelState
 ) -> _Way | None:
     """What is known on the way from the head, where one step on one example made the update."""
     if gradients_summed(observation.client, observation.num_examples) != 1 or _altered(layers):
@@ -234,7 +234,9 @@ def _way(
     return _Way(front, tuple(rows.values()))
 
 
-def _measure(rows: dict[str, LayerEquations], chain: tuple[Layer, ...], front: Front, observation: Observation) -> None:
+def _measure(
+    rows: dict[str, LayerEquations], chain: tuple[Layer, ...], front: PeelState, observation: Observation
+) -> None:
     """The rank of the first convolution's own equations: the loss gradient at its output is known."""
     depth, layer = front.depth, chain[front.depth - 1]
     module, row = layer.module, rows.get(layer.name)
@@ -271,7 +273,7 @@ def _followed(
     layers: tuple[LayerEquations, ...], chain: tuple[Layer, ...], image_shape: tuple[int, int, int]
 ) -> tuple[LayerEquations, ...]:
     """Settle, past averages and sums, the convolutions whose own equations do, as far as peeling should come."""
-    far = reach(chain, image_shape)
+    far = forecast(chain, image_shape)
     if far.alternates:
         return layers
     passed = {layer.name for layer in flat(chain)} - {layer.name for layer in flat(far.left)}
@@ -308,7 +310,7 @@ def _verdict(
     )
 
 
-def _off(row: LayerEquations, front: Front) -> int:
+def _off(row: LayerEquations, front: PeelState) -> int:
     """How many of the values that go into a layer are seen to be zero behind a ReLU, and so no equations."""
     here = row.kind == "Linear" and front.depth > 0 and front.values.numel() == row.unknowns
     return int((front.values == 0).sum()) if here and bool((front.values >= 0).all()) else 0

@@ -1,4 +1,4 @@
-"""Equations against unknowns, layer by layer: what a layer's gradient can say of its input, before anything is solved.
+"""Equations and unknowns of each layer: what a layer's gradient can say of its input, before anything is solved.
 
     linear:       gW = D^T A                      D, A: one row an example and place
     convolution:  gW[o, c, k] = sum_p d[o, p] a[c, s p + k]

@@ -1,4 +1,4 @@
-"""What an update hides from every method, and why: read off the network and the update, before any attack."""
+"""What an update hides from every method, and why: read from the network and the update."""
 
 from collections.abc import Iterator
 
@@ -12,10 +12,10 @@ from inversefed.fl.train_mode import batchnorm_in_train_mode, dropout_in_train_m
 from inversefed.networks.architecture import architecture
 from inversefed.types import Finding
 
-__all__ = ["hidden", "zero_head"]
+__all__ = ["unrecoverable", "zero_head"]
 
 
-def hidden(
+def unrecoverable(
     observation: Observation, layers: tuple[LayerEquations, ...], features: Tensor | None, numbers: int
 ) -> tuple[Finding, ...]:
     """Say what cannot be recovered.

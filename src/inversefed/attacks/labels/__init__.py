@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-def granted_or_recovered(observation: Observation, rule: LabelRule = RecoveredLabels()) -> Targets:
+def granted_or_recovered_labels(observation: Observation, rule: LabelRule = RecoveredLabels()) -> Targets:
     """The labels that the threat model grants, or those that a rule finds, as the loss takes them."""
     if observation.labels is not None:
         return observation.labels

@@ -1,4 +1,4 @@
-"""Which classes are there, from the least entry of each class's row."""
+"""Which classes are present, from the least entry of each class's row of the head gradient."""
 
 from dataclasses import dataclass
 

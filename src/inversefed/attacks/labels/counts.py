@@ -1,11 +1,11 @@
-"""Counting labels from the bias gradient: `k T / K = p - gb`, with `p` guessed in two ways."""
+"""Label counts from the bias gradient: `k T / K = p - gb`, with `p` estimated in two ways."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from inversefed.attacks.head.gradient import Head, deal, read_head
+from inversefed.attacks.head.gradient import Head, read_head, round_counts
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels
 
@@ -33,7 +33,7 @@ class BiasCounts:
         head = read_head(observation)
         bias_gradient = head.needed_bias("counting labels from the bias gradient")
         expected = head.softmax(head.probe(self.probes)).mean(dim=0)
-        return deal(head.counts(expected, bias_gradient), head.total)
+        return round_counts(head.counts(expected, bias_gradient), head.total)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class InstanceCounts:
         ones = torch.ones_like(bias_gradient)
         system = torch.cat([(probabilities - head.pull).T, ones[None]])
         right = head.total * torch.cat([bias_gradient, ones[:1]])
-        return deal(torch.linalg.pinv(system) @ right, head.total)
+        return round_counts(torch.linalg.pinv(system) @ right, head.total)
 
 
 def _class_features(head: Head, bias_gradient: Tensor) -> Tensor:

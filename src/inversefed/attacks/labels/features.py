@@ -1,4 +1,4 @@
-"""What can be seen of the features in front of the head, without the client's pictures."""
+"""What can be known of the features in front of the head without the client's images."""
 
 from torch import Tensor
 

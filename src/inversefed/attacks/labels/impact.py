@@ -1,10 +1,10 @@
-"""Counting labels by how far each occurrence pulls its class's row down."""
+"""Label counts from how far each occurrence lowers its class's row of the head gradient."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from inversefed.attacks.head.gradient import deal, read_head
+from inversefed.attacks.head.gradient import read_head, round_counts
 from inversefed.attacks.labels.features import check_not_negative
 from inversefed.errors import ThreatModelError
 from inversefed.fl.threat import Observation
@@ -38,7 +38,7 @@ class ImpactCounts:
         impact = (1 + 1 / len(sums)) / head.total * float(sums.clamp(max=0).sum())
         if impact == 0:
             raise ThreatModelError("no row of the head's gradient has a negative sum; is the update zero?")
-        return deal(_walk(sums, impact, head.total), head.total)
+        return round_counts(_walk(sums, impact, head.total), head.total)
 
 
 def _walk(sums: Tensor, impact: float, total: int) -> Tensor:

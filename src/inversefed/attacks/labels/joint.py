@@ -1,4 +1,4 @@
-"""Labels that are left open."""
+"""Labels left to the search: optimized together with the images."""
 
 from dataclasses import dataclass
 

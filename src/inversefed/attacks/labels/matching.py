@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inversefed.attacks.labels.recovered import RecoveredLabels
-from inversefed.attacks.matching_error import relative_matching_cost
+from inversefed.attacks.matching_error import matching_error
 from inversefed.errors import InversefedError, ThreatModelError
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.targets import as_targets, class_count, forms
@@ -87,5 +87,5 @@ def _tried(observation: Observation, images: Images) -> Iterator[Targets]:
 
 def _cost(observation: Observation, images: Images, labels: Tensor) -> float:
     with suppress(InversefedError), foreign_code("the update of a label"):  # a loss may refuse it
-        return relative_matching_cost(observation, images, labels)
+        return matching_error(observation, images, labels)
     return math.inf

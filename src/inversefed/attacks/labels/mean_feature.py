@@ -1,4 +1,4 @@
-"""Counting labels with the mean feature of the batch, which the head's weight gradient says.
+"""Label counts with the mean feature of the batch, which the head's weight gradient contains.
 
 The counts are those of `head.expected_counts`, rounded so that they sum to the number of examples.
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inversefed.attacks.head.expected_counts import expected_counts
-from inversefed.attacks.head.gradient import Head, deal, read_head
+from inversefed.attacks.head.gradient import Head, read_head, round_counts
 from inversefed.attacks.labels.features import negative
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels
@@ -51,9 +51,11 @@ class MeanFeatureCounts:
         head = read_head(observation)
         shared = _shared_feature(head)
         if shared is not None and head.bias_gradient is not None:
-            return deal(head.counts(head.softmax(shared), head.bias_gradient), head.total)
+            return round_counts(head.counts(head.softmax(shared), head.bias_gradient), head.total)
         features = head.probe(self.probes)
-        return deal(expected_counts(head, features, self.trust, self.rounds), head.total, _certain(head, features))
+        return round_counts(
+            expected_counts(head, features, self.trust, self.rounds), head.total, _certain(head, features)
+        )
 
 
 def _certain(head: Head, features: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Which rule for which update: chosen by what the server can see, and by nothing else."""
+"""The default label rule: chosen by what the server can see, and by nothing else."""
 
 from dataclasses import dataclass
 

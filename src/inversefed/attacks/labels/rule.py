@@ -1,4 +1,4 @@
-"""What a label rule is."""
+"""The protocol of a label rule."""
 
 from typing import Protocol, runtime_checkable
 

@@ -1,4 +1,4 @@
-"""Pictures whose features have the statistics that BatchNorm layers keep: the prior of GradInversion.
+"""The BatchNorm prior of GradInversion: images whose features have the statistics that BatchNorm layers keep.
 
     sum over layers  |mean(x) - mean*|  +  |variance(x) - variance*|
 

@@ -1,4 +1,4 @@
-"""Pictures as what an untrained network makes of fixed noise: the search moves that network's weights.
+"""Deep image prior: the search moves the weights of an untrained network instead of pixels.
 
     x = decoder(weights, z),   z fixed;      weights^ = argmin match(client(network, decoder(weights, z), y), update*)
 

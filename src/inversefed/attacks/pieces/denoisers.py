@@ -1,4 +1,4 @@
-"""A denoiser as knowledge of what pictures look like: any function from pictures to cleaner pictures.
+"""Denoisers as image priors: any function from images to cleaner images.
 
 `DenoiserPrior` and `DenoiserStep` take one. It may be a trained network: it is called with pictures `[n, c, h, w]` in
 pixel space, [0, 1], without a graph. The one here is classical and needs no training.

@@ -1,4 +1,4 @@
-"""Restarts that hold each other: each is pulled towards what all of them agree on.
+"""Group consistency: each restart is pulled towards the consensus of all of them.
 
     loss_g + weight * mean (x_g - consensus)^2
 

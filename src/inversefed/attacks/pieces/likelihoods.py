@@ -1,4 +1,4 @@
-"""What an update says of a guess where it is known how it was defended: (predicted, observed) -> scalar.
+"""Likelihoods of a defended update given a guess: (predicted, observed) -> scalar.
 
     - log p(observed | predicted)     up to a constant
 

@@ -1,4 +1,4 @@
-"""How far apart two updates are: (predicted, observed) -> scalar, zero where they agree.
+"""Matching objectives, the distance between two updates: (predicted, observed) -> scalar, zero where they agree.
 
 The paper's cost is one cosine over all tensors at once,
 

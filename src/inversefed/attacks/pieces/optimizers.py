@@ -1,4 +1,4 @@
-"""The attack's optimizers: plain values that build a `torch.optim` optimizer for one restart.
+"""Optimizers of the attack: plain values that build a `torch.optim` optimizer for one restart.
 
 `signed=True` hands the optimizer only the signs of the image gradient (Geiping et al. 2020, section 4):
 with it, Adam takes steps of equal length in every pixel. `signed="soft"` hands it `tanh(s g) / s`, s falling from 1

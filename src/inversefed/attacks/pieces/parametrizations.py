@@ -1,4 +1,4 @@
-"""What is searched instead of pixels: (search variable) -> network inputs.
+"""Parametrizations, what is searched instead of pixels: (search variable) -> network inputs.
 
     x = C irfft2( rfft2(z) / max(s f, 1) )
 

@@ -1,4 +1,4 @@
-"""What pictures look like, whatever the update says: (images, observation) -> scalar.
+"""Priors, what images look like whatever the update says: (images, observation) -> scalar.
 
 Priors receive pixels; those of the 2020 code were taken in the network's normalized input space, and
 so are these, by the observation's own normalization.

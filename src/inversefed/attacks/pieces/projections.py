@@ -1,4 +1,4 @@
-"""What is done to a guess after a step: (inputs, network, iteration) -> inputs, iteration counted from 1."""
+"""Projections after a step: (inputs, network, iteration) -> inputs, with iterations counted from 1."""
 
 from dataclasses import dataclass
 

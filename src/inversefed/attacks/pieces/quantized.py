@@ -1,4 +1,4 @@
-"""What a pruned or quantized update says of a guess: (predicted, observed) -> scalar, zero where they agree.
+"""Objectives for pruned or quantized updates: (predicted, observed) -> scalar, zero where they agree.
 
     signs:   sum max(0, -g s)^2 / sum g^2                     all signs right: 0
     levels:  sum_l |g_l - q_l|^2 / (2 v_l) / N,               v_l = d_l^2 / 12, of rounding to steps d_l

@@ -1,4 +1,4 @@
-"""Where one picture lies on another: the translation under which they agree best, and the mean of pictures moved so.
+"""Image registration: the translation under which two images agree best, and the mean of registered images.
 
     shift* = argmax_s  corr over the overlap of ( fixed(p), moving(p - s) )
 

@@ -1,4 +1,4 @@
-"""How a step length, or another weight, changes over a restart: (value, iteration, iterations) -> value."""
+"""Schedules of a step length or another weight over a restart: (value, iteration, iterations) -> value."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""From several restarts to one result: (candidates, observation, match) -> candidate.
+"""Selection, from several restarts to one result: (candidates, observation, match) -> candidate.
 
 Only restarts that ran and stayed finite compete, by the attack's own measures and never by the truth.
 `match` gives the matching cost of any images and labels.

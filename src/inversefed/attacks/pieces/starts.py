@@ -1,4 +1,4 @@
-"""First guesses, drawn for all restarts at once: (shape, generator) -> network inputs.
+"""Initial guesses, drawn for all restarts at once: (shape, generator) -> network inputs.
 
 They live in the network's normalized input space, as in 2020. Drawing them together makes a restart's
 start independent of how many restarts run at a time.

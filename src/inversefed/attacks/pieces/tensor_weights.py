@@ -1,4 +1,4 @@
-"""Which tensors of an update an objective looks at, and how much each counts.
+"""Tensor weights: which tensors of an update an objective compares, and how much each counts.
 
 The choices are those of the 2020 code; the paper uses all tensors with equal weights.
 """

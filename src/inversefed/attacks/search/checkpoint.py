@@ -1,4 +1,4 @@
-"""The state of a search in a file: tensors and plain values, written whole or not at all.
+"""Checkpoints of a search: tensors and plain values in a file, written whole or not at all.
 
 The file holds pictures on their way to the private ones. It is readable by its owner only, and it is read with
 `weights_only`, so that it cannot run code.

@@ -1,4 +1,4 @@
-"""When a restart is done before its last iteration: (history of losses) -> bool."""
+"""Convergence, when a restart is done before its last iteration: (history of losses) -> bool."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

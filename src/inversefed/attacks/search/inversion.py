@@ -84,7 +84,7 @@ class GradientInversion:
         parametrization: from the search variable to network inputs.
         labels: how labels are found where the threat model hides them.
         features: weight of the relative absolute error of what goes into the head, where that can be solved for example
-            by example (`separate`); 0 for not trying.
+            by example (`recover_head_inputs`); 0 for not trying.
         max_iterations: steps a restart.
         restarts: how many starts are tried.
         selection: which of them is the result.

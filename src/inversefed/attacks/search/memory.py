@@ -1,4 +1,4 @@
-"""How much memory one evaluation of a loss and its gradient takes, known before it runs.
+"""Memory of one evaluation of loss and gradient, known before it runs.
 
     step_bytes = peak over time of the bytes of all tensors that are alive
 

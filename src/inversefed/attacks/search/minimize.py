@@ -1,4 +1,4 @@
-"""The one loop: take steps on the variables of one or several restarts and remember the best of each.
+"""The optimization loop: steps on the variables of one or several restarts, with the best of each remembered.
 
     loss, gradient = evaluate(variables); step; project; look
 

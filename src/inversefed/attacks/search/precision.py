@@ -1,4 +1,4 @@
-"""Which numbers the steps of a search are computed in.
+"""Precision: the number format in which the steps of a search are computed.
 
 Everything runs in the network's own format unless one of these says otherwise; on a GPU matrix products and
 convolutions keep full float32 accuracy (no TF32) throughout an audit.

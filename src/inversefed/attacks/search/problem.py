@@ -1,4 +1,4 @@
-"""An observation as a function of images: what every optimization attack minimizes.
+"""The inversion problem: an observation as a function of images, which every search minimizes.
 
 value(x, y) = match(client(network, x, y), update*) + sum prior(x)
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.head.inputs import Separated, separate
-from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered
+from inversefed.attacks.head.inputs import HeadInputs, recover_head_inputs
+from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered_labels
 from inversefed.attacks.simulations import KnownClient, Simulation
 from inversefed.attacks.simulations.features import KnownFeatures
 from inversefed.errors import ThreatModelError
@@ -183,13 +183,13 @@ class Problem:
         return self.objective(found.predicted, found.observed), found.penalty
 
 
-def _separated(observation: Observation) -> Separated | None:
+def _separated(observation: Observation) -> HeadInputs | None:
     """What went into the head; nothing for one example, which needs no help, and where it cannot be solved for."""
     steps, whole = observation.steps, len(observation.update) == len(observation.network.params)
     if observation.num_examples == 1 or steps is None or not steps.alone or not whole:
         return None
     try:
-        return separate(observation)
+        return recover_head_inputs(observation)
     except ThreatModelError:
         return None
 
@@ -205,7 +205,7 @@ def _settled(observation: Observation, rule: LabelRule | JointLabels) -> Targets
             rule.check(observation.network)
         return observation.labels
     try:
-        return granted_or_recovered(observation, rule)
+        return granted_or_recovered_labels(observation, rule)
     except ThreatModelError:
         if not isinstance(rule, RecoveredLabels):
             raise

@@ -1,4 +1,4 @@
-"""How many restarts go how far: (restarts, iterations) -> rungs `(until, keep)`.
+"""Restart pruning by successive halving: (restarts, iterations) -> rungs `(until, keep)`.
 
 Up to each rung all restarts that are left advance; there the `keep` that match the update best go on. Starts differ
 early, and the late iterations, which cost most, are spent on the few that lead: successive halving (Jamieson and

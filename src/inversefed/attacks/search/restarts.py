@@ -1,4 +1,4 @@
-"""Several restarts of one search: which advance together, which are pruned, when it ends.
+"""Restarts of one search: which advance together, which are pruned, and when it ends.
 
     for until, keep in rungs:  advance all that are left, group by group, to `until`;  keep the `keep` that match best
 

@@ -1,4 +1,4 @@
-"""Loss and gradient of one point or of several at once: eager, vectorized over restarts, or compiled.
+"""Loss and gradient at one point or several at once: eager, vectorized over restarts, or compiled.
 
 Eager PyTorch is the reference. The other ways take the step as one function, `torch.func.grad(loss)`, and are held to
 the reference before they are used: where they fail or differ, the search goes on eagerly and a finding says so.

@@ -1,4 +1,4 @@
-"""How fast a search goes on this machine, now, and how much of it fits into a time.
+"""Time schedule: how fast a search is on this machine now, and how many iterations fit into a time budget.
 
 The time of a step is measured on steps of the search itself, between the first and later ones: what comes before the
 first (labels, a proof of bfloat16) is a matter of its own. Nothing else tells it: an exact method counts as one

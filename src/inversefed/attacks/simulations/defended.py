@@ -1,4 +1,4 @@
-"""Clients whose defenses the attacker knows, but not what they drew: each wraps another simulation.
+"""Simulations of defended clients, for an attacker who knows the defense but not its random draws.
 
     clipped:    predicted = clip(client(network, x, y))
     leaving:    predicted and observed without the tensors that were tampered with

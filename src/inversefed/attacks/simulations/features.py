@@ -1,4 +1,4 @@
-"""The client, and what goes into its head."""
+"""A simulation that also matches the inputs of the head."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from inversefed.attacks.head.inputs import Separated
+from inversefed.attacks.head.inputs import HeadInputs
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.fl.clients.client import as_sent
 from inversefed.fl.network import Network
@@ -35,7 +35,7 @@ class KnownFeatures(Simulation):
     weight: float
 
     @classmethod
-    def of(cls, observation: Observation, found: Separated, weight: float) -> "KnownFeatures":
+    def of(cls, observation: Observation, found: HeadInputs, weight: float) -> "KnownFeatures":
         """Those that were solved for; no layer of a network whose features were is random."""
         network = observation.network
         trunk = replace(network.without_head(), functional=True)

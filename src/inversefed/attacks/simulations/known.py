@@ -1,4 +1,4 @@
-"""The client as it is believed to be."""
+"""The simulation of a client whose settings are known."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

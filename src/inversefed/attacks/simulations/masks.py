@@ -1,4 +1,4 @@
-"""Dropout whose masks are the client's own: averaged over draws, or searched."""
+"""Simulations of unknown dropout masks: averaged over draws, or searched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

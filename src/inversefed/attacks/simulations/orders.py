@@ -1,4 +1,4 @@
-"""Steps that see examples in an order that is not known: pictures of each epoch apart, or the order searched."""
+"""Simulations of an unknown order of examples: separate images for each epoch, or the order searched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What a simulation of the client is."""
+"""The protocol of a simulation: how an attacker runs the client on a guess."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""One gradient in place of all local steps."""
+"""A surrogate client: one gradient in place of all local steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A function of tensors that keeps its inputs instead of its graph, and runs again in the backward pass.
+"""Recomputation: a function of tensors that keeps its inputs, not its graph, and runs again in the backward pass.
 
     forward:   y = run(x), without a graph
     backward:  y = run(x) once more, with one;  (dy/dx)^T v

@@ -1,4 +1,4 @@
-"""Did BatchNorm run in train or in eval mode? A layer before it cannot hide which.
+"""BatchNorm mode: whether it ran in train or in eval mode, from the gradient of the layer before it.
 
     train:  sum_j w_cj dL/dw_cj = 0  and  dL/db_c = 0          the scale and offset of its input do not matter
     eval:   the same sum + b dL/db = gamma dL/dgamma + gamma m / s dL/dbeta

@@ -1,9 +1,10 @@
-"""Do a layer's weight and bias belong together? Where its inputs are positive, their gradients point the same way.
+"""Bias alignment: whether a layer's weight and bias gradients belong together.
 
     dW[o, :] = sum over places of  delta_o x,    db[o] = sum of delta_o      =>   mean_j dW[o, j] ~ db[o],  if x > 0
 
 Behind a sigmoid or a ReLU the cosine between the two, over the channels o, is near 1; between tensors of different
-layers it is not. So two tensors in each other's place are found where no conservation law (`balance`) covers them.
+layers it is not. So two tensors in each other's place are found where no conservation law (`conservation`) covers
+them.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Was the update clipped? Clipped vectors have a norm that somebody chose, and people choose round numbers.
+"""Clipping: whether the norm of an update is a round number that somebody chose.
 
     |u| = C,      or      max |u_i| = C many times,      or      |u_l| = C for each tensor l
 

@@ -1,4 +1,4 @@
-"""A conservation law between neighboring layers: it ties each tensor of an update to its place, and to the weights.
+"""Conservation laws between neighboring layers, which tie each tensor of an update to its position.
 
     out_c = sum_j w_cj dL/dw_cj + b_c dL/db_c         of the layer in front,    c one of its channels
     in_c  = sum_o w_oc dL/dw_oc                       of the layer behind

@@ -1,4 +1,4 @@
-"""What would make the scale of an update right: not only another learning rate, but steps, momentum, or a summed loss.
+"""Cures of a wrong scale: another learning rate, number of steps, momentum, or a summed loss.
 
     new - old = -lr S g,      S = T                                            T plain steps
                               S = sum_t (1 - m^t) / (1 - m),  t = 1..T         with momentum m

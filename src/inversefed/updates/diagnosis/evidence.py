@@ -1,4 +1,4 @@
-"""What is diagnosed: an update, read as a gradient in the way that its metadata say.
+"""The evidence of a diagnosis: an update, read as a gradient in the way that its metadata say.
 
     weight delta  d = new - old = -lr sum_t v_t,    v_t = g_t + momentum v_{t-1}
     gradient      g = -d / (lr S),                  S = sum_t (1 - momentum^t) / (1 - momentum),  t = 1..T

@@ -1,4 +1,4 @@
-"""What the gradient of cross entropy cannot help but be at the head, whatever the pictures.
+"""Sums of the head's gradient, which cross entropy fixes whatever the images.
 
     dL/db = mean (p - y),   dL/dW = mean (p - y) h^T       =>   sums over the classes vanish,
     ||dL/db||_2 <= sqrt(2),  sum of its negative part >= -1,  and an entry is negative only for a label that is there

@@ -1,4 +1,4 @@
-"""Were the network's inputs normalized as stated? Its first BatchNorm layer remembers what it was fed.
+"""Input normalization: whether it was as stated, from the first BatchNorm layer's statistics.
 
     running mean of channel o  ~  b_o + sum_c (sum_k W_ock) m_c        m_c: mean input of channel c, in network space
 

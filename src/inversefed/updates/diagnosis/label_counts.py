@@ -1,4 +1,4 @@
-"""Which label counts could have made the head's gradient? It decides on the sign, and bounds the scale.
+"""Feasible label counts of the head's gradient, which decide its sign and bound its scale.
 
     dL/db = sum_c q_c (p^c - 1_c),    q >= 0,  sum_c q_c <= 1,    p^c = softmax(W e_c + b),  e_c = dL/dW_c / dL/db_c
 

@@ -1,7 +1,7 @@
-"""Is every tensor in its place, and were they made at these weights? Each has to balance with its neighbors.
+"""Misplaced tensors: whether each balances with its neighbors, and was made at these weights.
 
-A tensor in another's place breaks the relations of both (`balance`), and they hold again once the two are exchanged.
-If no exchange mends them, and the head's own sums are right, the update belongs to other weights.
+A tensor in another's place breaks the relations of both (`conservation`), and they hold again once the two are
+exchanged. If no exchange mends them, and the head's own sums are right, the update belongs to other weights.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which layer with weights feeds which, with nothing between them but functions that keep `sum of delta x` per channel.
+"""Which layer with weights feeds which, through functions that keep `sum of delta x` per channel.
 
 A ReLU, a leaky one, a pooling, a dropout or a flattening z -> a has  sum delta_z z = sum delta_a a  in each channel,
 because it is linear where it is. A branch or a sigmoid ends the way.

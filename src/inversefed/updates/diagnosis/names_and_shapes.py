@@ -1,4 +1,4 @@
-"""Do names, shapes and values of an update fit the network at all? What does not fit is an error."""
+"""Names, shapes and values: whether an update fits the network at all."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Was the update rounded to few levels? A tensor of N entries that were never rounded has about N different values.
+"""Quantization: whether the entries of an update take only a few values.
 
     values in { a, a + d, a + 2 d, .. },   at most 2^12 of them          uniform quantization
     values in a set much smaller than N                                   any other

@@ -1,4 +1,4 @@
-"""Is the update a gradient with the sign and in the scale that are stated? The head tells (`head`, `counts`).
+"""Sign and scale: whether an update is the gradient that is stated, from the head's sums and counts.
 
     delta = -lr S g :   a wrong sign is a gradient that no labels explain,
                         a wrong --learning-rate one that is too large for any batch, or too small for this one

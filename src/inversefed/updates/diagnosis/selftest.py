@@ -1,4 +1,4 @@
-"""A test that needs no secret: the client that is believed in has to reproduce its own update, and the owner's.
+"""Self-test: the client that is believed in has to reproduce its own update, and the owner's.
 
     client(network, x~, y~) = client(network, x~, y~)       for stand-in pictures x~, through files and back
 

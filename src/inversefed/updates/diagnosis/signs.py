@@ -1,4 +1,4 @@
-"""Did the client run SGD at all? Adam's first step keeps the sign of a gradient and throws its size away.
+"""Steps of Adam or signSGD, whose first step keeps the sign of a gradient and not its size.
 
     Adam      d = -lr g / (|g| + eps)                 = -lr sign(g)            Kingma and Ba (2015), arXiv:1412.6980
     RMSprop   d = -lr g / (sqrt(1 - alpha) |g| + eps) = -lr sign(g) / sqrt(1 - alpha),  10 lr for alpha = 0.99

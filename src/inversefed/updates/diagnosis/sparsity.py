@@ -1,4 +1,4 @@
-"""Which zeros of an update are a network's own, and which were made? And which tensors did not train at all?
+"""Sparsity: which zeros of an update are the network's own, which were made, and which tensors did not train.
 
     dW[o, i] = sum over examples and places of  delta_o x_i
 

@@ -1,4 +1,4 @@
-"""What a file says that it holds, as values: names, number formats and shapes, nothing read yet.
+"""The layout of a file, names, number formats and shapes, before any number is read.
 
     file -> Layout (entries) -> fit (against the network) -> tensors
 

@@ -1,8 +1,8 @@
-"""What a file from a stranger may ask for, before any of it is believed.
+"""Limits of what a file from a stranger may ask for.
 
 The bounds are wide for updates of networks for pictures and small for a machine: the largest header that is parsed
 takes some tens of megabytes and well under two seconds. Tensors themselves are bounded by the network that they are
-for (`fit`), and by the size of their file.
+for (`matching`), and by the size of their file.
 """
 
 __all__ = ["MAX_DIMENSIONS", "MAX_FILE", "MAX_HEADER", "MAX_NAME", "MAX_OPCODES", "MAX_RATIO", "MAX_TENSORS"]

@@ -1,4 +1,4 @@
-"""Does what a file describes fit a network? Asked of names and sizes, before a tensor is there.
+"""Whether what a file describes fits a network, asked of names and sizes before a tensor is read.
 
 The network is the bound: whatever a file claims, no more is read than the network's own tensors could take.
 """

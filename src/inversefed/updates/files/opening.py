@@ -1,4 +1,4 @@
-"""A file opened once, by descriptor: what was checked is what is read, whatever its path names a moment later."""
+"""Opening a file once, by descriptor, so that what was checked is what is read."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Many pictures at once, approximately, from a first linear layer: blind separation of what its gradient mixes.
+"""Cocktail party attack: many images, approximately, from a first linear layer, by independent component analysis.
 
 Needs: an update of b examples; a linear layer with bias on the flattened picture, b below its width; any network after.
 
@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, assigned_labels, mixture
 from inversefed.attacks.exact.progress import Stopped, Watch
-from inversefed.attacks.matching_error import relative_matching_cost
+from inversefed.attacks.matching_error import matching_error
 from inversefed.findings import Code
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status
@@ -67,7 +67,7 @@ class IndependentComponents:
         images = pictures(scaled(mixed, unmix))
         deltas = (mixed.rows @ torch.linalg.inv(unmix) * scale).T
         labels, _ = assigned_labels(observation, mixed.layer, images, deltas)
-        loss = relative_matching_cost(observation, images, labels)
+        loss = matching_error(observation, images, labels)
         message = f"{mixed.count} pictures were taken apart by their statistics: an approximation, not exact."
         finding = Finding(Code.APPROXIMATE, "info", message, {"relative_matching_cost": loss})
         chosen = Candidate(images, labels, loss, status, max(1, len(watch.history)), watch.history)

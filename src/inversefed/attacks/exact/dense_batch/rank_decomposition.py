@@ -1,10 +1,10 @@
-"""The gradient of a first linear layer as what it is: a mixture of the pictures, of rank b.
+"""The rank-b decomposition of a linear layer's gradient, whose factors mix the b examples.
 
     gW = D^T X,  gb = D^T 1        X: the b normalized pictures as rows, D = dL/dZ, Z = X W^T + c
 
 A thin singular value decomposition gives the space that the pictures span, `gW = C V^T` with orthonormal rows V^T. So
-`X = Q^-1 V^T` and `D^T = C Q` for one matrix Q of b x b, which linear algebra alone leaves open (Dimitrov et al. 2024,
-arXiv:2403.03945, theorem 3.1). `sparse` and `independent` find Q, each from what it knows of D or of X.
+`X = Q^-1 V^T` and `D^T = C Q` for one matrix Q of b x b, which linear algebra alone leaves open (Dimitrov et al.
+2024, arXiv:2403.03945, theorem 3.1). `spear` and `cocktail_party` find Q, each from what it knows of D or of X.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Directions in which a mixture is sparse: the hyperplanes that hold many of its rows.
+"""Sparse directions of a low-rank factor: the hyperplanes that contain many of its rows.
 
 A ReLU behind the layer makes each example's column of `D^T = C Q` zero wherever that example leaves the unit off. So
 among the rows of C, points in R^b, about half lie on the hyperplane of each example. Two ways to find it:

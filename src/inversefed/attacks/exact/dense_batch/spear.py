@@ -1,15 +1,16 @@
-"""Several pictures at once, exactly, from a first linear layer that is followed by ReLU.
+"""SPEAR: several images, exactly, from a first linear layer followed by ReLU.
 
-Needs: an honest update of b examples; a linear layer with bias on the flattened picture, then ReLU; b below its width.
+Needs: an honest update of b examples; a linear layer with bias on the flattened picture, then ReLU; b below its
+width.
 
     gW = D^T X = (C Q)(Q^-1 V^T),   D = dL/dZ is zero wherever the ReLU is off
 
-(SPEAR, Dimitrov et al. 2024, arXiv:2403.03945). Directions q in which C is sparse are searched (see `directions`); b of
-them are chosen, first the sparsest, then by exchange, such that the zeros of D agree with the signs of
-`Z = X W^T + c`; the bias gradient gives their scale. An example whose column agrees in every unit is settled, for a
-wrong direction spoils only itself and what it mixes in. Labels: with X known, the backward pass of each example and
-class is known, and that which gives its row of D is its label. The result is called exact only if the client, run once,
-reproduces the update.
+(SPEAR, Dimitrov et al. 2024, arXiv:2403.03945). Directions q in which C is sparse are searched (see
+`sparse_directions`); b of them are chosen, first the sparsest, then by exchange, such that the zeros of D agree with
+the signs of `Z = X W^T + c`; the bias gradient gives their scale. An example whose column agrees in every unit is
+settled, for a wrong direction spoils only itself and what it mixes in. Labels: with X known, the backward pass of
+each example and class is known, and that which gives its row of D is its label. The result is called exact only if
+the client, run once, reproduces the update.
 """
 
 from collections.abc import Iterator

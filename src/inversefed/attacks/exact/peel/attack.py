@@ -1,12 +1,13 @@
-"""Peel a network from its head to its images: at every layer the input solves *linear* equations.
+"""Peel a network from its head to its images: at every layer the input solves linear equations.
 
-For one example, or several that `separate` tells apart at the head, and a chain of layers in which two ways may be
-summed, `descent` goes from layer to layer. A smooth activation is peeled down to the image. Under ReLU and LeakyReLU
-the side of the kink is known exactly at the head's input (a zero is a zero); further down the equations of the next
-convolution tell it, where they are many (see `sides`), and behind an average over places they alone (see `places`).
-Max pooling hides which pixel won: above a convolution the winners are found by alternation (see `pooling`), in the
-first layers together with the image (see `pooled`). Where peeling stops, each image is found from the features it
-reached (see `features`). The result is called exact only if the forward operator, run once, reproduces the update.
+For one example, or several that `recover_head_inputs` tells apart at the head, and a chain of layers in which two
+branches may be summed, `layers` goes from layer to layer. A smooth activation is peeled down to the image. Under ReLU
+and LeakyReLU the side of the kink is known exactly at the head's input (a zero is a zero); further down the equations
+of the next convolution tell it, where they are many (see `relu_pattern`), and behind an average over places they
+alone (see `relu_pattern_pooled`). Max pooling hides which pixel won: above a convolution the winners are found by
+alternation (see `max_unpool`), in the first layers together with the image (see `image_behind_max_pool`). Where
+peeling stops, each image is found from the features it reached (see `feature_inversion`). The result is called exact
+only if the forward operator, run once, reproduces the update.
 """
 
 import math
@@ -20,16 +21,16 @@ from torch import Generator, Tensor, nn
 from inversefed.attacks.exact.peel.conv_block import block_below
 from inversefed.attacks.exact.peel.feature_inversion import search_features, shallow
 from inversefed.attacks.exact.peel.feature_targets import invert_each
-from inversefed.attacks.exact.peel.forecast import pools, reach
+from inversefed.attacks.exact.peel.forecast import forecast, pools
 from inversefed.attacks.exact.peel.image_behind_max_pool import image_from_pooled
 from inversefed.attacks.exact.peel.layers import descend, step
-from inversefed.attacks.exact.peel.state import Front, Setting
+from inversefed.attacks.exact.peel.state import PeelState, Setting
 from inversefed.attacks.exact.progress import Watch
 from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.head.gradient import at_head
-from inversefed.attacks.head.inputs import separate
+from inversefed.attacks.head.inputs import recover_head_inputs
 from inversefed.attacks.head.output_activation import behind_head
-from inversefed.attacks.labels import granted_or_recovered
+from inversefed.attacks.labels import granted_or_recovered_labels
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients.local_optimizers import LocalSGD
 from inversefed.fl.clients.views import inner_client
@@ -98,7 +99,7 @@ class Peel:
             raise UnsupportedNetworkError(f"the equations of a layer tell nothing of its input ({error})") from error
         status = Status.INTERRUPTED if interrupted else Status.STOPPED if watch.stopped else Status.FINISHED
         evidence: dict[str, Any] = {"layers": len(flat(setting.layers)), "layers_inverted": depth}
-        labels = granted_or_recovered(observation) if labels is None else labels
+        labels = granted_or_recovered_labels(observation) if labels is None else labels
         return self._verified(observation, labels, (found, *watch.kept), evidence, left_open, watch, status)
 
     def _verified(
@@ -147,7 +148,7 @@ class Peel:
         setting = _setting(observation, Watch(), layers)
         _head_layer(setting)
         number, pixels = observation.num_examples, math.prod(setting.image_shape)
-        far = reach(setting.layers, setting.image_shape, number)
+        far = forecast(setting.layers, setting.image_shape, number)
         alternation = "; the winners of max pooling are found by an alternation, which may not settle"
         how = f"peels {far.count - far.depth} of {far.count} layers{alternation if far.alternates else ''}"
         how += "" if number == 1 else f" of {number} examples at once, if the head tells them apart"
@@ -158,7 +159,7 @@ class Peel:
         return f"{how}; then it looks for the image's {pixels} values behind {far.values} features, since {far.why}"
 
 
-def known_exactly(observation: Observation) -> tuple[tuple[Layer, ...], Front]:
+def known_exactly(observation: Observation) -> tuple[tuple[Layer, ...], PeelState]:
     """The network as a chain, and what its head gives away before any layer has to be solved for.
 
     Args:
@@ -227,23 +228,25 @@ def _head_layer(setting: Setting) -> tuple[nn.Linear, Tensor, Tensor]:
     return layer.module, weight, bias
 
 
-def head_of(setting: Setting, observation: Observation) -> tuple[Front, Targets | None]:
+def head_of(setting: Setting, observation: Observation) -> tuple[PeelState, Targets | None]:
     """In front of the head, and the labels where they came out with it."""
     module, weight, bias = _head_layer(setting)
     if observation.num_examples == 1:
         features, delta = (bias @ weight)[None] / bias.square().sum(), bias[None] @ module.weight.detach()
-        front = Front(setting.layers[:-1], features, delta, torch.ones_like(features), tolerance=_HOLDS * setting.eps)
+        front = PeelState(
+            setting.layers[:-1], features, delta, torch.ones_like(features), tolerance=_HOLDS * setting.eps
+        )
         return front, None
-    known, loss = separate(observation), at_head(observation.network).loss
+    known, loss = recover_head_inputs(observation), at_head(observation.network).loss
     features, labels = known.features.cpu(), known.labels.cpu()
     logits = module(features).requires_grad_()
     (pulls,) = torch.autograd.grad(loss(logits, labels), logits)
     delta = pulls @ module.weight.detach()
     weight, tolerance = torch.ones_like(features), _HOLDS * setting.eps
-    return Front(setting.layers[:-1], features, delta, weight, exact=False, tolerance=tolerance), known.labels
+    return PeelState(setting.layers[:-1], features, delta, weight, exact=False, tolerance=tolerance), known.labels
 
 
-def _images(setting: Setting, front: Front, evaluations: int, starts: int) -> Tensor:
+def _images(setting: Setting, front: PeelState, evaluations: int, starts: int) -> Tensor:
     """The normalized images, `[n, c, h, w]`, from where peeling stopped."""
     layers, shape, watch = front.left, setting.image_shape, setting.watch
     if not layers:
@@ -255,7 +258,7 @@ def _images(setting: Setting, front: Front, evaluations: int, starts: int) -> Te
     return invert_each((*front.shown, *front.also), shape, setting.eps, evaluations, watch, starts)
 
 
-def _image_behind_pooling(setting: Setting, front: Front) -> Tensor:
+def _image_behind_pooling(setting: Setting, front: PeelState) -> Tensor:
     layers, shape, watch, values = front.left, setting.image_shape, setting.watch, front.values[0]
     first = all(not isinstance(layer.module, nn.Conv2d) for layer in layers[1:])
     function, rounds = shallow(layers, torch.float32), _SHALLOW if first else _SEARCH
@@ -269,7 +272,7 @@ def _image_behind_pooling(setting: Setting, front: Front) -> Tensor:
     return image_from_pooled(block, values, near, setting.bounds, watch).image
 
 
-def _require_features(front: Front, pixels: int) -> None:
+def _require_features(front: PeelState, pixels: int) -> None:
     """Refuse a front of several examples that is of no use: one that did not leave the head, or knows too little.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A convolution with what follows it up to the next one, as one step: BatchNorm folded in, ReLU and max pooling.
+"""A convolution with its BatchNorm, ReLU and max pooling, inverted as one step.
 
     v = max(0, max_{j in window} (W a + b)_j)
 

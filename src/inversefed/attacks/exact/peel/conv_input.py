@@ -6,9 +6,9 @@ With `d` the loss gradient at the outputs of a batch and `a` what went in,
     slope * (W a)[i, o, p] = slope * (z[i, o, p] - b[o])  the forward pass, each row weighted by its activation's slope
 
 are linear in `a`. Where the first kind alone has full rank, QR solves it channel by channel. Else both are needed
-(see `joint`). R-GAP (Zhu and Blaschko 2021, arXiv:2010.07733) solves the same equations unweighted, for one example.
-Whether they settle the input is asked of the equations themselves: what a known input would give is solved for in the
-same way, and must be that input again.
+(see `conv_least_squares`). R-GAP (Zhu and Blaschko 2021, arXiv:2010.07733) solves the same equations unweighted, for
+one example. Whether they settle the input is asked of the equations themselves: what a known input would give is
+solved for in the same way, and must be that input again.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Both kinds of a convolution's equations, solved together: those of its weight gradient and of the forward pass.
+"""The equations of a convolution's weight gradient and of its forward pass, solved together.
 
 A saturated activation tells little of its input, and its slope says so: each row of the forward pass is weighted by it.
 The system is solved by LSMR (Fong and Saunders 2011), preconditioned with the Cholesky factor of its normal equations

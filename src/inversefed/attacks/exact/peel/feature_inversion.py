@@ -1,4 +1,4 @@
-"""Images whose features are known.
+"""Feature inversion: the images whose features at a layer are known.
 
 Without pooling, by L-BFGS with strong Wolfe line search: with more features than pixels it converges to the solution.
 

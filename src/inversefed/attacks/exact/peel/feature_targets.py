@@ -1,10 +1,10 @@
-"""Each image of a batch from what is known of it at one or several depths of the network.
+"""The images of a batch from features known at one or several layers of the network.
 
     x = argmin sum_k |f_k(x) - a_k|^2 / |a_k|^2
 
 L-BFGS from a little noise finds it where the layers are wide, and Gauss-Newton steps end it. Where they are narrow,
-L-BFGS ends in a local minimum, and a search by the absolute error (see `features`), from one start after another, comes
-near enough for both: a small error tells, since there are more features than pixels.
+L-BFGS ends in a local minimum, and a search by the absolute error (see `feature_inversion`), from one start after
+another, comes near enough for both: a small error tells, since there are more features than pixels.
 """
 
 import copy

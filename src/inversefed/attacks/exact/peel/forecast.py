@@ -1,4 +1,4 @@
-"""How far peeling will come in a network, read off its layers before anything is solved.
+"""How far peeling will reach in a network, read from its layers before anything is solved.
 
 Peeling goes on through what linear equations determine. It ends at a ReLU whose inputs were solved from rounded
 numbers where no convolution in front has equations to spare, at max pooling with too few equations to find the winners
@@ -14,18 +14,18 @@ from torch import nn
 from inversefed.attacks.exact.peel.conv_block import affine, block_below
 from inversefed.attacks.exact.peel.conv_input import require_plain
 from inversefed.attacks.exact.peel.preceding_conv import (
-    Feeding,
-    feeding,
+    PrecedingConv,
     overdetermined,
+    preceding_conv,
     require_enough,
     require_shifts,
 )
-from inversefed.attacks.exact.peel.state import Fork
+from inversefed.attacks.exact.peel.state import Branch
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.networks.graph import Affine
 from inversefed.networks.layer_chain import Layer, Residual, flat
 
-__all__ = ["Reach", "cannot_peel", "ends_block", "pools", "reach"]
+__all__ = ["Forecast", "cannot_peel", "ends_block", "forecast", "pools"]
 
 _FREE = (
     nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ReLU, nn.Linear,
@@ -38,7 +38,7 @@ _NOTHING = torch.zeros(1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
-class Reach:
+class Forecast:
     """Where peeling is expected to end.
 
     Args:
@@ -61,7 +61,7 @@ class Reach:
         return len(flat(self.left))
 
 
-def reach(layers: tuple[Layer, ...], image_shape: tuple[int, int, int], number: int = 1) -> Reach:
+def forecast(layers: tuple[Layer, ...], image_shape: tuple[int, int, int], number: int = 1) -> Forecast:
     """Follow the way of peeling by the kinds of layers and by counting.
 
     Args:
@@ -75,17 +75,17 @@ def reach(layers: tuple[Layer, ...], image_shape: tuple[int, int, int], number: 
     >>> from inversefed.networks.layer_chain import chain
     >>> from inversefed.fl.network import freeze
     >>> smooth = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 2))
-    >>> reach(chain(freeze(smooth, (3, 8, 8))), (3, 8, 8)).depth
+    >>> forecast(chain(freeze(smooth, (3, 8, 8))), (3, 8, 8)).depth
     0
     """
     way = _down(_Way(layers[:-1], image_shape, number))
     values = math.prod(way.left[-1].shape if way.left else image_shape)
-    return Reach(way.left, len(flat(layers)), values, way.why, way.alternates)
+    return Forecast(way.left, len(flat(layers)), values, way.why, way.alternates)
 
 
 @dataclass(frozen=True)
 class _Way:
-    """What `front.Front` says of numbers, without them."""
+    """What `PeelState` says of numbers, without them."""
 
     left: tuple[Layer, ...]
     image_shape: tuple[int, int, int]
@@ -93,7 +93,7 @@ class _Way:
     known: bool = True
     rounded: bool = False
     alternates: bool = False
-    fork: Fork | None = None
+    fork: Branch | None = None
     why: str = ""
 
     def below(self, **changes: object) -> "_Way":
@@ -125,10 +125,10 @@ def _step(way: _Way) -> _Way:
     if isinstance(module, Residual):
         first = module.shortcut[0] if module.shortcut else None
         beside = first if first is not None and first.trained and isinstance(first.module, nn.Conv2d) else None
-        fork = Fork(len(left) - 1, _NOTHING, beside, outer=way.fork)
+        fork = Branch(len(left) - 1, _NOTHING, beside, outer=way.fork)
         return replace(_down(replace(way, left=(*left[:-1], *module.body), known=False, fork=fork)), fork=way.fork)
     if isinstance(module, _KINKS) and (way.rounded or not way.known):
-        why = _kink(way, feeding(left[:-1], way.fork, way.image_shape))
+        why = _kink(way, preceding_conv(left[:-1], way.fork, way.image_shape))
         return replace(way, why=why) if why else way.below()
     if isinstance(module, _AVERAGES):
         return way.below(known=way.known and left[-1].shape == (left[-2].shape if len(left) > 1 else way.image_shape))
@@ -138,7 +138,7 @@ def _step(way: _Way) -> _Way:
     return way.below(rounded=way.rounded or solved, known=way.known or solved)
 
 
-def _kink(way: _Way, feed: Feeding | None) -> str:
+def _kink(way: _Way, feed: PrecedingConv | None) -> str:
     """What keeps peeling from getting past a ReLU whose side is not exactly known."""
     name = type(way.left[-1].module).__name__
     if not way.known:

@@ -1,4 +1,4 @@
-"""The image from what came out of the first convolution, ReLU and max pooling: robust to winners not yet known.
+"""The image from the output of the first convolution, ReLU and max pooling, with undecided pooling indices left open.
 
     max_{j in w} z_j = v_w  where v_w > 0,   max_{j in w} z_j <= 0  elsewhere,   low <= x <= high,   z = W x + b
 

@@ -1,10 +1,10 @@
-"""From the head to the image, one layer after another, as far as the numbers can be trusted.
+"""The recursion of peeling: from the head to the image, one layer after another, while the numbers can be trusted.
 
-head:        a = gb^T gW / gb^T gb,  delta = W^T gb              (one example; of several, `separate` solves for a)
+head:        a = gb^T gW / gb^T gb,  delta = W^T gb              (one example; else a by `recover_head_inputs`)
 activation:  z = act^{-1}(a),  delta <- delta * act'(z)
 BatchNorm:   x = (z - t) / s,  delta <- s * delta               (eval mode)
-convolution: solve for a (see `convolution`),  delta <- W^T delta
-average:     delta is spread evenly, a is not known; a ReLU in front of it: see `places`
+convolution: solve for a (see `conv_input`),  delta <- W^T delta
+average:     delta is spread evenly, a is not known; a ReLU in front of it: see `relu_pattern_pooled`
 sum:         delta goes both ways and comes back as the sum; a is what comes out of the longer way's peeling
 """
 
@@ -19,8 +19,8 @@ from inversefed.attacks.exact.peel.feature_inversion import search_features, sha
 from inversefed.attacks.exact.peel.forecast import cannot_peel, ends_block
 from inversefed.attacks.exact.peel.max_unpool import unpool
 from inversefed.attacks.exact.peel.preceding_conv import never_negative, require_enough
-from inversefed.attacks.exact.peel.relu_pattern import equations_beside, sides
-from inversefed.attacks.exact.peel.state import Fork, Front, Setting
+from inversefed.attacks.exact.peel.relu_pattern import equations_beside, relu_pattern
+from inversefed.attacks.exact.peel.state import Branch, PeelState, Setting
 from inversefed.attacks.exact.progress import Stopped
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.networks.graph import Affine
@@ -32,7 +32,7 @@ _FIRST = 60
 """Steps for a first image, which need not be good."""
 
 
-def descend(setting: Setting, front: Front) -> Front:
+def descend(setting: Setting, front: PeelState) -> PeelState:
     """Go down as far as the numbers can be trusted, within a sum of two ways to where they part.
 
     Where they lead no further, it ends at the last front at which some were known and all sides were checked.
@@ -61,7 +61,7 @@ def descend(setting: Setting, front: Front) -> Front:
     return front
 
 
-def step(setting: Setting, front: Front) -> Front | None:
+def step(setting: Setting, front: PeelState) -> PeelState | None:
     """One layer or block down; nothing where the numbers do not tell the side of a kink, or the equations are few."""
     layer = front.left[-1]
     if ends_block(front.left, front.rounded):
@@ -85,7 +85,7 @@ def _shape(setting: Setting, left: tuple[Layer, ...]) -> tuple[int, ...]:
     return left[-1].shape if left else setting.image_shape
 
 
-def _below(setting: Setting, front: Front) -> Front:
+def _below(setting: Setting, front: PeelState) -> PeelState:
     """In front of a layer that is undone number by number."""
     module, parts = front.left[-1].module, (front.values, front.delta, front.weight)
     values, delta, weight = parts
@@ -117,8 +117,8 @@ def _inverse(module: nn.Module, outputs: Tensor, eps: float) -> tuple[Tensor, Te
     return torch.atanh(inside), 1 - inside.square()
 
 
-def _below_kink(setting: Setting, front: Front, negative: float) -> Front | None:
-    told = sides(setting, front, negative)
+def _below_kink(setting: Setting, front: PeelState, negative: float) -> PeelState | None:
+    told = relu_pattern(setting, front, negative)
     if told is None:
         return None
     slope = torch.where(told.on, 1.0, negative).to(front.delta)
@@ -127,7 +127,7 @@ def _below_kink(setting: Setting, front: Front, negative: float) -> Front | None
     return replace(below, tolerance=told.tolerance, checked=told.checked)
 
 
-def _below_linear(setting: Setting, front: Front, layer: Layer, module: nn.Linear) -> Front:
+def _below_linear(setting: Setting, front: PeelState, layer: Layer, module: nn.Linear) -> PeelState:
     gradient, delta = layer.weight_gradient(setting.gradient), front.delta
     if len(delta) == 1:
         values = (delta @ gradient) / delta.square().sum()
@@ -137,7 +137,7 @@ def _below_linear(setting: Setting, front: Front, layer: Layer, module: nn.Linea
     return replace(below, exact=front.exact and len(delta) == 1)
 
 
-def _below_convolution(setting: Setting, front: Front, layer: Layer, module: nn.Conv2d) -> Front | None:
+def _below_convolution(setting: Setting, front: PeelState, layer: Layer, module: nn.Conv2d) -> PeelState | None:
     channels, height, width = _shape(setting, front.left[:-1])
     require_enough(module, (channels, height, width), front.left[-1].shape, len(front.delta), front.known)
     solved = solve_convolution(
@@ -165,14 +165,14 @@ def _below_convolution(setting: Setting, front: Front, layer: Layer, module: nn.
     )  # fmt: skip
 
 
-def _below_average(setting: Setting, front: Front, module: nn.Module) -> Front:
+def _below_average(setting: Setting, front: PeelState, module: nn.Module) -> PeelState:
     inside = torch.zeros(len(front.delta), *_shape(setting, front.left[:-1]), dtype=front.delta.dtype)
     if inside.shape == front.delta.shape:
         return front.below(front.values, front.delta, front.weight)
     return front.without_values(_pulled_back(module, inside, front.delta))
 
 
-def _below_sum(setting: Setting, front: Front, both: Residual) -> Front | None:
+def _below_sum(setting: Setting, front: PeelState, both: Residual) -> PeelState | None:
     """Peel the longer way; the loss gradient in front of the sum is that of both ways together."""
     nothing, shortcut, way = torch.zeros_like(front.values), both.shortcut, (*front.left[:-1], *both.body)
     inputs = [torch.zeros(len(front.delta), *_shape(setting, front.left[:-1]), dtype=front.delta.dtype)]
@@ -183,7 +183,7 @@ def _below_sum(setting: Setting, front: Front, both: Residual) -> Front | None:
     deltas = [front.delta]  # from behind to the front of the other way
     for layer, seen in zip(reversed(shortcut), reversed(inputs[:-1]), strict=True):
         deltas.append(_pulled_back(layer.module, seen, deltas[-1]))
-    fork = Fork(front.depth - 1, deltas[-1], outer=front.fork)
+    fork = Branch(front.depth - 1, deltas[-1], outer=front.fork)
     if shortcut and isinstance(shortcut[0].module, nn.Conv2d) and shortcut[0].trained:
         fork = replace(fork, beside=shortcut[0], delta=deltas[-2])
     start = replace(front, left=way, values=nothing, weight=nothing, exact=False, settled=None, fork=fork)
@@ -198,7 +198,7 @@ def _pulled_back(module: nn.Module, inputs: Tensor, delta: Tensor) -> Tensor:
     return torch.func.vjp(module, inputs)[1](delta)[0]  # type: ignore[no-any-return]
 
 
-def _below_block(setting: Setting, front: Front, block: Block) -> Front | None:
+def _below_block(setting: Setting, front: PeelState, block: Block) -> PeelState | None:
     """In front of a convolution with max pooling behind it, of one example."""
     outputs, _, height, width = block.weight.shape
     if block.start == 0 or outputs * height * width < block.shape[1] * block.shape[2] or not front.known:
@@ -213,7 +213,7 @@ def _below_block(setting: Setting, front: Front, block: Block) -> Front | None:
     found = unpool(front.left, block, values, front.delta[0], gradient, image, watch)
     if not found.settled:
         return None
-    return Front(
+    return PeelState(
         front.left[: block.start], found.values[None], found.delta[None], torch.ones_like(found.values)[None],
         exact=False, rounded=True, image=found.image, unseen=1.0, fork=front.fork,
     )  # fmt: skip

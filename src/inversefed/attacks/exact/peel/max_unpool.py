@@ -1,4 +1,4 @@
-"""Max pooling by alternation: which pixel of each window won, and what went into the convolution below.
+"""Max unpooling by alternation: which pixel of each window was the maximum, and what the convolution before it saw.
 
 Behind the pooling the values `v` and the loss gradient `d` are known, one number a window. With winners `j(w)`,
 

@@ -1,4 +1,4 @@
-"""The convolution in front of an activation: what its weight gradient can tell of the activation's sides."""
+"""The convolution before an activation: what its weight gradient says of the activation pattern."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from inversefed.attacks.exact.peel.conv_block import affine
 from inversefed.attacks.exact.peel.conv_input import require_plain
 from inversefed.attacks.exact.peel.shift_operators import MOST_SHORT
-from inversefed.attacks.exact.peel.state import Fork
+from inversefed.attacks.exact.peel.state import Branch
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.networks.layer_chain import Layer, Residual
 from inversefed.networks.layer_shapes import residues
@@ -18,11 +18,11 @@ from inversefed.types import Params
 _SPARE = 1.1
 """How many equations an unknown must have to show that one of them is wrong."""
 
-__all__ = ["Feeding", "feeding", "never_negative", "overdetermined", "require_enough", "require_shifts"]
+__all__ = ["PrecedingConv", "never_negative", "overdetermined", "preceding_conv", "require_enough", "require_shifts"]
 
 
 @dataclass(frozen=True, eq=False)
-class Feeding:
+class PrecedingConv:
     """The convolution that an activation gets its input from.
 
     Args:
@@ -46,7 +46,9 @@ class Feeding:
         return self.layer.weight_gradient(gradient) / self.scale[..., None]
 
 
-def feeding(left: tuple[Layer, ...], fork: Fork | None, image_shape: tuple[int, int, int]) -> Feeding | None:
+def preceding_conv(
+    left: tuple[Layer, ...], fork: Branch | None, image_shape: tuple[int, int, int]
+) -> PrecedingConv | None:
     """Find the convolution at the end of these layers, perhaps behind BatchNorm, or at the end of a sum's longer way.
 
     Args:
@@ -66,9 +68,9 @@ def feeding(left: tuple[Layer, ...], fork: Fork | None, image_shape: tuple[int, 
                 first = own is not None and fork is own and own.beside is not None and len(left) == own.floor + 1
                 beside = own.beside.module if first and own is not None and own.beside is not None else None
                 assert beside is None or isinstance(beside, nn.Conv2d)
-                return Feeding(left[-1], conv, (shape[0], shape[1], shape[2]), scale, added, beside)
+                return PrecedingConv(left[-1], conv, (shape[0], shape[1], shape[2]), scale, added, beside)
             case Residual() as both:
-                fork, left = Fork(len(left) - 1, outer=fork), (*left[:-1], *both.body)
+                fork, left = Branch(len(left) - 1, outer=fork), (*left[:-1], *both.body)
                 continue
             case nn.BatchNorm2d() as norm:
                 scale = scale * affine(norm)[0]
@@ -80,7 +82,7 @@ def feeding(left: tuple[Layer, ...], fork: Fork | None, image_shape: tuple[int, 
     return None
 
 
-def require_shifts(feed: Feeding, number: int, shape: tuple[int, ...]) -> None:
+def require_shifts(feed: PrecedingConv, number: int, shape: tuple[int, ...]) -> None:
     """Refuse a convolution that does not tell the places of its outputs apart.
 
     Args:
@@ -111,7 +113,7 @@ def require_shifts(feed: Feeding, number: int, shape: tuple[int, ...]) -> None:
         )
 
 
-def overdetermined(feed: Feeding, number: int) -> bool:
+def overdetermined(feed: PrecedingConv, number: int) -> bool:
     """Whether its weight gradient has clearly more equations than its input has unknowns, channel by channel.
 
     Args:

@@ -1,4 +1,4 @@
-"""On which side of its kink a ReLU was, where what comes out of it was solved for and zeros are no longer zeros.
+"""Recover ReLU activation patterns where the activations are known only up to rounding error.
 
 Solved values of units that were off scatter around zero, and how far the negative ones go tells how far. What lies
 clearly above was on, and what lies near that bound is in doubt. The convolution below decides: its weight gradient has
@@ -26,13 +26,13 @@ from inversefed.attacks.exact.peel.conv_input import (
     misfit,
     require_plain,
 )
-from inversefed.attacks.exact.peel.preceding_conv import Feeding, feeding, overdetermined, require_shifts
-from inversefed.attacks.exact.peel.relu_pattern_pooled import places_on
-from inversefed.attacks.exact.peel.state import Front, Setting
+from inversefed.attacks.exact.peel.preceding_conv import PrecedingConv, overdetermined, preceding_conv, require_shifts
+from inversefed.attacks.exact.peel.relu_pattern_pooled import pattern_behind_average
+from inversefed.attacks.exact.peel.state import PeelState, Setting
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.networks.layer_shapes import padding_of
 
-__all__ = ["Told", "equations_beside", "sides"]
+__all__ = ["ActivationPattern", "equations_beside", "relu_pattern"]
 
 _ROUNDS = 16
 _CLEAR = 2.0
@@ -58,7 +58,7 @@ altogether."""
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
+class ActivationPattern:
     """Which units were on, `[n, ..]`, up to what share a channel's equations hold, and whether these checked it."""
 
     on: Tensor = field(repr=False)
@@ -67,14 +67,14 @@ class Told:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sides:
+class _PatternGuess:
     """A guess: which units were on, `[n, ..]`, and how doubtful each is, from 0 to 1."""
 
     on: Tensor = field(repr=False)
     doubt: Tensor = field(repr=False)
 
 
-def sides(setting: Setting, front: Front, slope: float) -> Told | None:
+def relu_pattern(setting: Setting, front: PeelState, slope: float) -> ActivationPattern | None:
     """Tell which units of the activation at the front were on; nothing where the numbers do not tell.
 
     Args:
@@ -87,8 +87,8 @@ def sides(setting: Setting, front: Front, slope: float) -> Told | None:
         Stopped: the time is used up.
     """
     if front.known and front.exact:
-        return Told(front.values > 0, front.tolerance)
-    feed = feeding(front.left[:-1], front.fork, setting.image_shape)
+        return ActivationPattern(front.values > 0, front.tolerance)
+    feed = preceding_conv(front.left[:-1], front.fork, setting.image_shape)
     guess = _by_value(front.values, slope) if front.known else _by_places(setting, front, feed, slope)
     if feed is not None and overdetermined(feed, len(guess.on)):
         equations = _Equations.of(setting, front, feed, slope)
@@ -98,41 +98,43 @@ def sides(setting: Setting, front: Front, slope: float) -> Told | None:
         return told
     near = guess.doubt > torch.where(guess.on, 1 / _ABOVE, _BELOW)
     certain = not front.known or not bool(near.any())
-    return Told(guess.on, front.tolerance) if certain and not front.rounded else None
+    return ActivationPattern(guess.on, front.tolerance) if certain and not front.rounded else None
 
 
-def _by_value(values: Tensor, slope: float, most: float = 1.0) -> _Sides:
+def _by_value(values: Tensor, slope: float, most: float = 1.0) -> _PatternGuess:
     """By how values stand to the scatter of zeros: that of the channel, but no less than of this share of all."""
     if slope:
-        return _Sides(values > 0, torch.zeros_like(values))
+        return _PatternGuess(values > 0, torch.zeros_like(values))
     size = values.square().mean(dim=(0, *range(2, values.ndim)), keepdim=True).sqrt()
     size = size.clamp(min=_DEAD * float(size.median())) + 1e-300
     scatter = (-values / size).amax(dim=(0, *range(2, values.ndim)), keepdim=True).clamp(min=0)
     bound = _CLEAR * size * scatter.clamp(min=float(scatter.quantile(most)))
     apart = torch.where(values > bound, bound / values, (values / bound).clamp(min=_FAR))
-    return _Sides(values > bound, apart.nan_to_num(nan=0.0))
+    return _PatternGuess(values > bound, apart.nan_to_num(nan=0.0))
 
 
-def _by_places(setting: Setting, front: Front, feed: Feeding | None, slope: float) -> _Sides:
+def _by_places(setting: Setting, front: PeelState, feed: PrecedingConv | None, slope: float) -> _PatternGuess:
     if feed is None or feed.added is not None or slope:
         raise UnsupportedNetworkError(
             f"what comes out of {front.left[-1].module} is only known as a mean over places, and no convolution in "
             "front of it tells where it was on"
         )
     require_shifts(feed, len(front.delta), front.delta.shape[1:])
-    shown = places_on(feed.gradient(setting.gradient), front.delta, setting.eps)
+    shown = pattern_behind_average(feed.gradient(setting.gradient), front.delta, setting.eps)
     on = shown > 0.5
-    return _Sides(on, ((shown - on.to(shown)).abs() * 2).clamp(max=1))
+    return _PatternGuess(on, ((shown - on.to(shown)).abs() * 2).clamp(max=1))
 
 
-def _checked(setting: Setting, front: Front, equations: "_Equations", guess: _Sides) -> Told | None:
+def _checked(
+    setting: Setting, front: PeelState, equations: "_Equations", guess: _PatternGuess
+) -> ActivationPattern | None:
     """The sides, put right where the convolution's equations do not hold; nothing where they cannot be."""
     check = equations.check(guess.on)
     if check is None:
-        return Told(guess.on, front.tolerance, checked=False) if front.known else None
+        return ActivationPattern(guess.on, front.tolerance, checked=False) if front.known else None
     for _ in range(_ROUNDS):
         if check.holds(front.tolerance):
-            return Told(check.on, front.tolerance, check.enough)
+            return ActivationPattern(check.on, front.tolerance, check.enough)
         best = check
         for turned in _turned(equations.conv, check, equations.change(check.on), guess.doubt):
             setting.watch.go_on()
@@ -146,7 +148,7 @@ def _checked(setting: Setting, front: Front, equations: "_Equations", guess: _Si
         check = best
     noise = _NOISE * float(check.off.median())
     certain = not front.known and not bool((guess.doubt > _SURE).any())
-    return Told(check.on, noise) if certain and noise < _WORST and check.holds(noise) else None
+    return ActivationPattern(check.on, noise) if certain and noise < _WORST and check.holds(noise) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +189,7 @@ class _Equations:
         rows: the right-hand sides of both.
     """
 
-    feed: Feeding
+    feed: PrecedingConv
     open_delta: Tensor
     slope: float
     gradient: Tensor
@@ -195,7 +197,7 @@ class _Equations:
     rows: Tensor
 
     @classmethod
-    def of(cls, setting: Setting, front: Front, feed: Feeding, slope: float) -> "_Equations":
+    def of(cls, setting: Setting, front: PeelState, feed: PrecedingConv, slope: float) -> "_Equations":
         """Those of the convolution that feeds the activation at the front."""
         require_plain(feed.conv, (feed.shape[0], len(front.delta) * feed.shape[1], feed.shape[2]))
         gradient = feed.gradient(setting.gradient)
@@ -237,7 +239,7 @@ class _Equations:
         return _Check(on, enough, images(inputs.T, self.feed.shape), spanned, rest, misfit(rest, self.gradient))
 
 
-def equations_beside(setting: Setting, front: Front, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor] | None:
+def equations_beside(setting: Setting, front: PeelState, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor] | None:
     """What the other way of the innermost sum says of the input of the longer one: `gradient_matrix` and its rows.
 
     Args:

@@ -1,30 +1,30 @@
-"""Which places a ReLU let through, where an average over places stands behind it and hides that.
+"""Recover the ReLU activation pattern in front of an average pooling, which hides it.
 
 Behind the average the loss gradient at a channel is one number, `d[i, o]` for example i, and below the ReLU it is
 `d[i, o] m[i, o, p]` with `m` 0 or 1. So the weight gradient of the convolution in front of the ReLU is, tap by tap,
 
     gW[o, c, k] = (M T_k A)[o, c],    M[o, (i, p)] = d[i, o] m[i, o, p],    A[(i, p), c] = what went in,
 
-where `T_k` moves each example by the tap `k` and loses what it moves over the border. The moves come out up to a change
-of basis (see `moves`). One upwards and one to the left both take the corner away, and only it: what both annihilate is
-spanned by the n corners, and other moves lead from them to all places. Among the sums of the corners' columns, that of
-example i is 0 or 1 after division by `d[i]`: `b^2 = b`, which is linear in the products of its coefficients. Everything
-is algebra, and nothing is searched. Own derivation.
+where `T_k` moves each example by the tap `k` and loses what it moves over the border. The moves come out up to a
+change of basis (see `shift_operators`). One upwards and one to the left both take the corner away, and only it: what
+both annihilate is spanned by the n corners, and other moves lead from them to all places. Among the sums of the
+corners' columns, that of example i is 0 or 1 after division by `d[i]`: `b^2 = b`, which is linear in the products of
+its coefficients. Everything is algebra, and nothing is searched. Own derivation.
 """
 
 import torch
 from torch import Tensor
 
-from inversefed.attacks.exact.peel.shift_operators import Moves, moves
+from inversefed.attacks.exact.peel.shift_operators import ShiftOperators, moves
 from inversefed.errors import UnsupportedNetworkError
 
-__all__ = ["places_on"]
+__all__ = ["pattern_behind_average"]
 
 _OFF, _LIT = 0.025, 0.01
 """How far from 0 or 1 entries may be on average, and the least share of an example's that must be on."""
 
 
-def places_on(gradient: Tensor, open_delta: Tensor, eps: float) -> Tensor:
+def pattern_behind_average(gradient: Tensor, open_delta: Tensor, eps: float) -> Tensor:
     """Tell which places of each example and channel a ReLU let through, up to rounding.
 
     Args:
@@ -57,7 +57,7 @@ def places_on(gradient: Tensor, open_delta: Tensor, eps: float) -> Tensor:
     return on
 
 
-def _from_corner(found: Moves, corners: Tensor, share: Tensor) -> Tensor:
+def _from_corner(found: ShiftOperators, corners: Tensor, share: Tensor) -> Tensor:
     """All columns of an example, divided by its share: `[o, h, w]`."""
     _, height, width = share.shape
     rows, here = [], corners @ _binary(found.shown @ corners / share[:, :1, 0], share[:, 0, 0])

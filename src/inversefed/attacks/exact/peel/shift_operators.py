@@ -1,4 +1,4 @@
-"""What a convolution's taps do to the places of its outputs, in a basis of our own: the moves by one place.
+"""Shift operators: what a convolution's taps do to the positions of its outputs, in a basis of the recovered space.
 
 Tap by tap a weight gradient is `G_k = M T_k A`, where the columns of M and the rows of A belong to places and `T_k`
 moves all of them by the tap k, those at the border away. A move up and a move to the left are the move along the
@@ -30,7 +30,7 @@ from torch import Generator, Tensor
 from inversefed.attacks.head.equations import levenberg_marquardt
 from inversefed.errors import UnsupportedNetworkError
 
-__all__ = ["MOST_SHORT", "Moves", "moves"]
+__all__ = ["MOST_SHORT", "ShiftOperators", "moves"]
 
 MOST_SHORT = 24
 """How many channels fewer than places a convolution may have."""
@@ -47,7 +47,7 @@ _HOLDS = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
-class Moves:
+class ShiftOperators:
     """The moves by one place, and how a place shows in the channels; places are vectors in a basis of their own.
 
     Args:
@@ -66,7 +66,7 @@ class Moves:
     shown: Tensor = field(repr=False)
 
 
-def moves(taps: Tensor, places: int, eps: float) -> Moves:
+def moves(taps: Tensor, places: int, eps: float) -> ShiftOperators:
     """Find the moves.
 
     Args:
@@ -97,7 +97,7 @@ def moves(taps: Tensor, places: int, eps: float) -> Moves:
             "the average over places hides where its ReLU was on: the taps of the convolution in front do not fit "
             "together as moves by one place"
         )
-    return Moves(up, down, left, right, seen[0])
+    return ShiftOperators(up, down, left, right, seen[0])
 
 
 def _factors(parts: Sequence[Sequence[Tensor]], places: int, eps: float) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,4 +1,4 @@
-"""Where peeling stands: what is known behind the layers that are left, and what it works on.
+"""The state of peeling: what is known at the current layer, and the problem it belongs to.
 
 A batch is peeled as one: the first axis of all values counts its examples.
 """
@@ -13,7 +13,7 @@ from inversefed.attacks.exact.progress import Watch
 from inversefed.networks.layer_chain import Layer
 from inversefed.types import Params
 
-__all__ = ["Fork", "Front", "Setting"]
+__all__ = ["Branch", "PeelState", "Setting"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Setting:
 
 
 @dataclass(frozen=True, eq=False)
-class Fork:
+class Branch:
     """Where the two ways of a sum part, seen from within the longer one.
 
     Args:
@@ -54,11 +54,11 @@ class Fork:
     back: Tensor | None = field(default=None, repr=False)
     beside: Layer | None = None
     delta: Tensor | None = field(default=None, repr=False)
-    outer: "Fork | None" = None
+    outer: "Branch | None" = None
 
 
 @dataclass(frozen=True, eq=False)
-class Front:
+class PeelState:
     """How far the peeling is: what is known between two layers.
 
     Args:
@@ -88,7 +88,7 @@ class Front:
     image: Tensor | None = field(default=None, repr=False)
     unseen: float = 0.0
     tolerance: float = 0.0
-    fork: Fork | None = None
+    fork: Branch | None = None
     checked: bool = True
     settled: Tensor | None = field(default=None, repr=False)
     also: tuple[Known, ...] = ()
@@ -118,11 +118,11 @@ class Front:
         clipped = not bool((on if self.settled is None else on[:, self.settled]).all())
         return (Known(self.left, torch.where(on, self.values, 0.0), clipped, self.settled),)
 
-    def below(self, values: Tensor, delta: Tensor, weight: Tensor) -> "Front":
+    def below(self, values: Tensor, delta: Tensor, weight: Tensor) -> "PeelState":
         """The front in front of the last layer."""
         return replace(self, left=self.left[:-1], values=values, delta=delta, weight=weight)
 
-    def without_values(self, delta: Tensor) -> "Front":
+    def without_values(self, delta: Tensor) -> "PeelState":
         """The front in front of the last layer where only the loss gradient is known."""
         nothing = torch.zeros_like(delta)
         return replace(self.below(nothing, delta, nothing), exact=False, settled=None)

@@ -1,4 +1,4 @@
-"""Where the pixels go: which of them the first layer on the picture sees at which place, measured and not guessed.
+"""Which pixels the patch embedding sees at which position: measured by probing, for any layout of patches.
 
     entry[place, value] = gain * pixel[index] + offset
 

@@ -1,4 +1,4 @@
-"""One picture from a transformer with learned positions, in closed form, whatever follows the patch embedding.
+"""One image from a transformer with learned positions, in closed form, whatever follows the patch embedding.
 
     z_p = E a_p + position_p   =>   dL/dposition_p = dL/dz_p,   dL/dE = sum_p (dL/dz_p) a_p^T = (dL/dpositions)^T A
 
@@ -26,7 +26,7 @@ from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
 from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
 from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.labels.matching import labels_of
-from inversefed.attacks.matching_error import relative_matching_cost
+from inversefed.attacks.matching_error import matching_error
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.pieces.starts import Zeros
 from inversefed.attacks.search.inversion import GradientInversion
@@ -192,7 +192,7 @@ def _steadied(
         if budget.seconds is not None and time.monotonic() - began > budget.seconds / 4:
             break
         images = entry.image(system.solution(strength), observation.network)
-        loss = relative_matching_cost(observation, images, best.labels)
+        loss = matching_error(observation, images, best.labels)
         if loss < best.loss:
             chosen, best = strength, replace(best, images=images, loss=loss)
     return chosen, best
@@ -201,7 +201,7 @@ def _steadied(
 def _repeats(observation: Observation, images: Images, labels: Labels) -> bool:
     """Whether the client can be run again: its settings are known, and it draws nothing at random."""
     again = replace(observation, network=observation.network.with_masks(observation.network.mask_seed + 1))
-    costs = [relative_matching_cost(each, images, labels) for each in (observation, again)]
+    costs = [matching_error(each, images, labels) for each in (observation, again)]
     return max(costs) < math.inf and math.isclose(*costs, rel_tol=_ALIKE)
 
 

@@ -1,4 +1,4 @@
-"""How a picture becomes tokens: which weights embed its patches, and which are added to them as positions.
+"""How an image becomes tokens: which weights embed its patches, and which are added as position embeddings.
 
     z_p = s E a_p + position_p   =>   dL/dE = s sum_p (dL/dposition_p) a_p^T
 

@@ -1,4 +1,4 @@
-"""The linear equations for a transformer's patches, by their singular values (see `patch_embedding`).
+"""The linear system of a transformer's patches, solved by its singular values (see `patch_embedding`).
 
 (dL/dpositions)^T A = dL/dE,    A = gray + V f(S) U^T (dL/dE - dL/dE of gray),    dL/dpositions^T = U S V^T
 """

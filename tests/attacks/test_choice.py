@@ -66,6 +66,7 @@ SEARCHES = {
             "several",
             "smooth",
             "averaged",
+            "deep",
             "means",
             "kinked",
         )
@@ -104,10 +105,10 @@ def test_several_examples_have_a_search_of_their_own() -> None:
 
 
 def test_a_small_network_that_averages_is_searched_in_pixels_and_a_larger_one_by_its_own(monkeypatch) -> None:
-    chosen, observations = recipes.best(), [observed(HEADS["averaged"], count) for count in (1, 3)]
-    assert [chosen.search(each)[0] for each in observations] == [chosen.averaged, chosen.averaged]
-    monkeypatch.setattr(auto, "_SMALL", 0.0)
-    assert [chosen.search(each)[0] for each in observations] == [chosen.deep, chosen.several]
+    observations = [observed(HEADS["averaged"], count) for count in (1, 3)]
+    assert [recipes.best().search(each) for each in observations] == [SEARCHES["averaged"].attack] * 2
+    monkeypatch.setattr(recipes, "_SMALL", 0.0)
+    assert [recipes.best().search(each) for each in observations] == [SEARCHES["deep"].attack, SEARCHES["means"].attack]
 
 
 def test_what_is_unknown_of_the_client_decides_which_search() -> None:
@@ -145,7 +146,7 @@ def test_exact_methods_come_first_and_under_max_pooling_last() -> None:
     no_chain = observed(
         [nn.Conv2d(3, 6, 3), nn.Softplus(), nn.MaxPool2d(2), nn.LayerNorm(3), nn.Flatten(), nn.Linear(54, 4)]
     )
-    assert chosen.plan(no_chain).attacks == (chosen.in_range,)
+    assert chosen.plan(no_chain).attacks == (SEARCHES["normalized"].attack,)
 
 
 def test_what_is_exact_ends_it_and_what_does_not_apply_is_told() -> None:
@@ -338,7 +339,7 @@ def test_searches_share_the_time_by_iterations_and_go_on_from_what_matches_best(
     batch = Batch(torch.full((1, *SHAPE), 0.8), torch.tensor([0]))
     update = FedSGD()(network, batch.images, batch.labels)
     observation = observe(network, FedSGD(), update, batch, ThreatModel(labels="known"))
-    chosen = trying(Guess(0.75), kinked=recipes.spectral(300), polish=recipes.best().polish)
+    chosen = trying(Guess(0.75), search=recipes.spectral(300), polish=SEARCHES["kinked"].polish)
     chosen(observation, Generator().manual_seed(0), Budget(seconds=9000.0))
     (_, first), (polish, second), *_ = asked
     assert (first, second) == pytest.approx((3000.0, 9000.0), rel=0.01)

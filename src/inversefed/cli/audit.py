@@ -20,7 +20,7 @@ from inversefed.report.perceptual import judged
 from inversefed.report.read import read_json
 from inversefed.scenario import Hashes, Scenario, read_hashes
 from inversefed.specs import registry
-from inversefed.specs.sources import sources_of
+from inversefed.specs.sources import absolute, sources_of
 from inversefed.specs.written import written
 from inversefed.types import Status, Step
 
@@ -104,7 +104,7 @@ def _resolve(options: Audit, scenario: Scenario) -> Audit:
     assert scenario.sources is not None
     return replace(
         options,
-        **vars(scenario.sources),
+        **vars(absolute(scenario.sources)),
         frontier=_absolute(options.frontier),
         lpips_weights=tuple(path.expanduser().absolute() for path in options.lpips_weights),
         defenses=tuple(written(each) for each in scenario.defenses),

@@ -18,6 +18,7 @@ __all__ = [
     "Received",
     "Sources",
     "Stated",
+    "absolute",
     "as_json",
     "plain_json",
     "read_fields",
@@ -107,16 +108,20 @@ class Asked:
 class Sources(Pictures, Model, Received, Stated, Asked):
     """Where network, pictures and update of an audit come from.
 
-    >>> named = Sources(network="ConvNet", index=3)
+    >>> named = absolute(Sources(network="ConvNet", index=3))
     >>> Sources(**read_fields(Sources, as_json(named))) == named
     True
     """
 
 
 def sources_of(options: Sources) -> Sources:
-    """The part of a command's options that says where things come from, with paths that no other folder changes."""
-    values = {each.name: getattr(options, each.name) for each in fields(Sources)}
-    return Sources(**{name: _absolute(value) for name, value in values.items()})
+    """The part of a command's options that says where things come from."""
+    return Sources(**{each.name: getattr(options, each.name) for each in fields(Sources)})
+
+
+def absolute(sources: Sources) -> Sources:
+    """The same sources, with paths that mean the same in any other folder."""
+    return Sources(**{each.name: _absolute(getattr(sources, each.name)) for each in fields(Sources)})
 
 
 def _absolute(value: Any) -> Any:
@@ -126,8 +131,8 @@ def _absolute(value: Any) -> Any:
 
 
 def as_json(sources: Sources) -> dict[str, Any]:
-    """All of it as values that JSON can hold, defaults too: another version may have others."""
-    return {each.name: plain_json(getattr(sources, each.name)) for each in fields(Sources)}
+    """All of it as values that JSON can hold, paths absolute, defaults too: another version may have others."""
+    return {name: plain_json(value) for name, value in vars(absolute(sources)).items()}
 
 
 def plain_json(value: Any) -> Any:

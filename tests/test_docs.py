@@ -81,13 +81,18 @@ def test_the_python_of_the_readme_runs(gradient: dict, capsys: pytest.CaptureFix
     assert gradient["stats"]["opt"] >= 0
 
 
-def prior_of_contributing() -> type:
-    """The class in CONTRIBUTING.md, defined where the page says that it goes."""
+def prior_text_of_contributing() -> str:
+    """The class in CONTRIBUTING.md, as it stands there."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     between = re.search(r"<!-- a prior: begin -->\s*```python\n(.*?)```\s*<!-- a prior: end -->", text, re.DOTALL)
     assert between, "CONTRIBUTING.md has lost the markers around its example"
+    return between[1]
+
+
+def prior_of_contributing() -> type:
+    """The class in CONTRIBUTING.md, defined where the page says that it goes."""
     names = dict(vars(priors))
-    exec(between[1], names)
+    exec(prior_text_of_contributing(), names)
     return names["Curvature"]
 
 
@@ -140,13 +145,18 @@ def test_every_command_in_the_pages_is_understood(
     earlier.write_text(json.dumps({"config": {"seed": 0}}))
     add_to_registry(monkeypatch, priors, prior_of_contributing())
 
+    imports = "from dataclasses import dataclass\nfrom inversefed.types import Images, Scalar\nObservation = object\n"
+    (tmp_path / "my_priors.py").write_text(imports + prior_text_of_contributing())
+    monkeypatch.syspath_prepend(tmp_path)
+
     options = parse(shlex.split(line, comments=True))
     if isinstance(options, Audit | Defend | Inspect):
+        trusted = getattr(options, "trust_code", False)
         for kind in ("client", "loss"):
-            registry.build(kind, getattr(options, kind))
-        registry.build("attack", getattr(options, "attack", "best"))
+            registry.build(kind, getattr(options, kind), trusted)
+        registry.build("attack", getattr(options, "attack", "best"), trusted)
         for defense in options.defenses:
-            registry.build("defense", defense)
+            registry.build("defense", defense, trusted)
 
 
 def test_every_option_in_the_page_exists_and_every_option_is_in_the_page(

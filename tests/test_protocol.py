@@ -113,9 +113,9 @@ def test_attacks_say_what_they_are_by_protocol() -> None:
 def test_a_strangers_exact_method_is_audited_and_its_pictures_are_verified() -> None:
     report = inversefed.audit(linear(), image(), torch.tensor([2]), attack=Division(), **SETTING)
     assert report.reconstruction.matching_error < 1e-8 and report.reconstruction.made_by == "Division()"
-    assert report.verdict.leaked and report.verdict.figures["exact"] and report.verdict.figures["nulls"] == 0
+    assert report.verdict.leaked and report.verdict.figures.exact and report.verdict.figures.nulls == 0
     runs = inversefed.audit(linear(), image(), torch.tensor([2]), attack=Division(), nulls=2, **SETTING)
-    assert runs.verdict.figures["nulls"] == 2
+    assert runs.verdict.figures.nulls == 2
     with pytest.raises(UnsupportedNetworkError, match="named 1"):
         inversefed.audit(nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(48, 5)), image(), torch.tensor([2]),
                          attack=Division(), **SETTING)  # fmt: skip
@@ -124,8 +124,8 @@ def test_a_strangers_exact_method_is_audited_and_its_pictures_are_verified() -> 
 def test_a_strangers_search_is_repeated_on_null_updates_as_our_own_are() -> None:
     report = inversefed.audit(linear(), image(), torch.tensor([2]), attack=Walk(), nulls=3, **SETTING)
     figures = report.verdict.figures
-    assert figures["nulls"] == 3 and figures["score_of_repeat"] is not None and "prior" in report.controls
-    assert 5 <= figures["null_iterations"] <= 40 and len(report.reconstruction.candidates) == 2
+    assert figures.nulls == 3 and figures.score_of_repeat is not None and "prior" in report.controls
+    assert 5 <= figures.null_iterations <= 40 and len(report.reconstruction.candidates) == 2
     chosen = replace(recipes.best(), exact=())
     assert isinstance(chosen, SearchAttack)
     with pytest.raises(ConfigError, match="no precision"):

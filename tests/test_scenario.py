@@ -15,8 +15,10 @@ from inversefed import Batch, FedAvg, Scenario, ThreatModel, defenses, recipes
 from inversefed.cli import main
 from inversefed.errors import ConfigError, InputError
 from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.network import freeze
 from inversefed.scenario import Hashes
 from inversefed.specs.sources import Sources
+from inversefed.specs.written import hash_of_network
 from inversefed.zoo import networks, pictures
 
 QUICK = recipes.geiping(max_iterations=2)
@@ -326,3 +328,25 @@ def test_hashes_not_recorded_are_not_compared(tiny: nn.Module) -> None:
     found = of(tiny)
     assert asdict(replace(found, sha256=Hashes()).sha256) == dict.fromkeys(asdict(Hashes()))
     assert replace(found, sha256=Hashes()).of(tiny, images() / 2, torch.tensor([1])).hash() != found.hash()
+
+
+def test_a_network_that_holds_itself_foreign_objects_and_unfilled_closures_has_a_hash() -> None:
+    class Slotted:
+        __slots__ = ("value",)
+
+    def module(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        made = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+
+        def hook(*_: object) -> None:
+            kept.append(hook)
+            later()
+
+        kept, made.helper, made.slotted = [hook], hook, [Slotted()]
+        kept.append(kept)
+        if seed < 0:
+            later = hook
+        return made
+
+    first, same, other = (hash_of_network(freeze(module(seed), (3, 4, 4))) for seed in (0, 0, 1))
+    assert first == same != other

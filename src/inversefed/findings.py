@@ -59,6 +59,8 @@ class Code(StrEnum):
     """The labels were handed to the attack."""
     LABELS_HIDDEN = "labels-hidden"
     """The labels were hidden from the attack; how it came to them."""
+    LABELS_TRIED = "labels-tried"
+    """No rule told the label; the one whose update comes nearest was taken, and others may make the same update."""
     LOCAL_STEPS = "local-steps"
     """The update sums gradients of several local steps, at weights that move."""
     LOCAL_STEPS_ASSUMED = "local-steps-assumed"

@@ -28,6 +28,7 @@ from inversefed.attacks import Attack, recipes
 from inversefed.errors import ConfigError, InputError, unknown_name
 from inversefed.fl.checks import check_pieces, check_threat
 from inversefed.fl.clients import Client, FedSGD
+from inversefed.fl.clients.client import check_client
 from inversefed.fl.defenses import Defense
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network
@@ -143,6 +144,7 @@ class Scenario:
 
     def __post_init__(self) -> None:
         check_pieces(client=self.client, loss=self.loss, defenses=self.defenses)
+        check_client(self.client)
         check_threat(self.threat, self.seed)
         if self.held is not None:
             network = self.held.network

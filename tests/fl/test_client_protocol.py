@@ -100,7 +100,7 @@ def test_a_stranger_is_audited_from_end_to_end(client: Client, attack: object, t
         nulls=1,
         max_iterations=4,
     )
-    assert report.scenario["client"] == repr(client)
+    assert report.scenario["client"] == f"{__name__}:{client!r}", "a piece of one's own is written with its home"
     assert report.verdict is not None and type(client).__name__ in report.to_json()
     assert "<html" in report.to_html() and str(report)
 

@@ -204,11 +204,16 @@ def _name(attack: Attack) -> str:
     def alike(other: Attack) -> Attack:
         if not isinstance(other, GradientInversion):
             return other
-        return replace(other, precision=Native(), restarts=1, selection=LowestLoss())
+        return replace(other, precision=Native(), restarts=1, selection=LowestLoss(), max_iterations=1)
 
     made = {name: globals()[name] for name in __all__ if name != "best"}
-    found = [name for name, recipe in made.items() if alike(recipe()) == alike(attack)]
-    return f"`{found[0]}`" if found else f"`{attack!r}`"
+    for name, recipe in made.items():
+        usual = recipe()
+        if alike(usual) == alike(attack):
+            if not isinstance(attack, GradientInversion) or attack.max_iterations == usual.max_iterations:
+                return f"`{name}`"
+            return f"`{name}`, {attack.max_iterations} steps"
+    return f"`{attack!r}`"
 
 
 def geiping(restarts: int = 1, max_iterations: int = 4800, total_variation: float = 1e-2) -> GradientInversion:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial, singledispatch
 from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inversefed.fl.foreign import foreign_code
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.types import Batch, Params
@@ -76,59 +78,68 @@ def _found(piece: object) -> bool:
     return getattr(sys.modules.get(named.__module__), named.__qualname__, None) is named
 
 
+def _content(value: object, above: frozenset[int] = frozenset()) -> Any:
+    """All that a value holds, as JSON: what differs in it differs here; what holds itself is not entered again."""
+    return "itself" if id(value) in above else _parts(value, above | {id(value)})
+
+
 @singledispatch
-def _content(value: object) -> Any:
-    """All that a value holds, as JSON: what differs in it differs here."""
+def _parts(value: object, above: frozenset[int]) -> Any:
     if dataclasses.is_dataclass(value):
-        return [_path(value), {each.name: _content(getattr(value, each.name)) for each in dataclasses.fields(value)}]
+        held = {each.name: _content(getattr(value, each.name), above) for each in dataclasses.fields(value)}
+        return [_path(value), held]
     if " at 0x" not in repr(value):
         return [_path(value), repr(value)]
-    return [_path(value), _content({key: each for key, each in vars(value).items() if _is_plain(each)})]
+    own: dict[str, object] = getattr(value, "__dict__", {})
+    return [_path(value), _content({key: each for key, each in own.items() if _is_plain(each)}, above)]
 
 
-@_content.register
-def _(value: int | str | None) -> Any:
+@_parts.register
+def _(value: int | str | None, _above: frozenset[int]) -> Any:
     return value
 
 
-@_content.register
-def _(value: Tensor) -> Any:
+@_parts.register
+def _(value: Tensor, _above: frozenset[int]) -> Any:
     return hash_of_tensors({"": value})
 
 
-@_content.register
-def _(value: tuple | list) -> Any:  # type: ignore[type-arg]
-    return [_content(each) for each in value]
+@_parts.register
+def _(value: tuple | list, above: frozenset[int]) -> Any:  # type: ignore[type-arg]
+    return [_content(each, above) for each in value]
 
 
-@_content.register
-def _(value: Mapping) -> Any:  # type: ignore[type-arg]
-    return sorted([str(key), _content(each)] for key, each in value.items())
+@_parts.register
+def _(value: Mapping, above: frozenset[int]) -> Any:  # type: ignore[type-arg]
+    return sorted(([str(key), _content(each, above)] for key, each in value.items()), key=lambda pair: pair[0])
 
 
-@_content.register
-def _(value: CodeType) -> Any:
-    return [value.co_code.hex(), list(value.co_names), [_content(each) for each in value.co_consts]]
+@_parts.register
+def _(value: CodeType, above: frozenset[int]) -> Any:
+    return [value.co_code.hex(), list(value.co_names), [_content(each, above) for each in value.co_consts]]
 
 
-@_content.register
-def _(value: FunctionType) -> Any:
-    cells = [_content(cell.cell_contents) for cell in value.__closure__ or ()]
-    return [_path(value), _content(value.__code__), _content(value.__defaults__), cells]
+@_parts.register
+def _(value: FunctionType, above: frozenset[int]) -> Any:
+    cells = []
+    for cell in value.__closure__ or ():
+        with suppress(ValueError):  # one that was never filled
+            cells.append(_content(cell.cell_contents, above))
+    return [_path(value), _content(value.__code__, above), _content(value.__defaults__, above), cells]
 
 
-@_content.register
-def _(value: BuiltinFunctionType) -> Any:
+@_parts.register
+def _(value: BuiltinFunctionType, _above: frozenset[int]) -> Any:
     return value.__qualname__
 
 
-@_content.register
-def _(value: partial) -> Any:  # type: ignore[type-arg]
-    return [_content(value.func), _content(value.args), _content(value.keywords)]
+@_parts.register
+def _(value: partial, above: frozenset[int]) -> Any:  # type: ignore[type-arg]
+    return [_content(value.func, above), _content(value.args, above), _content(value.keywords, above)]
 
 
-@_content.register
-def _module(module: nn.Module) -> Any:
+@_parts.register
+def _(module: nn.Module, above: frozenset[int]) -> Any:
     """Layers with their classes, modes and plain settings; weights and buffers by their bytes.
 
     What a `forward` computes beside its layers is code, and told only by its class.
@@ -136,7 +147,7 @@ def _module(module: nn.Module) -> Any:
     layers = []
     for name, layer in module.named_modules():
         plain = {key: value for key, value in vars(layer).items() if not key.startswith("_") and _is_plain(value)}
-        layers.append([name, _path(layer), layer.extra_repr(), _content(plain)])
+        layers.append([name, _path(layer), layer.extra_repr(), _content(plain, above)])
     trained = [name for name, weight in module.named_parameters() if weight.requires_grad]
     return [layers, trained, hash_of_tensors({**dict(module.named_parameters()), **dict(module.named_buffers())})]
 
@@ -169,7 +180,8 @@ def hash_of_network(network: Network) -> str:
     Its loss and its input normalization are not among them: a record names them.
     """
     bounds = {"low": network.low, "high": network.high}
-    return _hash([_module(network.module), list(network.image_shape), hash_of_tensors(bounds)])
+    with foreign_code("reading the network's settings for its SHA-256"):  # a layer's own repr may raise
+        return _hash([_content(network.module), list(network.image_shape), hash_of_tensors(bounds)])
 
 
 def hash_of_batch(batch: Batch) -> tuple[str, str]:

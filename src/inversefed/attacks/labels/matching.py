@@ -18,6 +18,7 @@ from torch import Tensor
 from inversefed.attacks.labels.recovered import RecoveredLabels
 from inversefed.attacks.matching_error import matching_error
 from inversefed.errors import InversefedError, ThreatModelError
+from inversefed.findings import Code
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation
@@ -63,7 +64,7 @@ def labels_of(
             "No rule tells the label. It is the one, of those that were tried, whose update comes nearest; others "
         )
         message += "may make the same."
-        return best, (Finding("labels-tried", "info", message, {"relative_matching_cost": least}),)
+        return best, (Finding(Code.LABELS_TRIED, "info", message, {"relative_matching_cost": least}),)
 
 
 def _tried(observation: Observation, images: Images) -> Iterator[Targets]:

@@ -67,11 +67,11 @@ AGREEMENT_DB = 3.0
 """By how much two runs must agree better than with one color, where there is no truth: half the squared error."""
 
 CLEARLY_DB = 3.0
-"""Margin over the best control from which a picture "came back": half the squared error. Descriptive, no verdict; also
+"""Margin over the best control from which a picture "recovered": half the squared error. Descriptive, no verdict; also
 what `gate` holds a report without a verdict to."""
 
 PARTLY_DB = 1.0
-"""Margin from which it "came back in part": a fifth less squared error. Descriptive, no verdict."""
+"""Margin from which it "recovered in part": a fifth less squared error. Descriptive, no verdict."""
 
 IDENTICAL_DB = 200.0
 """PSNR given to identical images, whose ratio is infinite and would ruin a mean; an error of 1e-20."""

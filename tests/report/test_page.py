@@ -92,7 +92,7 @@ def test_pictures_are_those_of_the_truth_in_its_order_with_the_controls(report):
 
 def test_first_screen_says_what_came_back_before_any_picture(report):
     body = report(1).to_html().split("<body>")[1]
-    said = body.index("<h1>A picture came back from the client&#39;s update.</h1>")
+    said = body.index("<h1>A picture was recovered from the client&#39;s update.</h1>")
     assert said < body.index("<img") < body.index(" dB, where the best constant color scores ")
     assert body.index("What would stop it") < body.index("<h2>Scores")
 
@@ -163,13 +163,13 @@ def test_without_the_truth_the_first_advice_is_to_compare_with_it(report):
     ("fields", "said", "title"),
     [
         ({"noise": 1e-3, "reproduces": True}, "The private picture was read out of the update.", "would stop it"),
-        ({"reproduces": True}, "A picture came back from the client&#39;s update.", "What would stop it"),  # 34 dB
+        ({"reproduces": True}, "A picture was recovered from the client&#39;s update.", "What would stop it"),  # 34 dB
         ({"verdict": judged(False, decided=False)}, "It is not decided whether a private picture", "make this surer"),
-        ({"verdict": judged(True, exact=False)}, "A picture came back from the client&#39;s update.", "would stop it"),
+        ({"verdict": judged(True, exact=False)}, "A picture was recovered from", "would stop it"),
         ({"verdict": judged(False)}, "No private picture was recovered by these attacks.", "make this surer"),
-        ({"noise": 3.0}, "The picture did not come back from the client&#39;s update.", "make this surer"),
-        ({"noise": 3.0, "verdict": judged(True)}, "Something of the private data came back", "would stop it"),
-        ({"noise": 3.0, "reproduces": True}, "The picture did not come back", "make this surer"),
+        ({"noise": 3.0}, "The picture was not recovered from the client&#39;s update.", "make this surer"),
+        ({"noise": 3.0, "verdict": judged(True)}, "Something of the private data was recovered", "would stop it"),
+        ({"noise": 3.0, "reproduces": True}, "The picture was not recovered", "make this surer"),
         (NO_TRUTH, "The attack produced 1 picture, and there is no truth to compare with.", "make this surer"),
         (NO_TRUTH | {"verdict": judged(True)}, "The update settles a picture; whether", "would stop it"),
         (NO_TRUTH | {"verdict": judged(True, exact=True)}, "A picture was read out of the update, and", "stop it"),

@@ -137,7 +137,7 @@ class Setting(Sources, Feeding, ClientSide, Knowledge, Running):
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(Setting, Attacking, Output, Screen):
-    """Let a client make an update from pictures, attack it as the server would, and report what came back.
+    """Let a client make an update from pictures, attack it as the server would, and report what was recovered.
 
     With no options at all: a bundled photograph, an untrained LeNetZhu, the gradient of one example.
     Pieces are written as in Python, such as --client "FedAvg(local_steps=4, lr=0.01)"; `inversefed list` names them.

@@ -1,4 +1,4 @@
-"""One experiment of a script: make the update, attack it in the 2020 dialect, judge what came back."""
+"""One experiment of a script: make the update, attack it in the 2020 dialect, judge what was recovered."""
 
 import argparse
 import copy

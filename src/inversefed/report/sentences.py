@@ -15,7 +15,7 @@ from inversefed.types import Scores, Status
 
 __all__ = ["SCOPE", "believed", "headline", "pairing", "recovery", "status_note"]
 
-Recovery = Literal["came back", "came back in part", "did not come back"]
+Recovery = Literal["recovered", "recovered in part", "not recovered"]
 
 PSNR = "peak_signal_noise_ratio"
 
@@ -44,11 +44,11 @@ def recovery(margin: float) -> Recovery:
         margin: PSNR of the reconstruction less that of the best picture that needs no gradient, in dB.
 
     >>> recovery(11.3), recovery(1.5), recovery(float("nan"))
-    ('came back', 'came back in part', 'did not come back')
+    ('recovered', 'recovered in part', 'not recovered')
     """
     if margin >= CLEARLY_DB:
-        return "came back"
-    return "came back in part" if margin >= PARTLY_DB else "did not come back"
+        return "recovered"
+    return "recovered in part" if margin >= PARTLY_DB else "not recovered"
 
 
 def headline(scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, Scores]], count: int) -> str:
@@ -62,7 +62,7 @@ def headline(scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, 
     >>> import torch
     >>> score, gray = ({"peak_signal_noise_ratio": torch.tensor([value])} for value in (24.31, 11.8))
     >>> headline(score, {"gray": gray}, count=1)
-    "A picture came back from the client's update: 24.3 dB, where a gray image scores 11.8 dB."
+    "A picture was recovered from the client's update: 24.3 dB, where a gray image scores 11.8 dB."
     """
     if PSNR not in scores:
         return f"The attack produced {count} picture{'s'[: count != 1]}, and there is no truth to compare with."
@@ -117,10 +117,10 @@ def _count(kinds: Counter[Recovery], count: int) -> str:
     source = "from the client's update"
     if count == 1:
         kind = next(iter(kinds))
-        return f"{'The' if kind == 'did not come back' else 'A'} picture {kind} {source}"
-    back, partly = kinds["came back"], kinds["came back in part"]
+        return f"{'The' if kind == 'not recovered' else 'A'} picture was {kind} {source}"
+    back, partly = kinds["recovered"], kinds["recovered in part"]
     also = f", {partly} more in part" if partly else ""
-    return f"{back or 'None'} of {count} pictures came back {source}{also}"
+    return f"{back or 'None'} of {count} pictures were recovered {source}{also}"
 
 
 def _decibels(scores: Scores, controls: Mapping[str, Scores]) -> str:

@@ -311,10 +311,10 @@ def _outcome(report: "Report") -> Outcome:
     if PSNR not in report.scores:
         return "open" if same else "unknown"
     kinds = _recoveries(report)
-    if "came back" in kinds:
-        exact = same and set(kinds) == {"came back"} and bool((report.scores[PSNR] >= EXACT_DB).all())
+    if "recovered" in kinds:
+        exact = same and set(kinds) == {"recovered"} and bool((report.scores[PSNR] >= EXACT_DB).all())
         return "exact" if exact else "leaked"
-    return "part" if "came back in part" in kinds else "none"
+    return "part" if "recovered in part" in kinds else "none"
 
 
 def _judged(verdict: Verdict) -> Outcome:
@@ -337,8 +337,8 @@ def _answer(report: "Report", told: Outcome) -> tuple[str, str]:
     elif report.verdict is not None:
         if told == "none":
             subject = "No private picture was recovered by these attacks"
-        elif "came back" not in _recoveries(report):
-            subject = "Something of the private data came back from the update"
+        elif "recovered" not in _recoveries(report):
+            subject = "Something of the private data was recovered from the update"
     return subject.rstrip(".") + ".", figures[:1].upper() + figures[1:]
 
 

@@ -76,7 +76,7 @@ def _wrap(text: str) -> list[str]:
 
 
 def markdown(said: Summary) -> str:
-    """Write the report in Markdown, short enough for a pull request: what came back, the verdict, the means, the rest.
+    """Write the report in Markdown, short enough for a pull request: result, verdict, means, the rest.
 
     Args:
         said: what the report says.
@@ -118,13 +118,13 @@ def _markdown_table(tables: Sequence[Table]) -> str:
 
 
 def _spread(tables: Sequence[Table]) -> str:
-    """Which of several pictures came back best and worst."""
+    """Which of several pictures were recovered best and worst."""
     table = next((table for table in tables if table.metric == PSNR), None)
     if table is None or len(table.rows) < 2:
         return ""
     rows = sorted(table.rows, key=lambda row: row[1][0])
     worst, best = ((row[0], f"{table.cells(row)[0]} {table.fact.unit}") for row in (rows[0], rows[-1]))
-    return f"\n\nMost of picture {best[0]} came back ({best[1]}), least of picture {worst[0]} ({worst[1]})."
+    return f"\n\nMost of picture {best[0]} was recovered ({best[1]}), least of picture {worst[0]} ({worst[1]})."
 
 
 def _title(name: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,8 +209,6 @@ def test_renaming_every_code_changes_no_reconstruction_and_no_verdict(monkeypatc
 
 
 def test_every_code_has_a_meaning_and_the_page_of_the_reference_holds_them() -> None:
-    from pathlib import Path
-
     page = (Path(__file__).parents[1] / "docs" / "reference" / "findings.md").read_text(encoding="utf-8")
     assert table() in page
     rows = table().splitlines()[2:]
@@ -274,12 +273,10 @@ def test_the_fields_of_a_reconstruction_are_measured_and_named() -> None:
 
 
 def test_the_page_shows_the_rules_that_the_default_attack_goes_by() -> None:
-    from pathlib import Path
-
     page = (Path(__file__).parents[1] / "docs" / "speed.md").read_text(encoding="utf-8")
     rules = recipes.table(recipes.best())
     assert rules in page
     rows = [row.split(" | ") for row in rules.splitlines()[2:]]
-    assert len(rows) == len(recipes.best().exact) + len(recipes.best().searches) == 19
+    assert len(rows) == len(recipes.best().exact) + len(recipes.best().searches) == 20
     assert all(len(row) == 3 and row[0] != "| else" and "{" not in row[2] for row in rows)
-    assert {"`spectral`", "`smoothed`", "`curvature`", "`in_range`", "`peel`"} <= {row[1] for row in rows}
+    assert {"`spectral`", "`smoothed`", "`curvature`", "`in_range`, 100 steps", "`peel`"} <= {row[1] for row in rows}

@@ -289,7 +289,7 @@ def _recipes() -> dict[str, Point]:
         "per_epoch": Audit("small relu", recipes.per_epoch(3), count=4, client=shuffled),
         "relaxed_order": Audit("small relu", recipes.relaxed_order(3), count=4, client=shuffled),
         "separated": Audit(
-            "small grouped", replace(recipes.separated(), search=recipes.in_range(4), evaluations=20), count=4
+            "small grouped", replace(recipes.separated(), initial=recipes.in_range(4), evaluations=20), count=4
         ),
         "smoothed": Audit("small max-pool", recipes.smoothed(6), count=4),
         "sparse": Audit("small mlp", recipes.sparse(), count=4),

@@ -11,6 +11,7 @@ from torch import Generator, nn
 
 import inversefed
 from inversefed import ThreatModel, defenses, recipes
+from inversefed.attacks.rules import Rule
 from inversefed.controls.null_update import null_observation
 from inversefed.errors import ConfigError, InputError
 from inversefed.fl.simulate import observed
@@ -382,7 +383,7 @@ def test_repeats_have_the_pace_of_the_search_and_not_of_an_exact_method(monkeypa
         return found
 
     clocked(monkeypatch, 1e-4)
-    attack = replace(recipes.best(), exact=(slow,))
+    attack = replace(recipes.best(), exact=(Rule((), slow, "slow"),))
     figures = audit_observation(observation, attack=attack, nulls=2, time_budget=10.0).verdict.figures
     assert figures.null_iterations == figures.null_iterations_without_limit == 5
 

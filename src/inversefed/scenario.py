@@ -267,7 +267,10 @@ class Scenario:
                 if here != recorded:
                     raise InputError(_differs(each.name, here, recorded, self.versions))
         mean, std = (tuple(part.flatten().tolist()) for part in (held.network.mean, held.network.std))
-        return replace(self, held=held, sha256=held.hashes, mean=mean, std=std, versions=environment.describe())
+        loss = held.network.loss  # of a margin loss the equal form that can be searched
+        return replace(
+            self, held=held, sha256=held.hashes, loss=loss, mean=mean, std=std, versions=environment.describe()
+        )
 
     def hash(self) -> str:
         """SHA-256 of the audit, 64 hexadecimal digits, equal for equal audits wherever they were written.

@@ -57,7 +57,10 @@ Labels: TypeAlias = Int[Tensor, "n"]
 SoftLabels: TypeAlias = Float[Tensor, "n *k"]
 """Labels that are no class indices: class probabilities `[n, k]`, one row an example, or other numbers, `[n]` too."""
 
-Targets: TypeAlias = Labels | SoftLabels
+LabelSets: TypeAlias = Int[Tensor, "n k"]
+"""Sets of class indices, one row an example, ended by -1: what `MultiLabelMarginLoss` takes."""
+
+Targets: TypeAlias = Labels | SoftLabels | LabelSets
 """Labels as a loss takes them."""
 
 Logits: TypeAlias = Float[Tensor, "n k"]

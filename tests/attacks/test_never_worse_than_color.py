@@ -94,7 +94,7 @@ def test_normalized_features_are_searched_within_the_range(norm: nn.Module) -> N
         module = normalized(nn.BatchNorm2d(16, track_running_stats=False))
     chosen = recipes.best()
     plan = chosen.plan(observed(module, COFFEE, LABEL)[0])
-    assert plan.search == chosen.in_range
+    assert plan.bounded and plan.search == recipes.in_range(100) and len(plan.polish) == 2
     assert type(norm).__name__ in plan.why
     report = audit(module, COFFEE, LABEL, mean=0.5, std=0.25, max_iterations=150, nulls=0)
     flat = report.baselines["constant"]["peak_signal_noise_ratio"]

@@ -36,7 +36,7 @@ class CrossEntropy:
     reduction: Literal["mean", "sum"] = "mean"
     label_smoothing: float = 0.0
 
-    def __call__(self, logits: Logits, labels: Labels | SoftLabels) -> Scalar:
+    def __call__(self, logits: Logits, labels: Targets) -> Scalar:
         """Loss of the batch."""
         return F.cross_entropy(logits, labels, reduction=self.reduction, label_smoothing=self.label_smoothing)
 

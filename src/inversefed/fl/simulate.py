@@ -21,7 +21,7 @@ from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.targets import as_rows, as_targets, check_labels
 from inversefed.fl.threat import Observation, ThreatModel, observe
 from inversefed.numerics import float32_products
-from inversefed.types import Batch, Images, Labels, Params, SoftLabels
+from inversefed.types import Batch, Images, Params, Targets
 
 __all__ = ["computed", "defended", "frozen", "observed", "prepared", "simulate"]
 
@@ -101,7 +101,7 @@ def simulate(
 
 def prepared(
     network: Network, batch: Batch, defenses: Sequence[Defense], generator: Generator
-) -> tuple[Images, Labels | SoftLabels]:
+) -> tuple[Images, Targets]:
     """What the client computes with: its batch after the defenses of the data, in order."""
     images, labels = batch.images, batch.labels
     for defense in data_defenses(defenses):
@@ -111,7 +111,7 @@ def prepared(
     return images, labels
 
 
-def computed(client: Client, network: Network, images: Images, labels: Labels | SoftLabels) -> Params:
+def computed(client: Client, network: Network, images: Images, labels: Targets) -> Params:
     """The client's update of what it computes with.
 
     Raises:

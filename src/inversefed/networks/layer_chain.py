@@ -185,6 +185,8 @@ def _layers(traced: fx.GraphModule, node: fx.Node, name: str, trained: bool) -> 
         return (Layer(name, traced.get_submodule(name), shape, trained),)
     kind = kind_of(node)
     module = None if kind is None else kind.module_of(node)
+    if module is None and called(node) == "mean":
+        raise UnsupportedNetworkError("the network takes a mean over other axes than height and width")
     if module is None:
         raise UnsupportedNetworkError(f"the network uses {called(node)}(), which is not read as a layer")
     if isinstance(module, nn.AdaptiveAvgPool2d) and len(shape) == 1:

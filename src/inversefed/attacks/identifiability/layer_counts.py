@@ -82,6 +82,7 @@ class LayerEquations:
 def count(observation: Observation) -> tuple[LayerEquations, ...]:
     """Count equations and unknowns of every layer with weights, from the head to the image.
 
+    >>> from inversefed.fl.clients import FedSGD
     >>> from inversefed.fl.network import freeze
     >>> network = freeze(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 2, 2))
     >>> images, labels = torch.rand(2, 3, 2, 2), torch.tensor([2, 0])

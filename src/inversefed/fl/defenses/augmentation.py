@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from inversefed.errors import ConfigError, unknown_name
-from inversefed.types import Images, Labels, SoftLabels
+from inversefed.types import Images, Targets
 
 __all__ = ["ATS", "TRANSFORMS"]
 
@@ -101,9 +101,7 @@ class ATS:
         for step in self.policy:
             _read(step)
 
-    def __call__(
-        self, images: Images, labels: Labels | SoftLabels, generator: Generator
-    ) -> tuple[Images, Labels | SoftLabels]:
+    def __call__(self, images: Images, labels: Targets, generator: Generator) -> tuple[Images, Targets]:
         """Transform the pictures; labels stay."""
         return self.transformed(images), labels
 

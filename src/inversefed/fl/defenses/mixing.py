@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.errors import ConfigError
-from inversefed.types import Images, Labels, SoftLabels
+from inversefed.types import Images, Targets
 
 __all__ = ["Mixup", "mixed"]
 
@@ -44,9 +44,7 @@ class Mixup:
         if not self.alpha > 0:
             raise ConfigError(f"Mixup needs alpha > 0, got {self.alpha}")
 
-    def __call__(
-        self, images: Images, labels: Labels | SoftLabels, generator: Generator
-    ) -> tuple[Images, Labels | SoftLabels]:
+    def __call__(self, images: Images, labels: Targets, generator: Generator) -> tuple[Images, Targets]:
         """Draw the share and the partners, and mix."""
         if not labels.is_floating_point():
             raise ConfigError("Mixup mixes labels: give probabilities [n, k], such as torch.eye(k)[labels]")

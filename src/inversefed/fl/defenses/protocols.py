@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias, cast, runtime_checkab
 from torch import Generator
 
 from inversefed.fl.network import Network
-from inversefed.types import Batch, Images, Labels, Params, SoftLabels
+from inversefed.types import Batch, Images, Params, Targets
 
 __all__ = [
     "Context",
@@ -49,9 +49,7 @@ class DataDefense(Protocol):
 
     acts_on: ClassVar[Literal["data"]]
 
-    def __call__(
-        self, images: Images, labels: Labels | SoftLabels, generator: Generator
-    ) -> tuple[Images, Labels | SoftLabels]:
+    def __call__(self, images: Images, labels: Targets, generator: Generator) -> tuple[Images, Targets]:
         """The examples that the client uses instead."""
         ...
 

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test check bench fuzz docs clean
+.PHONY: install audit test proofs check bench fuzz docs clean
 
 install: $(VENV)/installed
 
@@ -17,6 +17,9 @@ audit: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2
+
+proofs: install
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
 check: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

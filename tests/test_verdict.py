@@ -43,6 +43,7 @@ def convolutions(seed: int = 0) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 4)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_false_alarms_on_null_updates_are_at_most_five_percent_over_100_seeds() -> None:
     """Two counts: the verdict's, which has the controls to pass too, and that of the null runs alone.
@@ -82,6 +83,7 @@ def test_a_picture_that_comes_back_is_called(seed: int, others: Batch) -> None:
     assert "20 audits" in report.to_markdown() and "<html" in report.to_html()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "seed"), [("LeNetZhu", 0), ("LeNetZhu", 1), ("ConvNet", 0)])
 def test_a_photograph_through_an_untrained_network_is_called(network: str, seed: int) -> None:
     """In few iterations; `python -m benchmarks.verdict` has more networks, seeds and iterations."""
@@ -348,6 +350,7 @@ RULES = recipes.best().searches
 QUICK = replace(recipes.best(), searches=(*RULES[:-1], replace(RULES[-1], attack=recipes.spectral(32))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("kind", ["kinked", "smooth", "random"])
 @pytest.mark.parametrize("tick", [1e-4, 0.02, 10.0])

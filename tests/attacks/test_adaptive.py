@@ -86,6 +86,7 @@ MARGINS = {
 """Name -> (defenses, decibels by which knowing them must help)."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MARGINS)
 def test_knowing_the_defense_helps_and_beats_what_no_gradient_gives(
     case: str, module: nn.Module, pictures: Tensor

@@ -307,6 +307,7 @@ class _Refuses:
         raise ThreatModelError("no label")
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_in_pixels_and_what_is_hardly_nearer_does_not_count() -> None:
     module = SMALL_NETWORKS["two-linear"].build().eval()
     network = freeze(module, (3, 16, 16), mean=0.5, std=0.25)

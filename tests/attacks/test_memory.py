@@ -75,6 +75,7 @@ print(resident("VmHWM:") - before, memory.step_bytes(posed.loss, variables))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory as Linux tells it")
 @pytest.mark.parametrize(
     ("name", "n", "client"),

@@ -94,6 +94,7 @@ def test_a_picture_behind_an_average_is_exact(make: object, dtype: torch.dtype) 
     assert report.labels.tolist() == [3] and "exact" in {finding.code for finding in report.findings}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [[3, 5, 7], [4, 4, 1]])
 def test_several_pictures_behind_an_average_are_exact(labels: list[int]) -> None:
     report = audited(small_resnet(), tiles(3), labels)
@@ -101,6 +102,7 @@ def test_several_pictures_behind_an_average_are_exact(labels: list[int]) -> None
     assert sorted(report.labels.tolist()) == sorted(labels)
 
 
+@pytest.mark.slow
 def test_a_narrow_residual_network_gives_its_picture_away(photos: torch.Tensor) -> None:
     report = audited(networks.build("ResNet20", seed=0).eval(), photos[1:2], [3])
     assert float(report.scores["peak_signal_noise_ratio"]) > 80

@@ -89,6 +89,7 @@ def anywhere(found: Tensor) -> float:
     return float(peak_signal_noise_ratio(found.clamp(0, 1).expand_as(truths).contiguous(), truths).max())
 
 
+@pytest.mark.slow
 def test_restarts_that_hold_each_other_end_better_only_if_they_are_registered() -> None:
     observation = seen(averaging())
     group = group_consistency.GroupConsistency(weight=0.003, start=0.3, every=20, reach=0.5, circular=True, gain=0.02)
@@ -144,6 +145,7 @@ def test_a_group_refuses_a_line_search() -> None:
         group_consistency.GroupConsistency(every=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "relative", "gain"),
     [
@@ -182,6 +184,7 @@ def test_statistics_of_each_source_are_nearest_at_the_truth_if_they_are_the_batc
 # Objectives that know the defense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("defense", "objective", "variation", "gain"),
     [

@@ -90,6 +90,7 @@ def test_what_does_not_separate_is_refused(photos) -> None:
         recover_head_inputs(observe(network, FedSGD(), noisy, batch, ThreatModel("known")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "decibels"), [(nn.Sigmoid(), 80), (nn.ReLU(), 35)])
 @pytest.mark.parametrize("labels", [[3, 1, 4], [2, 2, 2]])
 def test_pictures_behind_a_wide_head_come_back_one_by_one(photos, labels, activation, decibels) -> None:

@@ -279,6 +279,7 @@ def test_every_restart_lost_is_status_1_with_a_report(tmp_path: Path, capsys: py
     assert "NaN" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attack", "decibels", "margin"), [("best", 112, 3), ("geiping", 22.7, 1.0)])
 def test_the_audit_of_the_readme_gives_the_figures_of_the_readme(
     tmp_path: Path, attack: str, decibels: float, margin: float
@@ -290,6 +291,7 @@ def test_the_audit_of_the_readme_gives_the_figures_of_the_readme(
     assert report["baselines"]["gray"]["peak_signal_noise_ratio"][0] == pytest.approx(15.72, abs=0.01)
 
 
+@pytest.mark.slow
 def test_an_attack_that_was_cut_short_goes_on_to_the_same_end(tmp_path: Path) -> None:
     search = ["audit", "--attack", "geiping(max_iterations=150)", "--quiet", "--output"]
     assert main([*search, "whole"]) == 0

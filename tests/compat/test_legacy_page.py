@@ -6,10 +6,13 @@ import io
 import re
 from pathlib import Path
 
+import pytest
+
 PAGE = Path(__file__).parents[2] / "docs" / "legacy.md"
 BLOCK = re.compile(r"```\{testcode\}\n(.*?)```\s+```\{testoutput\}\n(.*?)```", re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_are_true():
     names, blocks = {}, BLOCK.findall(PAGE.read_text(encoding="utf-8"))
     assert len(blocks) == 3

@@ -141,6 +141,7 @@ def test_a_good_update_in_train_mode_has_no_finding_above_info(count: int) -> No
         assert not alarms(diagnose(still, update, replace(told, bn_mode="train")))
 
 
+@pytest.mark.slow
 def test_no_false_alarm_over_more_than_a_hundred_good_updates() -> None:
     wrong = []
     for seed, (name, count) in enumerate(itertools.product(BUILDERS, (1, 2, 4, 6, 12, 20, 30))):

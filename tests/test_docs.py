@@ -1,5 +1,6 @@
 """What the documents say is true: their examples run, their options and their links exist."""
 
+import ast
 import dataclasses
 import json
 import re
@@ -102,6 +103,11 @@ def test_the_prior_of_contributing_has_six_lines() -> None:
     lines = [line.strip() for line in example.splitlines() if line.strip()]
     code = [line for line in lines if not line.startswith(("```", '"""'))]
     assert len(code) == 6
+
+
+def test_the_list_of_contributing_is_the_module_s_own_and_the_new_name() -> None:
+    (shown,) = re.findall(r"^__all__ = (\[.*?^\])", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert ast.literal_eval(shown) == sorted([*priors.__all__, "Curvature"])
 
 
 def test_the_prior_of_contributing_is_a_prior(tiny: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ because somebody ended it, leaves the verdict open, with its reason.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,6 +110,19 @@ class Figures:
     identified: float | None = None
     candidates: int | None = None
     identified_by_chance: float | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        """A figure by its name, for scripts that read `verdict.figures["score"]`.
+
+        Raises:
+            KeyError: there is no such figure.
+
+        >>> Figures(nulls=19)["nulls"]
+        19
+        """
+        if name not in (each.name for each in fields(self)):
+            raise KeyError(name)
+        return getattr(self, name)
 
 
 @dataclass(frozen=True, eq=False)

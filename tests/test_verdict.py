@@ -187,7 +187,7 @@ def test_exactness_is_judged_picture_by_picture(known: bool) -> None:
     assert report.verdict.leaked and not figures.exact
     assert figures.pictures_exact == figures.pictures_leaked == (place,)
     assert "1 of 2 pictures was" in report.verdict.sentence or "1 of 2 of them" in report.verdict.sentence
-    assert "All 2" not in report.digest.subject and "2 pictures were" not in report.digest.subject
+    assert not report.digest.subject.startswith(("All 2", "2 pictures"))
 
 
 def test_without_a_truth_the_repeat_stands_in_the_order_of_the_result() -> None:

@@ -37,7 +37,6 @@ from inversefed.findings import Code
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.foreign import Callback, foreign_code
 from inversefed.fl.threat import Observation
-from inversefed.networks.architecture import architecture
 from inversefed.thresholds import SOLVED
 from inversefed.types import Budget, Candidate, Finding, Images, Reconstruction, Status, Step
 
@@ -126,7 +125,7 @@ class AutoAttack:
         holding = [each for each in self.exact if each.holds(facts) is not None]
         methods = tuple(each.attack for each in holding)
         attacks = (*methods, search)
-        if observation.num_examples == 1 and (found := architecture(observation.network).max_pools):
+        if observation.num_examples == 1 and (found := facts.architecture.max_pools):
             if any(applies(method, observation) for method in methods):
                 search = search if rule.bounded else self.pooled
                 attacks = (search, *methods)

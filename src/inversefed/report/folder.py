@@ -14,13 +14,16 @@ from pathlib import Path
 
 from inversefed.errors import InputError
 
-__all__ = ["PICTURE", "STAGING", "TEXTS", "check_folder", "check_writable", "is_ours", "write_files"]
+__all__ = ["PICTURE", "STAGING", "TENSORS", "TEXTS", "check_folder", "check_writable", "is_ours", "write_files"]
 
 PICTURE = re.compile(r"(target|reconstruction)_\d{2,}\.png")
 """What a picture's file is called."""
 
 TEXTS = ("report.html", "report.json", "report.md")
 """What is written of every report."""
+
+TENSORS = "reconstruction.safetensors"
+"""What was recovered, to the last bit, where that was asked for."""
 
 STAGING = ".report."
 """How the hidden folder begins in which the files wait until all of them are there."""
@@ -32,7 +35,7 @@ def is_ours(name: str) -> bool:
     >>> is_ours("target_00.png"), is_ours("report.md"), is_ours("notes.md")
     (True, True, False)
     """
-    return name in TEXTS or PICTURE.fullmatch(name) is not None
+    return name in TEXTS or name == TENSORS or PICTURE.fullmatch(name) is not None
 
 
 def check_folder(folder: str | Path, overwrite: bool = False) -> Path:
@@ -82,7 +85,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def write_files(folder: str | Path, files: Mapping[str, bytes], overwrite: bool = False) -> Path:
-    """Write files into a folder, and remove pictures that a larger report left there before.
+    """Write files into a folder, and remove pictures and tensors that another report left there before.
 
     Args:
         folder: where the files go; made, with its parents, if it is not there.
@@ -131,7 +134,8 @@ def _make_private(folder: Path) -> None:
 
 def _remove_stale(folder: Path, files: Mapping[str, bytes]) -> None:
     for entry in folder.iterdir():
-        if PICTURE.fullmatch(entry.name) and entry.name not in files and not entry.is_dir():
+        stale = PICTURE.fullmatch(entry.name) or entry.name == TENSORS
+        if stale and entry.name not in files and not entry.is_dir():
             entry.unlink()
 
 

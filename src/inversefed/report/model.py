@@ -199,7 +199,7 @@ class Report:
 
         return page(self, images)
 
-    def save(self, folder: str | Path, overwrite: bool = False, images: bool = True) -> Path:
+    def save(self, folder: str | Path, overwrite: bool = False, images: bool = True, tensors: bool = False) -> Path:
         """Write `report.json`, `report.html`, `report.md` and a PNG for every target and reconstruction.
 
         Args:
@@ -207,6 +207,8 @@ class Report:
             overwrite: whether files of an earlier report may be replaced; others are never touched.
             images: whether pictures are written; `False` leaves no pixel on disk, and removes those of an earlier
                 report that is replaced.
+            tensors: whether `reconstruction.safetensors` is written too: images and labels as they were recovered, to
+                the last bit, in the attack's own order.
 
         Returns:
             The folder's path.
@@ -214,7 +216,9 @@ class Report:
         Raises:
             InputError: the folder is not empty and `overwrite` is false, or it cannot be written to.
         """
-        from inversefed.report.folder import check_folder, write_files
+        from safetensors.torch import save
+
+        from inversefed.report.folder import TENSORS, check_folder, write_files
         from inversefed.report.png import png
 
         check_folder(folder, overwrite)
@@ -223,6 +227,9 @@ class Report:
         texts = {"report.json": self.to_json(), "report.html": self.to_html(images), "report.md": self.to_markdown()}
         # A file name that is not Unicode holds characters without an encoding; JSON reads the escapes back.
         encoded = {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
+        if tensors:
+            found = {"images": self.reconstruction.images, "labels": self.reconstruction.labels}
+            encoded[TENSORS] = save({name: each.detach().cpu().contiguous() for name, each in found.items()})
         return write_files(folder, pictures | encoded, overwrite)
 
 

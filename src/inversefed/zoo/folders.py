@@ -68,7 +68,7 @@ def read_folder(path: Path, split: str) -> Dataset:
     classes = _class_folders(root)
     if classes:
         return _by_class(path.name, classes, None)
-    files = _pictures(root)
+    files = pictures_in(root)
     if not files:
         raise InputError(f"no pictures in {root} nor in its sub-folders; looked for {', '.join(sorted(_ENDINGS))}")
     labels = [_label(file) for file in files]
@@ -88,7 +88,7 @@ def read_bsds(path: Path, split: str, channels: int) -> Dataset:
     images = Path("BSDS500/data/images")
     places = [path / images, path / "BSR" / images, path / "BSDS500" / "images", path]
     root = next((place / split for place in places if (place / split).is_dir()), None)
-    files = _pictures(root) if root else []
+    files = pictures_in(root) if root else []
     if not files:
         raise InputError(f"no BSDS500 pictures: looked for {', '.join(str(place / split) for place in places)}")
     source = Files(files, [0] * len(files), (3, 256, 256))
@@ -110,10 +110,11 @@ def _dataset(name: str, classes: tuple[str, ...], source: Files) -> Dataset:
 
 def _class_folders(root: Path) -> list[tuple[Path, list[Path]]]:
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return [(folder, members) for folder in folders if (members := _pictures(folder))]
+    return [(folder, members) for folder in folders if (members := pictures_in(folder))]
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder by their endings, in the order of their names."""
     return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in _ENDINGS)
 
 

@@ -28,9 +28,10 @@ MAY = {
     "specs": GROUND | {"fl", "attacks", "updates", "zoo"},
     "zoo": GROUND,
     "frontier": GROUND | {"fl", "attacks", "evaluation", "report", "assessment"},
+    "experiments": GROUND | {"fl", "attacks", "evaluation", "report", "scenario", "specs", "pipeline", "zoo"},
     "cli": GROUND
     | {"fl", "updates", "attacks", "controls", "evaluation", "report", "zoo", "specs"}
-    | {"scenario", "pipeline", "frontier"},
+    | {"scenario", "pipeline", "frontier", "experiments"},
     "compat": GROUND | {"fl", "attacks", "evaluation", "report", "zoo", "pipeline"},
     "__main__": {"cli"},
     "__init__": set(),

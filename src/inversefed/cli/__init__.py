@@ -9,7 +9,23 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from inversefed.cli.options import Audit, Command, Convert, Defend, Gate, Inspect, List, Purge, Train, parse
+from inversefed.cli.options import (
+    Audit,
+    Command,
+    Convert,
+    Defend,
+    Gate,
+    Inspect,
+    List,
+    Purge,
+    Results,
+    Resume,
+    Runs,
+    ShowStatus,
+    Sweep,
+    Train,
+    parse,
+)
 from inversefed.errors import InversefedError
 
 __all__ = ["main"]
@@ -22,6 +38,11 @@ _RUNS: dict[type[Command], tuple[str, str]] = {
     Inspect: ("inspect", "run_inspect"),
     List: ("list", "run_list"),
     Purge: ("purge", "run_purge"),
+    Results: ("runs", "run_results"),
+    Resume: ("sweep", "run_resume"),
+    Runs: ("runs", "run_runs"),
+    ShowStatus: ("runs", "run_status"),
+    Sweep: ("sweep", "run_sweep"),
     Train: ("train", "run_train"),
 }
 """Where each command is carried out."""

@@ -17,7 +17,26 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positio
 from inversefed.errors import ConfigError, InputError
 from inversefed.specs.sources import Asked, Model, Pictures, Received, Sources, Stated, plain_json, read_fields
 
-__all__ = ["Audit", "Command", "Convert", "Defend", "Gate", "Inspect", "List", "Purge", "Setting", "Train", "parse"]
+__all__ = [
+    "Audit",
+    "Command",
+    "Convert",
+    "Defend",
+    "Executing",
+    "Gate",
+    "InLedger",
+    "Inspect",
+    "List",
+    "Purge",
+    "Results",
+    "Resume",
+    "Runs",
+    "Setting",
+    "ShowStatus",
+    "Sweep",
+    "Train",
+    "parse",
+]
 
 Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "losses", "metrics"]
 
@@ -329,6 +348,100 @@ class Purge:
     """Log more, and show where an error came from."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class InLedger:
+    """Where runs are kept."""
+
+    ledger: str = "runs/ledger.db"
+    """The ledger: an SQLite file, or a URL such as postgresql+psycopg://USER@HOST/DATABASE."""
+    ledger_folder: Path | None = None
+    """Where reports, pictures and trained weights go; by default the folder of the SQLite file, or runs/."""
+    quiet: Annotated[bool, arg(aliases=["-q"])] = False
+    """Print nothing but errors."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executing:
+    """Where the audits run."""
+
+    workers: int | None = None
+    """How many processes; by default one a core."""
+    threads: int = 1
+    """CPU threads of each; results are the same bits only with the same number."""
+    retries: int = 5
+    """How often the process of an audit may die before the audit counts as failed."""
+
+
+@dataclass(frozen=True)
+class Sweep(Executing, InLedger):
+    """Carry out many audits: a plan's product of targets, networks, clients, defenses, attacks and seeds.
+
+    A run can be killed at any moment: `inversefed resume NAME` goes on, nothing that was finished is done again, and
+    the results are those of a run that was not killed.
+    """
+
+    plan: Annotated[Positional[Path], arg(metavar="PLAN")]
+    """The plan, a YAML file, or the name of one that ships (see --list)."""
+    run: str | None = None
+    """Name of the run; by default the plan's."""
+    dry_run: bool = False
+    """Say how many audits there are, and what memory and time they are predicted to take; write nothing."""
+
+
+@dataclass(frozen=True)
+class Resume(Executing, InLedger):
+    """Go on with a run that was cut short."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """The run."""
+    retry: bool = False
+    """Try failed audits again."""
+
+
+@dataclass(frozen=True)
+class ShowStatus(InLedger):
+    """Say how far a run is, with the time left."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """The run."""
+    watch: bool = False
+    """Go on saying it, until the run has ended."""
+    json: bool = False
+    """Print JSON on standard output."""
+
+
+@dataclass(frozen=True)
+class Results(InLedger):
+    """Print the results of a run, one row an audit, or write them to a file."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """The run."""
+    summary: bool = False
+    """One row for all targets and seeds of a setting: n, failures, means, deviations and 95 % intervals."""
+    csv: bool = False
+    """As CSV."""
+    markdown: bool = False
+    """As a table in Markdown, which is the default."""
+    parquet: bool = False
+    """As a Parquet file, which needs --output."""
+    output: Path | None = None
+    """The file to write, instead of standard output."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+
+@dataclass(frozen=True)
+class Runs(InLedger):
+    """List the runs of a ledger, or remove some with all that they wrote."""
+
+    remove: tuple[str, ...] = ()
+    """Runs to remove, with their results, reports and pictures; what another run shares stays."""
+    yes: Annotated[bool, arg(aliases=["-y"])] = False
+    """Do not ask."""
+
+
 @dataclass(frozen=True)
 class List:
     """List what can be chosen by name."""
@@ -337,7 +450,9 @@ class List:
     """The kind of piece."""
 
 
-Command: TypeAlias = Audit | Convert | Defend | Gate | Inspect | Purge | Train | List
+Plain: TypeAlias = Convert | Purge | Train | Sweep | Resume | ShowStatus | Results | Runs | List
+"""Commands whose options stand in one group."""
+Command: TypeAlias = Audit | Defend | Gate | Inspect | Plain
 
 
 _GROUPS: Mapping[str, type] = {
@@ -381,7 +496,7 @@ def _in_help(group: type) -> None:
             hints[each.name] = Annotated[hints[each.name], arg(help_behavior_hint="", metavar=many)]
 
 
-for _group in {*_GROUPS.values(), Asked, Train, Purge}:
+for _group in {*_GROUPS.values(), Asked, Train, Purge, InLedger, Executing, Sweep, Resume, ShowStatus, Results, Runs}:
     _in_help(_group)
 
 
@@ -406,6 +521,11 @@ def parse(arguments: Sequence[str]) -> Command:
         Annotated[Convert, subcommand("convert")]
         | Annotated[Purge, subcommand("purge")]
         | Annotated[Train, subcommand("train")]
+        | Annotated[Sweep, subcommand("sweep")]
+        | Annotated[Resume, subcommand("resume")]
+        | Annotated[ShowStatus, subcommand("status")]
+        | Annotated[Results, subcommand("results")]
+        | Annotated[Runs, subcommand("runs")]
         | Annotated[List, subcommand("list")]
     )
     # Beside a config file a switch may have to be turned off again, so it needs both its forms there.
@@ -417,9 +537,10 @@ def parse(arguments: Sequence[str]) -> Command:
         description="Find out what a client's update gives away in federated learning.",
         config=(OmitArgPrefixes, DisallowNone, *switches),
     )
-    if isinstance(read, Convert | Purge | Train | List):
-        return read
-    command = _GROUPED[type(read).__name__]
+    command = _GROUPED.get(type(read).__name__)
+    if command is None:
+        plain: Plain = read
+        return plain
     return command(**{name: value for group in vars(read).values() for name, value in vars(group).items()})
 
 

@@ -194,6 +194,10 @@ class GradientInversion:
             made_by=repr(self),
         )
 
+    def predicted_bytes(self, observation: Observation) -> int | None:
+        """Memory at the peak of a step of one restart, in bytes, by shapes alone; `None` where these do not tell."""
+        return _Need(self._problem(observation)).predicted
+
     @property
     def planned_steps(self) -> int:
         """Iterations of all restarts together, where none ends early."""
@@ -443,12 +447,13 @@ class _Need:
     @property
     def step(self) -> int:
         """Bytes at the peak of a step of one restart; it is run once where shapes alone do not tell."""
-        if self._predicted is None:
+        if self.predicted is None:
             return memory.measured_live_bytes(self._problem.loss, self._variables)
-        return self._predicted
+        return self.predicted
 
     @cached_property
-    def _predicted(self) -> int | None:
+    def predicted(self) -> int | None:
+        """The same by shapes alone; `None` where these do not tell."""
         return memory.step_bytes(self._problem.loss, self._variables)
 
     @property
@@ -459,9 +464,9 @@ class _Need:
 
     def findings(self) -> tuple[Finding, ...]:
         """What a network that takes time needs, where shapes alone tell; a small one is not asked."""
-        if self._problem.observation.network.operations() < _WORTH_SHARING or self._predicted is None:
+        if self._problem.observation.network.operations() < _WORTH_SHARING or self.predicted is None:
             return ()
-        needed, free = self._predicted, self.available
+        needed, free = self.predicted, self.available
         level: Literal["info", "warning"] = "info" if needed < free else "warning"
         message = f"A step was predicted to take {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB were free."
         return (Finding(Code.MEMORY, level, message, {"step_bytes": needed, "available_bytes": free}),)

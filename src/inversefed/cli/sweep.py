@@ -1,0 +1,125 @@
+"""`inversefed sweep` and `resume`: a plan into a ledger, and its audits into processes."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from inversefed.cli.options import Executing, InLedger, Resume, Sweep
+from inversefed.cli.progress import Tell, progress
+from inversefed.errors import InputError
+from inversefed.experiments.estimate import estimate
+from inversefed.experiments.ledger import Ledger, Run, Standing
+from inversefed.experiments.local import LocalProcesses
+from inversefed.experiments.plan import Plan
+from inversefed.experiments.plan_file import read_plan, shipped
+from inversefed.experiments.planning import add_run, write_jobs
+
+__all__ = ["open_ledger", "run_resume", "run_sweep"]
+
+
+def run_sweep(options: Sweep) -> int:
+    """Write the plan into the ledger and carry it out.
+
+    Returns:
+        0; 1 if an audit failed; 130 after Ctrl-C, what was finished kept.
+    """
+    plan = _plan(options.plan)
+    if options.dry_run:
+        return _dry_run(plan, options)
+    ledger = open_ledger(options)
+    run = add_run(ledger, plan, options.run)
+    return _carry_out(ledger, run, options, options)
+
+
+def run_resume(options: Resume) -> int:
+    """Go on with a run.
+
+    Returns:
+        As `run_sweep`.
+    """
+    ledger = open_ledger(options)
+    run = ledger.run(options.name)
+    if options.retry:
+        count = ledger.retry(run)
+        if not options.quiet:
+            print(f"{count} failed audits are tried again", file=sys.stderr)
+    return _carry_out(ledger, run, options, options)
+
+
+def open_ledger(options: InLedger) -> Ledger:
+    """The ledger that the options name."""
+    return Ledger(options.ledger, options.ledger_folder)
+
+
+def _plan(path: Path) -> Plan:
+    """The plan in a file, or one that ships."""
+    own = shipped()
+    if not path.exists() and str(path) in own:
+        return read_plan(own[str(path)])
+    if not path.exists():
+        raise InputError(f"there is no file {path}, and no plan of that name ships; these do: {', '.join(own)}")
+    return read_plan(path)
+
+
+def _carry_out(ledger: Ledger, run: Run, executing: Executing, options: InLedger) -> int:
+    execute = LocalProcesses(executing.workers, executing.threads, executing.retries)
+    again = f"inversefed resume {shlex.quote(run.name)}"
+    again += "" if options.ledger == "runs/ledger.db" else f" --ledger {shlex.quote(options.ledger)}"
+    try:
+        if not run.planned:
+            with progress(f"planning {run.name}", options.quiet) as tell:
+                write_jobs(ledger, run, tell)
+        with progress(run.name, options.quiet) as tell:
+            standing = execute(ledger, run, lambda now: _tell(tell, now, execute.count))
+    except KeyboardInterrupt:
+        print(f"inversefed: interrupted; what was finished is kept, and `{again}` goes on", file=sys.stderr)
+        return 130
+    if not options.quiet:
+        print(said(standing))
+        print(f"results: inversefed results {shlex.quote(run.name)}" + again.partition(shlex.quote(run.name))[2])
+    failed = ledger.jobs(run, "failed")
+    for each in failed[:3]:
+        print(f"inversefed: failed: {each.network}, {each.client}, {each.images}: {each.error}", file=sys.stderr)
+    if len(failed) > 3:
+        print(f"inversefed: and {len(failed) - 3} more; the table has all", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def said(standing: Standing) -> str:
+    """How far a run is, in a line."""
+    parts = [f"{standing.counts['done']} of {standing.total} audits done"]
+    parts += [
+        f"{standing.counts[state]} {state}" for state in ("running", "queued", "failed") if standing.counts[state]
+    ]
+    return ", ".join(parts)
+
+
+def _tell(tell: Tell, standing: Standing, workers: int) -> None:
+    left = standing.remaining(workers)
+    text = f"audits; {standing.counts['failed']} failed" if standing.counts["failed"] else "audits"
+    done = standing.total - standing.open
+    tell(done, standing.total, text + ("" if left is None or not standing.open else f"; {length(left)} left"))
+
+
+def length(seconds: float) -> str:
+    """A length of time as people say it.
+
+    >>> length(42), length(600), length(7300)
+    ('42 s', '10 min', '2.0 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _dry_run(plan: Plan, options: Sweep) -> int:
+    with progress("measuring", options.quiet) as tell:
+        found = estimate(plan, tell)
+    workers = LocalProcesses(options.workers, options.threads, options.retries).count
+    print(f"{plan.name}: {len(plan)} audits")
+    for line in found:
+        time = "not known" if line.seconds is None else length(line.seconds)
+        print(f"  {line.count} x {line.name}: about {time} and {line.bytes / 1e6:.0f} MB each")
+    known = [line.seconds * line.count for line in found if line.seconds is not None]
+    print(f"about {length(sum(known) / workers)} with {workers} processes, by the rate of the first seconds of each")
+    return 0

@@ -1,0 +1,255 @@
+"""One process that takes jobs from a ledger, audits, and writes what came of it.
+
+    claim -> scenario -> audit (checkpointed, with heartbeats) -> files -> result and "done" in one transaction
+
+The files of a job are written before its result: a process that dies between the two leaves files that the next attempt
+replaces, and no result without files. The search goes on from its checkpoint, and ends with the same bits.
+"""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from inversefed.errors import InputError, InversefedError
+from inversefed.experiments.ledger import Job, Ledger, Run
+from inversefed.experiments.table import outcome_of
+from inversefed.pipeline import audit
+from inversefed.report.model import Report
+from inversefed.report.png import png
+from inversefed.report.purge import find, remove
+from inversefed.scenario import Scenario
+from inversefed.types import Step
+
+__all__ = ["BEAT", "Memory", "Places", "remove_files", "run_job", "work"]
+
+BEAT = 5.0
+"""Seconds between two heartbeats; each also says how far the job is."""
+_PREVIEW = 2.0
+"""Seconds between two pictures of a running search."""
+_WATCH = 0.5
+"""Seconds between two looks at whether the process that began this one is still there."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the files of jobs are.
+
+    Args:
+        folder: the ledger's.
+    """
+
+    folder: Path
+
+    def job(self, hash: str) -> Path:
+        """The folder of a job's report and pictures."""
+        return self.folder / "jobs" / hash[:2] / hash
+
+    def live(self, hash: str) -> Path:
+        """The folder of what a running job has: its checkpoint, and the picture so far."""
+        return self.folder / "live" / hash
+
+    def checkpoint(self, hash: str) -> Path:
+        """The state of its search."""
+        return self.live(hash) / "search.checkpoint"
+
+    def weights(self) -> Path:
+        """The folder of networks that were trained for plans."""
+        return self.folder / "weights"
+
+
+@dataclass
+class Memory:
+    """The tensors that the last job had: jobs that share pictures and weights follow each other."""
+
+    last: Scenario | None = field(default=None, repr=False)
+
+    def loaded(self, scenario: Scenario) -> Scenario:
+        """The scenario with its tensors, loaded or taken from the last one."""
+        if self.last is None or _key(self.last) != _key(scenario):
+            self.last = scenario.loaded()
+        same = self.last
+        assert same.held is not None
+        return replace(scenario, held=same.held, loss=same.loss, mean=same.mean, std=same.std, versions=same.versions)
+
+
+def work(
+    url: str,
+    folder: Path,
+    run: Run,
+    owner: str,
+    *,
+    memory: int | None = None,
+    parent: int | None = None,
+    jobs: int | None = None,
+) -> int:
+    """Take jobs until there is none.
+
+    Args:
+        url: of the ledger.
+        folder: of its files.
+        run: whose jobs.
+        owner: the name of this process in the ledger.
+        memory: bytes that all running jobs may take together.
+        parent: the process that began this one, which ends when that is gone; `None` for nobody.
+        jobs: how many to take at most; `None` for all.
+
+    Returns:
+        How many were taken.
+    """
+    ledger, shared, taken = Ledger(url, folder), Memory(), 0
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    while jobs is None or taken < jobs:
+        job = ledger.claim(run, owner, memory)
+        if job is None:
+            if memory is None or not ledger.standing(run).counts["queued"]:
+                break
+            time.sleep(_WATCH)  # what is left does not fit beside what runs
+            continue
+        run_job(ledger, job, shared)
+        taken += 1
+    ledger.close()
+    return taken
+
+
+def run_job(ledger: Ledger, job: Job, shared: Memory) -> bool:
+    """Audit one job and write what came of it, an error included.
+
+    Returns:
+        Whether its result was written.
+    """
+    places = Places(ledger.folder)
+    try:
+        with _Pulse(ledger, job, places) as pulse:
+            report, seconds = _audited(job, shared, places, pulse)
+        if pulse.lost:
+            return False
+        kept = places.job(job.hash)
+        report.save(kept, overwrite=True, tensors=True)
+        written = ledger.finish(job, outcome_of(report, seconds))
+    except InversefedError as error:
+        if isinstance(error, InputError) and str(error).startswith("the ledger "):
+            raise  # nobody to tell: the ledger itself cannot be written to
+        written = not ledger.fail(job, f"{type(error).__name__}: {error}")
+    except MemoryError as error:
+        written = not ledger.fail(job, f"MemoryError: {error or 'there was not enough memory'}")
+    _remove_live(places, job.hash)
+    return written
+
+
+def _audited(job: Job, shared: Memory, places: Places, pulse: "_Pulse") -> tuple[Report, float]:
+    began = time.perf_counter()
+    scenario = shared.loaded(Scenario.from_dict(json.loads(job.scenario)))
+    checkpoint = places.checkpoint(job.hash)
+    _make_private(checkpoint.parent)
+    if checkpoint.exists():
+        with contextlib.suppress(InputError):  # of another version, or damaged: begin again
+            return audit(scenario, on_step=pulse.step, checkpoint=checkpoint, resume=checkpoint), _since(began)
+        checkpoint.unlink(missing_ok=True)
+    return audit(scenario, on_step=pulse.step, checkpoint=checkpoint), _since(began)
+
+
+def _since(began: float) -> float:
+    return time.perf_counter() - began
+
+
+class _Pulse:
+    """Holds a job's lease in a thread of its own, and says how far the job is."""
+
+    def __init__(self, ledger: Ledger, job: Job, places: Places) -> None:
+        self.lost = False
+        self._ledger, self._job = ledger, job
+        self._preview = places.live(job.hash) / "so_far.png"
+        self._said: dict[str, Any] | None = None
+        self._shown = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "_Pulse":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def step(self, step: Step) -> bool:
+        """Look at a step; whether to stop, because the job is another's by now."""
+        remaining = step.remaining if step.remaining < float("inf") else None
+        self._said = {
+            "iteration": step.iteration + step.restart * step.iterations,
+            "iterations": step.iterations * step.restarts,
+            "loss": step.loss if abs(step.loss) < float("inf") else None,
+            "remaining": remaining,
+        }
+        if time.monotonic() - self._shown > _PREVIEW:
+            self._shown = time.monotonic()
+            with contextlib.suppress(OSError, InputError):  # a picture to look at is worth no failure
+                write_picture(self._preview, png(step.best()[0]))
+        return self.lost
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            try:
+                self.lost = not self._ledger.beat(self._job, self._said)
+            except InversefedError:  # busy or full for now; the lease is long enough for several tries
+                continue
+
+
+def write_picture(path: Path, content: bytes) -> None:
+    """Replace a picture at once, for its owner only."""
+    part = path.with_name(f"{path.name}.part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+    part.replace(path)
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _remove_live(places: Places, hash: str) -> None:
+    folder = places.live(hash)
+    for name in ("search.checkpoint", "search.checkpoint.partial", "so_far.png", "so_far.png.part"):
+        with contextlib.suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def remove_files(folder: Path, hash: str) -> None:
+    """Remove what a job wrote, and nothing else.
+
+    Raises:
+        InputError: a file that may not be removed.
+    """
+    places = Places(folder)
+    _remove_live(places, hash)
+    kept = places.job(hash)
+    if kept.is_dir():
+        for leftover in find([kept]):
+            remove(leftover)
+        with contextlib.suppress(OSError):  # other jobs are in it
+            kept.parent.rmdir()
+
+
+def _end_with(parent: int) -> None:
+    """End this process, in the middle of its job, when the one that began it is gone."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    os._exit(1)
+
+
+def _key(scenario: Scenario) -> Any:
+    """What a load depends on: a record says it by hash."""
+    sources = None if scenario.sources is None else replace(scenario.sources, client="FedSGD")
+    return sources, scenario.seed, scenario.sha256

@@ -5,7 +5,8 @@
     ├── InputError               pictures, labels or files that cannot be used
     │   ├── MetadataError        what an update says of itself cannot be
     │   ├── UpdateMismatchError  an update that does not fit the network
-    │   └── UnsafeFileError      a file that was refused before it was read
+    │   ├── UnsafeFileError      a file that was refused before it was read
+    │   └── StorageError         the disk or database that results go to cannot be written
     ├── ThreatModelError         the attack needs what the observation hides
     └── UnsupportedNetworkError  a module that cannot be audited, or not by this method
 
@@ -22,6 +23,7 @@ __all__ = [
     "InputError",
     "InversefedError",
     "MetadataError",
+    "StorageError",
     "ThreatModelError",
     "UnsafeFileError",
     "UnsupportedNetworkError",
@@ -62,6 +64,10 @@ class UpdateMismatchError(InputError):
 
 class UnsafeFileError(InputError):
     """A file that was refused before anything in it was run or loaded."""
+
+
+class StorageError(InputError):
+    """The disk or database that results go to cannot be read or written; what was finished before is kept."""
 
 
 class ThreatModelError(InversefedError):

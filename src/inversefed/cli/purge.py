@@ -8,6 +8,7 @@ from pathlib import Path
 from inversefed.attacks.search.checkpoint import is_checkpoint
 from inversefed.cli.options import Purge
 from inversefed.errors import ConfigError
+from inversefed.experiments.places import is_preview
 from inversefed.report.purge import Leftover, find, remove
 
 __all__ = ["run_purge"]
@@ -27,7 +28,8 @@ def run_purge(options: Purge) -> int:
     """
     before = time.time() - _age(options.older_than)
     folders = options.runs or tuple(path for path in (Path("runs"),) if path.exists())
-    found = [leftover for leftover in find(folders, is_checkpoint) if leftover.written <= before]
+    leftovers = find(folders, lambda path: is_checkpoint(path) or is_preview(path))
+    found = [leftover for leftover in leftovers if leftover.written <= before]
     if not options.quiet:
         _list(found)
     if not found or options.dry_run or not _confirmed(options, len(found)):

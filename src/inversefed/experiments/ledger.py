@@ -29,7 +29,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
-from inversefed.errors import ConfigError, InputError, unknown_name
+from inversefed.errors import ConfigError, InputError, StorageError, unknown_name
 from inversefed.experiments.schema import (
     DONE,
     FAILED,
@@ -185,7 +185,8 @@ class Ledger:
 
     Raises:
         ConfigError: no such database.
-        InputError: it cannot be opened, or a newer version wrote it.
+        InputError: a newer version wrote it, or another program.
+        StorageError: it cannot be opened.
     """
 
     def __init__(self, url: str, folder: Path | None = None) -> None:
@@ -202,7 +203,11 @@ class Ledger:
                 _private_file(file)
             self.folder = (folder or (file.parent if file is not None else Path("runs"))).expanduser().absolute()
             self.engine = _engine(self.url, self.is_sqlite)
-            self._migrate()
+            try:
+                self._migrate()
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Give the connections back."""
@@ -421,7 +426,8 @@ class Ledger:
         joined = run_job.join(job, run_job.c.job_id == job.c.id)
         with self._reading() as connection:
             by_state = sa.select(job.c.state, sa.func.count()).select_from(joined).where(run_job.c.run_id == of.id)
-            counts = dict.fromkeys(STATES, 0) | dict(connection.execute(by_state.group_by(job.c.state)).tuples().all())
+            found = connection.execute(by_state.group_by(job.c.state)).all()
+            counts = dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in found}
             mean = sa.select(sa.func.avg(result.c.seconds)).where(result.c.job_id.in_(_ids(of)))
             seconds = connection.execute(mean).scalar_one()
         return Standing(counts, None if seconds is None else float(seconds))
@@ -504,7 +510,8 @@ class Ledger:
             return
         connection.execute(insert(job).on_conflict_do_nothing(), [vars(each) | fresh for each in jobs])
         hashes = [each.hash for each in jobs]
-        ids = dict(connection.execute(sa.select(job.c.hash, job.c.id).where(job.c.hash.in_(hashes))).tuples().all())
+        there = connection.execute(sa.select(job.c.hash, job.c.id).where(job.c.hash.in_(hashes))).all()
+        ids = {row.hash: row.id for row in there}
         links = [
             {"run_id": into.id, "job_id": ids[each.hash], "position": first + number}
             for number, each in enumerate(jobs)
@@ -583,7 +590,7 @@ def _refuse(url: str, error: Exception) -> NoReturn:
         ("unable to open", "name a file in a folder that is there and that you may write to, by --ledger"),
     )
     cure = next((text for word, text in cures if word in said), "see --ledger")
-    raise InputError(f"the ledger {shown_url(url)} cannot be used: {said}; {cure}") from error
+    raise StorageError(f"the ledger {shown_url(url)} cannot be used: {said}; {cure}") from error
 
 
 def _engine(url: str, is_sqlite: bool) -> Engine:
@@ -627,7 +634,7 @@ def _private_file(file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
-        raise InputError(f"the ledger {file} cannot be opened: {error.strerror or error}; see --ledger") from error
+        raise StorageError(f"the ledger {file} cannot be opened: {error.strerror or error}; see --ledger") from error
 
 
 def _is_dead(owner: str) -> bool:

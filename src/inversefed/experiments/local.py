@@ -4,8 +4,11 @@ A process that dies is replaced, and its job queued again. When this one ends, h
 their jobs are given back to the next `resume`.
 """
 
+import logging
 import multiprocessing
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +19,7 @@ from pathlib import Path
 import torch
 
 from inversefed.attacks.search.memory import available_bytes
-from inversefed.errors import ConfigError, InputError
+from inversefed.errors import ConfigError, InputError, StorageError
 from inversefed.experiments.ledger import Ledger, Run, Standing, new_owner
 from inversefed.experiments.work import work
 
@@ -26,6 +29,8 @@ _LOOK = 0.2
 """Seconds between two looks at the processes."""
 _PROCESS = 400_000_000
 """Bytes that a process has before it does anything: Python, torch, and what both load."""
+_UNWRITABLE = 74
+"""Exit status of a process that could not write its results (`EX_IOERR`)."""
 _BEFORE_WORK = 3
 """How many processes may die in a row without having taken a job: then it is not the jobs."""
 
@@ -70,7 +75,8 @@ class LocalProcesses:
             How far it came.
 
         Raises:
-            InputError: processes die before they take a job, or the ledger cannot be written to.
+            InputError: processes die before they take a job.
+            StorageError: results cannot be written.
         """
         ledger.release_dead()
         free = self.memory
@@ -111,6 +117,11 @@ class _Crew:
             if process.exitcode is None:
                 continue
             del self.members[owner]
+            if process.exitcode == _UNWRITABLE:
+                raise StorageError(
+                    "a worker could not write its results; its message stands above. What was finished is kept: "
+                    "`inversefed resume` goes on from there"
+                )
             had = self.ledger.release(owner, died=process.exitcode != 0, most=self.retries)
             self.idle_deaths = self.idle_deaths + 1 if process.exitcode and not had else 0
         if self.idle_deaths >= _BEFORE_WORK:
@@ -157,12 +168,14 @@ class _Crew:
 
 def _worker(url: str, folder: Path, run: Run, owner: str, memory: int, parent: int, threads: int, number: int) -> None:
     """A process of its own."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that began this one decides
     torch.set_num_threads(threads)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > threads:
         first = number * threads % len(cores)
         os.sched_setaffinity(0, {cores[(first + each) % len(cores)] for each in range(threads)})
-    work(url, folder, run, owner, memory=memory, parent=parent)
+    try:
+        work(url, folder, run, owner, memory=memory, parent=parent)
+    except StorageError as error:
+        logging.getLogger("inversefed").error("%s", error)
+        sys.exit(_UNWRITABLE)

@@ -16,6 +16,7 @@ from inversefed.attacks import SearchAttack
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.errors import InversefedError
 from inversefed.experiments.ledger import Ledger, NewJob, Run
+from inversefed.experiments.places import Places
 from inversefed.experiments.plan import Cell, ModelSpec, Plan, Training, shown
 from inversefed.experiments.plan_file import parse_plan
 from inversefed.scenario import Scenario
@@ -47,7 +48,7 @@ def add_run(ledger: Ledger, plan: Plan, name: str | None = None) -> Run:
 def write_jobs(ledger: Ledger, run: Run, tell: Tell = lambda *_: None) -> None:
     """Write all jobs of a run that are not there yet; a run whose writing was cut short is taken up."""
     plan = parse_plan(run.plan, f"the plan of the run {run.name!r}")
-    folder = ledger.folder / "weights"
+    folder = Places(ledger.folder).weights()
     ready = plan.trained(lambda model: _weights(model, folder, tell))
     ledger.plan_jobs(run, jobs_of(ready, tell))
 

@@ -8,6 +8,7 @@ replaces, and no result without files. The search goes on from its checkpoint, a
 
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -15,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from inversefed.errors import InputError, InversefedError
+from inversefed.errors import InputError, InversefedError, StorageError
 from inversefed.experiments.ledger import Job, Ledger, Run
+from inversefed.experiments.places import Places
 from inversefed.experiments.table import outcome_of
 from inversefed.pipeline import audit
 from inversefed.report.model import Report
@@ -25,7 +27,7 @@ from inversefed.report.purge import find, remove
 from inversefed.scenario import Scenario
 from inversefed.types import Step
 
-__all__ = ["BEAT", "Memory", "Places", "remove_files", "run_job", "work"]
+__all__ = ["BEAT", "Memory", "remove_files", "run_job", "work"]
 
 BEAT = 5.0
 """Seconds between two heartbeats; each also says how far the job is."""
@@ -33,33 +35,6 @@ _PREVIEW = 2.0
 """Seconds between two pictures of a running search."""
 _WATCH = 0.5
 """Seconds between two looks at whether the process that began this one is still there."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the files of jobs are.
-
-    Args:
-        folder: the ledger's.
-    """
-
-    folder: Path
-
-    def job(self, hash: str) -> Path:
-        """The folder of a job's report and pictures."""
-        return self.folder / "jobs" / hash[:2] / hash
-
-    def live(self, hash: str) -> Path:
-        """The folder of what a running job has: its checkpoint, and the picture so far."""
-        return self.folder / "live" / hash
-
-    def checkpoint(self, hash: str) -> Path:
-        """The state of its search."""
-        return self.live(hash) / "search.checkpoint"
-
-    def weights(self) -> Path:
-        """The folder of networks that were trained for plans."""
-        return self.folder / "weights"
 
 
 @dataclass
@@ -100,6 +75,9 @@ def work(
 
     Returns:
         How many were taken.
+
+    Raises:
+        StorageError: results cannot be written; the job at hand is not lost.
     """
     ledger, shared, taken = Ledger(url, folder), Memory(), 0
     if parent is not None:
@@ -129,17 +107,25 @@ def run_job(ledger: Ledger, job: Job, shared: Memory) -> bool:
             report, seconds = _audited(job, shared, places, pulse)
         if pulse.lost:
             return False
-        kept = places.job(job.hash)
-        report.save(kept, overwrite=True, tensors=True)
+        _save(report, places.job(job.hash))
         written = ledger.finish(job, outcome_of(report, seconds))
-    except InversefedError as error:
-        if isinstance(error, InputError) and str(error).startswith("the ledger "):
-            raise  # nobody to tell: the ledger itself cannot be written to
-        written = not ledger.fail(job, f"{type(error).__name__}: {error}")
-    except MemoryError as error:
-        written = not ledger.fail(job, f"MemoryError: {error or 'there was not enough memory'}")
+    except StorageError:
+        raise  # that is no fault of the job: it is done again where there is space
+    except Exception as error:  # the last door: one job that cannot be done does not stop the others
+        if not isinstance(error, InversefedError | MemoryError):
+            logging.getLogger(__name__).exception("the job %s raised what no audit should", job.hash)
+        ledger.fail(job, f"{type(error).__name__}: {error or 'there was not enough memory'}")
+        written = False
     _remove_live(places, job.hash)
     return written
+
+
+def _save(report: Report, folder: Path) -> None:
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        report.save(folder, overwrite=True, tensors=True)
+    except (InputError, OSError) as error:
+        raise StorageError(f"{error}; what was finished before is kept, and `inversefed resume` goes on") from error
 
 
 def _audited(job: Job, shared: Memory, places: Places, pulse: "_Pulse") -> tuple[Report, float]:
@@ -164,7 +150,7 @@ class _Pulse:
     def __init__(self, ledger: Ledger, job: Job, places: Places) -> None:
         self.lost = False
         self._ledger, self._job = ledger, job
-        self._preview = places.live(job.hash) / "so_far.png"
+        self._preview = places.preview(job.hash)
         self._said: dict[str, Any] | None = None
         self._shown = time.monotonic()
         self._ended = threading.Event()
@@ -214,14 +200,15 @@ def _make_private(folder: Path) -> None:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _remove_live(places: Places, hash: str) -> None:
     folder = places.live(hash)
-    for name in ("search.checkpoint", "search.checkpoint.partial", "so_far.png", "so_far.png.part"):
-        with contextlib.suppress(OSError):
-            (folder / name).unlink(missing_ok=True)
+    for file in (places.checkpoint(hash), places.preview(hash)):
+        for each in (file, *folder.glob(f"{file.name}.part*")):  # what a killed writer left
+            with contextlib.suppress(OSError):
+                each.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
 

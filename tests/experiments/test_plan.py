@@ -1,0 +1,129 @@
+"""Plans: what they expand to, and what is wrong with them, by line and column."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from inversefed.errors import ConfigError, InputError
+from inversefed.experiments.plan import ModelSpec, Plan, Targets, Training
+from inversefed.experiments.plan_file import parse_plan, read_plan, shipped
+from inversefed.experiments.planning import jobs_of
+from inversefed.report.png import png
+from inversefed.scenario import Scenario
+
+SMALL = """
+name: small
+targets: {limit: 2}
+networks: [LeNetZhu]
+clients: [{FedSGD: {}}, {FedAvg: {local_steps: 2, lr: 1e-3}}]
+defenses: [none, {GaussianNoise: 0.1}, [{Clip: {max_norm: 1.0}}, GaussianNoise(0.01)]]
+attacks: [{geiping: {max_iterations: 3}}, linear]
+seeds: [0, 1]
+nulls: 0
+"""
+
+
+def test_a_plan_is_the_product_of_its_lists() -> None:
+    plan = parse_plan(SMALL)
+    cells = list(plan.cells())
+    assert len(cells) == len(plan) == 2 * 2 * 3 * 2 * 2
+    assert len({(repr(c.scenario), c.target) for c in cells}) == len(cells)
+    assert plan.clients[1].lr == 1e-3 and isinstance(plan.clients[1].lr, float)
+    assert [len(each) for each in plan.defenses] == [0, 1, 2]
+    assert cells[0].scenario.attack.max_iterations == 3
+
+
+def test_jobs_have_the_hashes_of_the_same_audits_by_themselves() -> None:
+    plan = parse_plan("name: x\nclients: [FedSGD, FedAvg(2)]\nattacks: [{geiping: {max_iterations: 3}}]\nseeds: [0, 1]")
+    jobs = list(jobs_of(plan))
+    assert len({job.hash for job in jobs}) == 4
+    for job, cell in zip(jobs, plan.cells(), strict=True):
+        assert cell.scenario.loaded().hash() == job.hash
+        again = Scenario.from_dict(json.loads(job.scenario)).loaded()  # raises where a tensor differs
+        assert again.hash() == job.hash
+    assert jobs[0].bytes > 0 and jobs[0].client == "FedSGD" and jobs[1].client == "FedAvg(local_steps=2)"
+
+
+def test_a_plan_is_read_back_from_what_a_ledger_holds(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(torch.rand(3, 32, 32)))
+    text = SMALL.replace("{limit: 2}", "[{limit: 2}, {images: ., num_images: 2, labels: [1, 2, 3]}]").replace(
+        "[LeNetZhu]", "[LeNetZhu, {ConvNet: {train: {epochs: [0, 1], dataset: CIFAR10}, train_mode: true}}]"
+    )
+    (tmp_path / "plan.yaml").write_text(text + "threat: {labels: known}\ntime_budget: 1.5m\n")
+    plan = read_plan(tmp_path / "plan.yaml")
+    assert parse_plan(json.dumps(plan.to_dict()), folder=Path("/elsewhere")).to_dict() == plan.to_dict()
+    assert plan.time_budget == 90 and plan.threat.labels == "known" and len(plan.models) == 3
+    assert [len(each.images) for each in plan.targets[1].sources()] == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "says"),
+    [
+        ("name: a\nnetwork: [LeNetZhu]", (2, 1), "did you mean networks"),
+        ("name: a\nnetworks: [LeNetZu]", (2, 12), "did you mean LeNetZhu"),
+        ("name: a\nattacks:\n  - geiping\n  - geipin", (4, 5), "did you mean geiping"),
+        ("name: a\nclients: [{FedAvg: {steps: 2}}]", (2, 11), "steps"),
+        ("name: a\nseeds: [0, x]", (2, 12), "a whole number was expected, got 'x'"),
+        ("name: a\nseeds: []", (2, 8), "at least one"),
+        ("name: a\nthreat: {labels: seen}", (2, 18), "unknown or known"),
+        ("name: a\ntargets: {dataset: CIFAR}", (2, 20), "CIFAR10"),
+        ("name: a\ntargets: {images: gone}", (2, 19), "no picture"),
+        ("name: a\ntargets: {limit: 0}", (2, 10), "at least 1"),
+        ("name: a\nnetworks: [{ConvNet: {weights: gone.pt}}]", (2, 32), "no file"),
+        ("name: a\nname: b", (2, 1), "twice"),
+        ("name: a\nattacks: ['os:system(1)']", (2, 11), "names code"),
+        ("name: a\nattacks: ['my.mod:Attack']", (2, 11), "names code"),
+        ("name: a\nnulls: !!python/object/apply:os.system [x]", (2, 8), "expected"),
+        ("name: a\nnulls: !x 3", (2, 8), "tag"),
+        ("name: a\n  b: [", (2, 4), "not YAML"),
+        ("name: ../a", (1, 7), "a name has letters"),
+        ("seeds: [1]", (1, 1), "needs a name"),
+        ("- a", (1, 1), "keys with values"),
+        ("name: a\ntime_budget: soon", (2, 14), "such as 30s"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(text: str, place: tuple[int, int], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        parse_plan(text, "plan.yaml")
+    assert str(caught.value).startswith(f"plan.yaml, line {place[0]}, column {place[1]}: ")
+
+
+def test_text_that_is_no_plan_is_refused(tmp_path: Path) -> None:
+    for text in ("", "a" * 10, "[" * 5000, "a: &b [*b]", "\x00"):
+        with pytest.raises(ConfigError):
+            parse_plan(text)
+    with pytest.raises(InputError):
+        read_plan(tmp_path / "nowhere.yaml")
+    (tmp_path / "large.yaml").write_bytes(b"#" * 1_000_001)
+    with pytest.raises(InputError, match="bytes"):
+        read_plan(tmp_path / "large.yaml")
+
+
+def test_numbers_are_those_of_yaml_1_2() -> None:
+    plan = parse_plan("name: no\nnote: on\nclients: [{FedAvg: {lr: 1e-2}}]\nseeds: [010]")
+    assert (plan.name, plan.note, plan.clients[0].lr, plan.seeds) == ("no", "on", 0.01, (10,))
+
+
+def test_pieces_that_no_text_builds_are_refused() -> None:
+    plan = Plan("x", loss=lambda logits, labels: logits.square().mean())
+    with pytest.raises(ConfigError, match="no text builds it"):
+        plan.to_dict()
+
+
+def test_networks_and_targets_refuse_what_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="not both"):
+        ModelSpec("ConvNet", weights="a.pt", train=Training())
+    with pytest.raises(ConfigError, match="epochs"):
+        Training(epochs=-1)
+    with pytest.raises(InputError, match="asked for"):
+        list(Targets(images=(Path(__file__).parent,)).sources())
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_plan_that_ships_is_read(name: str) -> None:
+    plan = read_plan(shipped()[name])
+    assert plan.name == name and plan.note and len(plan) > 1
+    assert parse_plan(json.dumps(plan.to_dict())).to_dict() == plan.to_dict()

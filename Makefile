@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test proofs check bench fuzz docs clean
+.PHONY: install audit test proofs check bench fuzz chaos docs clean
 
 install: $(VENV)/installed
 
@@ -29,6 +29,9 @@ bench: install
 
 fuzz: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_updates --seconds 240
+
+chaos: install
+	$(BIN)/python -m tests.experiments.chaos --kills 200 --jobs 60
 
 docs: install
 	$(BIN)/sphinx-build --fail-on-warning --builder html docs docs/_build/html

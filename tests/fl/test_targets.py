@@ -6,7 +6,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from inversefed.errors import InputError, UnsupportedNetworkError
-from inversefed.fl.losses import BinaryCrossEntropy, CrossEntropy, FocalLoss, MeanSquaredError
+from inversefed.fl.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    FocalLoss,
+    MeanSquaredError,
+    NegativeLogLikelihood,
+    as_loss,
+    reduction_of,
+)
 from inversefed.fl.network import Network, freeze
 from inversefed.fl.targets import as_rows, as_targets, check_labels, classes_of, forms, kinds, made_up_targets
 
@@ -114,3 +122,28 @@ def test_a_loss_with_numbers_of_its_own_runs_in_other_precision() -> None:
         outputs, labels = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 2])
         expected = F.cross_entropy(outputs, labels, weight=WEIGHT.double())
         torch.testing.assert_close(double.loss(outputs, labels), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (None, CrossEntropy()),
+        (nn.CrossEntropyLoss(reduction="sum", label_smoothing=0.1), CrossEntropy("sum", 0.1)),
+        (nn.NLLLoss(), NegativeLogLikelihood()),
+    ],
+)
+def test_a_loss_of_torch_that_is_one_of_ours_becomes_it_where_it_comes_in(theirs: object, ours: object) -> None:
+    assert network(3, theirs).loss == ours
+    outputs, labels = torch.randn(2, 3), torch.tensor([0, 2])
+    assert theirs is None or torch.equal(as_loss(theirs)(outputs, labels), theirs(outputs, labels))
+
+
+def test_a_loss_of_torch_that_holds_more_than_ours_stays_and_says_how_it_reduces() -> None:
+    kept = (
+        nn.CrossEntropyLoss(weight=WEIGHT, reduction="sum"), nn.CrossEntropyLoss(ignore_index=1),
+        nn.CrossEntropyLoss(reduction="none"), nn.MSELoss(reduction="sum"), F.cross_entropy,
+    )  # fmt: skip
+    assert all(as_loss(loss) is loss for loss in kept)
+    assert [reduction_of(loss) for loss in kept] == ["sum", "mean", "none", "sum", "mean"]
+    in_other_forms = network(3, nn.MultiMarginLoss(reduction="sum")).loss, network(3, kept[0]).to(torch.float64).loss
+    assert [reduction_of(loss) for loss in in_other_forms] == ["sum", "sum"]

@@ -18,8 +18,7 @@ from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.simulations import Simulation
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.dropout import dropout_layers
-from inversefed.fl.losses import CrossEntropy
-from inversefed.fl.network import Network
+from inversefed.fl.losses import is_plain_cross_entropy
 from inversefed.fl.threat import Observation
 from inversefed.networks.architecture import Architecture, architecture
 
@@ -158,7 +157,7 @@ class OrderUnknown:
         """Nothing to quote."""
         steps = facts.observation.unrolled
         several = steps is not None and steps.shuffles and len(steps.one_pass) > 1
-        return "" if several and _is_plain(facts.observation.network) else None
+        return "" if several and is_plain_cross_entropy(facts.observation.network.loss) else None
 
 
 @dataclass(frozen=True)
@@ -263,18 +262,13 @@ def _unplaced(observation: Observation) -> bool:
     steps, network, count = observation.unrolled, observation.network, observation.num_examples
     if observation.labels is not None or steps is None or len(steps.one_pass) < 2:
         return False
-    if not _is_plain(network) or dropout_layers(network.module) or count > _PLACED:
+    if not is_plain_cross_entropy(network.loss) or dropout_layers(network.module) or count > _PLACED:
         return False
     try:
         recover_head_inputs(observation)
     except (ThreatModelError, UnsupportedNetworkError):
         return _order_matters(observation)
     return False
-
-
-def _is_plain(network: Network) -> bool:
-    """Whether the loss is one whose order of examples can be searched, by shares of each."""
-    return isinstance(network.loss, CrossEntropy) and not network.loss.label_smoothing
 
 
 def _order_matters(observation: Observation) -> bool:

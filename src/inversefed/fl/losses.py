@@ -1,7 +1,8 @@
 """Loss functions of the client: (outputs, labels) -> scalar.
 
 Labels are class indices `[n]`, or probabilities `[n, k]` where an attack optimizes over them too; for binary cross
-entropy and regression they are numbers, one an output. Any other function of outputs and labels is a loss as well.
+entropy and regression they are numbers, one an output. Any other function of outputs and labels is a loss as well;
+of torch's own losses those that are one of ours become it where they come in (`as_loss`).
 """
 
 import copy
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from torch.nn import functional as F
 from inversefed.types import Labels, Logits, Scalar, SoftLabels, Targets
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "FocalLoss", "MeanSquaredError", "NegativeLogLikelihood"]
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(logits `[n, k]`, labels `[n]` or probabilities `[n, k]`) -> scalar."""
 
 
 @dataclass(frozen=True)
@@ -123,30 +127,85 @@ class FocalLoss:
         return each.mean() if self.reduction == "mean" else each.sum()
 
 
-@dataclass(frozen=True)
-class _Cast:
-    """A loss that only computes in its own number format, since it holds numbers such as class weights in it."""
+@runtime_checkable
+class Reduces(Protocol):
+    """A loss that says how its examples come to one number, as all of ours and of torch's do."""
 
-    loss: Callable[[Tensor, Tensor], Tensor]
-    dtype: torch.dtype
+    @property
+    def reduction(self) -> str:
+        """`"mean"` or `"sum"`."""
+        ...
+
+
+def reduction_of(loss: Loss) -> str:
+    """How a loss comes from its examples to one number: `"mean"` where it does not say.
+
+    >>> reduction_of(nn.MSELoss(reduction="sum")), reduction_of(nn.functional.mse_loss)
+    ('sum', 'mean')
+    """
+    return loss.reduction if isinstance(loss, Reduces) else "mean"
+
+
+def is_plain_cross_entropy(loss: Loss) -> bool:
+    """Whether it is softmax cross entropy of the labels as they are, without smoothing or class weights."""
+    return isinstance(loss, CrossEntropy) and not loss.label_smoothing
+
+
+def as_loss(loss: Loss | None) -> Loss:
+    """A loss as the house computes with it: the mean cross entropy for none, ours for a torch module that is the same.
+
+    Whatever holds more than ours do, such as class weights or an index to leave out, stays as it is.
+
+    >>> as_loss(nn.CrossEntropyLoss(label_smoothing=0.1, reduction="sum"))
+    CrossEntropy(reduction='sum', label_smoothing=0.1)
+    >>> as_loss(nn.CrossEntropyLoss(weight=torch.ones(3)))
+    CrossEntropyLoss()
+    """
+    if loss is None:
+        return CrossEntropy()
+    if type(loss) not in (nn.CrossEntropyLoss, nn.NLLLoss):
+        return loss
+    assert isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    if loss.weight is not None or loss.ignore_index != _NO_INDEX or loss.reduction not in ("mean", "sum"):
+        return loss
+    reduction: Literal["mean", "sum"] = "mean" if loss.reduction == "mean" else "sum"
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return CrossEntropy(reduction, loss.label_smoothing)
+    return NegativeLogLikelihood(reduction)
+
+
+_NO_INDEX = -100
+"""torch's default of the label that is left out, which is none."""
+
+
+@dataclass(frozen=True, repr=False)
+class WrappedLoss:
+    """A loss that is run in another way: it reduces and prints as the loss itself."""
+
+    loss: Loss
 
     @property
     def reduction(self) -> str:
         """That of the loss itself."""
-        return str(getattr(self.loss, "reduction", "mean"))
+        return reduction_of(self.loss)
+
+    def __repr__(self) -> str:
+        return repr(self.loss)
+
+
+@dataclass(frozen=True, repr=False)
+class _Cast(WrappedLoss):
+    """A loss that only computes in its own number format, since it holds numbers such as class weights in it."""
+
+    dtype: torch.dtype
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss, in the number format of the outputs."""
         labels = labels.to(self.dtype) if labels.is_floating_point() else labels
         return self.loss(logits.to(self.dtype), labels).to(logits.dtype)
 
-    def __repr__(self) -> str:
-        return repr(self.loss)
 
-
-def in_precision(
-    loss: Callable[[Tensor, Tensor], Tensor], outputs: int, own: torch.dtype, dtype: torch.dtype, device: torch.device
-) -> Callable[[Tensor, Tensor], Tensor]:
+def in_precision(loss: Loss, outputs: int, own: torch.dtype, dtype: torch.dtype, device: torch.device) -> Loss:
     """The same loss for outputs of another number format: a module is cast, and what cannot be runs in its own.
 
     Args:
@@ -166,9 +225,7 @@ def in_precision(
     return _Cast(loss, own)
 
 
-def _taken(
-    loss: Callable[[Tensor, Tensor], Tensor], outputs: int, dtype: torch.dtype, device: torch.device
-) -> set[int]:
+def _taken(loss: Loss, outputs: int, dtype: torch.dtype, device: torch.device) -> set[int]:
     """With labels of which form, by number, a loss runs in a number format."""
     zeros, found = torch.zeros(2, outputs, dtype=dtype, device=device), set[int]()
     for number, labels in enumerate((zeros[:, 0].long(), zeros[:, 0], zeros)):

@@ -8,7 +8,7 @@ its buffers are never written. Pictures come in pixel space; the normalization b
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TypeAlias
@@ -24,14 +24,11 @@ from inversefed.fl.apart import apart
 from inversefed.fl.dropout import given_masks
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.hooks import record
-from inversefed.fl.losses import CrossEntropy, in_precision
+from inversefed.fl.losses import Loss, as_loss, in_precision
 from inversefed.fl.second_derivatives import TwiceDifferentiable, twice_differentiable, unwrap_parts, unwrapped
 from inversefed.types import Images, Logits, Params
 
 __all__ = ["Loss", "Network", "eval_mode", "freeze"]
-
-Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(logits `[n, k]`, labels `[n]` or probabilities `[n, k]`) -> scalar."""
 
 _Constants: TypeAlias = float | Sequence[float] | Tensor | None
 
@@ -254,7 +251,7 @@ def freeze(
     network = Network(
         private,
         params,
-        CrossEntropy() if loss is None else loss,
+        as_loss(loss),
         mean=constant(mean, 0.0, "mean"),
         std=constant(std, 1.0, "std"),
         low=constant(low, 0.0, "low"),

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from inversefed.fl.losses import Loss, WrappedLoss
+
 __all__ = ["TwiceDifferentiable", "twice_differentiable", "unwrap_parts", "unwrapped"]
 
 
@@ -117,9 +119,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         return _EQUAL.get(func, func)(*args, **(kwargs or {}))
 
 
-def twice_differentiable(
-    loss: Callable[[Tensor, Tensor], Tensor], outputs: int, like: Tensor
-) -> Callable[[Tensor, Tensor], Tensor]:
+def twice_differentiable(loss: Loss, outputs: int, like: Tensor) -> Loss:
     """The loss in an equal form, where it uses an operation that torch cannot differentiate twice; else as it is.
 
     Args:
@@ -139,21 +139,11 @@ def twice_differentiable(
     return _Twice(loss) if mode.replaced else loss
 
 
-@dataclass(frozen=True)
-class _Twice:
+@dataclass(frozen=True, repr=False)
+class _Twice(WrappedLoss):
     """A loss that runs in such a form."""
-
-    loss: Callable[[Tensor, Tensor], Tensor]
-
-    @property
-    def reduction(self) -> str:
-        """That of the loss itself."""
-        return str(getattr(self.loss, "reduction", "mean"))
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of the batch."""
         with TwiceDifferentiable():
             return self.loss(outputs, labels)
-
-    def __repr__(self) -> str:
-        return repr(self.loss)

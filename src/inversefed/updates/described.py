@@ -8,6 +8,7 @@ from inversefed.errors import InversefedError, MetadataError
 from inversefed.fl.clients import Client, FedAvg, FedSGD
 from inversefed.fl.clients.local_optimizers import LocalSGD
 from inversefed.fl.clients.views import UnknownClient, inner_client
+from inversefed.fl.losses import reduction_of
 from inversefed.fl.network import Network
 from inversefed.updates.metadata import Kind, Metadata
 
@@ -46,7 +47,7 @@ def described(told: Metadata, kind: Kind, count: int, summed: bool) -> Client:
 
 def is_summed(told: Metadata, network: Network) -> bool:
     """Whether by the metadata the client's loss is a sum, where the network's is a mean."""
-    return told.loss_reduction == "sum" and getattr(network.loss, "reduction", "mean") != "sum"
+    return told.loss_reduction == "sum" and reduction_of(network.loss) != "sum"
 
 
 def kind_of(client: Client) -> Kind:

@@ -19,7 +19,8 @@ from inversefed.attacks.head.output_activation import Behind, behind_head
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import LocalSteps
 from inversefed.fl.clients.local_optimizers import State
-from inversefed.fl.network import Loss, Network
+from inversefed.fl.losses import WrappedLoss
+from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, class_count, loss_slope
 from inversefed.fl.threat import Observation
 from inversefed.networks.natural_noise import varied_noise
@@ -272,18 +273,14 @@ def _slope(inner: Network, outputs: Tensor, targets: Targets) -> Tensor:
     return loss_slope(inner, outputs, targets.to(outputs.dtype) if targets.is_floating_point() else targets)
 
 
-@dataclass(frozen=True)
-class _BehindHead:
+@dataclass(frozen=True, repr=False)
+class _BehindHead(WrappedLoss):
     """A loss of the head's outputs."""
 
-    loss: Loss
     behind: Behind
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return self.loss(self.behind(outputs), labels)
-
-    def __repr__(self) -> str:
-        return repr(self.loss)
 
 
 def _unchanged(outputs: Tensor) -> Tensor:

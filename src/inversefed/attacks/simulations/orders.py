@@ -14,7 +14,7 @@ from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError, ThreatModelError
 from inversefed.fl.clients import LocalSteps
 from inversefed.fl.clients.client import as_sent
-from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.losses import is_plain_cross_entropy, reduction_of
 from inversefed.fl.targets import kinds
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Params, Scalar
@@ -129,9 +129,8 @@ class RelaxedOrder(Simulation):
         steps, network = _unplaced(observation), observation.network
         if steps is None:
             return {}
-        loss = network.loss
-        if not isinstance(loss, CrossEntropy) or loss.label_smoothing:
-            raise ThreatModelError(f"shares of examples need plain cross entropy as the loss, not {loss!r}")
+        if not is_plain_cross_entropy(network.loss):
+            raise ThreatModelError(f"shares of examples need plain cross entropy as the loss, not {network.loss!r}")
         shape = (steps.num_passes, len(steps.one_pass), observation.num_examples)
         drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=network.dtype)
         return {"order": (self.noise * drawn).to(network.device)}
@@ -146,7 +145,7 @@ class RelaxedOrder(Simulation):
         order = variables["order"] if "order" in variables else self.start(observation, Generator())["order"]
         sizes = images.new_tensor([part.stop - part.start for part in steps.one_pass])
         shares = self.shares(order, sizes)
-        if getattr(network.loss, "reduction", "mean") == "mean":
+        if reduction_of(network.loss) == "mean":
             shares = shares * count / sizes[:, None]
         soft = labels if labels.is_floating_point() else F.one_hot(labels, network.num_classes).to(images)
         weighted = (shares.flatten(0, 1)[: steps.count, :, None] * soft).flatten(0, 1)

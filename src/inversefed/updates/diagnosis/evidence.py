@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inversefed.fl.formats import COARSE, number_format
-from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.losses import CrossEntropy, is_plain_cross_entropy, reduction_of
 from inversefed.fl.network import Network
 from inversefed.types import Params
 from inversefed.updates.metadata import Kind, Metadata
@@ -90,7 +90,7 @@ class Subject:
     @property
     def is_summed(self) -> bool:
         """Whether the client's loss is the sum over its examples."""
-        return (self.metadata.loss_reduction or getattr(self.network.loss, "reduction", "mean")) == "sum"
+        return (self.metadata.loss_reduction or reduction_of(self.network.loss)) == "sum"
 
     @cached_property
     def gradient(self) -> Params:
@@ -154,6 +154,11 @@ class Subject:
     def is_cross_entropy(self) -> bool:
         """Whether the loss is the cross entropy that exact relations at the head are known for."""
         return isinstance(self.network.loss, CrossEntropy)
+
+    @property
+    def is_smoothed(self) -> bool:
+        """Whether it is cross entropy with smoothed labels, whose counts are no whole numbers."""
+        return self.is_cross_entropy and not is_plain_cross_entropy(self.network.loss)
 
     @property
     def head(self) -> str | None:

@@ -113,7 +113,7 @@ def signs_only(subject: Subject) -> tuple[Finding, ...]:
     Returns:
         An error `sign`, or nothing.
     """
-    if subject.head_bias is None or subject.examples is None or getattr(subject.network.loss, "label_smoothing", None):
+    if subject.head_bias is None or subject.examples is None or subject.is_smoothed:
         return ()
     bias = subject.raw[subject.head_bias]
     clear = bias.abs() > 1e-3 * bias.abs().max()
@@ -189,7 +189,7 @@ def _has_momentum(subject: Subject, read: Counts) -> bool:
 
 def _from_whole(subject: Subject, read: Counts, sign: int = 1) -> float:
     """How far label counts are from whole numbers; 0 where nothing can be said, as with soft labels or many steps."""
-    plain = subject.single and not getattr(subject.network.loss, "label_smoothing", None)
+    plain = subject.single and not subject.is_smoothed
     return read.from_whole(sign) if plain else 0.0
 
 
@@ -212,7 +212,7 @@ def _scaling(subject: Subject) -> str:
 
 def _too_many_labels(subject: Subject, read: Counts) -> bool:
     """Whether more entries are negative than there are examples, and the other sign would do."""
-    if subject.examples is None or getattr(subject.network.loss, "label_smoothing", None):
+    if subject.examples is None or subject.is_smoothed:
         return False
     clear = read.bias.abs() > 1e-4 * read.bias.abs().max()
     negative, positive = int((clear & (read.bias < 0)).sum()), int((clear & (read.bias > 0)).sum())

@@ -22,6 +22,7 @@ from inversefed.fl.targets import as_targets, made_up_targets
 from inversefed.fl.threat import Observation
 from inversefed.networks.natural_noise import natural_noise
 from inversefed.types import Finding, Images, Params, Targets
+from inversefed.updates.described import is_summed
 from inversefed.updates.metadata import Metadata
 from inversefed.updates.update import Update, as_observation
 
@@ -68,7 +69,7 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
         if not all(bool(part.isfinite().all()) for part in sent.values()):
             message = "By what is stated, training diverges on stand-in pictures: check --learning-rate and --momentum."
             return (Finding(Code.SCALE, "warning", message),)
-        summed = _summed(network, small) and small.kind in (None, "gradient")
+        summed = is_summed(small, network) and small.kind in (None, "gradient")
         wire = {name: part * count for name, part in sent.items()} if summed else sent
         seen = as_observation(network, Update(wire, small))
         again = seen.client(seen.network, images, labels)
@@ -206,10 +207,6 @@ def _match(seen: Observation, images: Images, labels: Targets) -> tuple[float, f
 def _change(seen: Observation, update: Params) -> Params:
     """What was sent, as a change: new weights less the old ones."""
     return seen.client.as_gradient(seen.network, update, seen.num_examples)
-
-
-def _summed(network: Network, metadata: Metadata) -> bool:
-    return metadata.loss_reduction == "sum" and getattr(network.loss, "reduction", "mean") != "sum"
 
 
 def _compare(ours: Params, theirs: Params) -> tuple[float, float]:

@@ -27,7 +27,13 @@ from inversefed.fl.clients import Client
 from inversefed.fl.clients.dpsgd import DPSGD
 from inversefed.fl.clients.partial import Shares
 from inversefed.fl.clients.secure_sum import SumOfClients
-from inversefed.fl.defenses.protocols import Defense, data_defenses, update_defenses
+from inversefed.fl.defenses.protocols import (
+    Defense,
+    data_defenses,
+    mixes_examples,
+    reads_examples,
+    update_defenses,
+)
 
 __all__ = ["Privacy", "PrivacySpent", "broken_by", "dp_client", "epsilon_spent", "privacy_of"]
 
@@ -123,12 +129,12 @@ def broken_by(defenses: Sequence[Defense]) -> str:
     """
     found = []
     for each in data_defenses(defenses):
-        mixes = getattr(each, "mixes_examples", None)
+        mixes = mixes_examples(each)
         if mixes is not False:
             does = "mixes examples" if mixes else "is not known to keep examples apart"
             found.append(f"{each!r} {does}, so that one of them changes more than one clipped gradient")
     for other in update_defenses(defenses):
-        if getattr(other, "reads_examples", False):
+        if reads_examples(other):
             found.append(f"{other!r} looks at the private examples after the noise")
     return "; ".join(found)
 

@@ -15,6 +15,7 @@ from inversefed.fl.checks import check_images, check_pieces, check_threat
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.clients.client import check_client
 from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
+from inversefed.fl.defenses.protocols import mixes_labels
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
@@ -105,7 +106,7 @@ def prepared(
     """What the client computes with: its batch after the defenses of the data, in order."""
     images, labels = batch.images, batch.labels
     for defense in data_defenses(defenses):
-        if getattr(defense, "mixes_labels", False) and not labels.is_floating_point():
+        if mixes_labels(defense) and not labels.is_floating_point():
             labels = as_targets(network, as_rows(network, labels))
         images, labels = defense(images, labels, generator)
     return images, labels

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from inversefed.attacks.head.output_activation import Behind, behind_head
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import LocalSteps
-from inversefed.fl.clients.local_optimizers import State
+from inversefed.fl.clients.local_optimizers import State, weight_decay_of
 from inversefed.fl.losses import WrappedLoss
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, class_count, loss_slope
@@ -332,7 +332,7 @@ def _seen_weights(observation: Observation) -> tuple[Params, float, float]:
     moved = {name: sent[name] - start[name] if sends == "weights" else sent[name] for name in sent}
     # Of weights that were not sent the server knows only the start.
     seen = start | {name: start[name] + past * moved[name].detach() for name in sent}
-    return seen, float(getattr(steps.optimizer, "weight_decay", 0.0)), gain / len(slices)
+    return seen, weight_decay_of(steps.optimizer), gain / len(slices)
 
 
 def _drift(steps: LocalSteps, size: float, count: int) -> float:
@@ -343,7 +343,7 @@ def _drift(steps: LocalSteps, size: float, count: int) -> float:
     params: Params = {"w": torch.zeros(1, dtype=torch.float64)}
     state: State = {}
     for step in range(count):
-        decay = float(getattr(steps.optimizer, "weight_decay", 0.0))
+        decay = weight_decay_of(steps.optimizer)
         pull = steps.proximal * steps.lr - decay
         gradient = torch.full((1,), size, dtype=torch.float64) + pull * params["w"]
         params, state = steps.optimizer(params, {"w": gradient}, state, 1.0, step)

@@ -36,6 +36,25 @@ class Optimizer(Protocol):
         ...
 
 
+@runtime_checkable
+class SeveralEvaluations(Protocol):
+    """An optimizer one iteration of which evaluates the cost several times."""
+
+    @property
+    def inner(self) -> int:
+        """How often at most."""
+        ...
+
+
+def evaluations(optimizer: Optimizer) -> int:
+    """How often one iteration evaluates the cost at most; once if it does not say.
+
+    >>> evaluations(LBFGS(inner=5)), evaluations(Adam())
+    (5, 1)
+    """
+    return optimizer.inner if isinstance(optimizer, SeveralEvaluations) else 1
+
+
 @dataclass(frozen=True)
 class Adam:
     """Adam (Kingma and Ba 2015); the paper's choice, on signs, with lr 0.1."""

@@ -9,9 +9,10 @@ differ (Olah, Mordvintsev and Schubert 2017, "Feature Visualization", use the sa
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from inversefed.errors import ConfigError
 from inversefed.fl.network import Network
@@ -20,6 +21,37 @@ __all__ = ["InRange", "Pixels", "SpansRange", "Spectral"]
 
 _TAIL = 0.005
 """Share of the pixels that may be darker than the dark end, and of those brighter than the bright one."""
+
+Parametrization: TypeAlias = Callable[[Tensor], Tensor]
+"""(search variable) -> network inputs `[n, c, h, w]`, in normalized space."""
+
+
+@runtime_checkable
+class MadeForNetwork(Protocol):
+    """A parametrization that has to know the network whose inputs it makes."""
+
+    def bound(self, network: Network) -> Parametrization:
+        """The same for this network's inputs."""
+        ...
+
+
+@runtime_checkable
+class OwnStart(Protocol):
+    """A parametrization that draws its own variables: they are no pictures, and the attack's starts are not used."""
+
+    def start(self, images: Tensor, generator: Generator) -> Tensor:
+        """Fresh variables for so many pictures."""
+        ...
+
+
+def bound_to(parametrization: Parametrization, network: Network) -> Parametrization:
+    """A parametrization for the inputs of this network."""
+    return parametrization.bound(network) if isinstance(parametrization, MadeForNetwork) else parametrization
+
+
+def started(parametrization: Parametrization, images: Tensor, generator: Generator) -> Tensor:
+    """Its variables at the start: those that it draws itself, or these pictures, in normalized space."""
+    return parametrization.start(images, generator) if isinstance(parametrization, OwnStart) else images
 
 
 @dataclass(frozen=True)
@@ -73,7 +105,7 @@ class InRange:
         inner: what is bounded.
     """
 
-    inner: Callable[[Tensor], Tensor] = Spectral()
+    inner: Parametrization = Spectral()
 
     def __call__(self, variables: Tensor) -> Tensor:
         """Refused: the range is the network's; see `bound`."""
@@ -95,7 +127,7 @@ class Bounded:
         half: half its width, likewise.
     """
 
-    inner: Callable[[Tensor], Tensor]
+    inner: Parametrization
     middle: Tensor = field(repr=False)
     half: Tensor = field(repr=False)
 
@@ -119,7 +151,7 @@ class SpansRange:
         high: where the bright end is put. Both are the means of batches of four CIFAR-10 pictures.
     """
 
-    inner: Callable[[Tensor], Tensor] = Spectral()
+    inner: Parametrization = Spectral()
     low: float = 0.02
     high: float = 0.95
 
@@ -144,7 +176,7 @@ class Spread:
         high: where the bright end is put.
     """
 
-    inner: Callable[[Tensor], Tensor]
+    inner: Parametrization
     low: float
     high: float
 

@@ -20,8 +20,8 @@ from torch import Generator, Tensor
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels
 from inversefed.attacks.pieces.group_consistency import GroupConsistency
 from inversefed.attacks.pieces.objectives import Cosine
-from inversefed.attacks.pieces.optimizers import LBFGS, Adam, Optimizer
-from inversefed.attacks.pieces.parametrizations import Pixels
+from inversefed.attacks.pieces.optimizers import LBFGS, Adam, Optimizer, evaluations
+from inversefed.attacks.pieces.parametrizations import MadeForNetwork, Parametrization, Pixels
 from inversefed.attacks.pieces.priors import TotalVariation
 from inversefed.attacks.pieces.projections import Box
 from inversefed.attacks.pieces.schedules import Constant, LinearDecay, StepDecay
@@ -47,7 +47,6 @@ __all__ = ["GradientInversion"]
 
 Start = Callable[[tuple[int, ...], Generator, torch.dtype], Tensor]
 Schedule = Callable[[float, int, int], float]
-Parametrization = Callable[[Tensor], Tensor]
 Projection = Callable[[Tensor, Network, int], Tensor]
 Selection = Callable[[list[Candidate], Observation, Match], Candidate]
 Convergence = Callable[[Sequence[float]], bool]
@@ -152,7 +151,7 @@ class GradientInversion:
 
     def _check_together(self) -> None:
         """Refuse choices that do not go together."""
-        if self.projections and hasattr(self.parametrization, "bound"):
+        if self.projections and isinstance(self.parametrization, MadeForNetwork):
             raise ConfigError(
                 f"{self.parametrization!r} searches weights; projections are for pictures, leave them out"
             )
@@ -206,7 +205,7 @@ class GradientInversion:
     @property
     def first_picture(self) -> int:
         """Iterations with which it gives a first picture."""
-        return max(5, math.ceil(_FIRST / getattr(self.optimizer, "inner", 1)))
+        return max(5, math.ceil(_FIRST / evaluations(self.optimizer)))
 
     @property
     def has_prior(self) -> bool:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.head.inputs import HeadInputs, recover_head_inputs
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered_labels
+from inversefed.attacks.pieces.parametrizations import Parametrization, bound_to, started
 from inversefed.attacks.simulations import KnownClient, Simulation
 from inversefed.attacks.simulations.features import KnownFeatures
 from inversefed.errors import ThreatModelError
@@ -39,8 +40,7 @@ class Problem:
         observation: what the server sees.
         objective: distance of two updates.
         priors: added to it.
-        parametrization: from the search variable to network inputs. `of` binds to the network one that has a method
-            `bound`; one that has `start(images, generator)` draws its own variables.
+        parametrization: from the search variable to network inputs; `of` binds one to the network that has to know it.
         joint: how open labels are decoded.
         labels: the labels, where they are known or were recovered.
         simulation: how the client is simulated.
@@ -50,7 +50,7 @@ class Problem:
     observation: Observation
     objective: Objective
     priors: Sequence[Prior]
-    parametrization: Callable[[Tensor], Tensor]
+    parametrization: Parametrization
     joint: JointLabels
     labels: Targets | None
     simulation: Simulation = KnownClient()
@@ -62,7 +62,7 @@ class Problem:
         observation: Observation,
         objective: Objective,
         priors: Sequence[Prior],
-        parametrization: Callable[[Tensor], Tensor],
+        parametrization: Parametrization,
         rule: LabelRule | JointLabels,
         simulation: Simulation = KnownClient(),
         features: float = 0.0,
@@ -76,12 +76,11 @@ class Problem:
         known = _separated(observation) if features and simulation == KnownClient() else None
         labels = _settled(observation, rule) if known is None else known.labels
         simulation = simulation if known is None else KnownFeatures.of(observation, known, features)
-        bound = getattr(parametrization, "bound", None)
         return cls(
             observation,
             objective,
             priors,
-            bound(observation.network) if bound else parametrization,
+            bound_to(parametrization, observation.network),
             joint,
             labels,
             simulation,
@@ -101,8 +100,7 @@ class Problem:
 
     def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
         """The variables of a restart."""
-        drawn = getattr(self.parametrization, "start", None)
-        images = images if drawn is None else drawn(images, generator)
+        images = started(self.parametrization, images, generator)
         variables = {"images": images.to(self.observation.network.device)}
         if self.labels is None:
             variables["labels"] = self.joint.start(self.observation, generator)

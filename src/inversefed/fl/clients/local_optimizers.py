@@ -27,6 +27,25 @@ class LocalOptimizer(Protocol):
         ...
 
 
+@runtime_checkable
+class DecaysWeights(Protocol):
+    """A local optimizer that says what L2 penalty it adds to the gradient, as both of ours do."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Factor of the weights."""
+        ...
+
+
+def weight_decay_of(optimizer: LocalOptimizer) -> float:
+    """The L2 penalty of a local optimizer; 0 if it does not say.
+
+    >>> weight_decay_of(LocalSGD(weight_decay=0.01))
+    0.01
+    """
+    return float(optimizer.weight_decay) if isinstance(optimizer, DecaysWeights) else 0.0
+
+
 @dataclass(frozen=True)
 class LocalSGD:
     """Stochastic gradient descent, with momentum if wanted.

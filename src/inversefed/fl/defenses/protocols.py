@@ -4,7 +4,8 @@
 
 All three stand in one `defenses=` tuple and run in the world: before the client, around its network, and after it,
 before the server looks. Which of them a value is, its class attribute `acts_on` says; a value without one is a defense
-of the update. The attacker is not told that a defense ran.
+of the update. What else a defense may say of itself are the small protocols here, each with the function that reads it
+and knows what a defense is that does not say. The attacker is not told that a defense ran.
 """
 
 from collections.abc import Sequence
@@ -20,11 +21,18 @@ __all__ = [
     "Context",
     "DataDefense",
     "Defense",
+    "MixesExamples",
+    "MixesLabels",
     "NetworkDefense",
+    "Placed",
+    "ReadsExamples",
     "UpdateDefense",
     "acts_on",
     "data_defenses",
+    "mixes_examples",
+    "mixes_labels",
     "network_defenses",
+    "reads_examples",
     "update_defenses",
 ]
 
@@ -41,11 +49,7 @@ class Context:
 
 @runtime_checkable
 class DataDefense(Protocol):
-    """Changes the private examples before the client computes with them.
-
-    One that changes each example by itself says so, `mixes_examples: ClassVar[bool] = False`; of any other, epsilon is
-    not known.
-    """
+    """Changes the private examples before the client computes with them; see `MixesExamples` and `MixesLabels`."""
 
     acts_on: ClassVar[Literal["data"]]
 
@@ -67,11 +71,7 @@ class NetworkDefense(Protocol):
 
 @runtime_checkable
 class UpdateDefense(Protocol):
-    """Changes an update before it leaves the client.
-
-    One that looks at the private batch for that says so, `reads_examples: ClassVar[bool] = True`: it undoes what noise
-    in the update promised.
-    """
+    """Changes an update before it leaves the client; see `ReadsExamples`."""
 
     def __call__(self, update: Params, context: Context, generator: Generator) -> Params:
         """The update that is sent instead."""
@@ -81,15 +81,60 @@ class UpdateDefense(Protocol):
 Defense: TypeAlias = UpdateDefense | DataDefense | NetworkDefense
 
 
+@runtime_checkable
+class Placed(Protocol):
+    """A defense that says where it stands in the line."""
+
+    acts_on: ClassVar[Place]
+
+
+@runtime_checkable
+class MixesExamples(Protocol):
+    """A defense of the data that says whether one example changes another: `False` for one that takes each by itself.
+
+    Of one that does not say, epsilon is not known.
+    """
+
+    mixes_examples: ClassVar[bool]
+
+
+@runtime_checkable
+class MixesLabels(Protocol):
+    """A defense of the data that says whether it is given labels as probabilities `[n, k]`, which have mixtures."""
+
+    mixes_labels: ClassVar[bool]
+
+
+@runtime_checkable
+class ReadsExamples(Protocol):
+    """A defense of the update that says whether it looks at the private batch: it undoes what noise promised then."""
+
+    reads_examples: ClassVar[bool]
+
+
 def acts_on(defense: object) -> Place:
-    """Where a defense stands in the line: on the data, the network, or the update.
+    """Where a defense stands in the line: on the data, the network, or the update, if it does not say.
 
     >>> from inversefed import defenses
     >>> acts_on(defenses.Clip(1.0))
     'update'
     """
-    place: Place = getattr(defense, "acts_on", "update")
-    return place
+    return defense.acts_on if isinstance(defense, Placed) else "update"
+
+
+def mixes_examples(defense: DataDefense) -> bool | None:
+    """Whether one example changes another; `None` if it does not say."""
+    return defense.mixes_examples if isinstance(defense, MixesExamples) else None
+
+
+def mixes_labels(defense: DataDefense) -> bool:
+    """Whether it is given labels as probabilities; not if it does not say."""
+    return isinstance(defense, MixesLabels) and defense.mixes_labels
+
+
+def reads_examples(defense: UpdateDefense) -> bool:
+    """Whether it looks at the private batch; not if it does not say."""
+    return isinstance(defense, ReadsExamples) and defense.reads_examples
 
 
 def data_defenses(defenses: Sequence[Defense]) -> tuple[DataDefense, ...]:

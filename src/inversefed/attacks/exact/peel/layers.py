@@ -67,8 +67,10 @@ def step(setting: Setting, front: PeelState) -> PeelState | None:
     if ends_block(front.left, front.rounded):
         return _below_block(setting, front, block_below(front.left, front.depth, setting.image_shape))
     match layer.module:
-        case nn.ReLU() | nn.LeakyReLU():
-            return _below_kink(setting, front, getattr(layer.module, "negative_slope", 0.0))
+        case nn.ReLU():
+            return _below_kink(setting, front, 0.0)
+        case nn.LeakyReLU():
+            return _below_kink(setting, front, layer.module.negative_slope)
         case nn.Conv2d():
             return _below_convolution(setting, front, layer, layer.module)
         case nn.Linear():

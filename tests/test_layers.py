@@ -55,6 +55,7 @@ ATTACKS_MAY = {
     "rules": {"head", "search", "simulations"},
     "auto": {"adaptive", "constant_color", "identifiability", "matching_error", "rules", "search"},
     "recipes": PIECES | {"auto", "exact", "rules", "search", "simulations"},
+    "shown": {"adaptive", "recipes", "search"},
 }
 """Inside `attacks`."""
 PIECES_MAY = {

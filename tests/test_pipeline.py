@@ -9,6 +9,7 @@ from torch import nn
 import inversefed
 from inversefed import FedAvg, FedSGD, ThreatModel, defenses, recipes
 from inversefed.errors import ConfigError, InputError, UnsupportedNetworkError
+from inversefed.specs import registry
 
 SHAPE = (3, 8, 8)
 QUICK = recipes.geiping(max_iterations=3)
@@ -252,4 +253,5 @@ def test_pictures_of_one_pixel_s_width_have_no_variation_across(tiny: nn.Module)
 
 def test_the_default_is_the_best_recipe(tiny: nn.Module) -> None:
     report = inversefed.audit(tiny, images(), torch.tensor([1]), max_iterations=1, client=FedSGD())
-    assert report.attack == repr(recipes.best())
+    assert report.attack == "best()" and report.scenario["attack"] == repr(recipes.best())
+    assert registry.build("attack", report.scenario["attack"]) == recipes.best()

@@ -18,6 +18,7 @@ from inversefed.arguments import check_attack, check_nulls, check_taken_up, chec
 from inversefed.assessment import Assessment
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
+from inversefed.attacks.shown import shown
 from inversefed.controls.runs import SHARE, ControlRuns
 from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation.score import score
@@ -209,7 +210,7 @@ def reported(
     facts, findings = described(scenario, case.observation)
     return Report(
         scenario=facts,
-        attack=repr(scenario.attack),
+        attack=shown(scenario.attack),
         reconstruction=case.reconstruction,
         truth=truth,
         permutation=case.order,

@@ -313,7 +313,9 @@ def test_a_checkpoint_of_another_audit_is_refused(tmp_path: Path, capsys: pytest
 def test_restarts_and_precision_change_the_search(tmp_path: Path) -> None:
     options = ["--restarts", "4", "--precision", "double", "--compile", "off", "--max-iterations", "10"]
     assert main(["audit", "--attack", "geiping", *options, "--output", "out", "--quiet"]) == 0
-    attack = read(tmp_path / "out")["attack"]
+    found = read(tmp_path / "out")
+    assert found["attack"] == "geiping().with_settings(restarts=4, precision=Double())"
+    attack = found["scenario"]["attack"]
     assert "restarts=4" in attack and "Double()" in attack and "SuccessiveHalving" in attack
     assert main(["audit", "--attack", "linear", *options, "--output", "none", "--quiet"]) == 2
 

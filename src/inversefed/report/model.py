@@ -39,7 +39,7 @@ class Report:
 
     Args:
         scenario: what was audited and what the server knows: values that JSON can hold, by name.
-        attack: the attack, as its `repr`.
+        attack: the attack as people read it, its recipe with what was changed; the scenario has it whole.
         reconstruction: what it recovered, in the attack's own order, and how it ended.
         truth: the private examples, `None` where there are none to compare with.
         permutation: entry `i` is the index of the reconstruction paired with truth `i`; `None` keeps the order.

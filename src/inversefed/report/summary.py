@@ -100,7 +100,7 @@ class Summary:
         believed: which pictures other starts come to as well; empty for one.
         count: pictures, from 1.
         starts: restarts of the attack.
-        attack: its `repr`.
+        attack: its recipe, with what was changed.
         tables: the scores with the controls beside them, a table a metric.
         controls: names of the controls that were scored.
         not_computed: metrics that could have been asked for, and why they are not among the scores.

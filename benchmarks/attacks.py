@@ -7,7 +7,6 @@ apply, its row holds nulls and the reason. The file is written anew after each r
 """
 
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 
 import inversefed
@@ -90,8 +88,8 @@ class Row:
     reason: str | None = None
 
 
-def run(options: Options, command: str = "") -> dict[str, Any]:
-    """Measure, print and write, row by row.
+def run(options: Options, command: str = "") -> int:
+    """Measure, print and write, row by row; 0 if all was measured.
 
     Raises:
         ConfigError: an unknown attack or case, or a number out of range.
@@ -111,7 +109,7 @@ def run(options: Options, command: str = "") -> dict[str, Any]:
         document["rows"].append(asdict(row))
         _write(options.json, document)
         print(shown(row), flush=True)
-    return document
+    return 0
 
 
 def rows(
@@ -224,17 +222,7 @@ def _write(path: Path | None, document: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 if all was measured, 2 for wrong usage or input, 130 if interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = tyro.cli(Options, args=given, prog="python -m benchmarks.attacks")
-    try:
-        run(options, f"python -m benchmarks.attacks {shlex.join(given)}")
-    except InversefedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the rows above are what was finished", file=sys.stderr)
-        return 130
-    return 0
+    return record.command("attacks", Options, run, arguments)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import re
 import resource
-import shlex
 import subprocess
 import sys
 import time
@@ -29,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 import inversefed
@@ -369,8 +367,8 @@ def _started(setting: Setting, options: Options, commit: str, context: ForkServe
     return Running(setting, process, ours, time.perf_counter())
 
 
-def run(options: Options, command: str = "") -> dict[str, Any]:
-    """Measure what is not there yet, print, and write, row by row.
+def run(options: Options, command: str = "") -> int:
+    """Measure what is not there yet, print, and write, row by row; 0 if nothing crashed, 1 if something did.
 
     Raises:
         ConfigError: an unknown outcome, a pattern that is none, or a number out of range.
@@ -392,7 +390,7 @@ def run(options: Options, command: str = "") -> dict[str, Any]:
         print(shown(row), flush=True)
     found = [known[setting] for setting in every if setting in known]
     print(f"\n{summary(found)}")
-    return document | {"summary": summary(found), "rows": [asdict(row) for row in found]}
+    return int(any(row.outcome in ("crash", "killed") for row in found))
 
 
 def check(options: Options) -> None:
@@ -471,17 +469,7 @@ def _write(path: Path | None, document: Mapping[str, Any], found: Sequence[Row])
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 if nothing crashed, 1 if something did, 2 for wrong usage, 130 if interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = tyro.cli(Options, args=given, prog="python -m benchmarks.coverage")
-    try:
-        document = run(options, f"python -m benchmarks.coverage {shlex.join(given)}")
-    except InversefedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the rows above are what was finished", file=sys.stderr)
-        return 130
-    return int(any(row["outcome"] in ("crash", "killed") for row in document["rows"]))
+    return record.command("coverage", Options, run, arguments)
 
 
 if __name__ == "__main__":

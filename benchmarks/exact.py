@@ -3,14 +3,16 @@
 `python -m benchmarks.exact` cuts the bundled photographs into 32x32 tiles, so that everybody can run it.
 """
 
-import argparse
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from benchmarks import record
 from inversefed import Batch, FedSGD, ThreatModel, freeze, observe, recipes
 from inversefed.attacks import Attack
 from inversefed.errors import InversefedError
@@ -18,7 +20,17 @@ from inversefed.evaluation.align import align
 from inversefed.types import Budget, Finding
 from inversefed.zoo import constants, networks, pictures
 
-__all__ = ["main"]
+__all__ = ["Options", "main"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure exact and analytic attacks on batches of real pictures."""
+
+    only: str = ""
+    """Attacks to run, with commas; all by default."""
+    seconds: float = 60.0
+    """Budget of a case."""
 
 
 def tiles(count: int) -> Tensor:
@@ -69,7 +81,7 @@ def _transformers() -> Iterator[tuple[str, str, Attack, nn.Module, int, torch.dt
         yield "patch_embedding", f"ViT {width}", recipes.patch_embedding(), transformer(width), 1, torch.float32
 
 
-def run(attack: Attack, module: nn.Module, images: Tensor, dtype: torch.dtype, seconds: float) -> str:
+def measured(attack: Attack, module: nn.Module, images: Tensor, dtype: torch.dtype, seconds: float) -> str:
     """Attack one batch; the figures as a line of the table."""
     images = images.to(dtype)
     labels = torch.arange(len(images)) * 7 % 10
@@ -102,19 +114,21 @@ def _decibels(found: Tensor, truth: Tensor) -> Tensor:
     return -10 * (found - truth).double().square().flatten(1).mean(dim=1).clamp(min=1e-32).log10()
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="attacks to run, separated by commas; all by default")
-    parser.add_argument("--seconds", type=float, default=60, help="budget of a case")
-    options = parser.parse_args()
+def run(options: Options, _command: str = "") -> int:
+    """Print the table; 0 if all was measured."""
     print("| attack | network | b | dtype | median dB | least dB | gray dB | labels | finding | seconds |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, network, attack, module, count, dtype in cases():
         if not options.only or name in options.only.split(","):
-            line = run(attack, module, tiles(count), dtype, options.seconds)
+            line = measured(attack, module, tiles(count), dtype, options.seconds)
             print(f"| `{name}` | {network} | {count} | {str(dtype)[6:]} | {line} |", flush=True)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if all was measured, 2 for wrong usage or input, 130 if interrupted."""
+    return record.command("exact", Options, run, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,6 @@ the file holds what the reference reached in which time, what `best()` held at t
 much (`speedup`); beside it lies the plot. The file is written anew after each case, so nothing finished is lost.
 """
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from benchmarks import pictures, plot, record
 from benchmarks.cases import CASES, Case, chosen
 from benchmarks.measure import World, measure
 from benchmarks.restarts import measure_restarts
-from inversefed.errors import ConfigError, InversefedError
+from inversefed.errors import ConfigError
 
 __all__ = ["Options", "main", "run"]
 
@@ -47,8 +45,8 @@ class Options:
     """Measure also what so many starts cost and bring; 0 for not."""
 
 
-def run(options: Options, command: str = "", cases: Mapping[str, Case] = CASES) -> dict[str, Any]:
-    """Measure, and write after each case.
+def run(options: Options, command: str = "", cases: Mapping[str, Case] = CASES) -> int:
+    """Measure, and write after each case; 0 if all was measured.
 
     Args:
         options: what the command line says.
@@ -75,7 +73,7 @@ def run(options: Options, command: str = "", cases: Mapping[str, Case] = CASES) 
             figures["restarts"] = measure_restarts(world, options.restarts, tell=_tell)
             _write(options.json, document)
         _tell(_row(name, figures))
-    return document
+    return 0
 
 
 def _check(options: Options) -> None:
@@ -122,17 +120,7 @@ def _tell(line: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 if all was measured, 2 for wrong usage or input, 130 if interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = tyro.cli(Options, args=given, prog="python -m benchmarks.inversion")
-    try:
-        run(options, f"python -m benchmarks.inversion {shlex.join(given)}")
-    except InversefedError as error:
-        _tell(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        _tell(f"interrupted; what was finished is in {options.json}")
-        return 130
-    return 0
+    return record.command("inversion", Options, run, arguments, "what was finished is in the file of --json")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ python -m benchmarks.labels --images FOLDER --json OUT
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import tyro
 from torch import Tensor, nn
 
+from benchmarks import record
 from benchmarks.pictures import CLASSES, SIDE, Example, bundled, read_folder
 from inversefed.attacks import labels
 from inversefed.attacks.labels import LabelRule
@@ -82,9 +83,12 @@ class Row:
     accuracy: dict[str, float | None] = field(default_factory=dict)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print, one setting a row."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.labels")
+def run(options: Options, _command: str = "") -> int:
+    """Measure and print, one setting a row; 0 if all was measured.
+
+    Raises:
+        InversefedError: an unknown network, or files that cannot be used.
+    """
     torch.set_num_threads(1)
     examples = bundled() if options.images is None else read_folder(options.images)
     names = options.networks.split(",")
@@ -102,6 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"rows": [vars(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if all was measured, 2 for wrong usage or input, 130 if interrupted."""
+    return record.command("labels", Options, run, arguments)
 
 
 def batches(examples: Sequence[Example], kind: str, size: int, number: int) -> list[Batch]:
@@ -189,4 +199,4 @@ def _show(row: Row) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

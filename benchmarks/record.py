@@ -1,17 +1,58 @@
-"""What a benchmark writes: its figures as JSON, replaced as a whole, with the machine that they were measured on."""
+"""What benchmarks have in common: how a command runs and ends, and what it writes.
+
+Figures are JSON, replaced as a whole, with the machine that they were measured on.
+"""
 
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from inversefed.errors import InputError
+import tyro
+
+from inversefed.errors import InputError, InversefedError
 from inversefed.report import environment
 
-__all__ = ["machine", "refusing", "write"]
+__all__ = ["command", "machine", "refusing", "write"]
+
+OptionsT = TypeVar("OptionsT")
+
+
+def command(
+    name: str,
+    options: type[OptionsT],
+    run: Callable[[OptionsT, str], int],
+    arguments: Sequence[str] | None = None,
+    kept: str = "the rows above are what was finished",
+) -> int:
+    """Read the options of a benchmark and run it.
+
+    Args:
+        name: of its module.
+        options: their type.
+        run: takes them and the command line, for the record; returns the exit status.
+        arguments: those of the command line; `None` for those that the process was called with.
+        kept: what is left after Ctrl-C.
+
+    Returns:
+        What `run` returns, 2 for wrong usage or input, 130 if interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    program = f"python -m benchmarks.{name}"
+    read = tyro.cli(options, args=given, prog=program)
+    try:
+        return run(read, f"{program} {shlex.join(given)}")
+    except InversefedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {kept}", file=sys.stderr)
+        return 130
 
 
 def machine() -> dict[str, Any]:

@@ -4,18 +4,30 @@ Prints PSNR in dB for each of the first bundled photographs at 32x32, in order, 
 best constant color beside it.
 """
 
-import argparse
+import sys
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from benchmarks import record
 from inversefed import GradientInversion, ThreatModel, recipes
 from inversefed.attacks.pieces import priors, projections
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.fl.simulate import observed
 from inversefed.zoo import networks, pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare searches of several papers on the same pictures."""
+
+    steps: int = 300
+    """Of each search."""
+    pictures: int = 3
+    """How many of the bundled photographs, in order."""
 
 
 def attacks(steps: int) -> dict[str, GradientInversion]:
@@ -39,12 +51,8 @@ def decibels(found: Tensor, truth: Tensor) -> float:
     return float(peak_signal_noise_ratio(found.clamp(0, 1), truth))
 
 
-def main() -> None:
-    """Run and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--pictures", type=int, default=3)
-    options = parser.parse_args()
+def run(options: Options, _command: str = "") -> int:
+    """Run and print a table; 0 if all was measured."""
     torch.set_num_threads(1)
     names = pictures.photo_names()[: options.pictures]
     truths = [pictures.photo(name, (3, 32, 32))[None] for name in names]
@@ -60,7 +68,13 @@ def main() -> None:
             scores.append(decibels(attack(seen, torch.Generator().manual_seed(0)).images, truth))
         seconds = (time.process_time() - began) / len(truths)
         print(f"| {name} | " + " | ".join(f"{score:.1f}" for score in scores) + f" | {seconds:.0f} |", flush=True)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if all was measured, 2 for wrong usage or input, 130 if interrupted."""
+    return record.command("searches", Options, run, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

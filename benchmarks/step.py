@@ -4,14 +4,15 @@ python -m benchmarks.step --networks LeNetZhu,ConvNet16
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import tyro
 from torch import Generator
 
+from benchmarks import record
 from benchmarks.measure import World, observation_of
 from benchmarks.pictures import bundled
 from inversefed.attacks import recipes
@@ -40,13 +41,22 @@ class Options:
     """Whether to compile steps too, a minute each."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print, one network a row."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.step")
+def run(options: Options, _command: str = "") -> int:
+    """Measure and print, one network a row; 0 if all was measured.
+
+    Raises:
+        InversefedError: an unknown network.
+    """
     torch.set_num_threads(options.threads)
     print("network | eager ms | together / eager | bfloat16 / eager | compiled / eager | compile s | step MB")
     for name in options.networks.split(","):
         print(" | ".join([name, *_row(World.of(name, 0, bundled()[:1]), options.compile)]), flush=True)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if all was measured, 2 for wrong usage or input, 130 if interrupted."""
+    return record.command("step", Options, run, arguments)
 
 
 def _row(world: World, compiles: bool) -> list[str]:
@@ -91,4 +101,4 @@ def _seconds(step: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

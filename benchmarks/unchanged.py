@@ -28,7 +28,6 @@ from typing import Any, Literal
 from unittest import mock
 
 import torch
-import tyro
 from PIL import Image
 from torch import Tensor
 
@@ -53,7 +52,7 @@ from inversefed import (
     priors,
     recipes,
 )
-from inversefed.errors import ConfigError, InputError, InversefedError
+from inversefed.errors import ConfigError, InputError
 from inversefed.zoo import networks, pictures
 
 __all__ = ["Audit", "Command", "Difference", "Facts", "Options", "compare", "main", "measured", "points"]
@@ -710,6 +709,20 @@ def _numbers(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> 
     return before.get(name) is not None and after.get(name) is not None
 
 
+def carried_out(options: Options, command_line: str) -> int:
+    """Run the points, or compare two files of them; 1 if something differs.
+
+    Raises:
+        ConfigError: a pattern that is none.
+        InputError: a file that cannot be used, or no point has such a name.
+    """
+    try:
+        re.compile(options.only)
+    except re.error as error:
+        raise ConfigError(f"--only is no regular expression: {options.only!r} ({error})") from error
+    return run(options, command_line) if options.compare is None else report(options.compare)
+
+
 def run(options: Options, command_line: str) -> int:
     """Run the points and print a line for each; the file is written once, at the end.
 
@@ -775,21 +788,7 @@ def read(path: Path) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0, 1 if something differs, 2 for wrong usage, 130 if interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = tyro.cli(Options, args=given, prog="python -m benchmarks.unchanged")
-    try:
-        re.compile(options.only)
-        if options.compare is not None:
-            return report(options.compare)
-        return run(options, f"python -m benchmarks.unchanged {shlex.join(given)}")
-    except re.error as error:
-        print(f"error: {ConfigError(f'--only is no regular expression: {options.only!r} ({error})')}", file=sys.stderr)
-    except InversefedError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 2
+    return record.command("unchanged", Options, carried_out, arguments, "nothing was written")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ called (one in twenty, by design) and what the verdict called. Known leaks: bund
 networks.
 """
 
-import argparse
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
-from benchmarks.record import machine, write
+from benchmarks import record
 from inversefed import ThreatModel, recipes
 from inversefed.attacks import Attack
 from inversefed.controls.null_update import null_observation
@@ -24,6 +24,20 @@ from inversefed.fl.simulate import observed
 from inversefed.pipeline import audit_observation
 from inversefed.types import Batch
 from inversefed.zoo import networks, pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure how often the verdict is wrong."""
+
+    seeds: int = 100
+    """Null updates of each case."""
+    leaks: int = 8
+    """Photographs and networks of each known leak."""
+    only: str = ""
+    """Cases whose name has this in it."""
+    json: Path | None = None
+    """File for the figures, replaced after each case."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +118,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Run what is asked for, and print and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=100, help="null updates of each case")
-    parser.add_argument("--leaks", type=int, default=8, help="photographs and networks of each known leak")
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+def run(options: Options, _command: str = "") -> int:
+    """Run what is asked for, and print and write the figures; 0 if all was measured."""
     torch.set_num_threads(1)
-    document: dict[str, Any] = {"machine": machine(), "false_alarms": {}, "known_leaks": {}}
+    document: dict[str, Any] = {"machine": record.machine(), "false_alarms": {}, "known_leaks": {}}
     for kind, cases, seeds in (("false_alarms", NULLS, options.seeds), ("known_leaks", LEAKS, options.leaks)):
         for case in cases:
             if options.only not in case.name or not seeds:
@@ -122,8 +130,14 @@ def main() -> None:
             document[kind][case.name] = {"summary": summary(rows), "rows": rows}
             print(kind, case.name, summary(rows), flush=True)
             if options.json:
-                write(options.json, document)
+                record.write(options.json, document)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if all was measured, 2 for wrong usage or input, 130 if interrupted."""
+    return record.command("verdict", Options, run, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

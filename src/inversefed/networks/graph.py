@@ -20,7 +20,7 @@ from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.apart import apart
 from inversefed.fl.network import Network
 
-__all__ = ["LAYER_KINDS", "Affine", "LayerKind", "arguments", "called", "kind_of", "trace"]
+__all__ = ["LAYER_KINDS", "Affine", "LayerKind", "arguments", "called", "kind_of", "trace", "unread"]
 
 
 class Affine(nn.Module):
@@ -183,6 +183,7 @@ class LayerKind:
         normalizes: scales features by what it sees, and so hides contrast and brightness.
         when: of which calls that holds.
         read: from a call, whose tensors' shapes are known, to the module; `None` where there is none.
+        unread: what the network does where a call of such a function is no layer; empty where its name says enough.
     """
 
     module: type[nn.Module] | None
@@ -195,6 +196,7 @@ class LayerKind:
     normalizes: bool = False
     when: Callable[[fx.Node], bool] = field(default=_always, repr=False)
     read: Callable[["LayerKind", fx.Node], nn.Module | None] = field(default=_by_arguments, repr=False)
+    unread: str = field(default="", repr=False)
 
     @property
     def functions(self) -> tuple[Callable[..., Any], ...]:
@@ -224,6 +226,7 @@ _normalizing = partial(LayerKind, arguments=None, normalizes=True)
 _max_pool = partial(LayerKind, smooth=False, piecewise_linear=True, max_pool=True)
 _average_pool = partial(LayerKind, piecewise_linear=True, average=True)
 _WINDOW = ("kernel_size", "stride", "padding")
+_OTHER_AXES = "takes a mean over other axes than height and width"
 
 LAYER_KINDS: tuple[LayerKind, ...] = (
     _bent(nn.ReLU, ("relu",), piecewise_linear=True),
@@ -264,7 +267,7 @@ LAYER_KINDS: tuple[LayerKind, ...] = (
         nn.AvgPool2d, ("avg_pool2d",), (*_WINDOW, "ceil_mode", "count_include_pad", "divisor_override")
     ),
     _average_pool(nn.AdaptiveAvgPool2d, ("adaptive_avg_pool2d",), ("output_size",), read=_average),
-    _average_pool(nn.AdaptiveAvgPool2d, ("mean",), when=_over_places, read=_mean),
+    _average_pool(nn.AdaptiveAvgPool2d, ("mean",), when=_over_places, read=_mean, unread=_OTHER_AXES),
     LayerKind(None, ("mean",), when=_drops_axes, average=True),
     LayerKind(nn.Upsample, ("interpolate",), ("size", "scale_factor", "mode", "align_corners"), piecewise_linear=True),
     LayerKind(nn.ZeroPad2d, ("pad",), when=lambda node: _zeros(node) is not None, read=_padding, piecewise_linear=True),
@@ -310,3 +313,13 @@ def kind_of(layer: nn.Module | fx.Node) -> LayerKind | None:
     if layer.op not in ("call_function", "call_method"):
         return None
     return next((kind for kind in _BY_CALL.get(layer.target, ()) if kind.when(layer)), None)
+
+
+def unread(node: fx.Node) -> str:
+    """Why a call is read as no layer, as a sentence without its subject, the network.
+
+    Args:
+        node: calls a function or method.
+    """
+    told = (kind.unread for kind in _BY_CALL.get(node.target, ()) if kind.unread)
+    return next(told, f"uses {called(node)}(), which is not read as a layer")

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import Network, first_names
 from inversefed.fl.train_mode import batchnorm_in_train_mode
-from inversefed.networks.graph import called, kind_of, trace
+from inversefed.networks.graph import called, kind_of, trace, unread
 from inversefed.types import Params
 
 __all__ = ["Layer", "Residual", "chain", "flat", "run"]
@@ -185,10 +185,8 @@ def _layers(traced: fx.GraphModule, node: fx.Node, name: str, trained: bool) -> 
         return (Layer(name, traced.get_submodule(name), shape, trained),)
     kind = kind_of(node)
     module = None if kind is None else kind.module_of(node)
-    if module is None and called(node) == "mean":
-        raise UnsupportedNetworkError("the network takes a mean over other axes than height and width")
     if module is None:
-        raise UnsupportedNetworkError(f"the network uses {called(node)}(), which is not read as a layer")
+        raise UnsupportedNetworkError(f"the network {unread(node)}")
     if isinstance(module, nn.AdaptiveAvgPool2d) and len(shape) == 1:
         return Layer(name, module, (*shape, 1, 1)), Layer("", nn.Flatten(), shape)
     return (Layer(name, module, shape, trained),)

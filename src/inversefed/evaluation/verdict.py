@@ -38,7 +38,7 @@ from torch import Tensor
 from inversefed.thresholds import AGREEMENT_DB, LEAST_DB
 from inversefed.types import Scores
 
-__all__ = ["AGREED", "COMPARED", "Evidence", "Figures", "Verdict", "decide", "greatest", "margins"]
+__all__ = ["AGREED", "COMPARED", "Evidence", "Figures", "Judgement", "Verdict", "decide", "greatest", "margins"]
 
 
 COMPARED = "dB of PSNR over the best control"
@@ -126,19 +126,28 @@ class Figures:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
-    """Whether an update leaked, as far as these attacks can tell.
+class Judgement:
+    """Whether something leaked, as far as these attacks can tell; each kind of verdict has figures of its own.
 
     Args:
-        leaked: whether a picture was recovered beyond what the controls reach.
+        leaked: whether pictures were recovered beyond what the controls reach.
         sentence: that, in one plain sentence.
         scope: which attacks were tried, with what budget, and what the attacker was given.
-        figures: the numbers behind it.
     """
 
     leaked: bool
     sentence: str
     scope: str
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict(Judgement):
+    """A judgement of one update.
+
+    Args:
+        figures: the numbers behind it.
+    """
+
     figures: Figures = Figures()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from inversefed.errors import InputError
 from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.intervals import Interval, mean_interval
-from inversefed.evaluation.verdict import Figures, Verdict
+from inversefed.evaluation.verdict import Figures, Judgement, Verdict
 from inversefed.report.model import Report
 from inversefed.report.summary import audited
 from inversefed.thresholds import CALLS_LEVEL, FEWEST_TARGETS, IDENTICAL_DB
@@ -95,19 +95,13 @@ class TargetsFigures:
 
 
 @dataclass(frozen=True)
-class TargetsVerdict:
-    """Whether the updates of several targets leaked, as far as these attacks can tell.
+class TargetsVerdict(Judgement):
+    """A judgement of the updates of several targets.
 
     Args:
-        leaked: whether pictures were recovered beyond what the controls reach.
-        sentence: that, in one plain sentence.
-        scope: which attacks were tried, with what budget, and what the attacker was given.
         figures: the numbers behind it.
     """
 
-    leaked: bool
-    sentence: str
-    scope: str
     figures: TargetsFigures
 
 

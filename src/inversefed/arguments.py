@@ -9,7 +9,7 @@ from inversefed.fl.checks import check_images, check_pieces
 from inversefed.fl.threat import Observation
 from inversefed.types import Batch
 
-__all__ = ["check_attack", "check_nulls", "check_taken_up", "check_truth", "checked_others"]
+__all__ = ["check_attack", "check_nulls", "check_taken_up", "checked_others"]
 
 
 def check_attack(attack: Attack) -> None:
@@ -42,22 +42,6 @@ def check_nulls(nulls: object) -> None:
     if nulls is not None and (type(nulls) is not int or nulls < 0):
         raise ConfigError(
             f"nulls is a number of null runs from 0 (19 bound false alarms by 5 %), or None; got {nulls!r}"
-        )
-
-
-def check_truth(observation: Observation, truth: Batch | None) -> None:
-    """Refuse truths that are not those of the observation.
-
-    Raises:
-        InputError: another number of pictures, or another shape.
-    """
-    if truth is None:
-        return
-    check_images(truth.images)
-    if tuple(truth.images.shape) != observation.batch_shape:
-        raise InputError(
-            f"the truth must be all pictures behind the update, {observation.batch_shape}; "
-            f"got {tuple(truth.images.shape)}"
         )
 
 

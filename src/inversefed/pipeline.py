@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from inversefed.arguments import check_attack, check_nulls, check_taken_up, check_truth, checked_others
+from inversefed.arguments import check_attack, check_nulls, check_taken_up, checked_others
 from inversefed.assessment import Assessment
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
@@ -174,7 +174,6 @@ def audit_observation(
         client=observation.client, threat=threat, loss=observation.network.loss, attack=attack, seed=seed,
         time_budget=time_budget, max_iterations=max_iterations, nulls=nulls,
     )  # fmt: skip
-    check_truth(observation, truth)
     return carried_out(scenario.received(observation, truth, others, findings), watch, config)
 
 
@@ -184,7 +183,6 @@ def carried_out(scenario: Scenario, watch: "Watch", config: Mapping[str, Any] | 
     assert held is not None
     check_nulls(scenario.nulls)
     observation, truth = scenario.observe(), held.truth
-    check_truth(observation, truth)
     others = checked_others(observation, held.others, truth)
     stopper = Stopper(watch.told)
     watching = None if watch.on_step is None else stopper
@@ -256,12 +254,12 @@ class Watch:
 
     @cached_property
     def told(self) -> Callback[[Step], object] | None:
-        """ActivationPattern of every step of the attack."""
+        """Told of every step of the attack."""
         return None if self.on_step is None else Callback(self.on_step)
 
     @cached_property
     def controlled(self) -> Callback[[int, int], object] | None:
-        """ActivationPattern of every control run."""
+        """Told of every control run."""
         return None if self.on_control is None else Callback(self.on_control)
 
     @property

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from inversefed.attacks import Attack, recipes
 from inversefed.errors import ConfigError, InputError, unknown_name
-from inversefed.fl.checks import check_pieces, check_threat
+from inversefed.fl.checks import check_pieces, check_threat, check_truth
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.clients.client import check_client
 from inversefed.fl.defenses import Defense
@@ -236,8 +236,9 @@ class Scenario:
             findings: what was found out about the update.
 
         Raises:
-            InputError: another update or network than those recorded.
+            InputError: another update or network than those recorded, or a truth that does not fit the update.
         """
+        check_truth(observation, truth)
         images, labels = (None, None) if truth is None else hash_of_batch(truth)
         network, update = hash_of_network(observation.network), hash_of_observation(observation)
         hashes = Hashes(network, images, labels, update, _hash_of_others(others))

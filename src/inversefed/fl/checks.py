@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from inversefed.errors import ConfigError, InputError
-from inversefed.fl.threat import ThreatModel
+from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.types import Batch
 
-__all__ = ["check_images", "check_pieces", "check_threat"]
+__all__ = ["check_images", "check_pieces", "check_threat", "check_truth"]
 
 
 def check_threat(threat: object, seed: object) -> None:
@@ -53,3 +54,19 @@ def check_images(images: Tensor) -> tuple[int, int, int]:
         )
     channels, height, width = images.shape[1:]
     return channels, height, width
+
+
+def check_truth(observation: Observation, truth: Batch | None) -> None:
+    """Refuse truths that are not those of the observation.
+
+    Raises:
+        InputError: another number of pictures, or another shape.
+    """
+    if truth is None:
+        return
+    check_images(truth.images)
+    if tuple(truth.images.shape) != observation.batch_shape:
+        raise InputError(
+            f"the truth must be all pictures behind the update, {observation.batch_shape}; "
+            f"got {tuple(truth.images.shape)}"
+        )

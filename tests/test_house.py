@@ -1,6 +1,7 @@
-"""How the house is written: what a piece may say of itself is declared, and nothing is asked for by a string."""
+"""How the house is written: what a piece may say of itself is declared, and a file's name says one thing."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import inversefed
@@ -22,6 +23,20 @@ ASKED = {
 }
 """Attributes that may be missing and are asked for by name, each of something that is not ours to declare."""
 
+TWICE = {
+    "controls": "the room makes control runs; the file of `evaluation` holds the pictures that control scores",
+    "diagnosis": "the folder of `updates`, and its earlier home",
+    "frontier": "the room measures a sweep; the file of `report` is its rows there",
+    "gate": "the file of `cli` is the command of the one in `report`",
+    "networks": "the room reads any network; the folder of `zoo` holds those that come with the package",
+    "purge": "the file of `cli` is the command of the one in `report`",
+    "updates": "the room, and its earlier home",
+}
+"""Names of several files or folders, and how the folder that they are in tells which is meant.
+
+`compat` speaks the dialect of 2020 and has names of its own.
+"""
+
 
 def asked(file: Path) -> set[str]:
     """The names that a file asks for by `getattr` or `hasattr`, as far as they stand there as text."""
@@ -40,3 +55,12 @@ def test_no_interface_but_those_that_are_declared() -> None:
     new, gone = found - ASKED.keys(), ASKED.keys() - found
     assert not new, f"declare a Protocol, and read it by isinstance: {sorted(new)}"
     assert not gone, f"these are asked no longer: {sorted(gone)}"
+
+
+def test_a_file_s_name_is_used_once() -> None:
+    files = [file for file in ROOT.rglob("*.py") if file.relative_to(ROOT).parts[0] != "compat"]
+    folders = {file.parent for file in files} - {ROOT}
+    names = Counter([*(file.stem for file in files if file.stem != "__init__"), *(each.name for each in folders)])
+    twice = {name for name, number in names.items() if number > 1}
+    assert not twice - TWICE.keys(), f"say in the name what is in it: {sorted(twice - TWICE.keys())}"
+    assert not TWICE.keys() - twice, f"these are used once: {sorted(TWICE.keys() - twice)}"

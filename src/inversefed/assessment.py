@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from inversefed.attacks import Attack, SearchAttack
-from inversefed.attacks.identifiability.limits import zero_head
+from inversefed.attacks.identifiability.hidden import zero_head
 from inversefed.attacks.matching_error import matching_error
 from inversefed.controls.runs import ControlRuns, own_repeat, plan, run
 from inversefed.controls.uniqueness import undetermined_share

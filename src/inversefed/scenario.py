@@ -168,7 +168,7 @@ class Scenario:
             InputError: files that cannot be used, or that are not those whose hashes were recorded.
             ConfigError: an unknown name.
         """
-        from inversefed.specs.load import load  # data sets, networks and file formats take a while to import
+        from inversefed.specs.load_setting import load  # data sets, networks and file formats take a while to import
         from inversefed.specs.load_update import is_received, receive
         from inversefed.specs.public_images import stand_ins
 

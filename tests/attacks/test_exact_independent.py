@@ -8,7 +8,7 @@ from torch import nn
 
 from inversefed import Batch, FedSGD, Observation, ThreatModel, freeze, observe, recipes
 from inversefed.attacks.exact.dense_batch.rank_decomposition import mixture
-from inversefed.attacks.exact.progress import Watch
+from inversefed.attacks.exact.watch import Watch
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.types import Budget, Status
 from inversefed.zoo import constants, networks, pictures

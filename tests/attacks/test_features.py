@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from inversefed.attacks.exact.peel.feature_inversion import invert_features, solve_features
-from inversefed.attacks.exact.progress import Watch
+from inversefed.attacks.exact.watch import Watch
 from inversefed.types import Budget, Step
 
 

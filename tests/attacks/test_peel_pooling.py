@@ -12,7 +12,7 @@ import inversefed
 from inversefed import recipes
 from inversefed.attacks.exact.peel.conv_block import Block, block_below
 from inversefed.attacks.exact.peel.image_behind_max_pool import image_from_pooled
-from inversefed.attacks.exact.progress import Watch
+from inversefed.attacks.exact.watch import Watch
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import freeze
 from inversefed.networks.layer_chain import Layer, chain, run

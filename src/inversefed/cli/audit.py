@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inversefed.attacks import SearchAttack
-from inversefed.cli.load import granted, pick_device, read_seconds, set_threads
+from inversefed.cli.flags import granted, pick_device, read_seconds, set_threads
 from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
 from inversefed.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Any
 
 from inversefed.attacks import SearchAttack
 from inversefed.cli import FAILED, INTERRUPTED, SUCCESS
-from inversefed.cli.load import granted, read_seconds, read_setting
+from inversefed.cli.flags import granted, read_seconds, read_setting
 from inversefed.cli.options import Defend
 from inversefed.cli.progress import Tell, progress
 from inversefed.errors import ConfigError, InputError, InversefedError
@@ -19,7 +19,7 @@ from inversefed.report.folder import check_writable, write_files
 from inversefed.report.frontier import Row, notes, read_rows, table, to_dict
 from inversefed.report.plots import frontier_figure
 from inversefed.specs import registry
-from inversefed.specs.load import Setting
+from inversefed.specs.load_setting import Setting
 from inversefed.types import Budget, Step
 from inversefed.zoo import datasets
 

@@ -10,7 +10,7 @@ import torch
 
 from inversefed.attacks.identifiability.identify import Identifiability, identify
 from inversefed.attacks.identifiability.layer_counts import LayerEquations
-from inversefed.cli.load import granted, read_setting
+from inversefed.cli.flags import granted, read_setting
 from inversefed.cli.options import Inspect
 from inversefed.errors import ConfigError, InputError, InversefedError, MetadataError, UnsupportedNetworkError
 from inversefed.findings import Code
@@ -20,7 +20,7 @@ from inversefed.fl.targets import class_count
 from inversefed.fl.threat import Observation
 from inversefed.report.to_json import plain
 from inversefed.specs import registry
-from inversefed.specs.load import check_shape
+from inversefed.specs.load_setting import check_shape
 from inversefed.specs.load_update import (
     believed_client,
     diagnosed_client,

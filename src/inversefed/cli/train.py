@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Generator
 
-from inversefed.cli.load import pick_device
+from inversefed.cli.flags import pick_device
 from inversefed.cli.options import Train
 from inversefed.cli.progress import progress
 from inversefed.errors import ConfigError, InputError

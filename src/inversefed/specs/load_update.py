@@ -9,7 +9,7 @@ from inversefed.fl.clients.views import unknown
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.targets import as_targets, class_count
 from inversefed.fl.threat import Observation, ThreatModel
-from inversefed.specs.load import Setting
+from inversefed.specs.load_setting import Setting
 from inversefed.specs.sources import Sources, Stated
 from inversefed.types import Batch, Finding
 from inversefed.updates.described import stated_by

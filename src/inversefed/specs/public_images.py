@@ -6,7 +6,7 @@ from inversefed.errors import InversefedError
 from inversefed.specs.sources import Sources
 from inversefed.types import Batch
 from inversefed.zoo import datasets
-from inversefed.zoo.sources import Shape
+from inversefed.zoo.picture_sources import Shape
 
 __all__ = ["stand_ins"]
 

@@ -1,7 +1,7 @@
 """How a network, pictures and an update are named: plain text and numbers, which a file or a command line may hold.
 
 Nothing here imports torch: the command line answers `--help` with these, and a worker reads them from JSON.
-`specs.load` turns them into values.
+`specs.load_setting` turns them into values.
 """
 
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inversefed.errors import InputError, UnsafeFileError
 from inversefed.zoo import constants
-from inversefed.zoo.sources import Arrays, Dataset
+from inversefed.zoo.picture_sources import Arrays, Dataset
 
 __all__ = ["read_cifar10", "read_cifar100"]
 

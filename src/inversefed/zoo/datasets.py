@@ -14,7 +14,7 @@ from pathlib import Path
 
 from inversefed.errors import ConfigError, unknown_name
 from inversefed.zoo import cifar, folders, idx
-from inversefed.zoo.sources import Arrays, Dataset, Files, Shape, Source
+from inversefed.zoo.picture_sources import Arrays, Dataset, Files, Shape, Source
 
 __all__ = ["Arrays", "Dataset", "Files", "Shape", "Source", "load", "names"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from inversefed.errors import InputError
 from inversefed.zoo import constants
+from inversefed.zoo.picture_sources import Dataset, Files, Shape
 from inversefed.zoo.pictures import photo_names, photo_path
-from inversefed.zoo.sources import Dataset, Files, Shape
 
 __all__ = ["read_bsds", "read_folder", "read_imagenet", "read_photos"]
 

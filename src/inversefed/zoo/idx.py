@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inversefed.errors import InputError
 from inversefed.zoo import constants
-from inversefed.zoo.sources import Arrays, Dataset
+from inversefed.zoo.picture_sources import Arrays, Dataset
 
 __all__ = ["read_fashion_mnist", "read_idx", "read_mnist"]
 

@@ -18,8 +18,8 @@ from inversefed.errors import ConfigError, InputError
 from inversefed.types import Images, Labels
 from inversefed.zoo.augment import random_crop, random_flip
 from inversefed.zoo.checkpoints import load_weights, save_checkpoint
+from inversefed.zoo.picture_sources import Dataset
 from inversefed.zoo.recipe import Recipe, adam, conservative
-from inversefed.zoo.sources import Dataset
 
 __all__ = [
     "BatchStats",

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from inversefed.attacks.exact.verify import matched, verified
-from inversefed.attacks.labels.matching import labels_of
+from inversefed.attacks.labels.nearest_update import labels_of
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import FedSGD
 from inversefed.fl.hooks import record

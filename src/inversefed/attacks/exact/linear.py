@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks.exact.verify import verified
-from inversefed.attacks.labels.matching import labels_of
+from inversefed.attacks.labels.nearest_update import labels_of
 from inversefed.attacks.matching_error import matching_error
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.network import Network

@@ -26,8 +26,8 @@ from inversefed.attacks.exact.peel.forecast import forecast
 from inversefed.attacks.exact.peel.state import PeelState
 from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
 from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
+from inversefed.attacks.identifiability.hidden import unrecoverable
 from inversefed.attacks.identifiability.layer_counts import TOLERANCE, LayerEquations, count, numerical_rank
-from inversefed.attacks.identifiability.limits import unrecoverable
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients.views import gradients_summed
 from inversefed.fl.threat import Observation

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from inversefed.attacks.head.gradient import read_head, round_counts
-from inversefed.attacks.labels.features import check_not_negative
+from inversefed.attacks.labels.feature_signs import check_not_negative
 from inversefed.errors import ThreatModelError
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inversefed.attacks.head.expected_counts import expected_counts
 from inversefed.attacks.head.gradient import Head, read_head, round_counts
-from inversefed.attacks.labels.features import negative
+from inversefed.attacks.labels.feature_signs import negative
 from inversefed.fl.threat import Observation
 from inversefed.types import Labels
 

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks.head.gradient import pulls, read_head, slopes
-from inversefed.attacks.labels.features import check_not_negative
+from inversefed.attacks.labels.feature_signs import check_not_negative
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation

@@ -15,7 +15,7 @@ from inversefed.attacks.head.inputs import HeadInputs, recover_head_inputs
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered_labels
 from inversefed.attacks.pieces.parametrizations import Parametrization, bound_to, started
 from inversefed.attacks.simulations import KnownClient, Simulation
-from inversefed.attacks.simulations.features import KnownFeatures
+from inversefed.attacks.simulations.known_features import KnownFeatures
 from inversefed.errors import ThreatModelError
 from inversefed.fl.targets import as_targets, forms
 from inversefed.fl.threat import Observation

@@ -7,8 +7,8 @@ saw them, dropout's masks. Where nothing of that kind is unknown, each of them r
 
 Zhu et al. (2023), "Surrogate model extension (SME)", ICML, arXiv:2306.00127; Dimitrov et al. (2022), "Data leakage in
 federated averaging", TMLR, arXiv:2206.12395; Scheliga et al. (2022), "Dropout is NOT all you need to prevent gradient
-leakage", arXiv:2208.06163. A simulation of a kind is a file: `known`, `surrogate`, `orders`, `masks`, `features`,
-`defended`.
+leakage", arXiv:2208.06163. A simulation of a kind is a file: `known`, `surrogate`, `orders`, `masks`,
+`known_features`, `defended`.
 """
 
 from inversefed.attacks.simulations.defended import Augmented, Clipped, Leaving, Noised, Unmixed

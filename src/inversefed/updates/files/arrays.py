@@ -10,8 +10,8 @@ from torch import Tensor
 from inversefed.errors import InputError, UnsafeFileError
 from inversefed.types import Params
 from inversefed.updates.files import npz, safetensors, state_dict
+from inversefed.updates.files.fitting import fitted
 from inversefed.updates.files.layout import Layout, Notes
-from inversefed.updates.files.matching import fitted
 from inversefed.updates.files.opening import Source, opened
 
 __all__ = ["Content", "read_tensors"]

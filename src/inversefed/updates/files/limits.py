@@ -2,7 +2,7 @@
 
 The bounds are wide for updates of networks for pictures and small for a machine: the largest header that is parsed
 takes some tens of megabytes and well under two seconds. Tensors themselves are bounded by the network that they are
-for (`matching`), and by the size of their file.
+for (`fitting`), and by the size of their file.
 """
 
 __all__ = ["MAX_DIMENSIONS", "MAX_FILE", "MAX_HEADER", "MAX_NAME", "MAX_OPCODES", "MAX_RATIO", "MAX_TENSORS"]

@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, assigned_labels, mixture
-from inversefed.attacks.exact.progress import Stopped, Watch
+from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.attacks.matching_error import matching_error
 from inversefed.findings import Code
 from inversefed.fl.threat import Observation

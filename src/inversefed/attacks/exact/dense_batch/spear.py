@@ -22,8 +22,8 @@ from torch import Generator, Tensor, nn
 from inversefed.attacks.exact.dense_batch.cocktail_party import IndependentComponents, scaled
 from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, assigned_labels, mixture
 from inversefed.attacks.exact.dense_batch.sparse_directions import DirectionSearch, NullVectors, SparseDescent
-from inversefed.attacks.exact.progress import Watch
 from inversefed.attacks.exact.verify import matched, verified
+from inversefed.attacks.exact.watch import Watch
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.threat import Observation
 from inversefed.networks.layer_chain import chain

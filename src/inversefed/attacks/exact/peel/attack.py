@@ -25,8 +25,8 @@ from inversefed.attacks.exact.peel.forecast import forecast, pools
 from inversefed.attacks.exact.peel.image_behind_max_pool import image_from_pooled
 from inversefed.attacks.exact.peel.layers import descend, step
 from inversefed.attacks.exact.peel.state import PeelState, Setting
-from inversefed.attacks.exact.progress import Watch
 from inversefed.attacks.exact.verify import matched, verified
+from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.head.gradient import at_head
 from inversefed.attacks.head.inputs import recover_head_inputs
 from inversefed.attacks.head.output_activation import behind_head

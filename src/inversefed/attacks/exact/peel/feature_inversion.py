@@ -27,7 +27,7 @@ import scipy
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.exact.progress import Stopped, Watch
+from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.attacks.pieces.optimizers import NormalizedMomentum
 from inversefed.attacks.pieces.parametrizations import Spectral
 from inversefed.networks.layer_chain import Layer, run

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.attacks.exact.peel.feature_inversion import invert_features, search_features, solve_features
-from inversefed.attacks.exact.progress import Watch
+from inversefed.attacks.exact.watch import Watch
 from inversefed.networks.layer_chain import Layer, run
 from inversefed.thresholds import FOUND
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inversefed.attacks.exact.peel.conv_block import Block
-from inversefed.attacks.exact.progress import Stopped, Watch
+from inversefed.attacks.exact.watch import Stopped, Watch
 
 __all__ = ["PooledImage", "image_from_pooled"]
 

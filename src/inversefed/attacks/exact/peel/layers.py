@@ -21,7 +21,7 @@ from inversefed.attacks.exact.peel.max_unpool import unpool
 from inversefed.attacks.exact.peel.preceding_conv import never_negative, require_enough
 from inversefed.attacks.exact.peel.relu_pattern import equations_beside, relu_pattern
 from inversefed.attacks.exact.peel.state import Branch, PeelState, Setting
-from inversefed.attacks.exact.progress import Stopped
+from inversefed.attacks.exact.watch import Stopped
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.networks.graph import Affine
 from inversefed.networks.layer_chain import Layer, Residual

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from inversefed.attacks.exact.peel.conv_block import Block
 from inversefed.attacks.exact.peel.conv_input import correlation_matrix
 from inversefed.attacks.exact.peel.feature_inversion import search_features, shallow
-from inversefed.attacks.exact.progress import Watch
+from inversefed.attacks.exact.watch import Watch
 from inversefed.networks.layer_chain import Layer, run
 
 __all__ = ["ROUNDS", "Unpooled", "unpool"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inversefed.attacks.exact.peel.feature_targets import Known
-from inversefed.attacks.exact.progress import Watch
+from inversefed.attacks.exact.watch import Watch
 from inversefed.networks.layer_chain import Layer
 from inversefed.types import Params
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.exact.progress import Watch
 from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
 from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
 from inversefed.attacks.exact.verify import matched, verified
-from inversefed.attacks.labels.matching import labels_of
+from inversefed.attacks.exact.watch import Watch
+from inversefed.attacks.labels.nearest_update import labels_of
 from inversefed.attacks.matching_error import matching_error
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.attacks.pieces.starts import Zeros

@@ -8,7 +8,7 @@ from torch import nn
 from inversefed.cli import options as given
 from inversefed.errors import ConfigError
 from inversefed.fl.threat import ThreatModel
-from inversefed.specs.load import Setting, load
+from inversefed.specs.load_setting import Setting, load
 
 __all__ = ["granted", "pick_device", "read_seconds", "read_setting", "set_threads"]
 

@@ -31,7 +31,7 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-COMMANDS = "audit|convert|defend|gate|inspect|purge|train|list"
+COMMANDS = "audit|convert|defend|gate|inspect|purge|train|list|sweep|resume|status|results|runs"
 
 
 def commands() -> list:
@@ -39,9 +39,7 @@ def commands() -> list:
     found = {}
     for page in PAGES:
         for line in "\n".join(blocks(page, "shell")).splitlines():
-            call = re.search(
-                r"(?:^|\s)(?:\S*/)?inversefed ((?:audit|convert|defend|gate|inspect|purge|train|list)\b.*)", line
-            )
+            call = re.search(rf"(?:^|\s)(?:\S*/)?inversefed ((?:{COMMANDS})\b.*)", line)
             if call:
                 found.setdefault(call[1], page.relative_to(ROOT))
     return [pytest.param(line, id=f"{page}: {line}") for line, page in found.items()]

@@ -1,15 +1,19 @@
 """Plans: what they expand to, and what is wrong with them, by line and column."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from inversefed.errors import ConfigError, InputError
+from inversefed.experiments.ledger import Ledger, new_owner
 from inversefed.experiments.plan import ModelSpec, Plan, Targets, Training
 from inversefed.experiments.plan_file import parse_plan, read_plan, shipped
-from inversefed.experiments.planning import jobs_of
+from inversefed.experiments.planning import add_run, jobs_of, write_jobs
+from inversefed.experiments.table import row_of
+from inversefed.experiments.work import work
 from inversefed.report.png import png
 from inversefed.scenario import Scenario
 
@@ -127,3 +131,34 @@ def test_every_plan_that_ships_is_read(name: str) -> None:
     plan = read_plan(shipped()[name])
     assert plan.name == name and plan.note and len(plan) > 1
     assert parse_plan(json.dumps(plan.to_dict())).to_dict() == plan.to_dict()
+
+
+@pytest.mark.slow  # some eighty audits of two iterations each, on networks of every size
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_plan_that_ships_runs_in_miniature(name: str, tmp_path: Path) -> None:
+    plan = read_plan(shipped()[name], data_path=tmp_path)
+    targets = tuple(replace(each, limit=1) for each in plan.targets)
+    plan = replace(plan, targets=targets, max_iterations=2, nulls=0, time_budget=None)
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    run = add_run(ledger, plan)
+    write_jobs(ledger, run)
+    assert work(ledger.url, ledger.folder, run, new_owner()) == len(plan)
+    failed = [(job.network, job.client, job.defenses, job.error) for job in ledger.jobs(run, "failed")]
+    assert not failed
+    assert all(row["state"] == "done" for row in (row_of(job, content) for job, content in ledger.rows(run)))
+    ledger.close()
+
+
+def test_what_stands_under_otherwise_is_taken_where_data_are_not_there(tmp_path: Path) -> None:
+    text = """
+    name: x
+    targets: {dataset: CIFAR10, limit: 100, otherwise: {dataset: folder, otherwise: {dataset: photos, limit: 3}}}
+    networks: [LeNetZhu, {ConvNet: {train: {dataset: CIFAR10, otherwise: skip}}}]
+    """
+    plan = parse_plan(text, data_path=tmp_path)
+    assert [each.dataset for each in plan.targets] == ["photos"] and len(plan.models) == 1
+    (tmp_path / "test" / "one").mkdir(parents=True)
+    (tmp_path / "test" / "one" / "a.png").write_bytes(png(torch.rand(3, 32, 32)))
+    assert parse_plan(text, data_path=tmp_path).targets[0].dataset == "folder"
+    with pytest.raises(ConfigError, match="no network is left"):
+        parse_plan("name: x\nnetworks: [{ConvNet: {train: {dataset: CIFAR10, otherwise: skip}}}]", data_path=tmp_path)

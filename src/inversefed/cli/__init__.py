@@ -38,10 +38,10 @@ _RUNS: dict[type[Command], tuple[str, str]] = {
     Inspect: ("inspect", "run_inspect"),
     List: ("list", "run_list"),
     Purge: ("purge", "run_purge"),
-    Results: ("runs", "run_results"),
+    Results: ("ledger_views", "run_results"),
     Resume: ("sweep", "run_resume"),
-    Runs: ("runs", "run_runs"),
-    ShowStatus: ("runs", "run_status"),
+    Runs: ("ledger_views", "run_runs"),
+    ShowStatus: ("ledger_views", "run_status"),
     Sweep: ("sweep", "run_sweep"),
     Train: ("train", "run_train"),
 }

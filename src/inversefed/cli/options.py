@@ -383,9 +383,11 @@ class Sweep(Executing, InLedger):
     """
 
     plan: Annotated[Positional[Path], arg(metavar="PLAN")]
-    """The plan, a YAML file, or the name of one that ships (see --list)."""
+    """The plan, a YAML file, or the name of one that ships (demo, paper-table1, ...)."""
     run: str | None = None
     """Name of the run; by default the plan's."""
+    data_path: Path | None = None
+    """Folder of the data sets for which the plan names none; by default ~/data."""
     dry_run: bool = False
     """Say how many audits there are, and what memory and time they are predicted to take; write nothing."""
 

@@ -23,7 +23,7 @@ def run_sweep(options: Sweep) -> int:
     Returns:
         0; 1 if an audit failed; 130 after Ctrl-C, what was finished kept.
     """
-    plan = _plan(options.plan)
+    plan = _plan(options.plan, options.data_path)
     if options.dry_run:
         return _dry_run(plan, options)
     ledger = open_ledger(options)
@@ -51,14 +51,14 @@ def open_ledger(options: InLedger) -> Ledger:
     return Ledger(options.ledger, options.ledger_folder)
 
 
-def _plan(path: Path) -> Plan:
+def _plan(path: Path, data_path: Path | None) -> Plan:
     """The plan in a file, or one that ships."""
     own = shipped()
     if not path.exists() and str(path) in own:
-        return read_plan(own[str(path)])
+        return read_plan(own[str(path)], data_path)
     if not path.exists():
         raise InputError(f"there is no file {path}, and no plan of that name ships; these do: {', '.join(own)}")
-    return read_plan(path)
+    return read_plan(path, data_path)
 
 
 def _carry_out(ledger: Ledger, run: Run, executing: Executing, options: InLedger) -> int:

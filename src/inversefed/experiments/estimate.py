@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from inversefed.attacks.shown import shown
 from inversefed.errors import InversefedError
 from inversefed.experiments.plan import Plan
 from inversefed.experiments.planning import predicted_bytes
@@ -61,9 +62,9 @@ def estimate(plan: Plan, tell: Callable[[int, int, str], None] = lambda *_: None
     for cell, own in zip(untrained.cells(), plan.cells(), strict=True):
         scenario = cell.scenario
         assert scenario.sources is not None
-        pieces = (scenario.client, *scenario.defenses, scenario.attack)
         many = scenario.sources.num_images if not scenario.sources.images else len(scenario.sources.images)
-        name = ", ".join([own.model, *(["1 picture"] if many == 1 else [f"{many} pictures"]), *map(short, pieces)])
+        pieces = [*map(short, (scenario.client, *scenario.defenses)), shown(scenario.attack)]
+        name = ", ".join([own.model, "1 picture" if many == 1 else f"{many} pictures", *pieces])
         kinds.setdefault((name, many), []).append(scenario)
     found = []
     for done, ((name, _), members) in enumerate(kinds.items()):

@@ -579,7 +579,8 @@ def _told(url: str) -> Iterator[None]:
 
 
 def _refuse(url: str, error: Exception) -> NoReturn:
-    said = str(getattr(error, "orig", error)).strip().splitlines()[0]
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
+    said = str(cause).strip().splitlines()[0]
     cures: tuple[tuple[str, str], ...] = (
         ("full", "free some space; what was finished is kept, and `inversefed resume` goes on from there"),
         ("disk I/O", "look at the disk; what was finished is kept, and `inversefed resume` goes on from there"),

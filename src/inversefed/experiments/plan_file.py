@@ -8,8 +8,9 @@
     seeds: [0, 1]
 
 A piece is written as its name, as on the command line (`"FedAvg(local_steps=4)"`), or as a mapping from its name to its
-arguments. Names come from the registries only; nothing in a file names code. Numbers are those of YAML 1.2: `1e-3` is
-a number, and `no` and `on` are text, which is not so in YAML 1.1.
+arguments. Names come from the registries only; nothing in a file names code. Under `otherwise` stands what is taken
+where a data set is not there (`skip` leaves a network out that was to be trained on it). Numbers are those of YAML 1.2:
+`1e-3` is a number, and `no` and `on` are text, which is not so in YAML 1.1.
 """
 
 import dataclasses
@@ -38,8 +39,12 @@ _MOST = 1_000_000
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
-def read_plan(path: str | Path) -> Plan:
+def read_plan(path: str | Path, data_path: Path | None = None) -> Plan:
     """Read a plan from a file; paths in it are relative to its folder.
+
+    Args:
+        path: the file.
+        data_path: the folder of data sets for which the plan names none; `None` for `~/data`.
 
     Raises:
         InputError: no such file, or not text.
@@ -52,7 +57,7 @@ def read_plan(path: str | Path) -> Plan:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the plan {path}: {error}") from error
-    return parse_plan(text, str(path), file.absolute().parent)
+    return parse_plan(text, str(path), file.absolute().parent, data_path)
 
 
 def shipped() -> dict[str, Path]:
@@ -64,13 +69,14 @@ def shipped() -> dict[str, Path]:
     return {each.stem: each for each in sorted((Path(__file__).parent / "plans").glob("*.yaml"))}
 
 
-def parse_plan(text: str, source: str = "plan", folder: Path | None = None) -> Plan:
+def parse_plan(text: str, source: str = "plan", folder: Path | None = None, data_path: Path | None = None) -> Plan:
     r"""Read a plan from text.
 
     Args:
         text: YAML.
         source: what errors call it.
         folder: what relative paths in it are relative to; `None` for the working directory.
+        data_path: the folder of data sets for which it names none; `None` for `~/data`.
 
     Raises:
         ConfigError: an unknown key, name or value, with its line and column.
@@ -91,7 +97,7 @@ def parse_plan(text: str, source: str = "plan", folder: Path | None = None) -> P
         raise ConfigError(f"{source}: this is not YAML: {error}") from error
     if root is None:
         raise ConfigError(f"{source} is empty; a plan has at least a name, such as 'name: demo'")
-    return _Reader(source, folder or Path.cwd()).plan(root)
+    return _Reader(source, folder or Path.cwd(), data_path).plan(root)
 
 
 class _Loader(yaml.SafeLoader):
@@ -122,6 +128,7 @@ class _Reader:
 
     source: str
     folder: Path
+    data_path: Path | None = None
 
     def plan(self, root: Node) -> Plan:
         """The whole file."""
@@ -145,6 +152,8 @@ class _Reader:
             self.fail(root, "a plan needs a name, such as 'name: demo'")
         values = {key: known[key](node) for key, node in entries.items()}
         values = {{"networks": "models"}.get(key, key): value for key, value in values.items()}
+        if "networks" in entries and not values["models"]:
+            self.fail(entries["networks"], "no network is left: the data that they are trained on are not there")
         return self.made(root, lambda: Plan(**values))
 
     def name(self, node: Node) -> str:
@@ -161,16 +170,28 @@ class _Reader:
             if text in datasets.names():
                 return Targets(text)
             return self.made(node, lambda: Targets(images=self.files([text])))
-        own = self.entries(node, [each.name for each in dataclasses.fields(Targets)])
-        values = {key: self.field(Targets, key, each) for key, each in own.items() if key != "images"}
-        if "dataset" in own:
-            key = str(values["dataset"]).lower().replace("-", "").replace("_", "")
-            if key not in {each.lower().replace("-", "").replace("_", "") for each in datasets.names()}:
-                self.fail(own["dataset"], str(unknown_name("data set", values["dataset"], datasets.names())))
+        own = self.entries(node, [*(each.name for each in dataclasses.fields(Targets)), "otherwise"])
+        values = {key: self.field(Targets, key, each) for key, each in own.items() if key not in _OWN}
+        if (other := self.instead(own, values, "test")) is not None:
+            return self.targets(other)
         if "images" in own:
             paths = self.each(own["images"], self.text)
             values["images"] = self.made(own["images"], lambda: self.files(paths))
         return self.made(node, lambda: Targets(**values))
+
+    def instead(self, own: Mapping[str, Node], values: dict[str, Any], split: str) -> Node | None:
+        """What stands under `otherwise`, where the data set is not there; and the folder that the caller named."""
+        if self.data_path is not None:
+            values.setdefault("data_path", self.data_path)
+        if "dataset" in own and not _is_known(values["dataset"]):
+            self.fail(own["dataset"], str(unknown_name("data set", values["dataset"], datasets.names())))
+        if "otherwise" not in own:
+            return None
+        try:
+            datasets.load(values.get("dataset", "photos"), values.get("data_path", "~/data"), split)
+        except InputError:
+            return own["otherwise"]
+        return None
 
     def files(self, paths: Any) -> tuple[Path, ...]:
         """Pictures or folders that are there."""
@@ -181,7 +202,7 @@ class _Reader:
         return found
 
     def model(self, node: Node) -> list[ModelSpec]:
-        """A network by name, or a mapping from its name to its settings; several where `epochs` is a list."""
+        """A network by name, or a mapping from its name to its settings; one for each number of epochs."""
         name_node, given = self.named(node)
         name = self.text(name_node)
         if name not in networks.names():
@@ -202,8 +223,12 @@ class _Reader:
 
     def trainings(self, node: Node) -> list[Training]:
         """How it is trained; one for each number of epochs."""
-        own = self.entries(node, [each.name for each in dataclasses.fields(Training)])
-        values = {key: self.field(Training, key, each) for key, each in own.items() if key != "epochs"}
+        if isinstance(node, ScalarNode) and node.value == "skip":
+            return []
+        own = self.entries(node, [*(each.name for each in dataclasses.fields(Training)), "otherwise"])
+        values = {key: self.field(Training, key, each) for key, each in own.items() if key not in _OWN}
+        if (other := self.instead(own, values, "train")) is not None:
+            return self.trainings(other)
         epochs = self.each(own["epochs"], lambda each: self.typed(int, each)) if "epochs" in own else (120,)
         return [self.made(node, partial(Training, epochs=each, **values)) for each in epochs]
 
@@ -344,6 +369,17 @@ class _Reader:
         """Refuse, and say where."""
         mark = node.start_mark
         raise ConfigError(f"{self.source}, line {mark.line + 1}, column {mark.column + 1}: {message}") from cause
+
+
+_OWN = ("images", "epochs", "otherwise")
+"""Keys that are read by themselves."""
+
+
+def _is_known(dataset: str) -> bool:
+    def key(name: str) -> str:
+        return name.lower().replace("-", "").replace("_", "")
+
+    return key(dataset) in map(key, datasets.names())
 
 
 def _is_null(node: Node) -> bool:

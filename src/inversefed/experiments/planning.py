@@ -14,6 +14,7 @@ from torch import Generator
 
 from inversefed.attacks import SearchAttack
 from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.attacks.shown import shown as shown_attack
 from inversefed.errors import InversefedError
 from inversefed.experiments.ledger import Ledger, NewJob, Run
 from inversefed.experiments.places import Places
@@ -76,7 +77,7 @@ def job_of(cell: Cell, memory: dict[Any, int]) -> NewJob:
         network=cell.model,
         client=short(scenario.client),
         defenses=" + ".join(map(short, scenario.defenses)) or "none",
-        attack=short(scenario.attack),
+        attack=shown_attack(scenario.attack),
         images=pictures,
         num_images=count,
         seed=scenario.seed,

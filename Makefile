@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test proofs check bench fuzz chaos docs clean
+.PHONY: install audit test proofs check bench fuzz chaos paper docs clean
 
 install: $(VENV)/installed
 
@@ -32,6 +32,10 @@ fuzz: install
 
 chaos: install
 	$(BIN)/python -m tests.experiments.chaos --kills 200 --jobs 60
+
+DATA ?= ~/data
+paper: install
+	$(BIN)/python -m benchmarks.paper --data-path $(DATA)
 
 docs: install
 	$(BIN)/sphinx-build --fail-on-warning --builder html docs docs/_build/html

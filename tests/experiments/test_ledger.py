@@ -195,6 +195,30 @@ def test_the_tables_are_those_that_the_migrations_make(ledger: Ledger) -> None:
     assert ScriptDirectory(str(folder)).get_current_head() == schema.HEAD
 
 
+@pytest.mark.parametrize("version", sorted(path.stem for path in (Path(__file__).parent / "ledgers").glob("*.db")))
+def test_a_ledger_of_every_released_schema_is_taken_up(version: str, tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent / "ledgers" / f"{version}.db", tmp_path / "ledger.db")
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    run = ledger.run("released")
+    assert ledger.check() is None and [each.name for each in ledger.runs()] == ["second", "released"]
+    assert [each.hash for each in ledger.jobs(run)] == [job(number).hash for number in range(4)]
+    assert ledger.standing(run).counts == {"queued": 2, "running": 0, "done": 1, "failed": 1}
+    rows = [content for _, content in ledger.rows(run)]
+    assert rows[0] == {"verdict": "exact", "seconds": 0.5, "peak_signal_noise_ratio": 120.0} and rows[1:] == [None] * 3
+    assert [(each.attempts, each.lost, each.error) for each in ledger.jobs(run)] == [
+        (1, 0, None), (1, 0, "InputError: no"), (1, 1, None), (0, 0, None),
+    ]  # fmt: skip
+    taken = ledger.claim(run, new_owner())
+    assert taken is not None and ledger.finish(taken, DONE)
+    ledger.close()
+
+
+def test_there_is_a_ledger_of_every_schema() -> None:
+    released = {path.stem for path in (Path(__file__).parent / "ledgers").glob("*.db")}
+    versions = (Path(schema.__file__).parent / "migrations" / "versions").glob("v*.py")
+    assert released == {path.name[1:5] for path in versions}, "keep a file of each schema, and change none"
+
+
 def test_a_newer_or_foreign_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "ledger.db"
     Ledger(str(file)).close()

@@ -138,7 +138,7 @@ def test_every_plan_that_ships_is_read(name: str) -> None:
 def test_every_plan_that_ships_runs_in_miniature(name: str, tmp_path: Path) -> None:
     plan = read_plan(shipped()[name], data_path=tmp_path)
     targets = tuple(replace(each, limit=1) for each in plan.targets)
-    plan = replace(plan, targets=targets, max_iterations=2, nulls=0, time_budget=None)
+    plan = replace(plan, targets=targets, max_iterations=2, nulls=0, time_budget=2.0)
     ledger = Ledger(str(tmp_path / "ledger.db"))
     run = add_run(ledger, plan)
     write_jobs(ledger, run)

@@ -372,6 +372,8 @@ class Executing:
     """CPU threads of each; results are the same bits only with the same number."""
     retries: int = 5
     """How often the process of an audit may die before the audit counts as failed."""
+    track: str | None = None
+    """Keep loss curves and scores for another tool, too: tensorboard:FOLDER or mlflow:FOLDER."""
 
 
 @dataclass(frozen=True)

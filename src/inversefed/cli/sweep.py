@@ -13,6 +13,7 @@ from inversefed.experiments.local import LocalProcesses
 from inversefed.experiments.plan import Plan
 from inversefed.experiments.plan_file import read_plan, shipped
 from inversefed.experiments.planning import add_run, write_jobs
+from inversefed.experiments.tracking import read_tracker
 
 __all__ = ["open_ledger", "run_resume", "run_sweep"]
 
@@ -61,8 +62,13 @@ def _plan(path: Path, data_path: Path | None) -> Plan:
     return read_plan(path, data_path)
 
 
+def _executor(options: Executing) -> LocalProcesses:
+    tracker = None if options.track is None else read_tracker(options.track)
+    return LocalProcesses(options.workers, options.threads, options.retries, tracker=tracker)
+
+
 def _carry_out(ledger: Ledger, run: Run, executing: Executing, options: InLedger) -> int:
-    execute = LocalProcesses(executing.workers, executing.threads, executing.retries)
+    execute = _executor(executing)
     again = f"inversefed resume {shlex.quote(run.name)}"
     again += "" if options.ledger == "runs/ledger.db" else f" --ledger {shlex.quote(options.ledger)}"
     try:
@@ -115,7 +121,7 @@ def length(seconds: float) -> str:
 def _dry_run(plan: Plan, options: Sweep) -> int:
     with progress("measuring", options.quiet) as tell:
         found = estimate(plan, tell)
-    workers = LocalProcesses(options.workers, options.threads, options.retries).count
+    workers = _executor(options).count
     print(f"{plan.name}: {len(plan)} audits")
     for line in found:
         time = "not known" if line.seconds is None else length(line.seconds)

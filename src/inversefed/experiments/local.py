@@ -21,6 +21,7 @@ import torch
 from inversefed.attacks.search.memory import available_bytes
 from inversefed.errors import ConfigError, InputError, StorageError
 from inversefed.experiments.ledger import Ledger, Run, Standing, new_owner
+from inversefed.experiments.tracking import Tracker
 from inversefed.experiments.work import work
 
 __all__ = ["LocalProcesses"]
@@ -44,12 +45,14 @@ class LocalProcesses:
         threads: CPU threads of each. Results are the same bits only with the same number.
         retries: how often the process of a job may die before the job counts as failed.
         memory: bytes that all jobs may take together; `None` for what is free when they begin.
+        tracker: where curves and results are kept beside the ledger, if anywhere.
     """
 
     workers: int | None = None
     threads: int = 1
     retries: int = 5
     memory: int | None = None
+    tracker: Tracker | None = None
 
     def __post_init__(self) -> None:
         if (self.workers is not None and self.workers < 1) or self.threads < 1 or self.retries < 0:
@@ -83,7 +86,7 @@ class LocalProcesses:
         if free is None:
             free = available_bytes(torch.device("cpu")) - self.count * _PROCESS
         ledger.refuse_larger(run, max(0, free))
-        crew = _Crew(ledger, run, self.count, self.threads, self.retries, max(0, free))
+        crew = _Crew(ledger, run, self.count, self.threads, self.retries, max(0, free), self.tracker)
         try:
             while True:
                 standing = ledger.standing(run)
@@ -106,6 +109,7 @@ class _Crew:
     threads: int
     retries: int
     memory: int
+    tracker: Tracker | None = None
     context: SpawnContext = field(default_factory=lambda: multiprocessing.get_context("spawn"))
     members: dict[str, BaseProcess] = field(default_factory=dict)
     begun: int = 0
@@ -152,6 +156,7 @@ class _Crew:
             os.getpid(),
             self.threads,
             self.begun,
+            self.tracker,
         )
         process = self.context.Process(target=_worker, args=given, daemon=True)
         quiet = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -166,7 +171,17 @@ class _Crew:
         self.begun += 1
 
 
-def _worker(url: str, folder: Path, run: Run, owner: str, memory: int, parent: int, threads: int, number: int) -> None:
+def _worker(
+    url: str,
+    folder: Path,
+    run: Run,
+    owner: str,
+    memory: int,
+    parent: int,
+    threads: int,
+    number: int,
+    tracker: Tracker | None,
+) -> None:
     """A process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that began this one decides
     torch.set_num_threads(threads)
@@ -175,7 +190,7 @@ def _worker(url: str, folder: Path, run: Run, owner: str, memory: int, parent: i
         first = number * threads % len(cores)
         os.sched_setaffinity(0, {cores[(first + each) % len(cores)] for each in range(threads)})
     try:
-        work(url, folder, run, owner, memory=memory, parent=parent)
+        work(url, folder, run, owner, memory=memory, parent=parent, tracker=tracker)
     except StorageError as error:
         logging.getLogger("inversefed").error("%s", error)
         sys.exit(_UNWRITABLE)

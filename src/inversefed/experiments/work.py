@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from inversefed.errors import InputError, InversefedError, StorageError
-from inversefed.experiments.ledger import Job, Ledger, Run
+from inversefed.experiments.ledger import Job, Ledger, Outcome, Run
 from inversefed.experiments.places import Places
-from inversefed.experiments.table import outcome_of
+from inversefed.experiments.table import outcome_of, row_of
+from inversefed.experiments.tracking import Tracker, callback
 from inversefed.pipeline import audit
 from inversefed.report.model import Report
 from inversefed.report.png import png
@@ -61,6 +62,7 @@ def work(
     memory: int | None = None,
     parent: int | None = None,
     jobs: int | None = None,
+    tracker: Tracker | None = None,
 ) -> int:
     """Take jobs until there is none.
 
@@ -72,6 +74,7 @@ def work(
         memory: bytes that all running jobs may take together.
         parent: the process that began this one, which ends when that is gone; `None` for nobody.
         jobs: how many to take at most; `None` for all.
+        tracker: where curves and results are kept beside the ledger, if anywhere.
 
     Returns:
         How many were taken.
@@ -89,13 +92,13 @@ def work(
                 break
             time.sleep(_WATCH)  # what is left does not fit beside what runs
             continue
-        run_job(ledger, job, shared)
+        run_job(ledger, job, shared, tracker)
         taken += 1
     ledger.close()
     return taken
 
 
-def run_job(ledger: Ledger, job: Job, shared: Memory) -> bool:
+def run_job(ledger: Ledger, job: Job, shared: Memory, tracker: Tracker | None = None) -> bool:
     """Audit one job and write what came of it, an error included.
 
     Returns:
@@ -103,12 +106,15 @@ def run_job(ledger: Ledger, job: Job, shared: Memory) -> bool:
     """
     places = Places(ledger.folder)
     try:
-        with _Pulse(ledger, job, places) as pulse:
+        with _Pulse(ledger, job, places, tracker) as pulse:
             report, seconds = _audited(job, shared, places, pulse)
         if pulse.lost:
             return False
         _save(report, places.job(job.hash))
-        written = ledger.finish(job, outcome_of(report, seconds))
+        outcome = outcome_of(report, seconds)
+        written = ledger.finish(job, outcome)
+        if tracker is not None and written:
+            _track(tracker, job, outcome)
     except StorageError:
         raise  # that is no fault of the job: it is done again where there is space
     except Exception as error:  # the last door: one job that cannot be done does not stop the others
@@ -118,6 +124,12 @@ def run_job(ledger: Ledger, job: Job, shared: Memory) -> bool:
         written = False
     _remove_live(places, job.hash)
     return written
+
+
+def _track(tracker: Tracker, job: Job, outcome: Outcome) -> None:
+    numbers = {name: float(value) for name, value in outcome.content.items() if isinstance(value, int | float)}
+    row = row_of(job, {"verdict": outcome.verdict})
+    tracker.result(job.hash[:16], {name: value for name, value in row.items() if value is not None}, numbers)
 
 
 def _save(report: Report, folder: Path) -> None:
@@ -147,8 +159,9 @@ def _since(began: float) -> float:
 class _Pulse:
     """Holds a job's lease in a thread of its own, and says how far the job is."""
 
-    def __init__(self, ledger: Ledger, job: Job, places: Places) -> None:
+    def __init__(self, ledger: Ledger, job: Job, places: Places, tracker: Tracker | None) -> None:
         self.lost = False
+        self._follow = None if tracker is None else callback(tracker, job.hash[:16])
         self._ledger, self._job = ledger, job
         self._preview = places.preview(job.hash)
         self._said: dict[str, Any] | None = None
@@ -166,6 +179,8 @@ class _Pulse:
 
     def step(self, step: Step) -> bool:
         """Look at a step; whether to stop, because the job is another's by now."""
+        if self._follow is not None:
+            self._follow(step)
         remaining = step.remaining if step.remaining < float("inf") else None
         self._said = {
             "iteration": step.iteration + step.restart * step.iterations,

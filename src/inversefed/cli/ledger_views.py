@@ -5,9 +5,9 @@ import sys
 import time
 
 from inversefed.cli.options import Results, Runs, ShowStatus
-from inversefed.cli.sweep import length, open_ledger, said
+from inversefed.cli.sweep import again, length, open_ledger, said
 from inversefed.errors import ConfigError, InputError
-from inversefed.experiments.ledger import Ledger
+from inversefed.experiments.ledger import Ledger, is_dead
 from inversefed.experiments.table import csv_text, markdown, row_of, summary, to_parquet
 from inversefed.experiments.work import remove_files
 
@@ -37,7 +37,7 @@ def run_status(options: ShowStatus) -> int:
     while True:
         run = ledger.run(options.name)
         standing = ledger.standing(run)
-        running = ledger.jobs(run, "running")
+        running = [each for each in ledger.jobs(run, "running") if each.owner and not is_dead(each.owner)]
         left = standing.remaining(max(1, len(running)))
         if options.json:
             print(json.dumps({"run": run.name, "planned": run.planned, **standing.counts, "seconds_left": left}))
@@ -47,7 +47,9 @@ def run_status(options: ShowStatus) -> int:
             for each in running:
                 print(f"  {each.network}, {each.client}, {each.images}, seed {each.seed}: {_progress(each.progress)}")
             if not run.planned:
-                print(f"  not all of its audits are written yet: inversefed resume {run.name}")
+                print("  not all of its audits are written yet")
+            if not running and (standing.open or not run.planned):
+                print(f"  nothing of it runs now; `{again(options, run.name)}` goes on")
         if not options.watch or not standing.open:
             return 1 if standing.counts["failed"] else 0
         time.sleep(_LOOK)

@@ -15,7 +15,7 @@ from inversefed.experiments.plan_file import read_plan, shipped
 from inversefed.experiments.planning import add_run, write_jobs
 from inversefed.experiments.tracking import read_tracker
 
-__all__ = ["open_ledger", "run_resume", "run_sweep"]
+__all__ = ["again", "length", "open_ledger", "run_resume", "run_sweep", "said"]
 
 
 def run_sweep(options: Sweep) -> int:
@@ -69,8 +69,6 @@ def _executor(options: Executing) -> LocalProcesses:
 
 def _carry_out(ledger: Ledger, run: Run, executing: Executing, options: InLedger) -> int:
     execute = _executor(executing)
-    again = f"inversefed resume {shlex.quote(run.name)}"
-    again += "" if options.ledger == "runs/ledger.db" else f" --ledger {shlex.quote(options.ledger)}"
     try:
         if not run.planned:
             with progress(f"planning {run.name}", options.quiet) as tell:
@@ -78,17 +76,26 @@ def _carry_out(ledger: Ledger, run: Run, executing: Executing, options: InLedger
         with progress(run.name, options.quiet) as tell:
             standing = execute(ledger, run, lambda now: _tell(tell, now, execute.count))
     except KeyboardInterrupt:
-        print(f"inversefed: interrupted; what was finished is kept, and `{again}` goes on", file=sys.stderr)
+        print(
+            f"inversefed: interrupted; what was finished is kept, and `{again(options, run.name)}` goes on",
+            file=sys.stderr,
+        )
         return 130
     if not options.quiet:
         print(said(standing))
-        print(f"results: inversefed results {shlex.quote(run.name)}" + again.partition(shlex.quote(run.name))[2])
+        print(f"results: {again(options, run.name, 'results')}")
     failed = ledger.jobs(run, "failed")
     for each in failed[:3]:
         print(f"inversefed: failed: {each.network}, {each.client}, {each.images}: {each.error}", file=sys.stderr)
     if len(failed) > 3:
         print(f"inversefed: and {len(failed) - 3} more; the table has all", file=sys.stderr)
     return 1 if failed else 0
+
+
+def again(options: InLedger, name: str, command: str = "resume") -> str:
+    """The command that goes on with a run, or another one about it."""
+    elsewhere = "" if options.ledger == "runs/ledger.db" else f" --ledger {shlex.quote(options.ledger)}"
+    return f"inversefed {command} {shlex.quote(name)}{elsewhere}"
 
 
 def said(standing: Standing) -> str:

@@ -43,7 +43,7 @@ from inversefed.experiments.schema import (
     run_job,
 )
 
-__all__ = ["LEASE", "Job", "Ledger", "NewJob", "Outcome", "Run", "Standing", "new_owner"]
+__all__ = ["LEASE", "Job", "Ledger", "NewJob", "Outcome", "Run", "Standing", "is_dead", "new_owner"]
 
 LEASE = 60.0
 """Seconds that a job stays with a process that says nothing."""
@@ -399,7 +399,7 @@ class Ledger:
         """Give back what processes of this machine have that are not there any more; how many jobs that were."""
         with self._reading() as connection:
             owners = connection.execute(sa.select(job.c.owner).where(job.c.state == RUNNING).distinct()).scalars().all()
-        return sum(self.release(each, died=False) for each in owners if each and _is_dead(each))
+        return sum(self.release(each, died=False) for each in owners if each and is_dead(each))
 
     def retry(self, of: Run) -> int:
         """Queue the failed jobs of a run again; how many."""
@@ -638,7 +638,7 @@ def _private_file(file: Path) -> None:
         raise StorageError(f"the ledger {file} cannot be opened: {error.strerror or error}; see --ledger") from error
 
 
-def _is_dead(owner: str) -> bool:
+def is_dead(owner: str) -> bool:
     """Whether the process of that name ran on this machine and does not run any more."""
     host, _, rest = owner.partition(":")
     number = rest.partition(":")[0]

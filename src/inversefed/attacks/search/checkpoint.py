@@ -5,10 +5,13 @@ The file holds pictures on their way to the private ones. It is readable by its 
 """
 
 import hashlib
+import io
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +56,44 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def write(path: Path, state: dict[str, Any], mark: str) -> None:
-    """Replace the file at once; a reader never sees half of it.
+    """Replace the file at once: whoever ends the process or the machine, there is the older state or this one.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or not wholly; an older one is as it was.
     """
+    whole = io.BytesIO()  # torch hides what the system says of a file that it writes to itself
+    torch.save({"format": _FORMAT, "fingerprint": mark, "state": state}, whole)
     partial = path.with_name(path.name + ".partial")
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save({"format": _FORMAT, "fingerprint": mark, "state": state}, file)
+        _written(partial, whole.getbuffer())
         partial.replace(path)
+        _synced(path.parent)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise InputError(f"cannot write the checkpoint {path}: {error}") from error
+
+
+def _written(path: Path, content: memoryview) -> None:
+    """Write a file that its owner alone may read, down to the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _synced(folder: Path) -> None:
+    """Take a folder's names down to the disk, where the system can."""
+    if os.name == "nt":  # no folder can be opened there, and names are kept in order
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read(path: Path, mark: str) -> Any:
@@ -79,10 +107,10 @@ def read(path: Path, mark: str) -> Any:
         InputError: no such file, no checkpoint, or that of another search.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(_checked(path), map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"cannot read the checkpoint {path}: {error}") from error
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is no checkpoint of inversefed, or is damaged") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT or "state" not in content:
         raise InputError(f"{path} is no checkpoint of this version of inversefed")
@@ -91,3 +119,18 @@ def read(path: Path, mark: str) -> Any:
             f"{path} is the checkpoint of another search: attack, update, labels, seed and iterations must be the same"
         )
     return content["state"]
+
+
+def _checked(path: Path) -> io.BytesIO:
+    """A file's content, once its checksums were compared, which torch does not do.
+
+    Raises:
+        OSError: it cannot be read.
+        zipfile.BadZipFile: it is no archive, or is damaged.
+    """
+    content = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(content) as archive:
+        if (name := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"the checksum of {name} is another")
+    content.seek(0)
+    return content

@@ -57,7 +57,7 @@ class Restarts:
         began: when the attack began, by `time.monotonic`.
 
     Attributes:
-        unsaved: why a checkpoint could not be written on the way, if so.
+        unsaved: why the last checkpoint could not be written on the way, if so.
     """
 
     descents: list[Descent]
@@ -187,6 +187,7 @@ class Restarts:
         """Write the state; where that fails on the way, the search is worth more than its checkpoint."""
         try:
             self._write()
+            self.unsaved = None
         except InputError as error:
             self.unsaved = str(error)
 
@@ -196,8 +197,8 @@ class Restarts:
         complete = self._complete if self._cut else {}
         descents = [complete.get(descent.restart) or descent.state() for descent in self.descents]
         state = {"rung": self._rung, "width": self.width, "trusted": self.trusted, "descents": descents}
+        self._saved = time.monotonic()  # also where it fails: a full disk is not asked at each step
         checkpoint.write(self.budget.checkpoint, state, self.mark())
-        self._saved = time.monotonic()
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._rung, self.width = state["rung"], state["width"]

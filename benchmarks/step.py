@@ -64,13 +64,13 @@ def _row(world: World, compiles: bool) -> list[str]:
     parts = attack.objective, attack.priors, attack.parametrization, attack.labels
     problem = Problem.of(observation_of(world, 0), *parts)
     point = problem.start(torch.randn(1, *world.network.image_shape, generator=Generator().manual_seed(0)), Generator())
-    eager = _seconds(lambda: Evaluator(problem, Native(), "off", 1, 1, {})([point], [{}], 0))
+    eager = _seconds(lambda: Evaluator(problem, Native(), "off", 1, 1, {})([point], [()], 0))
     trusted = {"vectorized": True, "bfloat16": True}
     together = Evaluator(problem, Native(), "off", 1, 1, trusted)
     lowered = Evaluator(problem, EarlyBFloat16(), "off", 1, 1, trusted)
     ratios = [
-        _seconds(lambda: together([point] * WIDTH, [{}] * WIDTH, 0)) / WIDTH / eager,
-        _seconds(lambda: lowered([point], [{}], 0)) / eager,
+        _seconds(lambda: together([point] * WIDTH, [()] * WIDTH, 0)) / WIDTH / eager,
+        _seconds(lambda: lowered([point], [()], 0)) / eager,
     ]
     step = memory.step_bytes(problem.loss, point)
     return [

@@ -12,9 +12,10 @@ from torch import Generator, nn
 
 from inversefed import Batch, Budget, FedSGD, GradientInversion, Observation, ThreatModel, freeze, observe, recipes
 from inversefed.attacks.search import step_evaluator
+from inversefed.attacks.search.minimize import differentiate
 from inversefed.attacks.search.precision import Native
 from inversefed.attacks.search.problem import Problem
-from inversefed.attacks.search.step_evaluator import Evaluator, differentiate
+from inversefed.attacks.search.step_evaluator import Evaluator
 
 SHAPE = (3, 8, 8)
 
@@ -115,7 +116,7 @@ def test_auto_compiles_only_where_that_pays(observation, monkeypatch, planned: i
     tried = Evaluator(problem, Native(), "auto", planned, planned, {})
     point = problem.start(torch.zeros(observation.batch_shape), Generator())
     for iteration in range(step_evaluator._TRIALS + 2):
-        tried([point], [{}], iteration)
+        tried([point], [()], iteration)
     assert bool(asked) is compiles and len(asked) <= 1
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inversefed.attacks.matching_error import matching_error, widened
 from inversefed.attacks.pieces.objectives import RelativeSquaredError
-from inversefed.attacks.search.step_evaluator import differentiate
+from inversefed.attacks.search.minimize import differentiate
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Params
 

@@ -10,8 +10,10 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from torch import Tensor
 
 from inversefed.errors import InputError
 
-__all__ = ["fingerprint", "is_checkpoint", "read", "write"]
+__all__ = ["Mark", "fingerprint", "is_checkpoint", "read", "write"]
 
-_FORMAT = 1
+_FORMAT = 2
 _BEGINNING = re.compile(rb"PK\x03\x04.{26}[^/]{1,255}/data\.pkl.*?format.{1,16}fingerprint", re.DOTALL)
 """An archive of torch's, stored as it is, whose first entry is the pickled dictionary that `write` saves."""
 
@@ -38,6 +40,24 @@ def fingerprint(settings: str, tensors: Iterable[Tensor]) -> str:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """What a search is, whose fingerprint is computed where it is first asked for.
+
+    Args:
+        settings: all of it that can be written down.
+        tensors: all of it that are numbers.
+    """
+
+    settings: str
+    tensors: Sequence[Tensor] = field(repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """The fingerprint."""
+        return fingerprint(self.settings, self.tensors)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -28,13 +28,15 @@ from inversefed.attacks.pieces.schedules import Constant, LinearDecay, StepDecay
 from inversefed.attacks.pieces.selection import LowestLoss, Match
 from inversefed.attacks.pieces.starts import NearMean, Normal, Zeros
 from inversefed.attacks.search import checkpoint, memory
+from inversefed.attacks.search.changes import FadingPriors, Noise, Pull
 from inversefed.attacks.search.convergence import Never
-from inversefed.attacks.search.minimize import Descent, OutOfTime, Variables, advance
+from inversefed.attacks.search.minimize import Descent, Variables
 from inversefed.attacks.search.precision import Native, Precision
-from inversefed.attacks.search.problem import Objective, Prior, Problem
+from inversefed.attacks.search.problem import Change, Objective, Prior, Problem
+from inversefed.attacks.search.reading import Reading
 from inversefed.attacks.search.restart_pruning import KeepAll, Rungs, SuccessiveHalving
 from inversefed.attacks.search.restarts import Restarts, planned_steps
-from inversefed.attacks.search.step_evaluator import Compilation, Evaluated, Evaluator
+from inversefed.attacks.search.step_evaluator import Compilation, Evaluator
 from inversefed.attacks.simulations import KnownClient, Simulation
 from inversefed.errors import ConfigError, UnsupportedNetworkError, unknown_name
 from inversefed.findings import Code
@@ -179,8 +181,8 @@ class GradientInversion:
             run = self._restarts(problem, generator, budget, need, began)
             evaluate = self._evaluator(problem, run)
             needed = need.findings()
-            status = run.run(lambda group, until, watch: self._advance(problem, evaluate, run, group, until, watch))
-            candidates = [self._candidate(problem, descent) for descent in run.begun]
+            status = run.run(evaluate, _Course(self, problem.network, run.rungs[-1][0]))
+            candidates = [run.reading.candidate(descent) for descent in run.begun]
             chosen = self.selection(_finalists(candidates), problem.observation, problem.match)
         dtype = observation.network.dtype
         return Reconstruction(
@@ -265,9 +267,17 @@ class GradientInversion:
             with suppress(UnsupportedNetworkError):  # a forward pass that converts to 16 bits by itself
                 wide.network.operations()
                 observation = wide
-        return Problem.of(
+        problem = Problem.of(
             observation, self.objective, self.priors, self.parametrization, self.labels, self.simulation, self.features
         )
+        return replace(problem, changes=self._changes)
+
+    @property
+    def _changes(self) -> tuple[Change, ...]:
+        """What changes from step to step: nothing where nothing does. The pull comes last, for it does not fade."""
+        noise = (Noise(self.noise, self.noise_schedule),) if self.noise else ()
+        fading = (FadingPriors(self.prior_schedule),) if self.prior_schedule != Constant() else ()
+        return (*noise, *fading, *(() if self.consistency is None else (Pull(self.consistency),)))
 
     def _restarts(
         self, problem: Problem, generator: Generator, budget: Budget, need: "_Need", began: float
@@ -280,7 +290,7 @@ class GradientInversion:
         if self.noise or self.langevin:
             seeds = torch.randint(2**62, (len(starts),), generator=generator, device=generator.device).tolist()
         descents = [
-            Descent(number, start, self.optimizer, seed)
+            Descent(number, start, self.optimizer, Generator().manual_seed(seed))
             for number, (start, seed) in enumerate(zip(variables, seeds, strict=True))
         ]
         rungs, width, settings = self.pruning(self.restarts, iterations), 1, f"{self!r} {iterations} {seeds}"
@@ -293,11 +303,8 @@ class GradientInversion:
             rungs,
             width,
             budget,
-            cache(lambda: _fingerprint(settings, problem, starts)),
-            rank=lambda descent: self._candidate(problem, descent).loss,
-            enough=lambda descent: self._enough(problem, descent),
-            images=problem.images,
-            keeps_last=self.keep == "last",
+            _mark(settings, problem, starts),
+            Reading(problem, self.keep, self.tolerance, bool(self.noise or self.langevin)),
             abreast=self.consistency is not None,
             began=began,
         )
@@ -338,93 +345,43 @@ class GradientInversion:
             width = _SHARED if few and not isinstance(self.optimizer, LBFGS) else 1
         return 1 if width == 1 else memory.chunk(need.step, need.available, min(width, self.restarts))
 
-    def _advance(
-        self,
-        problem: Problem,
-        evaluate: Evaluator,
-        run: Restarts,
-        group: Sequence[Descent],
-        until: int,
-        watch: Callable[[Sequence[Descent]], bool],
-    ) -> bool:
-        iterations = run.rungs[-1][0]
 
-        def several(points: Sequence[Variables], given: Sequence[Variables], iteration: int) -> list[Evaluated]:
-            parts = [slice(first, first + run.width) for first in range(0, len(points), run.width)]
-            found = list[Evaluated]()
-            for part in parts:
-                if found and iteration and run.over():  # of the first, restarts that never began tell nothing
-                    raise OutOfTime
-                found += evaluate(points[part], given[part], iteration)
-            return found
+@dataclass(frozen=True)
+class _Course:
+    """How the steps of a search are made.
 
-        def conditions(running: Sequence[Descent], iteration: int) -> list[Variables]:
-            self._meet(problem, running, iteration, iterations)
-            return [self._conditions(problem, descent, iteration, iterations) for descent in running]
+    Args:
+        search: its settings.
+        network: whose inputs the projections bound.
+        iterations: steps of a restart.
+    """
 
-        return advance(
-            group,
-            several,
-            lambda iteration: self.schedule(self.optimizer.lr, iteration, iterations),
-            until,
-            conditions=conditions,
-            project=lambda inputs, done: self._project(inputs, problem.observation.network, done),
-            converged=self.convergence,
-            watch=watch,
-            left=lambda iteration: 1 - iteration / iterations,
-            jitter=self.langevin,
-            over=run.over,
-        )
+    search: GradientInversion
+    network: Network
+    iterations: int
 
-    def _meet(self, problem: Problem, running: Sequence[Descent], iteration: int, iterations: int) -> None:
-        """Leave with each restart what all of them agree on, where it is time to."""
-        group = self.consistency
-        if group is None or len(running) < 2 or not group.meets(iteration, iterations):
-            return
-        network = problem.observation.network
-        with torch.no_grad():
-            inputs = torch.stack([network.normalize(problem.images(descent.variables)) for descent in running])
-            for descent, pull in zip(running, group.consensus(inputs, problem.labels), strict=True):
-                descent.held = {"consensus": pull, "pull": pull.new_tensor(group.weight)}
+    @property
+    def jitter(self) -> float:
+        """Noise that each step adds, in step lengths."""
+        return self.search.langevin
 
-    def _conditions(self, problem: Problem, descent: Descent, iteration: int, iterations: int) -> Variables:
-        """What the loss depends on beside the variables: nothing where nothing changes."""
-        conditions, like = dict(descent.held), descent.variables["images"]
-        if self.prior_schedule != Constant():
-            conditions["priors"] = like.new_tensor(self.prior_schedule(1.0, iteration, iterations))
-        if self.noise:
-            shape, std = problem.shape, self.noise_schedule(self.noise, iteration, iterations)
-            noise = torch.randn(shape, generator=descent.generator, dtype=like.dtype)
-            conditions["noise"] = noise.to(like.device) * std
-        return conditions
+    def lr(self, iteration: int) -> float:
+        """Step length at an iteration."""
+        return self.search.schedule(self.search.optimizer.lr, iteration, self.iterations)
 
-    def _candidate(self, problem: Problem, descent: Descent) -> Candidate:
-        variables = self._kept(problem, descent)
-        images, (labels, soft) = problem.images(variables), problem.decoded(variables)
-        return Candidate(
-            images,
-            labels,
-            problem.fit(variables),
-            descent.status or Status.STOPPED,
-            len(descent.history),
-            tuple(descent.history),
-            soft,
-            descent.restart,
-            descent.seed if self.noise or self.langevin else None,
-        )
+    def left(self, iteration: int) -> float:
+        """The share of all iterations that is left."""
+        return 1 - iteration / self.iterations
 
-    def _enough(self, problem: Problem, descent: Descent) -> bool:
-        return self.tolerance is not None and self._candidate(problem, descent).loss <= self.tolerance
+    def project(self, images: Tensor, done: int) -> Tensor:
+        """All projections, in order."""
+        for projection in self.search.projections:
+            images = projection(images, self.network, done)
+        return images
 
-    def _project(self, inputs: Tensor, network: Network, done: int) -> Tensor:
-        for projection in self.projections:
-            inputs = projection(inputs, network, done)
-        return inputs
-
-    def _kept(self, problem: Problem, descent: Descent) -> Variables:
-        if self.keep == "last" or not descent.history:
-            return descent.last
-        return descent.last if problem.value(descent.last) <= descent.lowest else descent.best
+    def converged(self, history: Sequence[float]) -> bool:
+        """Whether a restart is done."""
+        return self.search.convergence(history)
 
 
 @dataclass(frozen=True)
@@ -471,14 +428,14 @@ class _Need:
         return (Finding(Code.MEMORY, level, message, {"step_bytes": needed, "available_bytes": free}),)
 
 
-def _fingerprint(settings: str, problem: Problem, starts: Tensor) -> str:
-    """Of all that the search depends on."""
+def _mark(settings: str, problem: Problem, starts: Tensor) -> checkpoint.Mark:
+    """All that the search depends on."""
     observation = problem.observation
     network, labels = observation.network, problem.labels
     parts = [*network.params.values(), *network.module.buffers(), *observation.update.values(), starts]
     parts += (observation.buffers or {}).values()
     client = f"{observation.client!r} {observation.num_examples} {network.loss!r} {network.mask_seed}"
-    return checkpoint.fingerprint(f"{settings} {client}", parts if labels is None else [*parts, labels])
+    return checkpoint.Mark(f"{settings} {client}", parts if labels is None else [*parts, labels])
 
 
 def _unsaved(run: Restarts) -> tuple[Finding, ...]:

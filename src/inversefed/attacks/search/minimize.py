@@ -1,29 +1,89 @@
 """The optimization loop: steps on the variables of one or several restarts, with the best of each remembered.
 
-    loss, gradient = evaluate(variables); step; project; look
+    loss, gradient = goal(variables); step; project; look
 
-A restart on its way is a `Descent`, the only thing here that changes while an attack runs. Restarts of a group
-advance together, so that one call can evaluate all of them. Between two steps a descent is complete: its state can be
-written down, and a descent that takes up that state goes on to the same bits.
+What is minimized is a `Goal`, how each step is made a `Course`, and who looks on a `Watcher`; all three are handed down
+and nothing here is asked of whoever calls. A restart on its way is a `Descent`, the only thing here that changes while
+an attack runs. Restarts of a group advance together, so that one call can evaluate all of them. Between two steps a
+descent is complete: its state can be written down, and a descent that takes up that state goes on to the same bits.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from inversefed.attacks.pieces.optimizers import Optimizer
-from inversefed.types import Status
+from inversefed.fl.foreign import foreign_code
+from inversefed.types import Scalar, Status
 
-__all__ = ["Descent", "Evaluate", "OutOfTime", "Variables", "advance"]
+__all__ = ["Conditions", "Course", "Descent", "Evaluated", "Goal", "Variables", "Watcher", "advance", "differentiate"]
 
 Variables: TypeAlias = Mapping[str, Tensor]
 """What is optimized: `images` in network inputs, and `labels` as logits where they are open."""
 
-Evaluate: TypeAlias = Callable[[Sequence[Variables], Sequence[Variables], int], Sequence[tuple[float, Variables]]]
-"""(variables of each restart, conditions of each, iteration) -> loss and gradients of each."""
+Conditions: TypeAlias = tuple[Tensor | None, ...]
+"""What the loss of one restart depends on beside its variables, fixed within a step; `None` for what is not yet."""
+
+Evaluated: TypeAlias = tuple[float, Variables]
+"""Loss and gradients at a point."""
+
+
+@runtime_checkable
+class Goal(Protocol):
+    """What is minimized."""
+
+    def conditions(self, running: Sequence["Descent"], iteration: int) -> Sequence[Conditions]:
+        """Those of each restart at an iteration, from 0; asked once for each step."""
+        ...
+
+    def __call__(
+        self, points: Sequence[Variables], conditions: Sequence[Conditions], iteration: int
+    ) -> Sequence[Evaluated]:
+        """Loss and gradients of several points, each under its conditions."""
+        ...
+
+
+@runtime_checkable
+class Course(Protocol):
+    """How the steps of a restart are made, from its first iteration to its last."""
+
+    @property
+    def jitter(self) -> float:
+        """Standard deviation of the noise that each step adds to `images`, in step lengths."""
+        ...
+
+    def lr(self, iteration: int) -> float:
+        """Step length at an iteration, from 0."""
+        ...
+
+    def left(self, iteration: int) -> float:
+        """The share of all iterations that is left at one, for soft signs."""
+        ...
+
+    def project(self, images: Tensor, done: int) -> Tensor:
+        """What becomes of `images` after so many steps."""
+        ...
+
+    def converged(self, history: Sequence[float]) -> bool:
+        """From a history of losses to whether that restart is done."""
+        ...
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Who looks on, with a clock."""
+
+    def over(self) -> bool:
+        """Whether the time is used up; asked within an iteration, which ends then."""
+        ...
+
+    def seen(self, group: Sequence["Descent"]) -> bool:
+        """Look at the restarts that took a step; whether to stop."""
+        ...
 
 
 class OutOfTime(Exception):
@@ -37,7 +97,7 @@ class Descent:
         restart: its number, from 0.
         start: first guess; it is not written to.
         optimizer: builds the stepping rule.
-        seed: of its own random numbers, where its steps draw any.
+        generator: of its own random numbers, where its steps draw any; `None` for one with seed 0.
 
     Attributes:
         variables: where it stands.
@@ -45,19 +105,22 @@ class Descent:
         lowest: that loss.
         history: the loss before each step.
         status: how it ended, `None` while it runs.
-        held: tensors that a meeting with other restarts left it.
+        held: what a meeting with other restarts left it, in network inputs.
         cut: whether the clock ended its last step between two evaluations; it stands at the best of them then.
     """
 
-    def __init__(self, restart: int, start: Variables, optimizer: Optimizer, seed: int = 0) -> None:
-        self.restart, self.seed = restart, seed
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(
+        self, restart: int, start: Variables, optimizer: Optimizer, generator: torch.Generator | None = None
+    ) -> None:
+        self.restart = restart
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self.seed = self.generator.initial_seed()
         self.variables = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
         self.best = _copy(self.variables)
         self.lowest = math.inf
         self.history: list[float] = []
         self.status: Status | None = None
-        self.held: dict[str, Tensor] = {}
+        self.held: Tensor | None = None
         self.cut = False
         self._optimizer = optimizer
         self._stepper = optimizer.build(list(self.variables.values()))
@@ -68,25 +131,16 @@ class Descent:
         finite = all(bool(value.isfinite().all()) for value in self.variables.values())
         return _copy(self.variables) if finite else self.best
 
-    def step(
-        self,
-        first: tuple[float, Variables],
-        again: Callable[[Variables], tuple[float, Variables]],
-        lr: float,
-        project: Callable[[Tensor, int], Tensor],
-        left: float = 1.0,
-        jitter: float = 0.0,
-    ) -> None:
+    def step(self, first: Evaluated, again: Callable[[Variables], Evaluated], course: Course) -> None:
         """Take one step, or as much of it as there is time for: L-BFGS evaluates many points in one.
 
         Args:
             first: loss and gradients where the variables stand.
             again: evaluates further points, for a line search; `OutOfTime` ends the step at the best so far.
-            lr: step length.
-            project: applied to `images` after the step; receives the number of steps done.
-            left: share of the iterations that is left, for soft signs.
-            jitter: standard deviation of the noise that is added to `images`, in step lengths.
+            course: how it is made.
         """
+        iteration, jitter = len(self.history), course.jitter
+        lr, left = course.lr(iteration), course.left(iteration)
         for group in self._stepper.param_groups:
             group["lr"] = lr
         before = _copy(self.variables)
@@ -116,7 +170,7 @@ class Descent:
         self._disturb(jitter * lr)
         with torch.no_grad():
             images = self.variables["images"]
-            images.copy_(project(images, len(self.history)))
+            images.copy_(course.project(images, len(self.history)))
 
     def _disturb(self, std: float) -> None:
         """Add normal noise to the images; nothing is drawn where there is none."""
@@ -138,7 +192,7 @@ class Descent:
             "lowest": self.lowest,
             "history": list(self.history),
             "status": None if self.status is None else str(self.status),
-            "held": dict(self.held),
+            "held": self.held,
             "stepper": _cloned(self._stepper.state_dict()),
             "generator": self.generator.get_state(),
         }
@@ -149,63 +203,84 @@ class Descent:
         self.best = {name: value.to(self.variables[name]) for name, value in state["best"].items()}
         self.lowest, self.history = state["lowest"], list(state["history"])
         self.status = None if state["status"] is None else Status(state["status"])
-        self.held = {name: value.to(self.variables["images"].device) for name, value in state["held"].items()}
+        held = state["held"]
+        self.held = None if held is None else held.to(self.variables["images"].device)
         self._stepper.load_state_dict(_cloned(state["stepper"]))
         self.generator.set_state(state["generator"])
 
 
 def advance(
-    descents: Sequence[Descent],
-    evaluate: Evaluate,
-    lr: Callable[[int], float],
-    until: int,
-    *,
-    conditions: Callable[[Sequence[Descent], int], Sequence[Variables]],
-    project: Callable[[Tensor, int], Tensor],
-    converged: Callable[[Sequence[float]], bool],
-    watch: Callable[[Sequence[Descent]], bool],
-    left: Callable[[int], float] = lambda _: 1.0,
-    jitter: float = 0.0,
-    over: Callable[[], bool] = lambda: False,
+    descents: Sequence[Descent], goal: Goal, course: Course, until: int, watcher: Watcher, width: int = 1
 ) -> bool:
     """Take the restarts of a group, all at the same iteration, together to a further one.
 
     Args:
         descents: the group; those that have ended are left alone.
-        evaluate: loss and gradients of several points at once.
-        lr: step length at an iteration, from 0.
+        goal: what is minimized.
+        course: how steps are made.
         until: the iteration to reach.
-        conditions: what else the loss of each restart depends on at an iteration, held fixed within the step.
-        project: applied to `images` after each step.
-        converged: from a history of losses to whether that restart is done.
-        watch: shown the group after each iteration; a true answer stops.
-        left: the share of all iterations that is left at one.
-        jitter: noise that each step adds, in step lengths.
-        over: whether the time is used up; asked within an iteration, which ends then.
+        watcher: shown the group after each iteration; a true answer stops.
+        width: how many points are evaluated in one call.
 
     Returns:
         Whether it was stopped.
     """
     while running := [d for d in descents if d.status is None and len(d.history) < until]:
         iteration = len(running[0].history)
-        given = conditions(running, iteration)
+        given = goal.conditions(running, iteration)
         try:
-            evaluated = evaluate([descent.variables for descent in running], given, iteration)
+            evaluated = _evaluated(running, goal, given, iteration, watcher, width)
         except OutOfTime:
             return True
         for descent, condition, first in zip(running, given, evaluated, strict=True):
-
-            def again(point: Variables, condition: Variables = condition) -> tuple[float, Variables]:
-                if over():
-                    raise OutOfTime
-                return evaluate([point], [condition], iteration)[0]  # noqa: B023
-
-            descent.step(first, again, lr(iteration), project, left(iteration), jitter)
-            if descent.status is None and not descent.cut and converged(descent.history):
+            descent.step(first, _Again(goal, condition, iteration, watcher), course)
+            if descent.status is None and not descent.cut and course.converged(descent.history):
                 descent.status = Status.CONVERGED
-        if watch(running):
+        if watcher.seen(running):
             return True
     return False
+
+
+def _evaluated(
+    running: Sequence[Descent], goal: Goal, given: Sequence[Conditions], iteration: int, watcher: Watcher, width: int
+) -> list[Evaluated]:
+    """Loss and gradients where all of them stand.
+
+    Raises:
+        OutOfTime: between two calls.
+    """
+    found = list[Evaluated]()
+    for first in range(0, len(running), width):
+        if found and iteration and watcher.over():  # of the first, restarts that never began tell nothing
+            raise OutOfTime
+        part = slice(first, first + width)
+        found += goal([descent.variables for descent in running[part]], given[part], iteration)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Again:
+    """Further points within a step, which it sees under the same conditions."""
+
+    goal: Goal
+    condition: Conditions
+    iteration: int
+    watcher: Watcher
+
+    def __call__(self, point: Variables) -> Evaluated:
+        if self.watcher.over():
+            raise OutOfTime
+        return self.goal([point], [self.condition], self.iteration)[0]
+
+
+def differentiate(loss: Callable[[Variables], Scalar], variables: Variables) -> Evaluated:
+    """Loss and gradients by eager autograd; no gradient of a weight is computed in the second backward pass."""
+    leaves = {name: value.detach().requires_grad_() for name, value in variables.items()}
+    with torch.enable_grad():
+        value = loss(leaves)
+        with foreign_code("the second derivative of the loss, which a search needs,"):
+            gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    return value.item(), dict(zip(leaves, gradients, strict=True))
 
 
 def _signed(gradient: Tensor, signed: bool | Literal["soft"], left: float) -> Tensor:

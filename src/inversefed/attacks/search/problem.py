@@ -1,12 +1,14 @@
 """The inversion problem: an observation as a function of images, which every search minimizes.
 
-value(x, y) = match(client(network, x, y), update*) + sum prior(x)
+    value(x, y) = match(client(network, x, y), update*) + sum prior(x)
 
-How the client is simulated where something about it is unknown is told by a piece of `simulations`.
+How the client is simulated where something about it is unknown is told by a piece of `simulations`; what changes from
+step to step (noise, fading priors, a pull) wraps a part of the problem and is told by `changes`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -14,19 +16,47 @@ from torch import Generator, Tensor
 from inversefed.attacks.head.inputs import HeadInputs, recover_head_inputs
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered_labels
 from inversefed.attacks.pieces.parametrizations import Parametrization, bound_to, started
+from inversefed.attacks.search.minimize import Conditions, Descent, Variables
 from inversefed.attacks.simulations import KnownClient, Simulation
 from inversefed.attacks.simulations.known_features import KnownFeatures
 from inversefed.errors import ThreatModelError
+from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, forms
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Params, Scalar, SoftLabels, Targets
 
-__all__ = ["Objective", "Prior", "Problem"]
+__all__ = ["Change", "Objective", "Prior", "Problem", "inversion_loss"]
 
 Objective = Callable[[Params, Params], Scalar]
 Prior = Callable[[Images, Observation], Scalar]
+View = Callable[[Images], Images]
 
-_NONE: Mapping[str, Tensor] = {}
+
+def inversion_loss(problem: "Problem", variables: Variables) -> Scalar:
+    """What is minimized: `match(client(network, x, y^), update*) + sum prior(x)`."""
+    images, labels = problem.searched(variables), problem.targets(variables)
+    distance, penalty = problem.distance(variables, problem.view(images), labels)
+    return sum((prior(images, problem.observation) for prior in problem.priors), start=distance + penalty)
+
+
+@runtime_checkable
+class Change(Protocol):
+    """Something of a problem that changes from step to step of a restart: a wrapper of one of its parts."""
+
+    def drawn(
+        self, problem: "Problem", running: Sequence[Descent], iteration: int, iterations: int
+    ) -> Sequence[Tensor | None]:
+        """What it depends on, of each restart at an iteration, from 0; `None` where it does nothing yet."""
+        ...
+
+    def applied(self, problem: "Problem", drawn: Tensor) -> "Problem":
+        """The problem with it."""
+        ...
+
+
+def _clear(images: Images) -> Images:
+    """The pictures as they are."""
+    return images
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +75,8 @@ class Problem:
         labels: the labels, where they are known or were recovered.
         simulation: how the client is simulated.
         rows: whether the loss takes open labels as rows; else, of a single output, as one number an example.
+        view: what the client sees of the pictures that the priors see.
+        changes: what changes from step to step, in the order in which it is applied.
     """
 
     observation: Observation
@@ -55,6 +87,8 @@ class Problem:
     labels: Targets | None
     simulation: Simulation = KnownClient()
     rows: bool = True
+    view: View = _clear
+    changes: tuple[Change, ...] = ()
 
     @classmethod
     def of(
@@ -91,6 +125,11 @@ class Problem:
         """The same problem for `torch.func`: its loss is one function of tensors, without hidden graphs."""
         network = replace(self.observation.network, functional=True)
         return replace(self, observation=replace(self.observation, network=network))
+
+    @property
+    def network(self) -> Network:
+        """The network that the observation is of."""
+        return self.observation.network
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -132,50 +171,38 @@ class Problem:
         classes = (targets > 0.5).flatten() if network.num_classes == 1 else targets.argmax(dim=1)
         return as_targets(network, classes.long()), targets
 
-    def loss(self, variables: Mapping[str, Tensor], conditions: Mapping[str, Tensor] = _NONE) -> Scalar:
-        """What is minimized.
+    def conditions(self, running: Sequence[Descent], iteration: int, iterations: int) -> Sequence[Conditions]:
+        """What all changes depend on, of each restart at an iteration, from 0."""
+        drawn = [change.drawn(self, running, iteration, iterations) for change in self.changes]
+        return [tuple(each[number] for each in drawn) for number in range(len(running))]
 
-        Args:
-            variables: the guess.
-            conditions: `noise`, added to the network inputs that the client sees but not to what the priors see; and
-                `priors`, a factor of their weights; `consensus`, network inputs towards which the guess is pulled, and
-                `pull`, how strongly. The pull has a gradient but adds nothing to the value, so that losses before and
-                after restarts meet can be compared. Any may be missing.
-        """
-        images = self.searched(variables)
-        seen = images
-        if "noise" in conditions:
-            network = self.observation.network
-            seen = network.denormalize(network.normalize(images) + conditions["noise"])
-        distance, penalty = self._distance(variables, seen, self.targets(variables))
-        loss = distance + penalty
-        for prior in self.priors:
-            value = prior(images, self.observation)
-            loss = loss + (conditions["priors"] * value if "priors" in conditions else value)
-        if "consensus" in conditions:
-            away = self.observation.network.normalize(images) - conditions["consensus"]
-            pull = conditions["pull"] * away.square().mean()
-            loss = loss + pull - pull.detach()
-        return loss
+    def under(self, conditions: Conditions) -> "Problem":
+        """The problem as it is under such conditions; under none as it is."""
+        problem = self
+        for change, drawn in zip(self.changes, conditions, strict=False):
+            problem = problem if drawn is None else change.applied(problem, drawn)
+        return problem
 
-    def value(self, variables: Mapping[str, Tensor], conditions: Mapping[str, Tensor] = _NONE) -> float:
-        """The loss as a number, without a graph."""
+    def loss(self, variables: Variables, conditions: Conditions = ()) -> Scalar:
+        """What is minimized: `inversion_loss` of the problem under its conditions."""
+        return inversion_loss(self.under(conditions), variables)
+
+    def value(self, variables: Variables) -> float:
+        """The loss as a number, without a graph, and without what changes."""
         with torch.no_grad():
-            return float(self.loss(variables, conditions))
+            return float(self.loss(variables))
 
     def fit(self, variables: Mapping[str, Tensor]) -> float:
         """The distance of the updates alone, without priors, as a number."""
         with torch.no_grad():
-            return float(self._distance(variables, self.searched(variables), self.targets(variables))[0])
+            return float(self.distance(variables, self.searched(variables), self.targets(variables))[0])
 
     def match(self, images: Images, labels: Tensor) -> float:
         """The distance of the updates for any pictures, with nothing known of the simulation's own variables."""
         with torch.no_grad():
-            return float(self._distance({}, images, labels)[0])
+            return float(self.distance({}, images, labels)[0])
 
-    def _distance(
-        self, variables: Mapping[str, Tensor], images: Images, labels: Tensor
-    ) -> tuple[Scalar, Scalar | float]:
+    def distance(self, variables: Variables, images: Images, labels: Tensor) -> tuple[Scalar, Scalar | float]:
         """How far the update of a guess is from the one observed, and what the simulation adds to it."""
         found = self.simulation(self.observation, variables, images, labels)
         return self.objective(found.predicted, found.observed), found.penalty

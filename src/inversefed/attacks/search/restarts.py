@@ -7,14 +7,13 @@ A restart is the same whatever runs beside it: starts are drawn together, and ea
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from inversefed.attacks.search import checkpoint
-from inversefed.attacks.search.minimize import Descent, Variables
+from inversefed.attacks.search.minimize import Course, Descent, Goal, advance
+from inversefed.attacks.search.reading import Reading
 from inversefed.attacks.search.restart_pruning import Rungs
 from inversefed.errors import InputError
 from inversefed.types import Budget, Status, Step
@@ -22,8 +21,6 @@ from inversefed.types import Budget, Status, Step
 __all__ = ["Restarts", "planned_steps"]
 
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
-
-Watch = Callable[[Sequence[Descent]], bool]
 
 
 def planned_steps(restarts: int, rungs: Rungs) -> int:
@@ -40,19 +37,16 @@ def planned_steps(restarts: int, rungs: Rungs) -> int:
 
 @dataclass(eq=False)
 class Restarts:
-    """All restarts of one attack, and the clock.
+    """All restarts of one attack, and the clock: who watches the loop.
 
     Args:
         descents: the restarts.
         rungs: how many go how far.
         width: how many are evaluated, and unless `abreast` advance, together.
         budget: time, who watches, and where the state is kept.
-        mark: computes the fingerprint of the search, for its checkpoints.
-        rank: the matching cost of a restart's best.
-        enough: whether a restart has ended so well that none after it need begin.
-        images: pictures of variables.
+        mark: what the search is, for its checkpoints.
+        reading: how a restart is read.
         trusted: ways of evaluating that were proven, or not, on the way.
-        keeps_last: whether the last iterate of a restart counts, not the one of lowest loss.
         abreast: all restarts go side by side, whatever the width, so that they can meet.
         began: when the attack began, by `time.monotonic`.
 
@@ -64,12 +58,9 @@ class Restarts:
     rungs: Rungs
     width: int
     budget: Budget
-    mark: Callable[[], str]
-    rank: Callable[[Descent], float]
-    enough: Callable[[Descent], bool]
-    images: Callable[[Variables], Tensor]
+    mark: checkpoint.Mark
+    reading: Reading
     trusted: dict[str, bool] = field(default_factory=dict)
-    keeps_last: bool = False
     abreast: bool = False
     began: float = field(default_factory=lambda: time.monotonic())
     unsaved: str | None = field(default=None, init=False)
@@ -78,11 +69,12 @@ class Restarts:
     _rung: int = 0
     _complete: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    def run(self, advance: Callable[[Sequence[Descent], int, Watch], bool]) -> Status:
+    def run(self, goal: Goal, course: Course) -> Status:
         """Go through the rungs.
 
         Args:
-            advance: takes a group to an iteration, watched; true where it was stopped.
+            goal: what is minimized.
+            course: how steps are made.
 
         Returns:
             `STOPPED` or `INTERRUPTED` where the plan was not carried out, else `FINISHED`.
@@ -91,11 +83,11 @@ class Restarts:
             InputError: a checkpoint that cannot be read, or that cannot be written before the first step.
         """
         if self.budget.resume is not None:
-            self._restore(checkpoint.read(self.budget.resume, self.mark()))
+            self._restore(checkpoint.read(self.budget.resume, self.mark.digest))
         self._write()
         status = Status.FINISHED
         try:
-            if not self._climb(advance):
+            if not self._climb(goal, course):
                 status = Status.STOPPED
         except KeyboardInterrupt:
             self._undo()
@@ -115,7 +107,7 @@ class Restarts:
         """Whether the time is used up."""
         return self.budget.seconds is not None and time.monotonic() - self.began > self.budget.seconds
 
-    def _climb(self, advance: Callable[[Sequence[Descent], int, Watch], bool]) -> bool:
+    def _climb(self, goal: Goal, course: Course) -> bool:
         """Whether all that was planned was done."""
         for rung in range(self._rung, len(self.rungs)):
             self._rung = rung
@@ -123,9 +115,9 @@ class Restarts:
             left = [descent for descent in self.descents if descent.status is not Status.PRUNED]
             for group in _groups(left, len(left) if self.abreast else self.width):
                 self._remember(group)
-                if advance(group, until, self._watch):
+                if advance(group, goal, course, until, self, self.width):
                     return all(self._ended(descent) for descent in left) and rung + 1 == len(self.rungs)
-                if rung + 1 == len(self.rungs) and any(map(self.enough, group)):
+                if rung + 1 == len(self.rungs) and any(map(self.reading.enough, group)):
                     return True
             self._prune(left, keep)
         return True
@@ -133,7 +125,7 @@ class Restarts:
     def _prune(self, left: list[Descent], keep: int) -> None:
         """Give up all but some of the restarts; one that was lost to NaN takes no place, one that is done stays so."""
         alive = [descent for descent in left if descent.status is not Status.NON_FINITE]
-        costs = {descent.restart: self.rank(descent) for descent in alive} if keep < len(alive) else {}
+        costs = {descent.restart: self.reading.cost(descent) for descent in alive} if keep < len(alive) else {}
         ranked = sorted(alive, key=lambda each: _finite(costs.get(each.restart, 0.0)))
         for descent in ranked[keep:]:
             descent.status = descent.status or Status.PRUNED
@@ -141,7 +133,8 @@ class Restarts:
     def _ended(self, descent: Descent) -> bool:
         return descent.status is not None or (len(descent.history) >= self.rungs[-1][0] and not descent.cut)
 
-    def _watch(self, group: Sequence[Descent]) -> bool:
+    def seen(self, group: Sequence[Descent]) -> bool:
+        """Look at restarts that took a step, and keep their state; whether to stop."""
         self._steps += len(group)
         self._remember(group)
         if time.monotonic() - self._saved > _SECONDS_BETWEEN_CHECKPOINTS:
@@ -161,17 +154,11 @@ class Restarts:
             self.rungs[-1][0],
             descent.history[-1],
             seconds,
-            self._best,
+            lambda: self.reading.leader(self.begun),
             self._remaining(seconds),
             self._steps / max(seconds, 1e-9),
         )
         return bool(self.budget.on_step(step))
-
-    def _best(self) -> Tensor:
-        if self.keeps_last:
-            leader = min(self.begun, key=lambda each: (-len(each.history), each.history[-1:]))
-            return self.images(leader.last)
-        return self.images(min(self.descents, key=lambda each: each.lowest).best)
 
     def _remaining(self, seconds: float) -> float:
         left = planned_steps(len(self.descents), self.rungs) - sum(len(each.history) for each in self.descents)
@@ -198,7 +185,7 @@ class Restarts:
         descents = [complete.get(descent.restart) or descent.state() for descent in self.descents]
         state = {"rung": self._rung, "width": self.width, "trusted": self.trusted, "descents": descents}
         self._saved = time.monotonic()  # also where it fails: a full disk is not asked at each step
-        checkpoint.write(self.budget.checkpoint, state, self.mark())
+        checkpoint.write(self.budget.checkpoint, state, self.mark.digest)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._rung, self.width = state["rung"], state["width"]

@@ -15,15 +15,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from inversefed.attacks.search.minimize import Variables
+from inversefed.attacks.search.minimize import Conditions, Descent, Evaluated, Variables, differentiate
 from inversefed.attacks.search.precision import Precision
 from inversefed.attacks.search.problem import Problem
 from inversefed.findings import Code
-from inversefed.fl.foreign import foreign_code
 from inversefed.numerics import float32_products
-from inversefed.types import Finding, Scalar
+from inversefed.types import Finding
 
-__all__ = ["Compilation", "Evaluated", "Evaluator"]
+__all__ = ["Compilation", "Evaluator"]
 
 Compilation = Literal["off", "on", "auto"]
 
@@ -33,13 +32,12 @@ _PARITY = 1e-3
 """Largest relative difference of a vectorized or compiled float32 gradient from the eager one."""
 _TRIALS = 5
 
-Evaluated = tuple[float, Variables]
-Point = tuple[Variables, Variables]
+Point = tuple[Variables, Conditions]
 """Variables, and the conditions they are evaluated under."""
 
 
 class Evaluator:
-    """Evaluates points of a problem.
+    """Evaluates points of a problem: the goal of the loop.
 
     Args:
         problem: what is minimized.
@@ -71,8 +69,12 @@ class Evaluator:
         self._seconds: list[float] = []
         self._trusted, self._budget = trusted, math.inf if seconds is None else seconds
 
+    def conditions(self, running: Sequence[Descent], iteration: int) -> Sequence[Conditions]:
+        """What the loss of each restart depends on at an iteration, beside its variables."""
+        return self._problem.conditions(running, iteration, self._iterations)
+
     def __call__(
-        self, points: Sequence[Variables], conditions: Sequence[Variables], iteration: int
+        self, points: Sequence[Variables], conditions: Sequence[Conditions], iteration: int
     ) -> Sequence[Evaluated]:
         """Loss and gradients of each point under its conditions, as the iteration (from 0) has it."""
         device = self._problem.observation.network.device
@@ -106,8 +108,10 @@ class Evaluator:
         return self._trusted["vectorized"]
 
     def _vectorized(self, points: Sequence[Point]) -> list[Evaluated]:
-        step = torch.vmap(torch.func.grad_and_value(self._problem.functional().loss), randomness="same")
-        variables, conditions = (_stacked([point[part] for point in points]) for part in (0, 1))
+        step = torch.func.grad_and_value(self._problem.functional().loss)
+        variables = {name: torch.stack([at[name].detach() for at, _ in points]) for name in points[0][0]}
+        conditions, batched = _together([given for _, given in points])
+        step = torch.vmap(step, in_dims=(0, batched), randomness="same")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # "performance drop": that is measured, not warned of
             gradients, losses = step(variables, conditions)
@@ -135,7 +139,7 @@ class Evaluator:
         step = torch.compile(torch.func.grad_and_value(self._problem.functional().loss), fullgraph=True, dynamic=False)
 
         def compiled(at: Point) -> Evaluated:
-            gradients, loss = step({name: value.detach() for name, value in at[0].items()}, dict(at[1]))
+            gradients, loss = step({name: value.detach() for name, value in at[0].items()}, at[1])
             return loss.item(), {name: gradient.clone() for name, gradient in gradients.items()}
 
         began = time.perf_counter()
@@ -208,16 +212,6 @@ class Evaluator:
         return True
 
 
-def differentiate(loss: Callable[[Variables], Scalar], variables: Variables) -> Evaluated:
-    """Loss and gradients by eager autograd; no gradient of a weight is computed in the second backward pass."""
-    leaves = {name: value.detach().requires_grad_() for name, value in variables.items()}
-    with torch.enable_grad():
-        value = loss(leaves)
-        with foreign_code("the second derivative of the loss, which a search needs,"):
-            gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-    return value.item(), dict(zip(leaves, gradients, strict=True))
-
-
 def _difference(gradients: Variables, reference: Variables) -> float:
     """Relative difference of all gradients together."""
 
@@ -228,5 +222,8 @@ def _difference(gradients: Variables, reference: Variables) -> float:
     return float((flat(gradients) - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.double).tiny))
 
 
-def _stacked(parts: Sequence[Variables]) -> Variables:
-    return {name: torch.stack([part[name].detach() for part in parts]) for name in parts[0]}
+def _together(conditions: Sequence[Conditions]) -> tuple[Conditions, tuple[int | None, ...]]:
+    """The conditions of several points as one, and the dimension of each that counts the points."""
+    kinds = [[part for part in each if part is not None] for each in zip(*conditions, strict=True)]
+    stacked = tuple(torch.stack(each) if each else None for each in kinds)
+    return stacked, tuple(None if each is None else 0 for each in stacked)

@@ -1,11 +1,14 @@
+import math
 import time
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from inversefed.attacks.exact.peel.feature_inversion import invert_features, solve_features
+from inversefed.attacks.exact.peel.feature_inversion import invert_features, search_features, solve_features
 from inversefed.attacks.exact.watch import Watch
+from inversefed.attacks.pieces.optimizers import NormalizedMomentum
+from inversefed.attacks.pieces.parametrizations import Spectral
 from inversefed.types import Budget, Step
 
 
@@ -88,3 +91,68 @@ def test_the_clock_is_asked_in_every_evaluation_and_the_best_so_far_is_kept(monk
     assert len(errors) == 5
     assert float((module(found).detach() - features).square().sum()) == pytest.approx(min(errors))
     assert min(errors) < errors[0]
+
+
+def pooled() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    with torch.no_grad():
+        return module, module(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("grain", "seed"), [(0.0, 0), (0.3, 2)])
+def test_the_search_behind_kinks_is_its_formula_to_the_bit(grain: float, seed: int) -> None:
+    module, features = pooled()
+    errors, rounds = list[float](), 30
+
+    def look(step: Step) -> None:
+        errors.append(step.loss)
+
+    found, error = search_features(module, features, (3, 8, 8), rounds, Watch(Budget(on_step=look)), grain, seed)
+
+    spectral, random = Spectral(), Generator().manual_seed(seed)
+    variables = (grain * torch.randn((1, 3, 8, 8), generator=random)).requires_grad_()
+    stepper, told = NormalizedMomentum(1.5).build([variables]), list[float]()
+    for number in range(rounds):
+        share = number / rounds
+
+        def closure(share: float = share) -> float:
+            image = spectral(variables)
+            noisy = image + 0.15 * max(0.0, 1 - share / 0.5) * torch.randn(image.shape, generator=random)
+            loss = (module(noisy) - features).abs().sum() / features.abs().sum()
+            variation = image.diff(dim=-2).abs().mean() + image.diff(dim=-1).abs().mean()
+            total = loss + 1e-2 * max(0.0, 1 - share / 0.7) * variation
+            (variables.grad,) = torch.autograd.grad(total, variables)
+            return loss.item()
+
+        stepper.param_groups[0]["lr"] = 1.5 * (1 + math.cos(math.pi * share)) / 2
+        told.append(stepper.step(closure))
+    assert torch.equal(found, spectral(variables).detach()[0]) and (errors, error) == (told, told[-1])
+    assert error < 0.5 * told[0]
+
+
+def test_a_search_behind_kinks_that_loses_its_numbers_ends_and_has_no_error() -> None:
+    module, features = pooled()
+    calls = 0
+
+    def breaks(images: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return module(images) * (float("nan") if calls > 5 else 1.0)
+
+    found, error = search_features(breaks, features, (3, 8, 8), 30, Watch())
+    assert calls == 6 and error == math.inf and bool(found.isfinite().all())
+
+
+def test_a_search_behind_kinks_runs_by_the_clock_where_there_is_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, features = pooled()
+    now, seen = [0.0], list[int]()
+
+    def slow(images: Tensor) -> Tensor:
+        now[0] += 1.0
+        return module(images)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    watch = Watch(Budget(seconds=12.5, on_step=lambda step: seen.append(step.iteration)), began=0.0)
+    _, error = search_features(slow, features, (3, 8, 8), 1000, watch)
+    assert len(seen) == 13 and error < 0.7

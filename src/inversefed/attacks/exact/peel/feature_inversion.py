@@ -19,8 +19,10 @@ Kinks, of max pooling above all, stall a line search. There the search goes thro
 import copy
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy
@@ -30,6 +32,7 @@ from torch import Generator, Tensor
 from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.attacks.pieces.optimizers import NormalizedMomentum
 from inversefed.attacks.pieces.parametrizations import Spectral
+from inversefed.attacks.search.minimize import Conditions, Descent, Evaluated, Variables, advance, differentiate
 from inversefed.networks.layer_chain import Layer, run
 
 __all__ = ["invert_features", "search_features", "shallow", "solve_features"]
@@ -196,29 +199,109 @@ def search_features(
         shown: from the image that is being found to what the watch is shown.
 
     Returns:
-        The image, `[c, h, w]`, and the last relative error.
+        The image, `[c, h, w]`, and the last relative error; infinite where numbers were lost on the way.
     """
-    features, spectral, noise = features.float(), Spectral(), Generator().manual_seed(seed)
-    scale = features.abs().sum()
-    variables = (grain * torch.randn((1, *image_shape), generator=noise)).requires_grad_()
-    stepper = NormalizedMomentum(_RATE).build([variables])
-    began, left, share, error = time.monotonic(), watch.left(), 0.0, math.inf
+    spectral, random = Spectral(), Generator().manual_seed(seed)
+    start = {"images": grain * torch.randn((1, *image_shape), generator=random)}
+    pace = _Pace(rounds, time.monotonic(), watch.left())
+    search = _FeatureSearch(function, features.float(), spectral, pace, watch, shown)
+    descent = Descent(0, start, NormalizedMomentum(_RATE), random)
+    advance([descent], search, search, rounds, search)
+    error = descent.history[-1] if descent.history and descent.status is None else math.inf
+    return spectral(descent.last["images"])[0], error
 
-    def closure() -> float:
-        image = spectral(variables)
-        disturbed = image + _NOISE * max(0.0, 1 - share / _CALM) * torch.randn(image.shape, generator=noise)
-        loss = (function(disturbed) - features).abs().sum() / scale
-        total = loss + _SMOOTH * max(0.0, 1 - share / _ROUGH) * _variation(image)
-        (variables.grad,) = torch.autograd.grad(total, variables)
-        return loss.item()
 
-    for number in range(rounds):
-        share = min(1.0, max(number / rounds, (time.monotonic() - began) / left))
-        stepper.param_groups[0]["lr"] = _RATE * (1 + math.cos(math.pi * share)) / 2
-        error = stepper.step(closure)
-        if watch(error, shown(spectral(variables).detach())) or share >= 1:
-            break
-    return spectral(variables).detach()[0], error
+@dataclass(frozen=True)
+class _Pace:
+    """How far a search is: by its rounds, or by the clock where there is less time than they take.
+
+    Args:
+        rounds: how many steps there are.
+        began: when it began, by `time.monotonic`.
+        left: seconds that there were then.
+    """
+
+    rounds: int
+    began: float
+    left: float
+
+    def share(self, iteration: int) -> float:
+        """Of the whole search, from 0 to 1."""
+        return min(1.0, max(iteration / self.rounds, (time.monotonic() - self.began) / self.left))
+
+
+@dataclass(frozen=True, eq=False)
+class _FeatureSearch:
+    """What `search_features` minimizes, how it steps, and who looks on: goal, course and watcher of the one loop."""
+
+    function: Callable[[Tensor], Tensor]
+    features: Tensor = field(repr=False)
+    spectral: Spectral
+    pace: _Pace
+    watch: Watch
+    shown: Callable[[Tensor], Tensor]
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """What the absolute error is relative to."""
+        return self.features.abs().sum()
+
+    def conditions(self, running: Sequence[Descent], iteration: int) -> Sequence[Conditions]:
+        """Noise on the image and the weight of its total variation, which both fade."""
+        share = self.pace.share(iteration)
+        std, weight = _NOISE * max(0.0, 1 - share / _CALM), _SMOOTH * max(0.0, 1 - share / _ROUGH)
+        found = list[Conditions]()
+        for descent in running:
+            images = descent.variables["images"]
+            noise = std * torch.randn(images.shape, generator=descent.generator)
+            found.append((noise, images.new_tensor(weight)))
+        return found
+
+    def __call__(
+        self, points: Sequence[Variables], conditions: Sequence[Conditions], iteration: int
+    ) -> Sequence[Evaluated]:
+        """The relative absolute error, with the gradient of the total variation beside its own."""
+        return [
+            differentiate(partial(self._loss, given), point) for point, given in zip(points, conditions, strict=True)
+        ]
+
+    def _loss(self, given: Conditions, variables: Variables) -> Tensor:
+        noise, weight = given
+        assert noise is not None and weight is not None
+        image = self.spectral(variables["images"])
+        error = (self.function(image + noise) - self.features).abs().sum() / self.scale
+        smooth = weight * _variation(image)
+        return error + (smooth - smooth.detach())
+
+    jitter: ClassVar[float] = 0.0
+
+    def lr(self, iteration: int) -> float:
+        """Along half a cosine, from the whole rate to none."""
+        return _RATE * (1 + math.cos(math.pi * self.pace.share(iteration))) / 2
+
+    def left(self, iteration: int) -> float:
+        """The share that is left."""
+        return 1 - self.pace.share(iteration)
+
+    def project(self, images: Tensor, done: int) -> Tensor:
+        """Coefficients are as they are."""
+        return images
+
+    def converged(self, history: Sequence[float]) -> bool:
+        """`False`: what it sees is noisy."""
+        return False
+
+    def over(self) -> bool:
+        """`False`: a step is one evaluation."""
+        return False
+
+    def seen(self, group: Sequence[Descent]) -> bool:
+        """Show the image and its error; whether to stop."""
+        (descent,) = group
+        if descent.status is not None:
+            return True
+        images = self.shown(self.spectral(descent.variables["images"]).detach())
+        return self.watch(descent.history[-1], images) or self.pace.share(len(descent.history) - 1) >= 1
 
 
 def _variation(image: Tensor) -> Tensor:

@@ -1,15 +1,19 @@
-"""Refuse arguments of an audit that cannot be used, before any work."""
+"""Arguments of an audit: what cannot be used is refused before any work, and who looks on is told of each step."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from inversefed.attacks import Attack, recipes
 from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation.identification import unlike
 from inversefed.fl.checks import check_images, check_pieces
+from inversefed.fl.foreign import Callback
 from inversefed.fl.threat import Observation
-from inversefed.types import Batch
+from inversefed.types import Batch, Budget, Step
 
-__all__ = ["check_attack", "check_nulls", "check_taken_up", "checked_others"]
+__all__ = ["Stopper", "Watch", "check_attack", "check_nulls", "check_taken_up", "checked_others"]
 
 
 def check_attack(attack: Attack) -> None:
@@ -60,3 +64,51 @@ def checked_others(observation: Observation, others: Batch | None, truth: Batch 
         return others
     public = unlike(others.images, truth.images)
     return Batch(others.images[public], others.labels[public.to(others.labels.device)])
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """Who looks on while an audit runs, and where its search is kept; no part of what the audit is."""
+
+    on_step: Callable[[Step], object] | None = None
+    on_control: Callable[[int, int], object] | None = None
+    checkpoint: str | Path | None = None
+    resume: str | Path | None = None
+
+    @cached_property
+    def told(self) -> Callback[[Step], object] | None:
+        """Told of every step of the attack."""
+        return None if self.on_step is None else Callback(self.on_step)
+
+    @cached_property
+    def controlled(self) -> Callback[[int, int], object] | None:
+        """Told of every control run."""
+        return None if self.on_control is None else Callback(self.on_control)
+
+    @cached_property
+    def stopper(self) -> "Stopper":
+        """What passes steps on, and knows afterwards whether somebody asked for the end."""
+        return Stopper(self.told)
+
+    def budget(self, seconds: float | None, iterations: int | None) -> Budget:
+        """Time and iterations of the attack, who watches it, and where its search is written to and taken up from."""
+        kept, taken_up = (None if path is None else Path(path) for path in (self.checkpoint, self.resume))
+        return Budget(seconds, iterations, None if self.on_step is None else self.stopper, kept, taken_up)
+
+    def check(self, attack: Attack) -> None:
+        """Refuse an attack that was not called and a checkpoint that is not there, before any work."""
+        check_attack(attack)
+        check_taken_up(self.resume)
+
+
+@dataclass(eq=False)
+class Stopper:
+    """Passes steps on, and remembers whether its watcher asked for the end."""
+
+    on_step: Callback[[Step], object] | None
+    stopped: bool = False
+
+    def __call__(self, step: Step) -> bool:
+        """Whether to stop."""
+        self.stopped = bool(self.on_step and self.on_step(step)) or self.stopped
+        return self.stopped

@@ -3,18 +3,17 @@
     scenario -> observation -> attack -> controls -> verdict -> Report
 
 `scenario.Scenario` is all that an audit is; `fl.simulate` is the world, from the private batch to what the server sees.
+The line itself is `carried_out`; `audit` and `audit_observation` are its doors, from Python values to a scenario.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from inversefed.arguments import check_attack, check_nulls, check_taken_up, checked_others
+from inversefed.arguments import Watch, check_nulls, checked_others
 from inversefed.assessment import Assessment
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
@@ -25,17 +24,61 @@ from inversefed.evaluation.score import score
 from inversefed.fl.checks import check_pieces
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Defense
-from inversefed.fl.foreign import Callback, foreign_code
+from inversefed.fl.foreign import foreign_code
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss
-from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.report import environment
 from inversefed.report.model import Report
 from inversefed.scenario import Scenario
-from inversefed.types import Batch, Budget, Finding, Step
+from inversefed.types import Batch, Finding, Step
 
 __all__ = ["audit", "audit_observation"]
+
+
+def carried_out(scenario: Scenario, watch: Watch, config: Mapping[str, Any] | None = None) -> Report:
+    """Attack what the server saw in a scenario whose tensors are at hand, run the controls, and judge."""
+    check_nulls(scenario.nulls)
+    held, attack, seed, seconds_in_all = scenario.at_hand, scenario.attack, scenario.seed, scenario.time_budget
+    observation, truth = scenario.observe(), held.truth
+    others = checked_others(observation, held.others, truth)
+    share = seconds_in_all if seconds_in_all is None or scenario.nulls == 0 else SHARE * seconds_in_all
+    budget = watch.budget(share, scenario.max_iterations)
+    with foreign_code("the audit", watch.told, watch.controlled):
+        began = time.perf_counter()
+        reconstruction = attack(observation, Generator().manual_seed(2 * seed + 1), budget)
+        reconstruction = completed(reconstruction, attack, observation)
+        seconds = time.perf_counter() - began
+
+        case = Assessment(observation, truth, scenario.threat, reconstruction, others)
+        left = None if seconds_in_all is None else seconds_in_all - seconds
+        runs = case.trials(attack, budget, scenario.nulls, seed, left, watch.controlled, watch.stopper.stopped)
+        return reported(scenario, case, runs, seconds, config)
+
+
+def reported(
+    scenario: Scenario, case: Assessment, runs: ControlRuns, seconds: float, config: Mapping[str, Any] | None
+) -> Report:
+    """The last part of the line: what an attack and its controls came to, scored and judged."""
+    features, truth, pictures = case.observation.network.features, case.truth, case.pictures(runs)
+    facts, findings = scenario.described(case.observation)
+    return Report(
+        scenario=facts,
+        attack=shown(scenario.attack),
+        reconstruction=case.reconstruction,
+        truth=truth,
+        permutation=case.order,
+        scores={} if truth is None else score(case.found, truth, features),
+        baselines={} if truth is None else {name: score(guess, truth, features) for name, guess in pictures.items()},
+        findings=(*findings, *case.reconstruction.findings, *case.findings(runs)),
+        seconds=seconds,
+        config=dict(config or {}),
+        environment=environment.describe(),
+        verdict=case.verdict(runs, repr(scenario.attack), seconds, facts),
+        agreement=case.agreement(runs),
+        reproduces=case.reproduces,
+        controls=pictures,
+    )
 
 
 def audit(
@@ -177,111 +220,5 @@ def audit_observation(
     return carried_out(scenario.received(observation, truth, others, findings), watch, config)
 
 
-def carried_out(scenario: Scenario, watch: "Watch", config: Mapping[str, Any] | None = None) -> Report:
-    """Attack what the server saw in a scenario whose tensors are at hand, run the controls, and judge."""
-    held, attack, seed, seconds_in_all = scenario.held, scenario.attack, scenario.seed, scenario.time_budget
-    assert held is not None
-    check_nulls(scenario.nulls)
-    observation, truth = scenario.observe(), held.truth
-    others = checked_others(observation, held.others, truth)
-    stopper = Stopper(watch.told)
-    watching = None if watch.on_step is None else stopper
-    share = seconds_in_all if seconds_in_all is None or scenario.nulls == 0 else SHARE * seconds_in_all
-    budget = Budget(share, scenario.max_iterations, watching, *watch.files)
-    with foreign_code("the audit", watch.told, watch.controlled):
-        began = time.perf_counter()
-        reconstruction = attack(observation, Generator().manual_seed(2 * seed + 1), budget)
-        reconstruction = completed(reconstruction, attack, observation)
-        seconds = time.perf_counter() - began
-
-        case = Assessment(observation, truth, scenario.threat, reconstruction, others)
-        left = None if seconds_in_all is None else seconds_in_all - seconds
-        runs = case.trials(attack, budget, scenario.nulls, seed, left, watch.controlled, stopper.stopped)
-        return reported(scenario, case, runs, seconds, config)
-
-
-def reported(
-    scenario: Scenario, case: Assessment, runs: ControlRuns, seconds: float, config: Mapping[str, Any] | None
-) -> Report:
-    """The last part of the line: what an attack and its controls came to, scored and judged."""
-    features, truth, pictures = case.observation.network.features, case.truth, case.pictures(runs)
-    facts, findings = described(scenario, case.observation)
-    return Report(
-        scenario=facts,
-        attack=shown(scenario.attack),
-        reconstruction=case.reconstruction,
-        truth=truth,
-        permutation=case.order,
-        scores={} if truth is None else score(case.found, truth, features),
-        baselines={} if truth is None else {name: score(guess, truth, features) for name, guess in pictures.items()},
-        findings=(*findings, *case.reconstruction.findings, *case.findings(runs)),
-        seconds=seconds,
-        config=dict(config or {}),
-        environment=environment.describe(),
-        verdict=case.verdict(runs, repr(scenario.attack), seconds, facts),
-        agreement=case.agreement(runs),
-        reproduces=case.reproduces,
-        controls=pictures,
-    )
-
-
-def described(scenario: Scenario, observation: Observation) -> tuple[dict[str, Any], tuple[Finding, ...]]:
-    """What was audited, as its record and in facts for people, and what is worth knowing about it."""
-    held = scenario.held
-    assert held is not None
-    truth, threat = held.truth, scenario.threat
-    facts = describe_observation(observation, threat, scenario.seed)
-    if held.received is not None:
-        return facts | scenario.to_dict(), held.findings
-    assert truth is not None
-    network, client, defenses = observation.network, scenario.client, scenario.defenses
-    facts |= describe_setting(network, client, defenses, threat, truth, scenario.seed)
-    return facts | scenario.to_dict(), setting_findings(network, defenses, truth, client, threat)
-
-
 _USUAL = (FedSGD(), (), ThreatModel(), 0)
 """Client, defenses, threat and seed where nobody gives any."""
-
-
-@dataclass(frozen=True, eq=False)
-class Watch:
-    """Who looks on while an audit runs, and where its search is kept; no part of what the audit is."""
-
-    on_step: Callable[[Step], object] | None = None
-    on_control: Callable[[int, int], object] | None = None
-    checkpoint: str | Path | None = None
-    resume: str | Path | None = None
-
-    @cached_property
-    def told(self) -> Callback[[Step], object] | None:
-        """Told of every step of the attack."""
-        return None if self.on_step is None else Callback(self.on_step)
-
-    @cached_property
-    def controlled(self) -> Callback[[int, int], object] | None:
-        """Told of every control run."""
-        return None if self.on_control is None else Callback(self.on_control)
-
-    @property
-    def files(self) -> tuple[Path | None, Path | None]:
-        """Where the search is written to, and taken up from."""
-        kept, taken_up = (None if path is None else Path(path) for path in (self.checkpoint, self.resume))
-        return kept, taken_up
-
-    def check(self, attack: Attack) -> None:
-        """Refuse an attack that was not called and a checkpoint that is not there, before any work."""
-        check_attack(attack)
-        check_taken_up(self.resume)
-
-
-@dataclass(eq=False)
-class Stopper:
-    """Passes steps on, and remembers whether its watcher asked for the end."""
-
-    on_step: Callback[[Step], object] | None
-    stopped: bool = False
-
-    def __call__(self, step: Step) -> bool:
-        """Whether to stop."""
-        self.stopped = bool(self.on_step and self.on_step(step)) or self.stopped
-        return self.stopped

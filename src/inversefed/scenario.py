@@ -13,11 +13,8 @@ Tensors stand beside the value (`held`), and never go into a record. A record ho
 it, the sources are loaded again and must have the same hashes.
 """
 
-import hashlib
-import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,55 +22,24 @@ import torch
 from torch import Tensor, nn
 
 from inversefed.attacks import Attack, recipes
-from inversefed.errors import ConfigError, InputError, unknown_name
+from inversefed.errors import ConfigError, InputError
 from inversefed.fl.checks import check_pieces, check_threat, check_truth
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.clients.client import check_client
 from inversefed.fl.defenses import Defense
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network
+from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
 from inversefed.fl.simulate import frozen, simulate
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.report import environment
 from inversefed.report.read import read_report
-from inversefed.specs import registry
-from inversefed.specs.sources import Sources, as_json, read_fields
-from inversefed.specs.written import UNNAMED, hash_of_batch, hash_of_network, hash_of_observation, written
+from inversefed.specs.record import Hashes, hash_of_record, read_record, require_same
+from inversefed.specs.sources import Sources, as_json
+from inversefed.specs.written import hash_of_batch, hash_of_network, hash_of_observation, written
 from inversefed.types import Batch, Finding
 
-__all__ = ["Hashes", "Held", "Scenario", "read_hashes"]
-
-_PIECES = ("client", "loss", "attack")
-_NONE = type(None)
-_NUMBERS = {
-    "seed": (int,),
-    "time_budget": (float, int, _NONE),
-    "max_iterations": (int, _NONE),
-    "nulls": (int, _NONE),
-}
-_FACTS = {
-    "network", "parameters", "tensors", "num_examples", "image_shape", "num_classes", "dtype", "device", "privacy",
-}  # fmt: skip
-"""What a report says of an audit beside its record, for people."""
-
-
-@dataclass(frozen=True)
-class Hashes:
-    """SHA-256 of what an audit was made of; `None` for what there was not, all `None` for what nobody has loaded yet.
-
-    Args:
-        network: layers, modes, weights and buffers.
-        images: the private pictures, or those behind an update from outside.
-        labels: theirs.
-        update: an update from outside, with the client that is believed in and what is known with it.
-        others: public pictures for the controls.
-    """
-
-    network: str | None = None
-    images: str | None = None
-    labels: str | None = None
-    update: str | None = None
-    others: str | None = None
+__all__ = ["Hashes", "Held", "Scenario"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +86,7 @@ class Scenario:
         versions: with which versions, machine and threads; no part of the hash.
         held: the tensors, where they are at hand.
 
+    >>> import json
     >>> scenario = Scenario(Sources(network="LeNetZhu"), attack=recipes.linear(), nulls=0).loaded()
     >>> again = Scenario.from_dict(json.loads(json.dumps(scenario.to_dict())))
     >>> again.hash() == scenario.hash() != replace(scenario, seed=1).hash()
@@ -244,29 +211,53 @@ class Scenario:
         hashes = Hashes(network, images, labels, update, _hash_of_others(others))
         return self._holding(Held(observation.network, truth, others, hashes, observation, tuple(findings)))
 
+    @property
+    def at_hand(self) -> Held:
+        """The tensors that are held.
+
+        Raises:
+            InputError: nothing is held.
+        """
+        if self.held is None:
+            raise InputError("nothing was loaded yet: scenario.loaded().observe()")
+        return self.held
+
     def observe(self) -> Observation:
         """What the server sees: the update from outside, or the one that the client makes of what is held.
 
         Raises:
             InputError: nothing is held, or the update is not finite.
         """
-        if self.held is None:
-            raise InputError("nothing was loaded yet: scenario.loaded().observe()")
-        if self.held.received is not None or self.held.truth is None:
-            assert self.held.received is not None
-            return self.held.received
+        held = self.at_hand
+        if held.received is not None or held.truth is None:
+            assert held.received is not None
+            return held.received
         return simulate(
-            self.held.network, self.held.truth,
+            held.network, held.truth,
             client=self.client, defenses=self.defenses, threat=self.threat, seed=self.seed,
         )  # fmt: skip
+
+    def described(self, observation: Observation) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+        """The record with what people want to know of what was audited, and what is worth knowing about it.
+
+        Args:
+            observation: what `observe` gave.
+
+        Raises:
+            InputError: nothing is held.
+        """
+        held, threat = self.at_hand, self.threat
+        facts = describe_observation(observation, threat, self.seed)
+        if held.received is not None or held.truth is None:
+            return facts | self.to_dict(), held.findings
+        network, truth = observation.network, held.truth
+        facts |= describe_setting(network, self.client, self.defenses, threat, truth, self.seed)
+        return facts | self.to_dict(), setting_findings(network, self.defenses, truth, self.client, threat)
 
     def _holding(self, held: Held) -> "Scenario":
         """Hold these tensors, if they are those that were recorded."""
         if self.sha256.network is not None:
-            for each in fields(Hashes):
-                here, recorded = getattr(held.hashes, each.name), getattr(self.sha256, each.name)
-                if here != recorded:
-                    raise InputError(_differs(each.name, here, recorded, self.versions))
+            require_same(held.hashes, self.sha256, self.versions, environment.describe())
         mean, std = (tuple(part.flatten().tolist()) for part in (held.network.mean, held.network.std))
         loss = held.network.loss  # of a margin loss the equal form that can be searched
         return replace(
@@ -281,7 +272,7 @@ class Scenario:
         """
         if self.sha256.network is None:
             raise ConfigError("a scenario has a hash once its network and pictures are there: scenario.loaded().hash()")
-        return _hash_of(self._record())
+        return hash_of_record(self._record())
 
     def to_dict(self) -> dict[str, Any]:
         """The record: names, numbers and hashes as JSON holds them; no pixel, no weight, no code."""
@@ -318,31 +309,7 @@ class Scenario:
             ConfigError: an unknown entry or name, one of the wrong type, or code that is not trusted.
             InputError: it was changed after its hash was made.
         """
-        record = dict(content)
-        _check_record(record)
-        sources = record.get("sources")
-        named = None if sources is None else Sources(**read_fields(Sources, sources))
-        if named is not None and ":" in named.network and not trust_code:
-            raise ConfigError(
-                f"the scenario names code to run as its network, {named.network!r}; a data file may not: pass "
-                "trust_code=True (--trust-code) if you trust it"
-            )
-        known = {name: record[name] for name in _NUMBERS if name in record}
-        for name in ("mean", "std"):
-            known[name] = None if record.get(name) is None else tuple(float(each) for each in record[name])
-        received = (record.get("sha256") or {}).get("update") is not None
-        texts = {name: record[name] for name in _PIECES if name in record and not (received and name == "client")}
-        if received and named is not None:
-            texts["client"] = named.client
-        return cls(
-            named,
-            defenses=tuple(_built("defense", each, trust_code) for each in record.get("defenses", ())),
-            threat=ThreatModel(**record.get("threat_model", {})),
-            sha256=Hashes(**record.get("sha256", {})),
-            versions=dict(record.get("versions", {})),
-            **{name: _built(name, text, trust_code) for name, text in texts.items()},
-            **known,
-        )
+        return cls(**read_record(content, trust_code))
 
     @classmethod
     def from_report(
@@ -389,80 +356,8 @@ class Scenario:
         return found.of(module, images, labels, others, found.mean, found.std)
 
 
-def read_hashes(record: Mapping[str, Any]) -> Hashes:
-    """The hashes of a record, none of whose pieces is built.
-
-    Raises:
-        ConfigError: an unknown entry.
-        InputError: the record was changed after it was written.
-    """
-    _check_record(record)
-    return Hashes(**record.get("sha256", {}))
-
-
-def _built(kind: str, text: Any, trust_code: bool) -> Any:
-    if not isinstance(text, str):
-        raise ConfigError(f"{kind} must be text, such as a piece's repr; got {text!r}")
-    if UNNAMED in text:
-        raise ConfigError(
-            f"the {kind} of this audit was code of the program that made it, {text.split(UNNAMED)[0]}, and no text "
-            "builds it; run inversefed.audit from that program"
-        )
-    return registry.build(kind, text, trust_code)
-
-
-def _check_record(record: Mapping[str, Any]) -> None:
-    """Refuse what is no record, or not the one that its hash was made of."""
-    own = {*_PIECES, *_NUMBERS, "mean", "std", "defenses", "threat_model", "sha256", "sources", "versions", "hash"}
-    _check_names("entry of a scenario", record, own, _FACTS)
-    _check_names("entry of threat_model", record.get("threat_model", {}), {each.name for each in fields(ThreatModel)})
-    _check_names("entry of sha256", record.get("sha256", {}), {each.name for each in fields(Hashes)})
-    for name in _NUMBERS.keys() & record.keys():
-        if type(record[name]) not in _NUMBERS[name]:
-            raise ConfigError(f"{name} of a scenario must be a number, got {record[name]!r}")
-    if "hash" in record and record["hash"] != _hash_of(record):
-        raise InputError(
-            f"the scenario says that its hash is {str(record['hash'])[:12]}.., and what it holds has another, "
-            f"{_hash_of(record)[:12]}..: it was changed after it was written; take the entry hash out to run it so"
-        )
-
-
-def _check_names(what: str, found: Any, own: set[str], beside: Iterable[str] = ()) -> None:
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"{what}: a JSON object is expected, got {found!r}")
-    for name in found.keys() - own - set(beside):
-        raise unknown_name(what, name, own)
-
-
-def _hash_of(record: Mapping[str, Any]) -> str:
-    """The hash of a record by its texts and numbers, which need not be built for that."""
-    silent = {"hash", "sources", "versions", *_FACTS}
-    if (record.get("sha256") or {}).get("update") is not None:
-        silent.add("client")  # the update's own hash holds the client that is believed in
-    payload = {name: value for name, value in record.items() if name not in silent}
-    text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(_WHOLE.sub(r"\1", text).encode()).hexdigest()
-
-
-_WHOLE = re.compile(r"(?<![\w.])(\d+)\.0(?![\w.])")
-"""A whole number written as a float: `lr=1.0` and `lr=1` are the same."""
-
-
 def _hash_of_others(others: Batch | None) -> str | None:
     return None if others is None else "".join(hash_of_batch(others)[:1])
-
-
-def _differs(name: str, here: str | None, recorded: str | None, versions: Mapping[str, str]) -> str:
-    what = {"images": "pictures", "others": "public pictures"}.get(name, name)
-    shown = [f"SHA-256 {each[:12]}.." if each else "none" for each in (recorded, here)]
-    now = environment.describe()
-    other = [key for key in now if versions.get(key, now[key]) != now[key]]
-    changed = [f"{key} {versions[key]} then and {now[key]} now" for key in other]
-    return (
-        f"the {what} of this audit: {shown[0]} recorded, and {shown[1]} here"
-        + (f" ({', '.join(changed)})" if changed else "")
-        + "; give the same ones, or run another audit with replace(scenario, sha256=Hashes())"
-    )
 
 
 def _missing(path: str | Path, found: Scenario) -> str:

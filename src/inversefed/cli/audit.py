@@ -18,8 +18,9 @@ from inversefed.report.frontier import read_sweep
 from inversefed.report.model import Report
 from inversefed.report.perceptual import judged
 from inversefed.report.read import read_json
-from inversefed.scenario import Hashes, Scenario, read_hashes
+from inversefed.scenario import Hashes, Scenario
 from inversefed.specs import registry
+from inversefed.specs.record import read_hashes
 from inversefed.specs.sources import absolute, sources_of
 from inversefed.specs.written import written
 from inversefed.types import Status, Step

@@ -41,6 +41,9 @@ def test_what_no_recipe_makes_is_shown_whole() -> None:
     chosen = recipes.best()
     other = replace(chosen, searches=chosen.searches[:1], exact=())
     assert shown(other) == repr(other)
+    first, *rest = chosen.searches
+    noisy = replace(chosen, searches=(replace(first, attack=replace(first.attack, noise=0.1, keep="last")), *rest))
+    assert shown(noisy) == repr(noisy)
     told = Adaptive(recipes.geiping(), (defenses.Clip(1.0),))
     assert registry.build("attack", shown(told)) == told
 

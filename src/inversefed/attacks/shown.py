@@ -7,12 +7,14 @@ A record holds the attack whole; `repr(recipes.best())` alone has 18,000 charact
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
 from inversefed.attacks import Attack, SearchAttack, recipes
 from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.errors import ConfigError
 
 __all__ = ["shown"]
 
@@ -42,11 +44,12 @@ def _made_by(name: str, recipe: Callable[..., Attack], attack: Attack, whole: st
     if type(usual) is not type(attack):
         return
     for given, settings in _ways(dict(_changes(usual, attack)), attack, inspect.signature(recipe).parameters):
-        made = recipe(**given)
-        if settings and isinstance(made, SearchAttack):
-            made = made.with_settings(**settings)
-        if repr(made) == whole:
-            yield f"{name}({_arguments(given)})" + (f".with_settings({_arguments(settings)})" if settings else "")
+        with suppress(ConfigError):  # settings of one search of several, which do not go with another
+            made = recipe(**given)
+            if settings and isinstance(made, SearchAttack):
+                made = made.with_settings(**settings)
+            if repr(made) == whole:
+                yield f"{name}({_arguments(given)})" + (f".with_settings({_arguments(settings)})" if settings else "")
 
 
 def _ways(changes: Settings, attack: Attack, parameters: Collection[str]) -> Iterator[tuple[Settings, Settings]]:

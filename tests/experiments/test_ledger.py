@@ -108,6 +108,7 @@ def test_a_lease_that_ran_out_is_given_to_another(ledger: Ledger) -> None:
     old = ledger.claim(run, first, lease=0.1)
     assert old is not None and ledger.claim(run, second) is None
     time.sleep(0.2)
+    assert ledger.standing(run).ready == 1
     new = ledger.claim(run, second)
     assert new is not None and (new.attempts, new.lost) == (2, 1)
     assert not ledger.beat(old) and ledger.beat(new, {"iteration": 3})
@@ -140,6 +141,7 @@ def test_what_a_dead_process_of_this_machine_has_is_given_back_at_once(ledger: L
     host, _, token = new_owner().split(":")
     ledger.claim(run, f"{host}:{ended.pid}:{token}")
     ledger.claim(run, new_owner())
+    assert ledger.standing(run).ready == 0
     assert ledger.release_dead() == 1
     assert ledger.standing(run).counts == {"queued": 1, "running": 1, "done": 0, "failed": 0}
 

@@ -30,6 +30,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from inversefed.errors import ConfigError, InputError, StorageError, unknown_name
+from inversefed.experiments.places import make_private
 from inversefed.experiments.schema import (
     DONE,
     FAILED,
@@ -149,10 +150,12 @@ class Standing:
 
     Args:
         counts: jobs by state, every state of `STATES`.
+        late: how many of those that run have said nothing for longer than their lease.
         seconds: mean wall time of a job that is done; `None` before the first.
     """
 
     counts: Mapping[str, int]
+    late: int
     seconds: float | None
 
     @property
@@ -164,6 +167,11 @@ class Standing:
     def open(self) -> int:
         """Jobs that are queued or running."""
         return self.counts[QUEUED] + self.counts[RUNNING]
+
+    @property
+    def ready(self) -> int:
+        """Jobs that a process can take now."""
+        return self.counts[QUEUED] + self.late
 
     def remaining(self, workers: int) -> float | None:
         """Seconds to the end with so many workers, by the mean so far; `None` before the first result."""
@@ -428,9 +436,11 @@ class Ledger:
             by_state = sa.select(job.c.state, sa.func.count()).select_from(joined).where(run_job.c.run_id == of.id)
             found = connection.execute(by_state.group_by(job.c.state)).all()
             counts = dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in found}
+            gone = sa.and_(job.c.state == RUNNING, job.c.lease_until <= self._now, job.c.id.in_(_ids(of)))
+            late = connection.execute(sa.select(sa.func.count()).where(gone)).scalar_one()
             mean = sa.select(sa.func.avg(result.c.seconds)).where(result.c.job_id.in_(_ids(of)))
             seconds = connection.execute(mean).scalar_one()
-        return Standing(counts, None if seconds is None else float(seconds))
+        return Standing(counts, int(late), None if seconds is None else float(seconds))
 
     def jobs(self, of: Run, state: str | None = None) -> tuple[Job, ...]:
         """The jobs of a run in the order of its plan; all of them, or those in one state."""
@@ -632,7 +642,7 @@ def _wal_is_safe(version: tuple[int, int, int]) -> bool:
 def _private_file(file: Path) -> None:
     """Make the file of a database, and its folder, for their owner only, where they are not there."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(file.parent)
         os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise StorageError(f"the ledger {file} cannot be opened: {error.strerror or error}; see --ledger") from error

@@ -89,12 +89,13 @@ class LocalProcesses:
         crew = _Crew(ledger, run, self.count, self.threads, self.retries, max(0, free), self.tracker)
         try:
             while True:
+                began = time.monotonic()
                 standing = ledger.standing(run)
                 on_look(standing)
                 if not standing.open:
                     return standing
                 crew.look(standing)
-                time.sleep(_LOOK)
+                time.sleep(max(_LOOK, 4 * (time.monotonic() - began)))  # a look at very many jobs takes a while
         finally:
             crew.end()
 
@@ -133,7 +134,7 @@ class _Crew:
                 f"{self.idle_deaths} worker processes died one after the other before they took a job; their errors "
                 "stand above. What was finished is kept: `inversefed resume` goes on from there"
             )
-        while len(self.members) < min(self.count, standing.open) and (standing.counts["queued"] or not self.members):
+        while standing.ready and len(self.members) < min(self.count, standing.open):
             self._begin()
 
     def end(self) -> None:

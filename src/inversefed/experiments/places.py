@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Places", "is_preview"]
+from inversefed.errors import StorageError
+
+__all__ = ["Places", "is_preview", "make_private"]
 
 PREVIEW = "so_far.png"
 
@@ -43,6 +45,20 @@ class Places:
     def weights(self) -> Path:
         """The folder of networks that were trained for plans."""
         return self.folder / "weights"
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for their owner only.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        for each in (*reversed(folder.parents), folder):
+            if not each.exists():
+                each.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror or error}") from error
 
 
 def is_preview(path: Path) -> bool:

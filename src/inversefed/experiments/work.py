@@ -18,7 +18,7 @@ from typing import Any
 
 from inversefed.errors import InputError, InversefedError, StorageError
 from inversefed.experiments.ledger import Job, Ledger, Outcome, Run
-from inversefed.experiments.places import Places
+from inversefed.experiments.places import Places, make_private
 from inversefed.experiments.table import outcome_of, row_of
 from inversefed.experiments.tracking import Tracker, callback
 from inversefed.pipeline import audit
@@ -88,7 +88,7 @@ def work(
     while jobs is None or taken < jobs:
         job = ledger.claim(run, owner, memory)
         if job is None:
-            if memory is None or not ledger.standing(run).counts["queued"]:
+            if memory is None or not ledger.standing(run).ready:
                 break
             time.sleep(_WATCH)  # what is left does not fit beside what runs
             continue
@@ -134,7 +134,7 @@ def _track(tracker: Tracker, job: Job, outcome: Outcome) -> None:
 
 def _save(report: Report, folder: Path) -> None:
     try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder.parent)
         report.save(folder, overwrite=True, tensors=True)
     except (InputError, OSError) as error:
         raise StorageError(f"{error}; what was finished before is kept, and `inversefed resume` goes on") from error
@@ -144,7 +144,7 @@ def _audited(job: Job, shared: Memory, places: Places, pulse: "_Pulse") -> tuple
     began = time.perf_counter()
     scenario = shared.loaded(Scenario.from_dict(json.loads(job.scenario)))
     checkpoint = places.checkpoint(job.hash)
-    _make_private(checkpoint.parent)
+    make_private(checkpoint.parent)
     if checkpoint.exists():
         with contextlib.suppress(InputError):  # of another version, or damaged: begin again
             return audit(scenario, on_step=pulse.step, checkpoint=checkpoint, resume=checkpoint), _since(began)
@@ -208,14 +208,6 @@ def write_picture(path: Path, content: bytes) -> None:
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)
     part.replace(path)
-
-
-def _make_private(folder: Path) -> None:
-    try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _remove_live(places: Places, hash: str) -> None:

@@ -7,6 +7,7 @@ Nothing here imports torch: the command line answers `--help` with these, and a 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from inversefed.errors import ConfigError, unknown_name
@@ -111,6 +112,8 @@ class Sources(Pictures, Model, Received, Stated, Asked):
     >>> named = absolute(Sources(network="ConvNet", index=3))
     >>> Sources(**read_fields(Sources, as_json(named))) == named
     True
+    >>> read_fields(Sources, {"labels": [3, 0.5]})
+    {'labels': (3, 0.5)}
     """
 
 
@@ -168,6 +171,8 @@ def _typed(kind: type, key: str, value: Any) -> Any:
 
 
 def _as_kind(kind: Any, value: Any) -> Any:
+    if isinstance(kind, UnionType):
+        return next((read for each in get_args(kind) if (read := _as_kind(each, value)) is not None), None)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and type(value) is int:

@@ -20,6 +20,7 @@ import torch
 
 from inversefed.attacks.search.memory import available_bytes
 from inversefed.errors import ConfigError, InputError, StorageError
+from inversefed.experiments.executor import Executor
 from inversefed.experiments.ledger import Ledger, Run, Standing, new_owner
 from inversefed.experiments.tracking import Tracker
 from inversefed.experiments.work import work
@@ -37,7 +38,7 @@ _BEFORE_WORK = 3
 
 
 @dataclass(frozen=True)
-class LocalProcesses:
+class LocalProcesses(Executor):
     """Runs the jobs of a ledger in processes of this machine.
 
     Args:

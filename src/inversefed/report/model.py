@@ -216,12 +216,18 @@ class Report:
         Raises:
             InputError: the folder is not empty and `overwrite` is false, or it cannot be written to.
         """
-        from safetensors.torch import save
-
-        from inversefed.report.folder import TENSORS, check_folder, write_files
-        from inversefed.report.png import png
+        from inversefed.report.folder import check_folder, write_files
 
         check_folder(folder, overwrite)
+        return write_files(folder, self.files(images, tensors), overwrite)
+
+    def files(self, images: bool = True, tensors: bool = False) -> dict[str, bytes]:
+        """What `save` writes, by file name; a process that does not share the folder sends it so."""
+        from safetensors.torch import save
+
+        from inversefed.report.folder import TENSORS
+        from inversefed.report.png import png
+
         named = {"target": self.truth.images if self.truth else (), "reconstruction": self.images} if images else {}
         pictures = {f"{name}_{index:02d}.png": png(image) for name, i in named.items() for index, image in enumerate(i)}
         texts = {"report.json": self.to_json(), "report.html": self.to_html(images), "report.md": self.to_markdown()}
@@ -230,7 +236,7 @@ class Report:
         if tensors:
             found = {"images": self.reconstruction.images, "labels": self.reconstruction.labels}
             encoded[TENSORS] = save({name: each.detach().cpu().contiguous() for name, each in found.items()})
-        return write_files(folder, pictures | encoded, overwrite)
+        return pictures | encoded
 
 
 def _text(value: Any) -> str:

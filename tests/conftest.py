@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tests.shape_checks  # noqa: F401 (before anything of the package is imported)
 from inversefed.zoo import pictures
 
 

@@ -28,7 +28,8 @@ MAY = {
     "specs": GROUND | {"fl", "attacks", "updates", "zoo"},
     "zoo": GROUND,
     "frontier": GROUND | {"fl", "attacks", "evaluation", "report", "assessment"},
-    "experiments": GROUND | {"fl", "attacks", "evaluation", "report", "scenario", "specs", "pipeline", "zoo"},
+    "experiments": GROUND
+    | {"fl", "attacks", "evaluation", "report", "scenario", "specs", "pipeline", "zoo", "frontier"},
     "cli": GROUND
     | {"fl", "updates", "attacks", "controls", "evaluation", "report", "zoo", "specs"}
     | {"scenario", "pipeline", "frontier", "experiments"},

@@ -1,6 +1,7 @@
 """`inversefed defend`: points, resuming, and what is written."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from inversefed import FedAvg, FedSGD, defenses
 from inversefed.cli import main
 from inversefed.cli.defend import SWEEP, read_point
 from inversefed.errors import ConfigError
+from inversefed.experiments.ledger import Ledger, NewJob, new_owner
+from inversefed.experiments.work import work
 from inversefed.zoo import datasets
 
 QUICK = ["--max-iterations", "2", "--attack", "geiping", "--quiet"]
@@ -57,6 +60,9 @@ def test_a_frontier_is_written_and_gone_on_from(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "out/frontier.svg").read_text().startswith("<svg") and "TopK" in (
         tmp_path / "out/defend.md"
     ).read_text()
+    (tmp_path / "out/defend.json").unlink()
+    assert main([*command, "--points", "TopK(0.1)"]) == 0
+    assert written("out")["rows"] == second, "the ledger has them, whatever becomes of the files made of it"
     assert main([*command, "--points", "TopK(0.1)", "--seed", "1"]) == 2
     assert "other options" in capsys.readouterr().err and written("out")["rows"] == second
 
@@ -81,6 +87,23 @@ def test_a_point_that_cannot_run_is_a_row_that_says_why_and_the_others_are_measu
     assert "DPSGD" not in (tmp_path / "out/frontier.svg").read_text().split("Not drawn")[0]
     assert main([*command, "--quiet", "--points", "TopK(0.1)"]) == 0  # it is not asked for any more
     assert main([*command, "--quiet", "--points", "DPSGD(1.0, 1.0)"]) == 1  # and is tried again
+
+
+def test_a_point_is_measured_by_any_process_that_takes_it(tmp_path: Path) -> None:
+    command = ["defend", "--no-utility", "--output", "out", *QUICK, "--points", "TopK(0.1)"]
+    assert main(command) == 0
+    rows = written("out")["rows"]
+    ledger = Ledger("out/ledger.db")
+    run, second = ledger.run("defend"), Ledger("again/ledger.db")
+    again = second.add_run("defend", run.plan)
+    second.plan_jobs(
+        again, [NewJob(**{each.name: getattr(job, each.name) for each in fields(NewJob)}) for job in ledger.jobs(run)]
+    )
+    assert work(second.url, second.folder, again, new_owner()) == 2
+    found = [content for _, content in second.rows(again)]
+    assert [{**row, "seconds": 0} for row in found] == [{**row, "seconds": 0} for row in rows]
+    ledger.close()
+    second.close()
 
 
 def test_without_anything_to_compare_it_says_so(capsys: pytest.CaptureFixture) -> None:

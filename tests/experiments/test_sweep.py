@@ -155,7 +155,7 @@ def test_a_search_that_was_killed_goes_on_from_its_checkpoint(monkeypatch: pytes
 
     with monkeypatch.context() as patched:
         patched.setattr("inversefed.attacks.search.restarts._SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-        patched.setattr("inversefed.experiments.work._Pulse.step", die)
+        patched.setattr("inversefed.experiments.work.Pulse.step", die)
         with pytest.raises(Killed):
             run_job(ledger, first, Memory())
     assert places.checkpoint(first.hash).exists()
@@ -163,7 +163,7 @@ def test_a_search_that_was_killed_goes_on_from_its_checkpoint(monkeypatch: pytes
     assert again is not None
     seen: list[int] = []
     with monkeypatch.context() as patched:
-        patched.setattr("inversefed.experiments.work._Pulse.step", lambda self, step: bool(seen.append(step.iteration)))
+        patched.setattr("inversefed.experiments.work.Pulse.step", lambda self, step: bool(seen.append(step.iteration)))
         assert run_job(ledger, ledger.job(first.hash), Memory())
     alone = audit(Scenario.from_dict(json.loads(first.scenario)))
     found = load_file(places.job(first.hash) / "reconstruction.safetensors")

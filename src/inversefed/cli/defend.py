@@ -2,26 +2,26 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from inversefed.attacks import SearchAttack
 from inversefed.cli import FAILED, INTERRUPTED, SUCCESS
-from inversefed.cli.flags import granted, read_seconds, read_setting
+from inversefed.cli.flags import granted, read_seconds
 from inversefed.cli.options import Defend
 from inversefed.cli.progress import Tell, progress
 from inversefed.errors import ConfigError, InputError, InversefedError
-from inversefed.fl.network import freeze
-from inversefed.frontier import Data, Point, measure
+from inversefed.experiments.ledger import Job, Ledger, Run, new_owner
+from inversefed.experiments.points import Loaded, PointSpec, measured, row_in
+from inversefed.experiments.work import Pulse
+from inversefed.frontier import Point
 from inversefed.report.folder import check_writable, write_files
-from inversefed.report.frontier import Row, notes, read_rows, table, to_dict
+from inversefed.report.frontier import Row, notes, table, to_dict
 from inversefed.report.plots import frontier_figure
 from inversefed.specs import registry
-from inversefed.specs.load_setting import Setting
-from inversefed.types import Budget, Step
-from inversefed.zoo import datasets
+from inversefed.specs.sources import absolute, sources_of
+from inversefed.types import Step
 
 __all__ = ["SWEEP", "read_point", "run_defend"]
 
@@ -50,45 +50,132 @@ SWEEP = (
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist has its files."""
-_TESTED = 1000
 _NOTHING = '<svg xmlns="http://www.w3.org/2000/svg"><title>No point could be measured</title></svg>'
-_SILENT = {"output", "overwrite", "json", "quiet", "verbose", "points", "sweep", "defenses", "client", "num_images"}
+LEDGER, RUN = "ledger.db", "defend"
+"""The ledger in the output folder, and its one run."""
 
 
 def run_defend(options: Defend) -> int:
-    """Measure each point that the output does not hold yet; write after each.
+    """Measure each point that the output's ledger does not hold yet; write after each.
 
     A point that cannot be measured is a row that says why, and is tried again the next time.
 
     Returns:
         0; 1 if a point could not be measured; 130 if Ctrl-C ended it, what was measured written.
     """
-    points = [read_point(text) for text in _texts(options)]
-    attack = registry.build("attack", options.attack)
-    if not isinstance(attack, SearchAttack):
-        raise ConfigError(f"defend adapts a search to each defense; {options.attack} has none")
-    most = max(point.num_images for point in points) * options.targets
-    setting = read_setting(replace(options, num_images=max(most, options.num_images)))
+    specs = _specs(options)
     folder = options.output or Path("runs") / f"defend_{options.network.replace(':', '.')}_seed{options.seed}"
     check_writable(folder)
-    done = {} if options.overwrite else _measured(folder / "defend.json", _described(options))
-    data = _data(options, setting) if options.utility else "--no-utility was given"
-    status = SUCCESS
+    if options.overwrite:
+        (folder / LEDGER).unlink(missing_ok=True)
+    ledger = Ledger(str(folder / LEDGER), folder)
     try:
-        for number, point in enumerate(points):
-            if point.name not in done:
-                with progress(f"[{number + 1}/{len(points)}] {point.name}", options.quiet) as tell:
-                    done[point.name] = _row(options, setting, point, attack, data, tell)
-                _write(folder, options, list(done.values()))
-    except KeyboardInterrupt:
-        print("inversefed: interrupted; the points so far were kept, the same command goes on", file=sys.stderr)
-        status = INTERRUPTED
-    rows = list(done.values())
+        run = _run_of(ledger, specs[0], folder)
+        ledger.release_dead()
+        ledger.retry(run)
+        ledger.plan_jobs(run, [spec.job() for spec in specs])
+        status = _measure_all(ledger, run, {spec.job().hash: spec for spec in specs}, options)
+        rows = _rows(ledger, run, specs)
+    finally:
+        ledger.close()
+    _write(folder, specs[0], rows)
     _show(rows, folder, options)
     failed = [row.point for row in rows if not row.measured]
     if failed:
         print(f"inversefed: {len(failed)} of {len(rows)} points not measured: {', '.join(failed)}", file=sys.stderr)
     return status or (FAILED if failed else SUCCESS)
+
+
+def _specs(options: Defend) -> list[PointSpec]:
+    """The points, all with the same setting."""
+    points = [read_point(text) for text in _texts(options)]
+    attack = registry.build("attack", options.attack)
+    if not isinstance(attack, SearchAttack):
+        raise ConfigError(f"defend adapts a search to each defense; {options.attack} has none")
+    sources = replace(sources_of(options), client="FedSGD")
+    common = PointSpec(
+        points[0],
+        absolute(sources),
+        attack,
+        registry.build("loss", options.loss),
+        granted(options),
+        options.mean,
+        options.std,
+        options.seed,
+        options.targets,
+        read_seconds(options.time_budget),
+        options.max_iterations,
+        tuple(_places(options)) if options.utility else None,
+        options.rounds,
+    )
+    return [
+        replace(common, point=point, sources=replace(common.sources, num_images=point.num_images * options.targets))
+        for point in points
+    ]
+
+
+def _run_of(ledger: Ledger, spec: PointSpec, folder: Path) -> Run:
+    """The run of this setting in the output's ledger.
+
+    Raises:
+        InputError: it was made with other options.
+    """
+    setting = spec.setting() | {"sources": {**spec.setting()["sources"], "num_images": None}}
+    plan = json.dumps(setting, sort_keys=True)
+    found = next((each for each in ledger.runs() if each.name == RUN), None)
+    if found is not None and found.plan != plan:
+        raise InputError(f"{folder} was made with other options; name another --output, or give --overwrite")
+    return found or ledger.add_run(RUN, plan)
+
+
+def _measure_all(ledger: Ledger, run: Run, specs: Mapping[str, PointSpec], options: Defend) -> int:
+    """Take the points one after the other; those of earlier commands that are not asked for now stay as they are."""
+    owner, shared, number = new_owner(), Loaded(), 0
+    try:
+        for hash, spec in specs.items():
+            number += 1
+            job = ledger.claim(run, owner, only=hash)
+            if job is None:
+                continue  # it was measured before
+            with progress(f"[{number}/{len(specs)}] {spec.point.name}", options.quiet) as tell:
+                _measure(ledger, job, spec, shared, tell)
+    except KeyboardInterrupt:
+        ledger.release(owner)
+        print("inversefed: interrupted; the points so far were kept, the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    return SUCCESS
+
+
+def _measure(ledger: Ledger, job: Job, spec: PointSpec, shared: Loaded, tell: Tell) -> None:
+    try:
+        with Pulse(ledger, job) as pulse:
+            outcome = measured(
+                spec,
+                shared,
+                on_step=lambda step: _look(pulse, tell, step),
+                on_round=lambda done, total: tell(done, total, "training with the defense"),
+            )
+        ledger.finish(job, outcome)
+    except InversefedError as error:
+        ledger.fail(job, str(error))
+
+
+def _look(pulse: Pulse, tell: Tell, step: Step) -> bool:
+    tell(step.iteration, step.iterations, f"attack  loss {step.loss:.4g}")
+    return pulse.step(step)
+
+
+def _rows(ledger: Ledger, run: Run, specs: Sequence[PointSpec]) -> list[Row]:
+    """The rows of all points that were ever measured here, and of those that were asked for."""
+    asked = {spec.job().hash for spec in specs}
+    rows = []
+    for job, content in ledger.rows(run):
+        if content is not None:
+            rows.append(row_in(content))
+        elif job.hash in asked and job.error is not None:
+            note = f"not measured: {job.error}"
+            rows.append(Row(job.defenses, None, None, None, targets=specs[0].targets, note=note))
+    return rows
 
 
 def read_point(text: str) -> Point:
@@ -126,57 +213,6 @@ def _texts(options: Defend) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _row(options: Defend, setting: Setting, point: Point, attack: Any, data: Data | str, tell: Tell) -> Row:
-    """Measure a point; where it cannot be done, a row that says why."""
-    try:
-        return _measure(options, setting, point, attack, data, tell)
-    except InversefedError as error:
-        return Row(point.name, None, None, None, targets=options.targets, note=f"not measured: {error}")
-
-
-def _measure(options: Defend, setting: Setting, point: Point, attack: Any, data: Data | str, tell: Tell) -> Row:
-    def watch(step: Step) -> None:
-        tell(step.iteration, step.iterations, f"attack  loss {step.loss:.4g}")
-
-    return measure(
-        setting.module,
-        setting.images,
-        setting.labels,
-        point,
-        attack=attack,
-        mean=setting.mean,
-        std=setting.std,
-        threat=granted(options),
-        loss=registry.build("loss", options.loss),
-        seed=options.seed,
-        targets=options.targets,
-        budget=Budget(read_seconds(options.time_budget), options.max_iterations, watch),
-        data=data,
-        rounds=options.rounds,
-        on_round=lambda done, total: tell(done, total, "training with the defense"),
-    )
-
-
-def _data(options: Defend, setting: Setting) -> Data | str:
-    """What to train on, or why there is nothing."""
-    channels, height, width = setting.images.shape[1:]
-    shape, reasons = (channels, height, width), []
-    for name, path in _places(options):
-        try:
-            parts = [datasets.load(name, path, split, size=shape) for split in ("train", "test")]
-        except InputError as error:
-            reasons.append(str(error))
-            continue
-        train, test = parts
-        classes = freeze(setting.module, shape).num_classes
-        if train.num_classes > classes:
-            reasons.append(f"{train.name} has {train.num_classes} classes and the network {classes}; see --num-classes")
-            continue
-        held = test.batch(range(min(_TESTED, len(test))))
-        return Data(train.name, train.batch, len(train), held)
-    return "no data to train on: " + "; ".join(reasons)
-
-
 def _places(options: Defend) -> Iterator[tuple[str, Path]]:
     if options.dataset != "photos":
         yield options.dataset, options.data_path
@@ -187,27 +223,8 @@ def _places(options: Defend) -> Iterator[tuple[str, Path]]:
         yield "FashionMNIST", _DEBIAN
 
 
-def _described(options: Defend) -> dict[str, Any]:
-    """All that the rows depend on, beside their points."""
-    values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in _SILENT}
-    return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]
-
-
-def _measured(file: Path, setting: dict[str, Any]) -> dict[str, Row]:
-    """The rows of an earlier run of the same setting, without those that it could not measure."""
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot go on from {file}: {error}; name another --output, or give --overwrite") from error
-    if not isinstance(content, dict) or content.get("setting") != setting:
-        raise InputError(f"{file} was made with other options; name another --output, or give --overwrite")
-    return {row.point: row for row in read_rows(content.get("rows")) if row.measured}
-
-
-def _write(folder: Path, options: Defend, rows: Sequence[Row]) -> None:
-    values = {"setting": _described(options), "rows": [to_dict(row) for row in rows]}
+def _write(folder: Path, spec: PointSpec, rows: Sequence[Row]) -> None:
+    values = {"setting": spec.setting(), "rows": [to_dict(row) for row in rows]}
     files = {
         "defend.json": json.dumps(values, indent=2, allow_nan=False) + "\n",
         "defend.md": "\n\n".join([table(rows), *(f"- {note}" for note in notes(rows))]) + "\n",

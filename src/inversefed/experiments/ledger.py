@@ -32,6 +32,7 @@ from sqlalchemy.engine import Connection, Engine
 from inversefed.errors import ConfigError, InputError, StorageError, unknown_name
 from inversefed.experiments.places import make_private
 from inversefed.experiments.schema import (
+    AUDIT,
     DONE,
     FAILED,
     HEAD,
@@ -69,6 +70,7 @@ class NewJob:
         num_images: how many share the update.
         seed: of the audit.
         bytes: memory that it is predicted to take; 0 where nothing tells.
+        kind: what it is: `AUDIT` or `POINT`.
     """
 
     hash: str
@@ -81,6 +83,7 @@ class NewJob:
     num_images: int
     seed: int
     bytes: int = 0
+    kind: str = AUDIT
 
 
 @dataclass(frozen=True)
@@ -298,7 +301,9 @@ class Ledger:
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
-    def claim(self, of: Run, owner: str, memory: int | None = None, lease: float = LEASE) -> Job | None:
+    def claim(
+        self, of: Run, owner: str, memory: int | None = None, lease: float = LEASE, only: str | None = None
+    ) -> Job | None:
         """Take the next job of a run: one that is queued, or whose lease ran out.
 
         Args:
@@ -307,6 +312,7 @@ class Ledger:
             memory: bytes that all jobs of the ledger that run may take together; `None` for no limit. A job that runs
                 alone is always let through.
             lease: seconds that it stays with a process that says nothing.
+            only: the hash of the one job that is wanted; `None` for any.
 
         Returns:
             The job, now running; `None` where there is none to take, or none that fits now.
@@ -319,6 +325,7 @@ class Ledger:
                 )
             ).scalar_one()
             fits = sa.true() if memory is None or not used else job.c.bytes <= memory - int(used)
+            fits = fits if only is None else sa.and_(fits, job.c.hash == only)
             ready = sa.select(job).where(job.c.state == QUEUED, inside, fits).order_by(job.c.id).limit(1)
             late = sa.select(job).where(job.c.state == RUNNING, job.c.lease_until <= self._now, inside, fits).limit(1)
             row = connection.execute(ready).first() or connection.execute(late).first()
@@ -448,7 +455,9 @@ class Ledger:
         if state is not None:
             chosen = chosen.where(job.c.state == state)
         with self._reading() as connection:
-            return tuple(_job(row._asdict()) for row in connection.execute(chosen.order_by(run_job.c.position)))
+            return tuple(
+                _job(row._asdict()) for row in connection.execute(chosen.order_by(run_job.c.position, job.c.id))
+            )
 
     def job(self, hash: str) -> Job:
         """The job of a scenario's hash, or of the beginning of one.
@@ -473,7 +482,7 @@ class Ledger:
         joined = run_job.join(job, run_job.c.job_id == job.c.id).outerjoin(result, result.c.job_id == job.c.id)
         chosen = sa.select(job, result.c.content).select_from(joined).where(run_job.c.run_id == of.id)
         with self._reading() as connection:
-            for row in connection.execute(chosen.order_by(run_job.c.position)):
+            for row in connection.execute(chosen.order_by(run_job.c.position, job.c.id)):
                 values = row._asdict()
                 content = values.pop("content")
                 yield _job(values), None if content is None else json.loads(content)

@@ -15,16 +15,32 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    UniqueConstraint,
 )
 
-__all__ = ["DONE", "FAILED", "HEAD", "QUEUED", "RUNNING", "STATES", "job", "metadata", "result", "run", "run_job"]
+__all__ = [
+    "AUDIT",
+    "DONE",
+    "FAILED",
+    "HEAD",
+    "POINT",
+    "QUEUED",
+    "RUNNING",
+    "STATES",
+    "job",
+    "metadata",
+    "result",
+    "run",
+    "run_job",
+]
 
 HEAD = "0001"
 """The schema that this version writes: the last of `migrations/versions`."""
 
 QUEUED, RUNNING, DONE, FAILED = STATES = ("queued", "running", "done", "failed")
 """What a job may be; all else about it follows from its other columns."""
+
+AUDIT, POINT = "audit", "point"
+"""What a job is: an audit, or a point of the privacy-utility frontier."""
 
 metadata = MetaData()
 
@@ -43,7 +59,8 @@ job = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("hash", String(64), nullable=False, unique=True),  # of its scenario: no audit is run twice
-    Column("scenario", Text, nullable=False),  # JSON, as `Scenario.to_dict` has it
+    Column("kind", String(10), nullable=False),  # AUDIT or POINT
+    Column("scenario", Text, nullable=False),  # JSON, as `Scenario.to_dict` or `PointSpec.to_dict` has it
     Column("network", String, nullable=False),
     Column("client", String, nullable=False),
     Column("defenses", String, nullable=False),
@@ -68,8 +85,7 @@ run_job = Table(
     metadata,
     Column("run_id", Integer, ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
     Column("job_id", Integer, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
-    Column("position", Integer, nullable=False),  # in the plan, from 0
-    UniqueConstraint("run_id", "position"),
+    Column("position", Integer, nullable=False),  # in the plan, from 0; later ones of the same number come after
     Index("run_job_job", "job_id"),
 )
 

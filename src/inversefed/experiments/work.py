@@ -19,6 +19,8 @@ from typing import Any
 from inversefed.errors import InputError, InversefedError, StorageError
 from inversefed.experiments.ledger import Job, Ledger, Outcome, Run
 from inversefed.experiments.places import Places, make_private
+from inversefed.experiments.points import Loaded, PointSpec, measured
+from inversefed.experiments.schema import POINT
 from inversefed.experiments.table import outcome_of, row_of
 from inversefed.experiments.tracking import Tracker, callback
 from inversefed.pipeline import audit
@@ -28,7 +30,7 @@ from inversefed.report.purge import find, remove
 from inversefed.scenario import Scenario
 from inversefed.types import Step
 
-__all__ = ["BEAT", "Memory", "remove_files", "run_job", "work"]
+__all__ = ["BEAT", "Memory", "Pulse", "remove_files", "run_job", "work"]
 
 BEAT = 5.0
 """Seconds between two heartbeats; each also says how far the job is."""
@@ -43,6 +45,7 @@ class Memory:
     """The tensors that the last job had: jobs that share pictures and weights follow each other."""
 
     last: Scenario | None = field(default=None, repr=False)
+    points: Loaded = field(default_factory=Loaded, repr=False)
 
     def loaded(self, scenario: Scenario) -> Scenario:
         """The scenario with its tensors, loaded or taken from the last one."""
@@ -106,12 +109,10 @@ def run_job(ledger: Ledger, job: Job, shared: Memory, tracker: Tracker | None = 
     """
     places = Places(ledger.folder)
     try:
-        with _Pulse(ledger, job, places, tracker) as pulse:
-            report, seconds = _audited(job, shared, places, pulse)
+        with Pulse(ledger, job, tracker) as pulse:
+            outcome = _point(job, shared, pulse) if job.kind == POINT else _audited(job, shared, places, pulse)
         if pulse.lost:
             return False
-        _save(report, places.job(job.hash))
-        outcome = outcome_of(report, seconds)
         written = ledger.finish(job, outcome)
         if tracker is not None and written:
             _track(tracker, job, outcome)
@@ -140,36 +141,45 @@ def _save(report: Report, folder: Path) -> None:
         raise StorageError(f"{error}; what was finished before is kept, and `inversefed resume` goes on") from error
 
 
-def _audited(job: Job, shared: Memory, places: Places, pulse: "_Pulse") -> tuple[Report, float]:
+def _audited(job: Job, shared: Memory, places: Places, pulse: "Pulse") -> Outcome:
+    """Audit, from the checkpoint of an earlier attempt if there is one, write the files, and say what came of it."""
     began = time.perf_counter()
     scenario = shared.loaded(Scenario.from_dict(json.loads(job.scenario)))
     checkpoint = places.checkpoint(job.hash)
     make_private(checkpoint.parent)
-    if checkpoint.exists():
-        with contextlib.suppress(InputError):  # of another version, or damaged: begin again
-            return audit(scenario, on_step=pulse.step, checkpoint=checkpoint, resume=checkpoint), _since(began)
-        checkpoint.unlink(missing_ok=True)
-    return audit(scenario, on_step=pulse.step, checkpoint=checkpoint), _since(began)
+    try:
+        resume = checkpoint if checkpoint.exists() else None
+        report = audit(scenario, on_step=pulse.step, checkpoint=checkpoint, resume=resume)
+    except InputError as error:
+        if resume is None or isinstance(error, StorageError):
+            raise
+        checkpoint.unlink(missing_ok=True)  # of another version, or damaged: begin again
+        report = audit(scenario, on_step=pulse.step, checkpoint=checkpoint)
+    seconds = time.perf_counter() - began
+    if not pulse.lost:
+        _save(report, places.job(job.hash))
+    return outcome_of(report, seconds)
 
 
-def _since(began: float) -> float:
-    return time.perf_counter() - began
+def _point(job: Job, shared: Memory, pulse: "Pulse") -> Outcome:
+    """Measure a point of the privacy-utility frontier."""
+    return measured(PointSpec.from_dict(json.loads(job.scenario)), shared.points, on_step=pulse.step)
 
 
-class _Pulse:
+class Pulse:
     """Holds a job's lease in a thread of its own, and says how far the job is."""
 
-    def __init__(self, ledger: Ledger, job: Job, places: Places, tracker: Tracker | None) -> None:
+    def __init__(self, ledger: Ledger, job: Job, tracker: Tracker | None = None) -> None:
         self.lost = False
         self._follow = None if tracker is None else callback(tracker, job.hash[:16])
         self._ledger, self._job = ledger, job
-        self._preview = places.preview(job.hash)
+        self._preview = Places(ledger.folder).preview(job.hash)
         self._said: dict[str, Any] | None = None
         self._shown = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> "_Pulse":
+    def __enter__(self) -> "Pulse":
         self._thread.start()
         return self
 

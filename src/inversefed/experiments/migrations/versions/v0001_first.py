@@ -21,6 +21,7 @@ def upgrade() -> None:
         "job",
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("hash", sa.String(64), nullable=False, unique=True),
+        sa.Column("kind", sa.String(10), nullable=False),
         sa.Column("scenario", sa.Text, nullable=False),
         *(sa.Column(name, sa.String, nullable=False) for name in ("network", "client", "defenses", "attack", "images")),
         sa.Column("num_images", sa.Integer, nullable=False),
@@ -41,7 +42,6 @@ def upgrade() -> None:
         sa.Column("run_id", sa.Integer, sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("job_id", sa.Integer, sa.ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("position", sa.Integer, nullable=False),
-        sa.UniqueConstraint("run_id", "position"),
     )
     op.create_index("run_job_job", "run_job", ["job_id"])
     op.create_table(

@@ -1,0 +1,212 @@
+"""A point of the privacy-utility frontier as a job: a client with its defenses, attacked twice and trained with.
+
+    record --hash--> job of kind "point" --measure--> `Row`, in the ledger's result
+
+Its hash is that of the record, the weights' file with it: two commands that ask for the same point have one job.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inversefed.attacks import SearchAttack
+from inversefed.attacks.shown import shown
+from inversefed.errors import ConfigError, InputError
+from inversefed.experiments.ledger import NewJob, Outcome
+from inversefed.experiments.schema import POINT
+from inversefed.fl.network import Loss, freeze
+from inversefed.fl.threat_model import ThreatModel
+from inversefed.frontier import Data, Point, measure
+from inversefed.report.frontier import Row, read_rows, to_dict
+from inversefed.report.to_json import plain
+from inversefed.specs import registry
+from inversefed.specs.load_setting import Setting, load
+from inversefed.specs.sources import Sources, as_json, read_fields
+from inversefed.specs.written import written
+from inversefed.types import Budget, Step
+from inversefed.zoo import datasets
+
+__all__ = ["Loaded", "PointSpec", "measured", "row_in"]
+
+_TESTED = 1000
+"""Pictures on which a short training's accuracy is measured."""
+
+
+@dataclass(frozen=True)
+class PointSpec:
+    """All that a point of the frontier depends on.
+
+    Args:
+        point: the client, its defenses and its number of examples.
+        sources: network and pictures, as many as all its targets need.
+        attack: what the server runs, as it is and adapted.
+        loss: what the client minimizes.
+        threat: what else the server knows.
+        mean: what the input normalization subtracts; `None` for the data set's.
+        std: what it divides by.
+        seed: fixes all randomness.
+        targets: how many updates are attacked.
+        time_budget: seconds for each attack.
+        max_iterations: replaces the attack's own number.
+        utility: data sets with their folders that are tried, in order, for the short training; `None` for none.
+        rounds: of that training.
+    """
+
+    point: Point
+    sources: Sources
+    attack: SearchAttack
+    loss: Loss
+    threat: ThreatModel = ThreatModel()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    seed: int = 0
+    targets: int = 1
+    time_budget: float | None = None
+    max_iterations: int | None = None
+    utility: tuple[tuple[str, Path], ...] | None = None
+    rounds: int = 100
+
+    def setting(self) -> dict[str, Any]:
+        """All of it but the point, as JSON holds it."""
+        return {
+            "sources": as_json(self.sources),
+            "attack": written(self.attack),
+            "loss": written(self.loss),
+            "threat_model": asdict(self.threat),
+            **{name: plain(vars(self)[name]) for name in _NUMBERS},
+            "utility": None if self.utility is None else [[name, str(path)] for name, path in self.utility],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record: names and numbers, no pixel and no weight."""
+        point = self.point
+        named = {"name": point.name, "num_images": point.num_images, "client": written(point.client)}
+        return {**self.setting(), "point": {**named, "defenses": [written(each) for each in point.defenses]}}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], trust_code: bool = False) -> "PointSpec":
+        """Read a record.
+
+        Raises:
+            ConfigError: an unknown name, or code that is not trusted.
+        """
+        sources, point = Sources(**read_fields(Sources, content["sources"])), content["point"]
+        if ":" in sources.network and not trust_code:
+            raise ConfigError(f"the point names code to run as its network, {sources.network!r}; run inversefed defend")
+        defenses = tuple(registry.build("defense", each, trust_code) for each in point["defenses"])
+        client = registry.build("client", point["client"], trust_code)
+        places = content["utility"]
+        numbers = {name: content[name] for name in _NUMBERS}
+        numbers |= {name: None if numbers[name] is None else tuple(numbers[name]) for name in ("mean", "std")}
+        return cls(
+            Point(point["name"], client, defenses, point["num_images"]),
+            sources,
+            registry.build("attack", content["attack"], trust_code),
+            registry.build("loss", content["loss"], trust_code),
+            ThreatModel(**content["threat_model"]),
+            utility=None if places is None else tuple((name, Path(path)) for name, path in places),
+            **numbers,
+        )
+
+    def job(self) -> NewJob:
+        """The point as the ledger writes it."""
+        record, sources = self.to_dict(), self.sources
+        files = [sources.weights, *map(str, sources.images)]
+        known = [hashlib.sha256(Path(each).read_bytes()).hexdigest() for each in files if each and Path(each).is_file()]
+        text = json.dumps(record, sort_keys=True)
+        pictures = sources.images[0].name if sources.images else f"{sources.dataset} {sources.index}"
+        return NewJob(
+            hash=hashlib.sha256(json.dumps([text, known]).encode()).hexdigest(),
+            scenario=text,
+            network=sources.network,
+            client=record["point"]["client"].partition("(")[0],
+            defenses=self.point.name,
+            attack=shown(self.attack),
+            images=pictures,
+            num_images=self.point.num_images,
+            seed=self.seed,
+            kind=POINT,
+        )
+
+
+_NUMBERS = ("mean", "std", "seed", "targets", "time_budget", "max_iterations", "rounds")
+
+
+@dataclass
+class Loaded:
+    """Pictures, network and training data that points of one setting share."""
+
+    setting: Setting | None = field(default=None, repr=False)
+    data: Data | str | None = field(default=None, repr=False)
+    key: str = ""
+
+
+def measured(
+    spec: PointSpec,
+    shared: Loaded,
+    on_step: Callable[[Step], object] | None = None,
+    on_round: Callable[[int, int], object] | None = None,
+) -> Outcome:
+    """Attack a point's updates with both attacks, train with it, and say what came of it.
+
+    Args:
+        spec: the point.
+        shared: what the last point loaded.
+        on_step: told of every iteration of both attacks; a true answer ends them.
+        on_round: told of every round of the training (done, of how many).
+
+    Raises:
+        InversefedError: a point that cannot be measured.
+    """
+    key = json.dumps(spec.setting())
+    if shared.setting is None or shared.key != key:
+        shared.setting, shared.key = load(spec.sources, spec.seed, spec.mean, spec.std), key
+        shared.data = "--no-utility was given" if spec.utility is None else _data(spec.utility, shared.setting)
+    setting, data = shared.setting, shared.data
+    assert data is not None
+    row = measure(
+        setting.module,
+        setting.images,
+        setting.labels,
+        spec.point,
+        attack=spec.attack,
+        mean=setting.mean,
+        std=setting.std,
+        threat=spec.threat,
+        loss=spec.loss,
+        seed=spec.seed,
+        targets=spec.targets,
+        budget=Budget(spec.time_budget, spec.max_iterations, on_step),
+        data=data,
+        rounds=spec.rounds,
+        on_round=on_round,
+    )
+    margin = row.leakage
+    best = max((each for each in (row.plain, row.adaptive) if each is not None), default=None)
+    return Outcome("not judged", best, margin, row.seconds, to_dict(row))
+
+
+def row_in(content: Mapping[str, Any]) -> Row:
+    """The point in a result."""
+    return read_rows([dict(content)], "the ledger")[0]
+
+
+def _data(places: Sequence[tuple[str, Path]], setting: Setting) -> Data | str:
+    """What to train on, or why there is nothing."""
+    channels, height, width = setting.images.shape[1:]
+    shape, reasons = (channels, height, width), []
+    for name, path in places:
+        try:
+            train, test = (datasets.load(name, path, split, size=shape) for split in ("train", "test"))
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        classes = freeze(setting.module, shape).num_classes
+        if train.num_classes > classes:
+            reasons.append(f"{train.name} has {train.num_classes} classes and the network {classes}; see --num-classes")
+            continue
+        return Data(train.name, train.batch, len(train), test.batch(range(min(_TESTED, len(test)))))
+    return "no data to train on: " + "; ".join(reasons)

@@ -256,7 +256,9 @@ def test_a_dry_run_counts_and_writes_nothing(capsys: pytest.CaptureFixture) -> N
     assert not Path("runs").exists()
 
 
-def test_the_demo_ships() -> None:
+def test_the_demo_ships(capsys: pytest.CaptureFixture) -> None:
+    assert main(["list", "plans"]) == 0 and main(["runs", "--check"]) == 0
+    assert "demo  Bundled photographs" in capsys.readouterr().out
     assert main(["sweep", "nowhere.yaml"]) == 2
     assert main(["sweep", "demo", "--dry-run"]) == 0
 

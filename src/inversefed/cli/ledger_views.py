@@ -93,6 +93,8 @@ def run_runs(options: Runs) -> int:
         InputError: a job of it is running.
     """
     ledger = open_ledger(options)
+    if options.check and (problem := ledger.check()) is not None:
+        raise InputError(f"the ledger {options.ledger} is damaged: {problem}; restore it from a copy")
     if not options.remove:
         for run in ledger.runs():
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))

@@ -29,6 +29,10 @@ def _listed(what: str) -> Mapping[str, str]:
         from inversefed.zoo import datasets
 
         return dict.fromkeys(datasets.names(), "")
+    if what == "plans":
+        from inversefed.experiments.plan_file import read_plan, shipped
+
+        return {name: read_plan(file).note for name, file in shipped().items()}
     if what == "metrics":
         from inversefed.evaluation import metrics
 

@@ -38,7 +38,9 @@ __all__ = [
     "parse",
 ]
 
-Listed = Literal["networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "losses", "metrics"]
+Listed = Literal[
+    "networks", "datasets", "clients", "attacks", "priors", "objectives", "defenses", "losses", "metrics", "plans"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,7 +387,7 @@ class Sweep(Executing, InLedger):
     """
 
     plan: Annotated[Positional[Path], arg(metavar="PLAN")]
-    """The plan, a YAML file, or the name of one that ships (demo, paper-table1, ...)."""
+    """The plan, a YAML file, or the name of one that ships (see `inversefed list plans`)."""
     run: str | None = None
     """Name of the run; by default the plan's."""
     data_path: Path | None = None
@@ -444,6 +446,8 @@ class Runs(InLedger):
     """Runs to remove, with their results, reports and pictures; what another run shares stays."""
     yes: Annotated[bool, arg(aliases=["-y"])] = False
     """Do not ask."""
+    check: bool = False
+    """Have the database look whether its file is sound."""
 
 
 @dataclass(frozen=True)

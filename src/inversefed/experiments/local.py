@@ -87,7 +87,7 @@ class LocalProcesses(Executor):
         if free is None:
             free = available_bytes(torch.device("cpu")) - self.count * _PROCESS
         ledger.refuse_larger(run, max(0, free))
-        crew = _Crew(ledger, run, self.count, self.threads, self.retries, max(0, free), self.tracker)
+        crew = _Crew(self, ledger, run, max(0, free))
         try:
             while True:
                 began = time.monotonic()
@@ -105,13 +105,10 @@ class LocalProcesses(Executor):
 class _Crew:
     """The processes that are there."""
 
+    settings: LocalProcesses
     ledger: Ledger
     run: Run
-    count: int
-    threads: int
-    retries: int
     memory: int
-    tracker: Tracker | None = None
     context: SpawnContext = field(default_factory=lambda: multiprocessing.get_context("spawn"))
     members: dict[str, BaseProcess] = field(default_factory=dict)
     begun: int = 0
@@ -123,19 +120,20 @@ class _Crew:
             if process.exitcode is None:
                 continue
             del self.members[owner]
-            if process.exitcode == _UNWRITABLE:
+            unwritable = process.exitcode == _UNWRITABLE
+            had = self.ledger.release(owner, died=process.exitcode != 0 and not unwritable, most=self.settings.retries)
+            if unwritable:
                 raise StorageError(
                     "a worker could not write its results; its message stands above. What was finished is kept: "
                     "`inversefed resume` goes on from there"
                 )
-            had = self.ledger.release(owner, died=process.exitcode != 0, most=self.retries)
             self.idle_deaths = self.idle_deaths + 1 if process.exitcode and not had else 0
         if self.idle_deaths >= _BEFORE_WORK:
             raise InputError(
                 f"{self.idle_deaths} worker processes died one after the other before they took a job; their errors "
                 "stand above. What was finished is kept: `inversefed resume` goes on from there"
             )
-        while standing.ready and len(self.members) < min(self.count, standing.open):
+        while standing.ready and len(self.members) < min(self.settings.count, standing.open):
             self._begin()
 
     def end(self) -> None:
@@ -149,19 +147,11 @@ class _Crew:
 
     def _begin(self) -> None:
         owner = new_owner()
-        given = (
-            self.ledger.url,
-            self.ledger.folder,
-            self.run,
-            owner,
-            self.memory,
-            os.getpid(),
-            self.threads,
-            self.begun,
-            self.tracker,
-        )
+        threads = self.settings.threads
+        place = self.ledger.url, self.ledger.folder
+        given = *place, self.run, owner, self.memory, os.getpid(), threads, self.begun, self.settings.tracker
         process = self.context.Process(target=_worker, args=given, daemon=True)
-        quiet = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        quiet = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         before = {name: os.environ.get(name) for name in quiet}
         os.environ.update(quiet)  # read when torch is imported, which is before the worker's own code runs
         try:

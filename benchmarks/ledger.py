@@ -33,9 +33,10 @@ def overhead(url: str, folder: Path, jobs: int, seconds: float) -> float:
     run = ledger.add_run("overhead", "{}")
     ledger.plan_jobs(run, map(_job, range(jobs)))
     began = time.perf_counter()
-    while (taken := ledger.claim(run, owner)) is not None:
+    done = None
+    while (taken := ledger.claim(run, owner, after=done)) is not None:
         time.sleep(seconds)
-        ledger.finish(taken, _DONE)
+        done = taken, _DONE
     took = time.perf_counter() - began
     ledger.remove_run("overhead")
     ledger.close()

@@ -302,7 +302,13 @@ class Ledger:
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def claim(
-        self, of: Run, owner: str, memory: int | None = None, lease: float = LEASE, only: str | None = None
+        self,
+        of: Run,
+        owner: str,
+        memory: int | None = None,
+        lease: float = LEASE,
+        only: str | None = None,
+        after: tuple[Job, Outcome] | None = None,
     ) -> Job | None:
         """Take the next job of a run: one that is queued, or whose lease ran out.
 
@@ -313,11 +319,14 @@ class Ledger:
                 alone is always let through.
             lease: seconds that it stays with a process that says nothing.
             only: the hash of the one job that is wanted; `None` for any.
+            after: a job that is done, with its result: written in the same transaction, so that a disk is waited for once.
 
         Returns:
             The job, now running; `None` where there is none to take, or none that fits now.
         """
         with self._writing() as connection:
+            if after is not None:
+                self._finish(connection, *after)
             inside = sa.select(run_job.c.job_id).where(run_job.c.run_id == of.id, run_job.c.job_id == job.c.id).exists()
             used = connection.execute(
                 sa.select(sa.func.coalesce(sa.func.sum(job.c.bytes), 0)).where(
@@ -365,15 +374,8 @@ class Ledger:
         Returns:
             Whether this result is the one that was kept.
         """
-        ended = {"state": DONE, "owner": None, "lease_until": None, "progress": None, "error": None}
-        values = {name: getattr(outcome, name) for name in ("verdict", "psnr", "margin", "seconds")}
         with self._writing() as connection:
-            first = job.update().where(job.c.id == taken.id, job.c.state != DONE).values(**ended, finished=self._now)
-            if connection.execute(first).rowcount != 1:
-                return False
-            content = json.dumps(outcome.content, allow_nan=False)
-            connection.execute(result.insert().values(job_id=taken.id, content=content, **values))
-        return True
+            return self._finish(connection, taken, outcome)
 
     def fail(self, taken: Job, error: str) -> bool:
         """Write why a job could not be done; it is not tried again by itself.
@@ -517,6 +519,16 @@ class Ledger:
         """One transaction that only reads."""
         with _told(self.url), self.engine.connect().execution_options(reads=True) as connection:
             yield connection
+
+    def _finish(self, connection: Connection, taken: Job, outcome: Outcome) -> bool:
+        ended = {"state": DONE, "owner": None, "lease_until": None, "progress": None, "error": None}
+        first = job.update().where(job.c.id == taken.id, job.c.state != DONE).values(**ended, finished=self._now)
+        if connection.execute(first).rowcount != 1:
+            return False
+        values = {name: getattr(outcome, name) for name in ("verdict", "psnr", "margin", "seconds")}
+        content = json.dumps(outcome.content, allow_nan=False)
+        connection.execute(result.insert().values(job_id=taken.id, content=content, **values))
+        return True
 
     def _write_jobs(self, into: Run, jobs: Sequence[NewJob], first: int) -> None:
         with self._writing() as connection:

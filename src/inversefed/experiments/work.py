@@ -30,7 +30,7 @@ from inversefed.report.purge import find, remove
 from inversefed.scenario import Scenario
 from inversefed.types import Step
 
-__all__ = ["BEAT", "Memory", "Pulse", "remove_files", "run_job", "work"]
+__all__ = ["BEAT", "Memory", "Pulse", "attempt", "remove_files", "run_job", "work"]
 
 BEAT = 5.0
 """Seconds between two heartbeats; each also says how far the job is."""
@@ -86,45 +86,68 @@ def work(
         StorageError: results cannot be written; the job at hand is not lost.
     """
     ledger, shared, taken = Ledger(url, folder), Memory(), 0
+    done: tuple[Job, Outcome] | None = None
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     while jobs is None or taken < jobs:
-        job = ledger.claim(run, owner, memory)
+        job, before, done = ledger.claim(run, owner, memory, after=done), done, None
+        if before is not None:
+            _end(ledger, *before, tracker)
         if job is None:
             if memory is None or not ledger.standing(run).ready:
                 break
             time.sleep(_WATCH)  # what is left does not fit beside what runs
             continue
-        run_job(ledger, job, shared, tracker)
-        taken += 1
+        outcome = attempt(ledger, job, shared, tracker)
+        done, taken = None if outcome is None else (job, outcome), taken + 1
+    if done is not None:
+        ledger.finish(*done)
+        _end(ledger, *done, tracker)
     ledger.close()
     return taken
 
 
 def run_job(ledger: Ledger, job: Job, shared: Memory, tracker: Tracker | None = None) -> bool:
-    """Audit one job and write what came of it, an error included.
+    """Carry one job out and write what came of it.
 
     Returns:
-        Whether its result was written.
+        Whether there is a result.
     """
-    places = Places(ledger.folder)
+    outcome = attempt(ledger, job, shared, tracker)
+    if outcome is not None:
+        ledger.finish(job, outcome)
+        _end(ledger, job, outcome, tracker)
+    return outcome is not None
+
+
+def attempt(ledger: Ledger, job: Job, shared: Memory, tracker: Tracker | None = None) -> Outcome | None:
+    """Carry one job out and write its files; what came of it is the caller's to write, an error is written here.
+
+    Returns:
+        The result; `None` where there is none, or another process has the job by now.
+
+    Raises:
+        StorageError: the files cannot be written.
+    """
     try:
         with Pulse(ledger, job, tracker) as pulse:
-            outcome = _point(job, shared, pulse) if job.kind == POINT else _audited(job, shared, places, pulse)
-        if pulse.lost:
-            return False
-        written = ledger.finish(job, outcome)
-        if tracker is not None and written:
-            _track(tracker, job, outcome)
+            outcome = _point(job, shared, pulse) if job.kind == POINT else _audited(ledger, job, shared, pulse)
+        return None if pulse.lost else outcome
     except StorageError:
         raise  # that is no fault of the job: it is done again where there is space
     except Exception as error:  # the last door: one job that cannot be done does not stop the others
         if not isinstance(error, InversefedError | MemoryError):
             logging.getLogger(__name__).exception("the job %s raised what no audit should", job.hash)
         ledger.fail(job, f"{type(error).__name__}: {error or 'there was not enough memory'}")
-        written = False
-    _remove_live(places, job.hash)
-    return written
+        _remove_live(Places(ledger.folder), job.hash)
+        return None
+
+
+def _end(ledger: Ledger, job: Job, outcome: Outcome, tracker: Tracker | None) -> None:
+    """What is left to do for a job whose result is written."""
+    _remove_live(Places(ledger.folder), job.hash)
+    if tracker is not None:
+        _track(tracker, job, outcome)
 
 
 def _track(tracker: Tracker, job: Job, outcome: Outcome) -> None:
@@ -141,10 +164,11 @@ def _save(report: Report, folder: Path) -> None:
         raise StorageError(f"{error}; what was finished before is kept, and `inversefed resume` goes on") from error
 
 
-def _audited(job: Job, shared: Memory, places: Places, pulse: "Pulse") -> Outcome:
+def _audited(ledger: Ledger, job: Job, shared: Memory, pulse: "Pulse") -> Outcome:
     """Audit, from the checkpoint of an earlier attempt if there is one, write the files, and say what came of it."""
     began = time.perf_counter()
     scenario = shared.loaded(Scenario.from_dict(json.loads(job.scenario)))
+    places = Places(ledger.folder)
     checkpoint = places.checkpoint(job.hash)
     make_private(checkpoint.parent)
     try:

@@ -319,7 +319,7 @@ class Ledger:
                 alone is always let through.
             lease: seconds that it stays with a process that says nothing.
             only: the hash of the one job that is wanted; `None` for any.
-            after: a job that is done, with its result: written in the same transaction, so that a disk is waited for once.
+            after: a job that is done, with its result, which is written in the same transaction.
 
         Returns:
             The job, now running; `None` where there is none to take, or none that fits now.

@@ -68,11 +68,11 @@ def seeded() -> torch.Generator:
 @pytest.mark.parametrize(
     ("attack", "floor"),
     [
-        (recipes.geiping(max_iterations=600, total_variation=1e-3), 22),
-        (recipes.dlg(max_iterations=40), 40),
-        (recipes.idlg(max_iterations=40), 40),
-        (replace(recipes.geiping(max_iterations=600), objective=objectives.SquaredError(), priors=()), 20),
-        (replace(recipes.geiping(max_iterations=600, total_variation=1e-3), optimizer=optimizers.Adam(0.1, False)), 22),
+        (recipes.geiping(max_iterations=300, total_variation=1e-3), 22),
+        (recipes.dlg(max_iterations=25), 40),
+        (recipes.idlg(max_iterations=25), 40),
+        (replace(recipes.geiping(max_iterations=300), objective=objectives.SquaredError(), priors=()), 20),
+        (replace(recipes.geiping(max_iterations=300, total_variation=1e-3), optimizer=optimizers.Adam(0.1, False)), 22),
     ],
 )
 def test_published_recipes_reconstruct_one_image(tiny: nn.Module, attack: GradientInversion, floor: float) -> None:
@@ -87,7 +87,7 @@ def test_two_images_from_one_update_with_labels_recovered(client: object) -> Non
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(384, 4)).eval()
     observation, batch = seen(wide, 2, client)
-    attack = recipes.geiping(max_iterations=500, total_variation=1e-3)
+    attack = recipes.geiping(max_iterations=150, total_variation=1e-3)
     found = attack(observation, seeded())
     assert sorted(found.labels.tolist()) == [0, 1]
     gray = decibels(torch.full_like(batch.images, 0.5), batch)
@@ -291,8 +291,8 @@ def on_photograph(name: str, photo: torch.Tensor, attack: GradientInversion) -> 
 
 
 def test_on_a_relu_network_the_spectral_recipe_is_far_ahead_after_few_iterations(photos: torch.Tensor) -> None:
-    ours = on_photograph("ConvNet16", photos[:1], recipes.spectral(60))
-    paper = on_photograph("ConvNet16", photos[:1], recipes.geiping(max_iterations=60, total_variation=1e-4))
+    ours = on_photograph("ConvNet16", photos[:1], recipes.spectral(20))
+    paper = on_photograph("ConvNet16", photos[:1], recipes.geiping(max_iterations=20, total_variation=1e-4))
     assert ours > 20 and ours > paper + 5
 
 

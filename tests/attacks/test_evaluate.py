@@ -67,7 +67,13 @@ assert torch.equal(resumed.images, found.images) and resumed.loss == found.loss
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("attack", ["recipes.curvature(4)", "recipes.spectral(4)"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param("recipes.curvature(4)", marks=pytest.mark.slow),
+        "recipes.spectral(4)",
+    ],  # half a minute each to compile
+)
 def test_a_compiled_step_agrees_with_the_eager_one_and_is_taken_up_again(tmp_path: Path, attack: str) -> None:
     command = [sys.executable, "-c", COMPILED, attack, tmp_path / "state"]  # without this test run's type checks
     done = subprocess.run(command, capture_output=True, text=True, check=False)

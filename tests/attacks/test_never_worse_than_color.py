@@ -57,7 +57,7 @@ def test_little_time_still_gives_a_color() -> None:
     assert math.isfinite(cost)
 
 
-@pytest.mark.parametrize("iterations", [60, None])
+@pytest.mark.parametrize("iterations", [60, pytest.param(None, marks=pytest.mark.slow)])  # all of them take long
 def test_a_search_that_explains_less_than_one_color_is_not_the_result(iterations: int | None) -> None:
     observation, _ = observed(narrow(), CHELSEA, LABEL, mean=0.5, std=0.25)
     found = recipes.best()(observation, torch.Generator().manual_seed(1), Budget(max_iterations=iterations))

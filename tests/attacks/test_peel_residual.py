@@ -118,6 +118,7 @@ def test_inputs_without_negative_numbers_are_found_where_equations_are_fewer_tha
     assert not by_sign(matrix, matrix @ inputs.sub(1), 1e-6)[1][3:].any()
 
 
+@pytest.mark.slow
 def test_the_paper_s_wide_network_gives_its_picture_away_by_default(photos: torch.Tensor) -> None:
     module = networks.build("ResNet20-4", seed=0).eval()
     mean, std = constants.cifar10_mean, constants.cifar10_std

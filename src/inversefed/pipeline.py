@@ -40,7 +40,7 @@ def carried_out(scenario: Scenario, watch: Watch, config: Mapping[str, Any] | No
     """Attack what the server saw in a scenario whose tensors are at hand, run the controls, and judge."""
     check_nulls(scenario.nulls)
     held, attack, seed, seconds_in_all = scenario.at_hand, scenario.attack, scenario.seed, scenario.time_budget
-    observation, truth = scenario.observe(), held.truth
+    observation, truth = scenario.observe().anew(), held.truth
     others = checked_others(observation, held.others, truth)
     share = seconds_in_all if seconds_in_all is None or scenario.nulls == 0 else SHARE * seconds_in_all
     budget = watch.budget(share, scenario.max_iterations)

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inversefed.errors import InputError, UnsupportedNetworkError
 from inversefed.fl.apart import apart
+from inversefed.fl.asked import Asked
 from inversefed.fl.dropout import given_masks
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.hooks import record
@@ -34,7 +35,7 @@ _Constants: TypeAlias = float | Sequence[float] | Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class Network(Asked):
     """A frozen classifier and all that its owner knows of it.
 
     Args:

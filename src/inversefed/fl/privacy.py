@@ -19,7 +19,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from inversefed.errors import ConfigError
@@ -111,10 +110,28 @@ def privacy_of(client: DPSGD, num_examples: int) -> Privacy:
     one_draw = client.local_steps == 1 and whole
     rate = client.sampled(num_examples) * (asked.sample_rate if one_draw and fixed else 1.0)
     note = _uncredited(one_draw, fixed) if asked.sample_rate < 1 else ""
-    one = epsilon_spent(client.noise_multiplier, often, 1.0, asked.target_delta, asked.accountant)
-    every = epsilon_spent(client.noise_multiplier, often * asked.rounds, rate, asked.target_delta, asked.accountant)
+    one, every = client.once(_Steps(often, 1.0)), client.once(_Steps(often * asked.rounds, rate))
     hidden: Literal["added or removed", "zeroed"] = "added or removed" if fixed and whole else "zeroed"
     return Privacy(replace(one, neighbors=hidden), replace(_noted(every, note), neighbors=hidden))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What a client's noise comes to over some steps: a question to it, whose answer takes up to seconds.
+
+    Args:
+        steps: how many.
+        sample_rate: of each.
+    """
+
+    steps: int
+    sample_rate: float
+
+    def __call__(self, client: DPSGD) -> PrivacySpent:
+        asked = client.accounting
+        return epsilon_spent(
+            client.noise_multiplier, self.steps, self.sample_rate, asked.target_delta, asked.accountant
+        )
 
 
 def broken_by(defenses: Sequence[Defense]) -> str:
@@ -147,7 +164,6 @@ def _uncredited(one_draw: bool, fixed: bool) -> str:
     return ""
 
 
-@cache
 def epsilon_spent(
     noise_multiplier: float,
     steps: int = 1,

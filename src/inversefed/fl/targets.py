@@ -8,10 +8,8 @@ example's derivative depends on another example's label: what broadcasts `[n]` a
 """
 
 import warnings
-from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor
@@ -39,8 +37,6 @@ __all__ = [
 Form: TypeAlias = Literal["classes", "values", "rows"]
 
 _FORMS: tuple[Form, ...] = ("classes", "values", "rows")
-_TAKEN: MutableMapping[Network, tuple[Form, ...]] = WeakKeyDictionary()
-"""What was found for each network that still lives: label rules, searches and controls all ask."""
 _MEANT = {"classes": "class indices [n]", "values": "floats [n]", "rows": "floats [n, {k}]"}
 
 
@@ -100,10 +96,12 @@ def forms(network: Network) -> tuple[Form, ...]:
     """
     if isinstance(network.loss, CrossEntropy):
         return ("classes", "rows")
-    if network not in _TAKEN:
-        outputs = made_up_outputs(network)
-        _TAKEN[network] = tuple(form for form in _FORMS if _takes(network, outputs, form))
-    return _TAKEN[network]
+    return network.once(_taken)
+
+
+def _taken(network: Network) -> tuple[Form, ...]:
+    outputs = made_up_outputs(network)
+    return tuple(form for form in _FORMS if _takes(network, outputs, form))
 
 
 def made_up_outputs(network: Network, least: int = 2) -> Logits:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import ConfigError, InputError, UpdateMismatchError, shown
+from inversefed.fl.asked import Asked
 from inversefed.fl.clients.client import Client, check_client
 from inversefed.fl.clients.local_steps import LocalSteps
 from inversefed.fl.clients.views import UnknownClient, inner_client, unknown
@@ -21,7 +22,7 @@ __all__ = ["Observation", "observe"]
 
 
 @dataclass(frozen=True, eq=False)
-class Observation:
+class Observation(Asked):
     """All that an attack may use.
 
     Args:
@@ -67,6 +68,10 @@ class Observation:
         labels = self.labels.to(dtype) if self.labels is not None and self.labels.is_floating_point() else self.labels
         buffers = None if self.buffers is None else _in_format(self.buffers, dtype)
         return replace(self, network=network, update=_in_format(self.update, dtype), buffers=buffers, labels=labels)
+
+    def anew(self) -> "Observation":
+        """An equal one that nobody asked anything yet: what is found out of it ends with it, and not with this one."""
+        return replace(self, network=replace(self.network))
 
     @property
     def gradient(self) -> Params:

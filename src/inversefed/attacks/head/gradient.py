@@ -8,9 +8,7 @@ is the cross entropy of these. A FedAvg update gives their mean over the local s
 probabilities are taken at the mean of the weights that the steps saw.
 """
 
-from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor, nn
@@ -185,10 +183,6 @@ class _Scale:
         return self.factor * (total if self.sums else 1)
 
 
-_PULLS: MutableMapping[Network, tuple[_Scale, Tensor] | None] = WeakKeyDictionary()
-"""What was found for each network that still lives: a choice of rules asks, and then its rule."""
-
-
 def pulls(network: Network) -> tuple[_Scale, Tensor] | None:
     """What the loss pulls each label to, `[k, k]`, found by differentiating it; `None` if it is no cross entropy.
 
@@ -196,9 +190,7 @@ def pulls(network: Network) -> tuple[_Scale, Tensor] | None:
     of the head; what stands behind the head, such as a log-softmax, is part of the loss. A single output is two
     classes.
     """
-    if network not in _PULLS:
-        _PULLS[network] = _pulls(network)
-    return _PULLS[network]
+    return network.once(_pulls)
 
 
 def _pulls(network: Network) -> tuple[_Scale, Tensor] | None:

@@ -7,11 +7,10 @@ counts near those of the label rule are tried as well, and of several local step
 derivation.
 """
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import islice, permutations, product
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -63,12 +62,8 @@ class HeadInputs:
     residual: float
 
 
-_KNOWN: MutableMapping[Observation, HeadInputs | str] = WeakKeyDictionary()
-"""What was found for each observation that still lives, or why nothing was: a choice asks, and then its search."""
-
-
 def recover_head_inputs(observation: Observation) -> HeadInputs:
-    """Solve for what went into the head; of an observation that was asked for before, what was found then.
+    """Solve for what went into the head, once for each observation: a choice asks, and then its search.
 
     Args:
         observation: of one gradient of several examples, or of local steps of plain SGD that see each example once.
@@ -87,15 +82,18 @@ def recover_head_inputs(observation: Observation) -> HeadInputs:
     >>> found.labels.tolist(), bool(error < 1e-3)
     ([0, 2, 2], True)
     """
-    if observation not in _KNOWN:
-        try:
-            _KNOWN[observation] = _separated(observation)
-        except ThreatModelError as error:
-            _KNOWN[observation] = str(error)
-    known = _KNOWN[observation]
+    known = observation.once(_separated_or_why)
     if isinstance(known, str):
         raise ThreatModelError(known)
     return known
+
+
+def _separated_or_why(observation: Observation) -> HeadInputs | str:
+    """What was found, or why nothing was: that took as long."""
+    try:
+        return _separated(observation)
+    except ThreatModelError as error:
+        return str(error)
 
 
 def _separated(observation: Observation) -> HeadInputs:

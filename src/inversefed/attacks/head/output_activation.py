@@ -4,8 +4,7 @@ It has no weights, so it is part of the loss as far as the head's gradient goes:
 entropy of `z`. Which one it is shows when the head's output is replaced by random numbers.
 """
 
-from collections.abc import Callable, MutableMapping
-from weakref import WeakKeyDictionary
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -33,15 +32,9 @@ _CLOSE = 1e-3
 """Difference of outputs, over their largest, that is rounding: of networks in half precision too."""
 
 
-_FOUND: MutableMapping[Network, Behind | None] = WeakKeyDictionary()
-"""What was found for each network that still lives: all label rules ask."""
-
-
 def behind_head(network: Network) -> Behind | None:
     """What turns the head's outputs into the network's; `None` where it is none of those that are known."""
-    if network not in _FOUND:
-        _FOUND[network] = _found(network)
-    return _FOUND[network]
+    return network.once(_found)
 
 
 def _found(network: Network) -> Behind | None:

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from inversefed.errors import ConfigError, UnsupportedNetworkError
 from inversefed.fl.accounting import Accounting
+from inversefed.fl.asked import Asked
 from inversefed.fl.clients.client import Client
 from inversefed.fl.clients.fedavg import FedAvg
 from inversefed.fl.clients.local_optimizers import LocalOptimizer, LocalSGD, State
@@ -34,7 +35,7 @@ _SALT = 0x5DEECE66
 
 
 @dataclass(frozen=True)
-class DPSGD(Client):
+class DPSGD(Client, Asked):
     """Clip each example's gradient, add noise to the sum, and send the gradient or what local steps with it come to.
 
     Args:

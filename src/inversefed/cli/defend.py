@@ -12,8 +12,8 @@ from inversefed.cli.flags import granted, read_seconds
 from inversefed.cli.options import Defend
 from inversefed.cli.progress import Tell, progress
 from inversefed.errors import ConfigError, InputError, InversefedError
+from inversefed.experiments.frontier_jobs import Loaded, PointSpec, measured, row_in
 from inversefed.experiments.ledger import Job, Ledger, Run, new_owner
-from inversefed.experiments.points import Loaded, PointSpec, measured, row_in
 from inversefed.experiments.work import Pulse
 from inversefed.frontier import Point
 from inversefed.report.folder import check_writable, write_files

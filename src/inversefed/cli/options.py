@@ -376,6 +376,12 @@ class Executing:
     """How often the process of an audit may die before the audit counts as failed."""
     track: str | None = None
     """Keep loss curves and scores for another tool, too: tensorboard:FOLDER or mlflow:FOLDER."""
+    executor: Literal["local", "ray"] = "local"
+    """local: processes of this machine; ray: a Ray cluster, or without --ray-address a Ray of this machine alone."""
+    ray_address: str | None = None
+    """The cluster, auto or HOST:PORT, seen from a machine of it."""
+    gpus: float = 0.0
+    """Share of a GPU that each audit is given by Ray, and runs on; 0 for the CPU."""
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,18 @@ from pathlib import Path
 
 from inversefed.cli.options import Executing, InLedger, Resume, Sweep
 from inversefed.cli.progress import Tell, progress
-from inversefed.errors import InputError
+from inversefed.errors import ConfigError, InputError
 from inversefed.experiments.estimate import estimate
+from inversefed.experiments.executor import Executor
 from inversefed.experiments.ledger import Ledger, Run, Standing
 from inversefed.experiments.local import LocalProcesses
 from inversefed.experiments.plan import Plan
 from inversefed.experiments.plan_file import read_plan, shipped
 from inversefed.experiments.planning import add_run, write_jobs
+from inversefed.experiments.ray_cluster import RayCluster
 from inversefed.experiments.tracking import read_tracker
 
-__all__ = ["again", "length", "open_ledger", "run_resume", "run_sweep", "said"]
+__all__ = ["again", "executor_of", "length", "open_ledger", "run_resume", "run_sweep", "said"]
 
 
 def run_sweep(options: Sweep) -> int:
@@ -62,13 +64,24 @@ def _plan(path: Path, data_path: Path | None) -> Plan:
     return read_plan(path, data_path)
 
 
-def _executor(options: Executing) -> LocalProcesses:
+def executor_of(options: Executing) -> Executor:
+    """Where the options have the audits run.
+
+    Raises:
+        ConfigError: options of another executor, or a tool that is not installed.
+    """
+    if options.executor == "ray":
+        if options.track is not None:
+            raise ConfigError("--track follows the processes of this machine: leave it out, or --executor ray")
+        return RayCluster(options.ray_address, options.workers, options.threads, options.retries, options.gpus)
+    if options.ray_address is not None or options.gpus:
+        raise ConfigError("--ray-address and --gpus are for --executor ray")
     tracker = None if options.track is None else read_tracker(options.track)
     return LocalProcesses(options.workers, options.threads, options.retries, tracker=tracker)
 
 
 def _carry_out(ledger: Ledger, run: Run, executing: Executing, options: InLedger) -> int:
-    execute = _executor(executing)
+    execute = executor_of(executing)
     try:
         if not run.planned:
             with progress(f"planning {run.name}", options.quiet) as tell:
@@ -128,7 +141,7 @@ def length(seconds: float) -> str:
 def _dry_run(plan: Plan, options: Sweep) -> int:
     with progress("measuring", options.quiet) as tell:
         found = estimate(plan, tell)
-    workers = _executor(options).count
+    workers = executor_of(options).count
     print(f"{plan.name}: {len(plan)} audits")
     for line in found:
         time = "not known" if line.seconds is None else length(line.seconds)

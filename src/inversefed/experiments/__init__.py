@@ -1,4 +1,4 @@
-"""Many audits: what (`plan`), what is done (`ledger`), where it runs (`local`), and what came of it (`table`).
+"""Many audits: what (`plan`), what is done (`ledger`), where it runs (`local`, `ray_cluster`), and the `table` of it.
 
     plan --cells--> scenarios --hash--> jobs in the ledger --claim--> audit --one transaction--> result
 

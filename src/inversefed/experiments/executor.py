@@ -5,13 +5,14 @@ result is kept, so that an executor need only see to it that jobs are taken, and
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from inversefed.experiments.ledger import Ledger, Run, Standing
 
 __all__ = ["Executor"]
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Carries out the jobs of a ledger."""
 

@@ -12,25 +12,40 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from inversefed.errors import InputError, InversefedError, StorageError
+from inversefed.experiments.frontier_jobs import Loaded, PointSpec, measured
 from inversefed.experiments.ledger import Job, Ledger, Outcome, Run
 from inversefed.experiments.places import Places, make_private
-from inversefed.experiments.points import Loaded, PointSpec, measured
 from inversefed.experiments.schema import POINT
 from inversefed.experiments.table import outcome_of, row_of
 from inversefed.experiments.tracking import Tracker, callback
 from inversefed.pipeline import audit
+from inversefed.report.folder import write_files
 from inversefed.report.model import Report
 from inversefed.report.png import png
 from inversefed.report.purge import find, remove
 from inversefed.scenario import Scenario
 from inversefed.types import Step
 
-__all__ = ["BEAT", "Memory", "Pulse", "attempt", "remove_files", "run_job", "work"]
+__all__ = [
+    "BEAT",
+    "Memory",
+    "Pulse",
+    "attempt",
+    "keep",
+    "progress_of",
+    "remove_files",
+    "remove_live",
+    "run_job",
+    "taken_up",
+    "work",
+    "write_private",
+]
 
 BEAT = 5.0
 """Seconds between two heartbeats; each also says how far the job is."""
@@ -139,13 +154,13 @@ def attempt(ledger: Ledger, job: Job, shared: Memory, tracker: Tracker | None = 
         if not isinstance(error, InversefedError | MemoryError):
             logging.getLogger(__name__).exception("the job %s raised what no audit should", job.hash)
         ledger.fail(job, f"{type(error).__name__}: {error or 'there was not enough memory'}")
-        _remove_live(Places(ledger.folder), job.hash)
+        remove_live(Places(ledger.folder), job.hash)
         return None
 
 
 def _end(ledger: Ledger, job: Job, outcome: Outcome, tracker: Tracker | None) -> None:
     """What is left to do for a job whose result is written."""
-    _remove_live(Places(ledger.folder), job.hash)
+    remove_live(Places(ledger.folder), job.hash)
     if tracker is not None:
         _track(tracker, job, outcome)
 
@@ -156,10 +171,15 @@ def _track(tracker: Tracker, job: Job, outcome: Outcome) -> None:
     tracker.result(job.hash[:16], {name: value for name, value in row.items() if value is not None}, numbers)
 
 
-def _save(report: Report, folder: Path) -> None:
+def keep(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write the files of a job's report, all or nothing, in the place of those of an earlier attempt.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
     try:
         make_private(folder.parent)
-        report.save(folder, overwrite=True, tensors=True)
+        write_files(folder, files, overwrite=True)
     except (InputError, OSError) as error:
         raise StorageError(f"{error}; what was finished before is kept, and `inversefed resume` goes on") from error
 
@@ -171,18 +191,23 @@ def _audited(ledger: Ledger, job: Job, shared: Memory, pulse: "Pulse") -> Outcom
     places = Places(ledger.folder)
     checkpoint = places.checkpoint(job.hash)
     make_private(checkpoint.parent)
+    report = taken_up(scenario, checkpoint, pulse.step)
+    seconds = time.perf_counter() - began
+    if not pulse.lost:
+        keep(report.files(tensors=True), places.job(job.hash))
+    return outcome_of(report, seconds)
+
+
+def taken_up(scenario: Scenario, checkpoint: Path, on_step: Callable[[Step], object]) -> Report:
+    """Audit, from the checkpoint on where there is one; with one of another version, or damaged, from the beginning."""
+    resume = checkpoint if checkpoint.exists() else None
     try:
-        resume = checkpoint if checkpoint.exists() else None
-        report = audit(scenario, on_step=pulse.step, checkpoint=checkpoint, resume=resume)
+        return audit(scenario, on_step=on_step, checkpoint=checkpoint, resume=resume)
     except InputError as error:
         if resume is None or isinstance(error, StorageError):
             raise
-        checkpoint.unlink(missing_ok=True)  # of another version, or damaged: begin again
-        report = audit(scenario, on_step=pulse.step, checkpoint=checkpoint)
-    seconds = time.perf_counter() - began
-    if not pulse.lost:
-        _save(report, places.job(job.hash))
-    return outcome_of(report, seconds)
+        checkpoint.unlink(missing_ok=True)
+        return audit(scenario, on_step=on_step, checkpoint=checkpoint)
 
 
 def _point(job: Job, shared: Memory, pulse: "Pulse") -> Outcome:
@@ -215,17 +240,11 @@ class Pulse:
         """Look at a step; whether to stop, because the job is another's by now."""
         if self._follow is not None:
             self._follow(step)
-        remaining = step.remaining if step.remaining < float("inf") else None
-        self._said = {
-            "iteration": step.iteration + step.restart * step.iterations,
-            "iterations": step.iterations * step.restarts,
-            "loss": step.loss if abs(step.loss) < float("inf") else None,
-            "remaining": remaining,
-        }
+        self._said = progress_of(step)
         if time.monotonic() - self._shown > _PREVIEW:
             self._shown = time.monotonic()
             with contextlib.suppress(OSError, InputError):  # a picture to look at is worth no failure
-                write_picture(self._preview, png(step.best()[0]))
+                write_private(self._preview, png(step.best()[0]))
         return self.lost
 
     def _beat(self) -> None:
@@ -236,15 +255,26 @@ class Pulse:
                 continue
 
 
-def write_picture(path: Path, content: bytes) -> None:
-    """Replace a picture at once, for its owner only."""
+def progress_of(step: Step) -> dict[str, Any]:
+    """How far a search is, as the ledger has it."""
+    return {
+        "iteration": step.iteration + step.restart * step.iterations,
+        "iterations": step.iterations * step.restarts,
+        "loss": step.loss if abs(step.loss) < float("inf") else None,
+        "remaining": step.remaining if step.remaining < float("inf") else None,
+    }
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file at once, for its owner only."""
     part = path.with_name(f"{path.name}.part")
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)
     part.replace(path)
 
 
-def _remove_live(places: Places, hash: str) -> None:
+def remove_live(places: Places, hash: str) -> None:
+    """Remove what a job has while it runs."""
     folder = places.live(hash)
     for file in (places.checkpoint(hash), places.preview(hash)):
         for each in (file, *folder.glob(f"{file.name}.part*")):  # what a killed writer left
@@ -261,7 +291,7 @@ def remove_files(folder: Path, hash: str) -> None:
         InputError: a file that may not be removed.
     """
     places = Places(folder)
-    _remove_live(places, hash)
+    remove_live(places, hash)
     kept = places.job(hash)
     if kept.is_dir():
         for leftover in find([kept]):

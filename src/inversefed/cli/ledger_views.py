@@ -5,10 +5,11 @@ import sys
 import time
 
 from inversefed.cli.options import Results, Runs, ShowStatus
-from inversefed.cli.sweep import again, length, open_ledger, said
+from inversefed.cli.sweep import again, open_ledger
 from inversefed.errors import ConfigError, InputError
 from inversefed.experiments.ledger import Ledger, is_dead
 from inversefed.experiments.table import csv_text, markdown, row_of, summary, to_parquet
+from inversefed.experiments.words import length, progress, said
 from inversefed.experiments.work import remove_files
 
 __all__ = ["run_results", "run_runs", "run_status"]
@@ -45,7 +46,8 @@ def run_status(options: ShowStatus) -> int:
             known = left is not None and standing.open and running
             print(said(standing) + (f"; about {length(left)} left" if known and left is not None else ""))
             for each in running:
-                print(f"  {each.network}, {each.client}, {each.images}, seed {each.seed}: {_progress(each.progress)}")
+                now = progress(each.progress) or "begun"
+                print(f"  {each.network}, {each.client}, {each.images}, seed {each.seed}: {now}")
             if not run.planned:
                 print("  not all of its audits are written yet")
             if not running and (standing.open or not run.planned):
@@ -122,11 +124,3 @@ def _confirmed(names: tuple[str, ...]) -> bool:
     if not sys.stdin.isatty():
         raise ConfigError("nobody to ask: give --yes to remove these runs")
     return input(f"Remove {', '.join(names)} with all results for good? [y/N] ").strip().lower() in ("y", "yes")
-
-
-def _progress(text: str | None) -> str:
-    if text is None:
-        return "begun"
-    now = json.loads(text)
-    left = "" if now["remaining"] is None else f", {length(now['remaining'])} left"
-    return f"iteration {now['iteration']} of {now['iterations']}, loss {now['loss']:.4g}{left}"

@@ -31,6 +31,7 @@ __all__ = [
     "Results",
     "Resume",
     "Runs",
+    "Serve",
     "Setting",
     "ShowStatus",
     "Sweep",
@@ -457,6 +458,19 @@ class Runs(InLedger):
 
 
 @dataclass(frozen=True)
+class Serve(InLedger):
+    """Show a ledger in the browser: runs and their progress, tables, plots, and the report of every audit.
+
+    It prints an address with a token, and answers nobody without it. The pages change nothing.
+    """
+
+    host: str = "127.0.0.1"
+    """Where to listen; any other address than this machine's own lets others connect."""
+    port: int = 8765
+    """The port; 0 for a free one."""
+
+
+@dataclass(frozen=True)
 class List:
     """List what can be chosen by name."""
 
@@ -464,7 +478,7 @@ class List:
     """The kind of piece."""
 
 
-Plain: TypeAlias = Convert | Purge | Train | Sweep | Resume | ShowStatus | Results | Runs | List
+Plain: TypeAlias = Convert | Purge | Train | Sweep | Resume | ShowStatus | Results | Runs | Serve | List
 """Commands whose options stand in one group."""
 Command: TypeAlias = Audit | Defend | Gate | Inspect | Plain
 
@@ -510,7 +524,8 @@ def _in_help(group: type) -> None:
             hints[each.name] = Annotated[hints[each.name], arg(help_behavior_hint="", metavar=many)]
 
 
-for _group in {*_GROUPS.values(), Asked, Train, Purge, InLedger, Executing, Sweep, Resume, ShowStatus, Results, Runs}:
+_PLAIN = {Asked, Train, Purge, InLedger, Executing, Sweep, Resume, ShowStatus, Results, Runs, Serve}
+for _group in {*_GROUPS.values(), *_PLAIN}:
     _in_help(_group)
 
 
@@ -540,6 +555,7 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[ShowStatus, subcommand("status")]
         | Annotated[Results, subcommand("results")]
         | Annotated[Runs, subcommand("runs")]
+        | Annotated[Serve, subcommand("serve")]
         | Annotated[List, subcommand("list")]
     )
     # Beside a config file a switch may have to be turned off again, so it needs both its forms there.

@@ -16,8 +16,9 @@ from inversefed.experiments.plan_file import read_plan, shipped
 from inversefed.experiments.planning import add_run, write_jobs
 from inversefed.experiments.ray_cluster import RayCluster
 from inversefed.experiments.tracking import read_tracker
+from inversefed.experiments.words import length, said
 
-__all__ = ["again", "executor_of", "length", "open_ledger", "run_resume", "run_sweep", "said"]
+__all__ = ["again", "executor_of", "open_ledger", "run_resume", "run_sweep"]
 
 
 def run_sweep(options: Sweep) -> int:
@@ -111,31 +112,11 @@ def again(options: InLedger, name: str, command: str = "resume") -> str:
     return f"inversefed {command} {shlex.quote(name)}{elsewhere}"
 
 
-def said(standing: Standing) -> str:
-    """How far a run is, in a line."""
-    parts = [f"{standing.counts['done']} of {standing.total} audits done"]
-    parts += [
-        f"{standing.counts[state]} {state}" for state in ("running", "queued", "failed") if standing.counts[state]
-    ]
-    return ", ".join(parts)
-
-
 def _tell(tell: Tell, standing: Standing, workers: int) -> None:
     left = standing.remaining(workers)
     text = f"audits; {standing.counts['failed']} failed" if standing.counts["failed"] else "audits"
     done = standing.total - standing.open
     tell(done, standing.total, text + ("" if left is None or not standing.open else f"; {length(left)} left"))
-
-
-def length(seconds: float) -> str:
-    """A length of time as people say it.
-
-    >>> length(42), length(600), length(7300)
-    ('42 s', '10 min', '2.0 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _dry_run(plan: Plan, options: Sweep) -> int:

@@ -20,7 +20,7 @@ import socket
 import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -479,10 +479,15 @@ class Ledger:
             text = connection.execute(sa.select(result.c.content).where(result.c.job_id == of.id)).scalar_one_or_none()
         return None if text is None else json.loads(text)
 
-    def rows(self, of: Run) -> Iterator[tuple[Job, dict[str, Any] | None]]:
-        """Every job of a run in the order of its plan, with the row of its result where there is one."""
+    def rows(self, of: Run, only: Sequence[sa.ColumnElement[bool]] = ()) -> Iterator[tuple[Job, dict[str, Any] | None]]:
+        """Every job of a run in the order of its plan, with the row of its result where there is one.
+
+        Args:
+            of: the run.
+            only: conditions on columns of `job` and `result` that leave some out.
+        """
         joined = run_job.join(job, run_job.c.job_id == job.c.id).outerjoin(result, result.c.job_id == job.c.id)
-        chosen = sa.select(job, result.c.content).select_from(joined).where(run_job.c.run_id == of.id)
+        chosen = sa.select(job, result.c.content).select_from(joined).where(run_job.c.run_id == of.id, *only)
         with self._reading() as connection:
             for row in connection.execute(chosen.order_by(run_job.c.position, job.c.id)):
                 values = row._asdict()
@@ -505,6 +510,15 @@ class Ledger:
         if self.is_sqlite:
             return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double)
         return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Double)
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """One transaction that only reads, for the queries of `browse`."""
+        return self._reading()
+
+    @property
+    def now(self) -> sa.ColumnElement[float]:
+        """Seconds since 1970 by the database's clock, for these queries."""
+        return self._now
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:

@@ -19,14 +19,14 @@ from inversefed.experiments.schema import DONE
 from inversefed.report.model import Report
 from inversefed.report.to_json import plain
 
-__all__ = ["Row", "csv_text", "markdown", "outcome_of", "row_of", "summary", "to_parquet"]
+__all__ = ["GROUP", "PSNR", "Row", "csv_text", "markdown", "outcome_of", "row_of", "summary", "to_parquet"]
 
 Row = Mapping[str, Any]
 """Values by the column's name."""
 
 PSNR = "peak_signal_noise_ratio"
 
-_GROUP = ("network", "client", "defenses", "attack", "num_images")
+GROUP = ("network", "client", "defenses", "attack", "num_images")
 """What the jobs of a line of the summary share."""
 
 
@@ -106,13 +106,13 @@ def summary(rows: Iterable[Row]) -> list[Row]:
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in _GROUP), []).append(row)
+        groups.setdefault(tuple(row[name] for name in GROUP), []).append(row)
     return [_summed(key, members) for key, members in groups.items()]
 
 
 def _summed(key: Sequence[Any], members: Sequence[Row]) -> Row:
     done = [each for each in members if each["state"] == DONE]
-    found: dict[str, Any] = dict(zip(_GROUP, key, strict=True))
+    found: dict[str, Any] = dict(zip(GROUP, key, strict=True))
     found |= {"n": len(done), "failed": sum(each["state"] == "failed" for each in members)}
     found["open"] = len(members) - found["n"] - found["failed"]
     leaked = [float(each["verdict"] in ("exact", "recovered")) for each in done if each["verdict"] != "not judged"]

@@ -1,0 +1,190 @@
+"""Drawings of a study as places in percent, of which a template makes SVG: it grows with the page, its text does not.
+
+    points      one line a setting: mean PSNR with its interval, beside the best control
+    strengths   one figure a defense: leakage over its only number
+
+Every point leads to the jobs behind it.
+"""
+
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from inversefed.experiments.browse import Filters
+from inversefed.experiments.table import GROUP, PSNR, Row
+
+__all__ = ["Axis", "Mark", "Point", "Strength", "axis", "points", "strengths"]
+
+_NUMBER = re.compile(r"(?<![\w.])[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?(?![\w.])")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale from low to high.
+
+    Args:
+        low: the value at 0 %.
+        high: the value at 100 %.
+        ticks: what is written on it.
+        logarithmic: whether equal factors are equally far apart.
+    """
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    logarithmic: bool = False
+
+    def at(self, value: float) -> float:
+        """Where a value is, in percent."""
+        low, high, value = (math.log(x) if self.logarithmic else x for x in (self.low, self.high, value))
+        return round(100 * (value - low) / (high - low), 3)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting, drawn.
+
+    Args:
+        filters: the jobs behind it.
+        row: of the summary.
+        mean: of the PSNR, dB.
+        low: of its interval; `None` where too few targets were attacked for one.
+        high: likewise.
+        control: mean of the best controls, dB; `None` without one.
+    """
+
+    filters: Filters
+    row: Row
+    mean: float | None
+    low: float | None
+    high: float | None
+    control: float | None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A strength of a defense, drawn.
+
+    Args:
+        filters: the jobs behind it.
+        strength: its number.
+        margin: mean over the best control, dB.
+        low: of its interval.
+        high: likewise.
+        n: how many jobs.
+    """
+
+    filters: Filters
+    strength: float
+    margin: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A defense over its only number.
+
+    Args:
+        defense: with `..` in place of the number.
+        across: the scale of the number.
+        up: the scale of the leakage.
+        lines: what else differs, with the points from left to right.
+    """
+
+    defense: str
+    across: Axis
+    up: Axis
+    lines: tuple[tuple[tuple[str, ...], tuple[Mark, ...]], ...]
+
+
+def axis(values: Iterable[float], logarithmic: bool = False) -> Axis:
+    """A scale that holds all values, with about five round numbers on it.
+
+    >>> axis([12.5, 31.0]).ticks
+    (10.0, 15.0, 20.0, 25.0, 30.0, 35.0)
+    """
+    found = list(values)
+    low, high = min(found), max(found)
+    if logarithmic:
+        return Axis(low / 1.25, high * 1.25, tuple(sorted(set(found))), True)
+    step = _step((high - low) or 1.0)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    last = max(last, first + 1)
+    ticks = tuple(round(number * step, 10) for number in range(first, last + 1))
+    return Axis(ticks[0], ticks[-1], ticks)
+
+
+def points(summed: Sequence[Row], rows: Sequence[Row]) -> tuple[Point, ...]:
+    """The settings of a summary.
+
+    Args:
+        summed: as `table.summary` makes them.
+        rows: what it was made of, with `control_psnr`.
+    """
+    controls: dict[tuple[object, ...], list[float]] = {}
+    for row in rows:
+        if row.get("control_psnr") is not None:
+            controls.setdefault(_key(row), []).append(float(row["control_psnr"]))
+    return tuple(
+        Point(
+            filters_of(row),
+            row,
+            row[PSNR],
+            row[f"{PSNR}_low"],
+            row[f"{PSNR}_high"],
+            statistics.fmean(known) if (known := controls.get(_key(row))) else None,
+        )
+        for row in summed
+    )
+
+
+def strengths(summed: Sequence[Row]) -> tuple[Strength, ...]:
+    """The defenses that were tried with several strengths: those whose names differ in one number."""
+    families: dict[str, list[tuple[float, Row]]] = {}
+    for row in summed:
+        numbers = _NUMBER.findall(row["defenses"])
+        if len(numbers) == 1 and row["margin"] is not None:
+            families.setdefault(_NUMBER.sub("..", row["defenses"]), []).append((float(numbers[0]), row))
+    found = (_strength(name, members) for name, members in families.items() if len({x for x, _ in members}) > 1)
+    return tuple(found)
+
+
+def filters_of(row: Row) -> Filters:
+    """The jobs behind a row of a summary."""
+    return Filters(**{name: row[name] for name in GROUP})
+
+
+def _strength(name: str, members: Sequence[tuple[float, Row]]) -> Strength:
+    lines: dict[tuple[str, ...], list[Mark]] = {}
+    for strength, row in sorted(members, key=lambda each: each[0]):
+        others = (row["network"], row["client"], row["attack"], f"{row['num_images']} pictures")
+        mark = Mark(filters_of(row), strength, row["margin"], row["margin_low"], row["margin_high"], row["n"])
+        lines.setdefault(others, []).append(mark)
+    marks = [mark for each in lines.values() for mark in each]
+    at = [mark.strength for mark in marks]
+    ends = [end for mark in marks for end in (mark.margin, mark.low, mark.high) if end is not None]
+    logarithmic = min(at) > 0 and max(at) >= 5 * min(at)
+    return Strength(name, axis(at, logarithmic), axis([0.0, *ends]), _named(lines))
+
+
+def _named(lines: Mapping[tuple[str, ...], Sequence[Mark]]) -> tuple[tuple[tuple[str, ...], tuple[Mark, ...]], ...]:
+    """The lines, each named by what differs between them."""
+    differs = [len(set(column)) > 1 for column in zip(*lines, strict=True)]
+    return tuple(
+        (tuple(part for part, shown in zip(key, differs, strict=True) if shown), tuple(marks))
+        for key, marks in lines.items()
+    )
+
+
+def _key(row: Row) -> tuple[object, ...]:
+    return tuple(row[name] for name in GROUP)
+
+
+def _step(span: float) -> float:
+    """The round number of which about five make a span."""
+    decade = float(10.0 ** math.floor(math.log10(span / 5)))
+    return next(factor * decade for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * decade >= span / 5.0001)

@@ -8,7 +8,7 @@ from typing import Any
 from inversefed.cli.options import Serve
 from inversefed.errors import ConfigError, InputError
 
-__all__ = ["run_serve"]
+__all__ = ["config", "listen", "run_serve"]
 
 
 def run_serve(options: Serve) -> int:
@@ -33,11 +33,11 @@ def run_serve(options: Serve) -> int:
     if not 0 <= options.port < 2**16:
         raise ConfigError(f"a port is a number from 0 to 65535, 0 for a free one; got {options.port}")
     ledger = open_ledger(options)
-    listening = _listen(options.host, options.port)
+    listening = listen(options.host, options.port)
     port, token = listening.getsockname()[1], secrets.token_urlsafe(24)
     servers: list[Any] = []
     app = make_app(ledger, token, options.host, f"inversefed_{port}", lambda: bool(servers and servers[0].should_exit))
-    servers.append(uvicorn.Server(_config(uvicorn, app)))
+    servers.append(uvicorn.Server(config(app)))
     if not is_loopback(options.host):
         print(
             f"inversefed: warning: {options.host} can be reached from other machines; what is sent is not encrypted, "
@@ -57,8 +57,10 @@ def run_serve(options: Serve) -> int:
     return 0
 
 
-def _config(uvicorn: Any, app: Any) -> Any:
-    """Nothing is logged of a request, since an address may hold the token."""
+def config(app: Any) -> Any:
+    """How uvicorn serves it; nothing is logged of a request, since an address may hold the token."""
+    import uvicorn
+
     return uvicorn.Config(
         app,
         loop="asyncio",
@@ -74,7 +76,12 @@ def _config(uvicorn: Any, app: Any) -> Any:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: nothing can listen there.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)

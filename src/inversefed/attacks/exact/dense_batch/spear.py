@@ -31,22 +31,45 @@ from inversefed.types import Budget, Candidate, Reconstruction, Status
 
 __all__ = ["SparseBatch"]
 
-_ZERO = 64
-"""Roundings of the number format up to which a product with a row of unit length counts as zero."""
-_LEAST_ZERO = 1e-9
-"""Likewise at least, for an eigenvector is not known to the last digit."""
-_ROUGH, _LEAST_ROUGH = 30, 1e-6
-"""How much looser a proposal is judged, before it is fitted to its own zeros: as a factor, and at least."""
-_INDEPENDENT = 1e-3
-"""Share of a white direction that must be new."""
-_AGREES = 0.97
-"""Share of all signs from which on a choice is tried on the client."""
-_FEW = 10
-"""Examples up to which exchange is cheap enough to be tried before most of them are settled."""
-_REFITS, _UNLIKELY = 3, 1e-3
-"""How often the signs of roughly right pictures are used, and the weight of rows that they speak against."""
-_SETTLED = 0.98
-"""Share of units that agree where an example's direction is right; rounding spoils a few."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        zero: roundings of the number format up to which a product with a row of unit length counts as zero.
+        least_zero: likewise at least, for an eigenvector is not known to the last digit.
+        rough: how much looser a proposal is judged, before it is fitted to its own zeros.
+        least_rough: likewise at least.
+        independent: share of a white direction that must be new.
+        agrees: share of all signs from which on a choice is tried on the client.
+        few: examples up to which exchange is cheap enough to be tried before most of them are settled.
+        refits: how often the signs of roughly right pictures are used.
+        unlikely: the weight of rows that those speak against.
+        settled: share of units that agree where an example's direction is right; rounding spoils a few.
+        kept: share of a full set, of which some must be wrong, that is kept at random.
+        side: steps of a product into which directions that look alike from one side fall.
+        same: how far from 1 the cosine of two directions may be that are one, up to sign.
+        tiny: near the least number of double precision: what is divided by is not zero, and nothing else changes.
+    """
+
+    zero: float = 64.0
+    least_zero: float = 1e-9
+    rough: float = 30.0
+    least_rough: float = 1e-6
+    independent: float = 1e-3
+    agrees: float = 0.97
+    few: int = 10
+    refits: int = 3
+    unlikely: float = 1e-3
+    settled: float = 0.98
+    kept: float = 0.5
+    side: float = 1e5
+    same: float = 1e-6
+    tiny: float = 1e-300
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True)
@@ -84,7 +107,7 @@ class SparseBatch:
         try:
             for chosen in self._found(mixed, rows, generator, watch):
                 stop = watch(1 - chosen.agreement, chosen.inputs)
-                if chosen.agreement >= _AGREES:
+                if chosen.agreement >= TOLERANCES.agrees:
                     found = self._verified(observation, mixed, chosen, pictures(chosen.inputs), watch, status)
                     if found.proven:
                         return found
@@ -148,13 +171,13 @@ def _by_statistics(
     """Directions by the pictures' statistics: where roughly right pictures leave a unit off, a zero is due."""
     directions = rows.directions(torch.linalg.inv(separation.unmix(mixed, generator, watch.clock())))
     proposed = []
-    for _ in range(_REFITS):
+    for _ in range(TOLERANCES.refits):
         normals, failed = torch.linalg.inv_ex(rows.normals(directions))
         if failed:
             break
         outputs = scaled(mixed, normals) @ mixed.weight[rows.live].T + mixed.bias[rows.live]
         off = (outputs < 0).T.to(rows.white)
-        directions = SparseDescent().descend(rows.white, directions, off + _UNLIKELY, widest=-1.0)
+        directions = SparseDescent().descend(rows.white, directions, off + TOLERANCES.unlikely, widest=-1.0)
         proposed.append(directions)
     return torch.cat(proposed, dim=1) if proposed else directions
 
@@ -163,7 +186,7 @@ def _found_so_far(pool: Tensor, generator: Generator) -> Tensor:
     """Independent directions with many zeros; of a full set, of which some must be wrong, a random half."""
     picked = _independent(pool)
     if len(picked) == pool.shape[0]:
-        picked = [number for number in picked if float(torch.rand((), generator=generator)) < 0.5]
+        picked = [number for number in picked if float(torch.rand((), generator=generator)) < TOLERANCES.kept]
     return pool[:, picked]
 
 
@@ -204,12 +227,12 @@ class _Rows:
         live = mixed.rows.norm(dim=1) > 0
         unit = mixed.rows[live] / mixed.rows[live].norm(dim=1, keepdim=True)
         values, vectors = torch.linalg.eigh(unit.T @ unit)
-        whitening = vectors / values.clamp(min=1e-300).sqrt()
-        return cls(live, unit, unit @ whitening, whitening, max(_ZERO * mixed.eps, _LEAST_ZERO))
+        whitening = vectors / values.clamp(min=TOLERANCES.tiny).sqrt()
+        return cls(live, unit, unit @ whitening, whitening, max(TOLERANCES.zero * mixed.eps, TOLERANCES.least_zero))
 
     def zeros(self, directions: Tensor, rough: bool = False) -> Tensor:
         """Which rows lie on the hyperplanes of white directions `[b, n]`: `[live, n]`."""
-        tolerance = max(_ROUGH * self.tolerance, _LEAST_ROUGH) if rough else self.tolerance
+        tolerance = max(TOLERANCES.rough * self.tolerance, TOLERANCES.least_rough) if rough else self.tolerance
         return (self.unit @ self.normals(directions)).abs() < tolerance
 
     def normals(self, directions: Tensor) -> Tensor:
@@ -250,7 +273,7 @@ class _Rows:
 def _thinned(directions: Tensor) -> Tensor:
     """Leave out most repetitions, fast: those that look alike, up to sign, from one side; the first of them stays."""
     side = torch.linspace(1, 2, directions.shape[0], dtype=directions.dtype).sin() * directions.shape[0]
-    _, group = torch.unique((side @ directions).abs().mul(1e5).round(), return_inverse=True)
+    _, group = torch.unique((side @ directions).abs().mul(TOLERANCES.side).round(), return_inverse=True)
     first = torch.full((directions.shape[1],), directions.shape[1])
     first = first.scatter_reduce(0, group, torch.arange(directions.shape[1]), "amin")
     return directions[:, first[first < directions.shape[1]].sort().values]
@@ -258,7 +281,7 @@ def _thinned(directions: Tensor) -> Tensor:
 
 def _distinct(directions: Tensor, most: int) -> Tensor:
     """Leave out repetitions, up to sign; the first of them stays."""
-    alike = (directions.T @ directions).abs() > 1 - 1e-6
+    alike = (directions.T @ directions).abs() > 1 - TOLERANCES.same
     first = ~torch.tril(alike, -1).any(dim=1)
     return directions[:, first][:, :most]
 
@@ -292,7 +315,7 @@ class _Chosen:
     @property
     def settled(self) -> Tensor:
         """For which examples zeros and signs agree, `[b]`."""
-        return self.right >= _SETTLED
+        return self.right >= TOLERANCES.settled
 
 
 def _choose(mixed: Mixture, rows: _Rows, pool: Tensor, before: _Chosen) -> _Chosen:
@@ -303,7 +326,9 @@ def _choose(mixed: Mixture, rows: _Rows, pool: Tensor, before: _Chosen) -> _Chos
     projected = (mixed.basis @ mixed.weight.T)[:, rows.live]
     chosen = pool[:, picked]
     right = _right(mixed, rows, chosen[None], projected)[0]
-    if mixed.count <= max(_FEW, 2 * int((right >= _SETTLED).sum())):  # else most directions are still to be found
+    if mixed.count <= max(
+        TOLERANCES.few, 2 * int((right >= TOLERANCES.settled).sum())
+    ):  # else most directions are still to be found
         chosen, right = _exchanged(mixed, rows, pool, chosen, right, projected)
     if right.mean() < before.right.mean():
         return before
@@ -318,7 +343,7 @@ def _exchanged(
 ) -> tuple[Tensor, Tensor]:
     """Try every direction of the pool in each place that does not agree, the worst place first."""
     for place in right.argsort().tolist():
-        if right[place] >= _SETTLED:
+        if right[place] >= TOLERANCES.settled:
             continue
         tried = chosen.repeat(pool.shape[1], 1, 1)
         tried[:, :, place] = pool.T
@@ -336,7 +361,7 @@ def _independent(pool: Tensor) -> list[int]:
     for number, direction in enumerate(pool.T):
         rest = direction - basis @ (basis.T @ direction)
         rest = rest - basis @ (basis.T @ rest)
-        if rest.norm() > _INDEPENDENT:
+        if rest.norm() > TOLERANCES.independent:
             picked.append(number)
             basis = torch.cat([basis, (rest / rest.norm())[:, None]], dim=1)
         if len(picked) == pool.shape[0]:

@@ -37,12 +37,45 @@ from inversefed.networks.layer_chain import Layer, run
 
 __all__ = ["invert_features", "search_features", "shallow", "solve_features"]
 
-_CHUNK = 10
-_STEPS, _PRODUCTS, _GAIN = 16, 100, 0.8
-"""Gauss-Newton steps, LSMR's iterations in each, and the share of the error above which a step is the last."""
-_RATE, _NOISE, _SMOOTH = 1.5, 0.15, 1e-2
-_CALM, _ROUGH = 0.5, 0.7
-"""The parts of the search after which noise and total variation are gone."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        chunk: evaluations of L-BFGS between two looks at the clock and the watch.
+        history: pairs that L-BFGS remembers.
+        change: share of the squared rounding by which a step must lower the loss.
+        least_change: likewise at least, about the squared rounding of double precision.
+        gained: share of an earlier loss above which patience ends.
+        steps: Gauss-Newton steps.
+        products: LSMR's iterations in each.
+        solved: relative residual at which those end.
+        gain: share of the error above which a step is the last.
+        rate: step length behind kinks, as `recipes.spectral` has it.
+        noise: standard deviation of the noise on the image there, likewise.
+        smooth: weight of total variation there, likewise.
+        calm: part of the search after which noise is gone.
+        rough: part of the search after which total variation is gone.
+    """
+
+    chunk: int = 10
+    history: int = 50
+    change: float = 1e-2
+    least_change: float = 1e-26
+    gained: float = 0.99
+    steps: int = 16
+    products: int = 100
+    solved: float = 1e-9
+    gain: float = 0.8
+    rate: float = 1.5
+    noise: float = 0.15
+    smooth: float = 1e-2
+    calm: float = 0.5
+    rough: float = 0.7
+
+
+TOLERANCES = Tolerances()
 
 
 def invert_features(
@@ -70,8 +103,8 @@ def invert_features(
     features, scale = features.to(start.dtype), features.square().sum().to(start.dtype)
     x = start.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [x], max_iter=_CHUNK, max_eval=_CHUNK, history_size=50, tolerance_grad=0,
-        tolerance_change=max(1e-26, 1e-2 * eps**2),
+        [x], max_iter=TOLERANCES.chunk, max_eval=TOLERANCES.chunk, history_size=TOLERANCES.history, tolerance_grad=0,
+        tolerance_change=max(TOLERANCES.least_change, TOLERANCES.change * eps**2),
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
@@ -95,9 +128,9 @@ def invert_features(
             return nearest
         losses.append(loss)
         before, used = used, optimizer.state[x]["func_evals"]
-        if watch(loss, shown(x.detach())) or used - before < _CHUNK:  # it ended by its own criterion
+        if watch(loss, shown(x.detach())) or used - before < TOLERANCES.chunk:  # it ended by its own criterion
             break
-        if patience is not None and len(losses) > patience and loss > 0.99 * losses[-1 - patience]:
+        if patience is not None and len(losses) > patience and loss > TOLERANCES.gained * losses[-1 - patience]:
             break
     return x.detach()
 
@@ -121,7 +154,7 @@ def solve_features(
         shown: from the images that are being found to what the watch is shown.
     """
     size, image, error = float(features.norm()), start, _missed(function, features, start)
-    for _ in range(_STEPS):
+    for _ in range(TOLERANCES.steps):
         if error <= eps * size:
             break
         try:
@@ -132,7 +165,7 @@ def solve_features(
         if not error < before:
             break
         image = nearer
-        if watch((error / size) ** 2, shown(image)) or error > _GAIN * before:
+        if watch((error / size) ** 2, shown(image)) or error > TOLERANCES.gain * before:
             break
     return image
 
@@ -171,7 +204,9 @@ def _gauss_newton(function: Callable[[Tensor], Tensor], features: Tensor, image:
     )
     missing = (features - reached).detach().flatten().cpu().numpy()
     step: Tensor = torch.from_numpy(
-        scipy.sparse.linalg.lsmr(operator, missing, atol=1e-9, btol=1e-9, conlim=0, maxiter=_PRODUCTS)[0]
+        scipy.sparse.linalg.lsmr(
+            operator, missing, atol=TOLERANCES.solved, btol=TOLERANCES.solved, conlim=0, maxiter=TOLERANCES.products
+        )[0]
     )
     return step.to(image).reshape(image.shape)
 
@@ -205,7 +240,7 @@ def search_features(
     start = {"images": grain * torch.randn((1, *image_shape), generator=random)}
     pace = _Pace(rounds, time.monotonic(), watch.left())
     search = _FeatureSearch(function, features.float(), spectral, pace, watch, shown)
-    descent = Descent(0, start, NormalizedMomentum(_RATE), random)
+    descent = Descent(0, start, NormalizedMomentum(TOLERANCES.rate), random)
     advance([descent], search, search, rounds, search)
     error = descent.history[-1] if descent.history and descent.status is None else math.inf
     return spectral(descent.last["images"])[0], error
@@ -249,7 +284,10 @@ class _FeatureSearch:
     def conditions(self, running: Sequence[Descent], iteration: int) -> Sequence[Conditions]:
         """Noise on the image and the weight of its total variation, which both fade."""
         share = self.pace.share(iteration)
-        std, weight = _NOISE * max(0.0, 1 - share / _CALM), _SMOOTH * max(0.0, 1 - share / _ROUGH)
+        std, weight = (
+            TOLERANCES.noise * max(0.0, 1 - share / TOLERANCES.calm),
+            TOLERANCES.smooth * max(0.0, 1 - share / TOLERANCES.rough),
+        )
         found = list[Conditions]()
         for descent in running:
             images = descent.variables["images"]
@@ -277,7 +315,7 @@ class _FeatureSearch:
 
     def lr(self, iteration: int) -> float:
         """Along half a cosine, from the whole rate to none."""
-        return _RATE * (1 + math.cos(math.pi * self.pace.share(iteration))) / 2
+        return TOLERANCES.rate * (1 + math.cos(math.pi * self.pace.share(iteration))) / 2
 
     def left(self, iteration: int) -> float:
         """The share that is left."""

@@ -22,17 +22,37 @@ from inversefed.thresholds import FOUND
 
 __all__ = ["Known", "invert_each"]
 
-_GRAIN, _ROUNDS = 0.5, 250
-"""How much noise in the coefficients the searches start from, and their steps."""
-_SPECK = 0.1
-"""Noise that the first image starts from: where all is off nothing tells a way."""
-_NEAR = 0.035
-"""The relative error from which a search came near."""
-_ENDED = 4
-"""Searches that came near and were no image, or that are all far, after which there are no more."""
-_TRIED, _PROMISING, _PATIENCE = 250, 5e-3, 20
-"""Evaluations after which L-BFGS is given up where the relative squared error is not that small, and rounds without
-gain that end it later."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        grain: noise in the coefficients that searches start from.
+        rounds: steps of each.
+        speck: noise that the first image starts from: where all is off nothing tells a way.
+        near: the relative error from which a search came near.
+        ended: searches that came near and were no image, or that are all far, after which there are no more.
+        hopeless: times `near` that all of them must be off for that.
+        tried: evaluations after which L-BFGS is given up ..
+        promising: .. where the relative squared error is not that small.
+        patience: rounds without gain that end it later.
+        tiny: near the least number of double precision: features that are all zero are divided by it.
+    """
+
+    grain: float = 0.5
+    rounds: int = 250
+    speck: float = 0.1
+    near: float = 0.035
+    ended: int = 4
+    hopeless: float = 2.0
+    tried: int = 250
+    promising: float = 5e-3
+    patience: int = 20
+    tiny: float = 1e-300
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +116,7 @@ class _One:
         self.rough, self.fine = _together(known, coarse), _together(known, torch.float64)
         self.single = self.rough if coarse is torch.float32 else _together(known, torch.float32)
         values = [each.read(each.values.double()) for each in known]
-        sizes = [each.norm(dim=1, keepdim=True).clamp(min=1e-300) for each in values]
+        sizes = [each.norm(dim=1, keepdim=True).clamp(min=TOLERANCES.tiny) for each in values]
         self.sizes = torch.cat(sizes, dim=1)
         self.values = [each / size for each, size in zip(values, sizes, strict=True)]
         self.shape, self.eps, self.evaluations, self.watch, self.coarse = image_shape, eps, evaluations, watch, coarse
@@ -107,13 +127,13 @@ class _One:
         noise, errors = Generator().manual_seed(place), list[float]()
         best, least = torch.zeros(1, *self.shape, dtype=torch.float64), math.inf
         for number in range(starts):
-            start, near = _SPECK * torch.randn((1, *self.shape), generator=noise), 0.0
+            start, near = TOLERANCES.speck * torch.randn((1, *self.shape), generator=noise), 0.0
             if number:
-                searched = (self.shape, _ROUNDS, self.watch, _GRAIN, number, shown)
+                searched = (self.shape, TOLERANCES.rounds, self.watch, TOLERANCES.grain, number, shown)
                 start, near = search_features(self.single(sizes), values, *searched)
                 errors.append(near)
             image = start.reshape(1, *self.shape).to(self.coarse)
-            if near < _NEAR:
+            if near < TOLERANCES.near:
                 image = self._inverted(self.rough(sizes), values, image, shown)
             misfit = _off(self.fine(sizes), image.double(), values)
             best, least = (image.double(), misfit) if misfit < least else (best, least)
@@ -127,10 +147,14 @@ class _One:
         self, function: Callable[[Tensor], Tensor], values: Tensor, start: Tensor, shown: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """By L-BFGS, which is given up early where it leads nowhere."""
-        image = invert_features(function, values, start, self.eps, _TRIED, self.watch, _PATIENCE, shown)
-        if _off(function, image, values) > _PROMISING:
+        image = invert_features(
+            function, values, start, self.eps, TOLERANCES.tried, self.watch, TOLERANCES.patience, shown
+        )
+        if _off(function, image, values) > TOLERANCES.promising:
             return image
-        return invert_features(function, values, image, self.eps, self.evaluations, self.watch, _PATIENCE, shown)
+        return invert_features(
+            function, values, image, self.eps, self.evaluations, self.watch, TOLERANCES.patience, shown
+        )
 
 
 def _off(function: Callable[[Tensor], Tensor], image: Tensor, values: Tensor) -> float:
@@ -140,8 +164,10 @@ def _off(function: Callable[[Tensor], Tensor], image: Tensor, values: Tensor) ->
 
 def _in_vain(errors: Sequence[float]) -> bool:
     """Whether searches with these relative errors leave no hope for the next: none came near, or enough did."""
-    near = [error for error in errors if error < _NEAR]
-    return len(near) >= _ENDED or (len(errors) >= _ENDED and min(errors) > 2 * _NEAR)
+    near = [error for error in errors if error < TOLERANCES.near]
+    return len(near) >= TOLERANCES.ended or (
+        len(errors) >= TOLERANCES.ended and min(errors) > TOLERANCES.hopeless * TOLERANCES.near
+    )
 
 
 def _together(known: Sequence[Known], dtype: torch.dtype) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:

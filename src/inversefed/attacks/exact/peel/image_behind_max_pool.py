@@ -19,12 +19,37 @@ from inversefed.attacks.exact.watch import Stopped, Watch
 
 __all__ = ["PooledImage", "image_from_pooled"]
 
-_ROUNDS = 150
-_STEPS = 20
-_LAST = 200
-_MOMENTUM = 0.8
-_NEAR = 1e-4
-"""Relative error below which winners that stay are taken for the right ones."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        rounds: most rounds of winners.
+        steps: of conjugate gradients in a round, which need not end.
+        last: likewise at the end, in double precision.
+        again: how often winners may change at the end.
+        momentum: share of the last move that is made again.
+        near: relative error below which winners that stay are taken for the right ones.
+        floor: least squared residual that a weight is one over.
+        diagonal: share of the mean diagonal that is added to it before it preconditions.
+        solved: relative squared residual at which conjugate gradients end in single precision ..
+        solved_double: .. and in double precision.
+    """
+
+    rounds: int = 150
+    steps: int = 20
+    last: int = 200
+    again: int = 3
+    momentum: float = 0.8
+    near: float = 1e-4
+    floor: float = 1e-14
+    diagonal: float = 1e-3
+    solved: float = 1e-12
+    solved_double: float = 1e-20
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,23 +75,23 @@ def image_from_pooled(
     small, pooled = block.to(torch.float32), values.flatten(1)
     known, image, (low, high) = pooled.float(), start.float(), (bound.float() for bound in bounds)
     before, winners, settled = image, None, False
-    for _ in range(_ROUNDS):
+    for _ in range(TOLERANCES.rounds):
         looked, residual, active = _active(small, known, image)
         still = winners is not None and not bool((looked != winners)[known > 0].any())
         winners, error = looked, float((residual.abs() * active).mean())
-        settled = still and error < _NEAR * float(known.mean())
+        settled = still and error < TOLERANCES.near * float(known.mean())
         if watch(error, image) or settled:
             break
-        floor = (residual.square() * active).mean() + 1e-14
+        floor = (residual.square() * active).mean() + TOLERANCES.floor
         outside = (image - high).clamp(min=0) - (low - image).clamp(min=0)
         weight = small.spread(active / (residual.square() + floor).sqrt())
         held = (outside != 0) / (outside.square() + floor).sqrt()
         right = small.backward(-small.spread(active * residual / (residual.square() + floor).sqrt())) - held * outside
         try:
-            step = _conjugate_gradients(small, weight, held, right, _STEPS, watch)
+            step = _conjugate_gradients(small, weight, held, right, TOLERANCES.steps, watch)
         except Stopped:
             break
-        image, before = image + step + _MOMENTUM * (image - before), image
+        image, before = image + step + TOLERANCES.momentum * (image - before), image
     return _finished(block, pooled, image.double(), watch) if settled else PooledImage(image.double(), False)
 
 
@@ -81,7 +106,7 @@ def _active(block: Block, pooled: Tensor, image: Tensor) -> tuple[Tensor, Tensor
 def _finished(block: Block, pooled: Tensor, image: Tensor, watch: Watch) -> PooledImage:
     """Least squares at the equalities alone, in double precision; the winners must stay."""
     before, settled = None, False
-    for _ in range(3):
+    for _ in range(TOLERANCES.again):
         winners, residual, _ = _active(block, pooled, image)
         settled = before is not None and not bool((winners != before)[pooled > 0].any())
         if settled:
@@ -90,7 +115,7 @@ def _finished(block: Block, pooled: Tensor, image: Tensor, watch: Watch) -> Pool
         right = block.backward(block.spread(-equal * residual))
         try:
             image = image + _conjugate_gradients(
-                block, block.spread(equal), torch.zeros_like(image), right, _LAST, watch
+                block, block.spread(equal), torch.zeros_like(image), right, TOLERANCES.last, watch
             )
         except Stopped:
             return PooledImage(image, False)
@@ -105,11 +130,11 @@ def _conjugate_gradients(block: Block, weight: Tensor, held: Tensor, right: Tens
         Stopped: the time is used up.
     """
     diagonal = block.backward(weight, block.weight.square()) + held
-    inverse = 1 / (diagonal + 1e-3 * diagonal.mean())
+    inverse = 1 / (diagonal + TOLERANCES.diagonal * diagonal.mean())
     found, rest = torch.zeros_like(right), right
     scaled = inverse * rest
     direction, product = scaled, (rest * scaled).sum()
-    enough = product * (1e-20 if right.dtype == torch.float64 else 1e-12)
+    enough = product * (TOLERANCES.solved_double if right.dtype == torch.float64 else TOLERANCES.solved)
     for _ in range(steps):
         if not product > enough:
             break

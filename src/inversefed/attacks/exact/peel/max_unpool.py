@@ -30,14 +30,39 @@ __all__ = ["ROUNDS", "Unpooled", "unpool"]
 ROUNDS = 80
 """Most rounds of the alternation; eight are usual, and a narrow network takes fifty."""
 
-_STEPS = 40
-_PROJECTED = 2
-_DAMPING = 1e-3
-_SETTLED = 1e-5
-_ZERO = 1e-5
-"""Where ReLU's output is known to rounding, what is smaller, relative to the root mean square, is a zero."""
-_MAD = 0.6745
-"""Median of |x| for a standard normal x."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        steps: of a search for the image, which is a guess for the next round.
+        projected: rounds that end with such a search; later ones are near enough without.
+        damping: of the regression, relative to its diagonal, while the guess is rough; and of the equations that are
+            solved.
+        least_damping: of the regression at the end: about the rounding of single precision, in which values are known.
+        trusted: relative errors below one over this lower the damping, by the square of their product with it.
+        settled: relative misfit below which winners that stay are right.
+        zero: where ReLU's output is known to rounding, what is smaller, relative to the root mean square, is a zero.
+        even: share of the gradient's root mean square that is added to a row's misfit, so that no row outweighs all
+            others.
+        mad: median of |x| for a standard normal x.
+        tiny: a scatter that is zero is divided by as this.
+    """
+
+    steps: int = 40
+    projected: int = 2
+    damping: float = 1e-3
+    least_damping: float = 1e-7
+    trusted: float = 10.0
+    settled: float = 1e-5
+    zero: float = 1e-5
+    even: float = 1e-6
+    mad: float = 0.6745
+    tiny: float = 1e-12
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,27 +125,27 @@ def unpool(
     below = layers[: block.start]
     known = _Known(block, values.flatten(1), (delta * (values > 0)).flatten(1), gradient)
     inputs = run(below, image[None].to(values))[0]
-    winners, weights, residual, settled, damping = None, None, 1.0, False, _DAMPING
+    winners, weights, residual, settled, damping = None, None, 1.0, False, TOLERANCES.damping
     for number in range(ROUNDS):
         found, damping = decide(known, inputs, winners, damping)
         changed = winners is None or bool((found != winners)[known.alive].any())
         winners = found
         inputs, misfit = solve(known, winners, inputs, weights)
         residual = float(misfit.norm() / gradient.norm())
-        if number > _PROJECTED + 1:
+        if number > TOLERANCES.projected + 1:
             size = misfit.square().mean(1).sqrt()
-            weights = 1 / (size + 1e-6 * gradient.square().mean().sqrt())
+            weights = 1 / (size + TOLERANCES.even * gradient.square().mean().sqrt())
             weights = weights / weights.mean()
-        settled = not changed and residual < _SETTLED
+        settled = not changed and residual < TOLERANCES.settled
         stop = watch(residual, image)
-        if number < _PROJECTED and not stop and below:
+        if number < TOLERANCES.projected and not stop and below:
             shape, function = (image.shape[0], image.shape[1], image.shape[2]), shallow(below, torch.float32)
-            image = watch.keep(search_features(function, inputs[None], shape, _STEPS, watch)[0])
+            image = watch.keep(search_features(function, inputs[None], shape, TOLERANCES.steps, watch)[0])
             inputs = run(below, image[None].to(values))[0]
         if settled or stop:
             break
     assert winners is not None
-    inputs = inputs * (inputs > _ZERO * inputs.square().mean().sqrt())
+    inputs = inputs * (inputs > TOLERANCES.zero * inputs.square().mean().sqrt())
     return Unpooled(inputs, block.backward(block.spread(known.at(winners))), image, residual, settled)
 
 
@@ -145,11 +170,13 @@ def decide(known: _Known, inputs: Tensor, winners: Tensor | None, damping: float
         winners = (gain / gain.abs().mean() + spread / spread.mean()).argmin(-1)
     alive, error = known.alive, torch.ones(())
     for _ in range(2):
-        noise = _median_by_row((shown - known.at(winners)).abs(), alive)[:, None, None] / _MAD
-        error = off.gather(-1, winners[..., None])[..., 0][alive].abs().median() / _MAD
-        winners = (gain / (noise + 1e-12).square() + spread / (error + 1e-12).square()).argmin(-1)
+        noise = _median_by_row((shown - known.at(winners)).abs(), alive)[:, None, None] / TOLERANCES.mad
+        error = off.gather(-1, winners[..., None])[..., 0][alive].abs().median() / TOLERANCES.mad
+        winners = (gain / (noise + TOLERANCES.tiny).square() + spread / (error + TOLERANCES.tiny).square()).argmin(-1)
     relative = float(error / known.values[alive].mean())
-    return winners, min(_DAMPING, max(1e-7, _DAMPING * (10 * relative) ** 2))
+    return winners, min(
+        TOLERANCES.damping, max(TOLERANCES.least_damping, TOLERANCES.damping * (TOLERANCES.trusted * relative) ** 2)
+    )
 
 
 def _regressed(known: _Known, inputs: Tensor, damping: float) -> Tensor:
@@ -186,7 +213,7 @@ def solve(known: _Known, winners: Tensor, prior: Tensor, weights: Tensor | None)
     rows = known.gradient.permute(0, 2, 3, 1).reshape(-1, block.shape[0])
     weighted = matrix if weights is None else matrix * weights[:, None]
     gram = matrix.T @ weighted
-    damping = _DAMPING * gram.diagonal().mean()
+    damping = TOLERANCES.damping * gram.diagonal().mean()
     gram.diagonal().add_(damping)
     right = weighted.T @ rows + damping * prior.flatten(1).T
     found = torch.cholesky_solve(right, torch.linalg.cholesky(gram))

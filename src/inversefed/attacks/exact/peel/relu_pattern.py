@@ -34,27 +34,59 @@ from inversefed.networks.layer_shapes import padding_of
 
 __all__ = ["ActivationPattern", "equations_beside", "relu_pattern"]
 
-_ROUNDS = 16
-_CLEAR = 2.0
-"""How far above the scatter of zeros a value counts as on."""
-_ABOVE, _BELOW = 3.0, 0.75
-"""Between these multiples of that bound no value may lie where nothing below checks it."""
-_LEFT_OVER = 8
-"""Independent equations above the rank that it takes to check sides."""
-_SINGLE, _CHEAP = 8, 500_000
-"""How many units are turned over one by one, beside all that are likely, and the most entries of the matrix that is
-decomposed for each."""
-_MOSTLY = 0.75
-"""Share of the channels that are alike in how far zeros scatter, where one of them is known worse than the others."""
-_DOUBT, _FAR, _MOST, _TOGETHER = 0.03, 0.05, 20_000, 256
-"""How far on the way to the other side a unit is in doubt, how far all are that were off by their values, how many are
-asked, and how many of those at once."""
-_SURE, _NOISE, _WORST = 0.5, 10, 1e-2
-"""Where no unit is in more doubt than this, what the equations still leave is noise of the loss gradient: so many times
-its median may come in a channel, up to this share of the channel."""
-_LEAST, _DEAD = 1e-6, 1e-3
-"""The least condition of equations that check sides, and the share of the median channel's size below which one is off
-altogether."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        rounds: most guesses of all sides; each turns over what the last one shows to be wrong.
+        clear: how far above the scatter of zeros a value counts as on.
+        above: between so many times that bound ..
+        below: .. and so many times it no value may lie where nothing below checks it.
+        spare: independent equations above the rank that it takes to check sides.
+        single: how many units are turned over one by one, beside all that are likely.
+        cheap: the most entries of the matrix that is decomposed for each of those.
+        mostly: share of the channels that are alike in how far zeros scatter, where one of them is known worse than the
+            others.
+        doubt: how far on the way to the other side a unit is in doubt.
+        far: how far all are that were off by their values.
+        most: how many units in doubt are asked.
+        together: how many of those at once, which the size of their common equations bounds.
+        likely: share of its own change by which a unit has to be turned over for it to be on the other side, half way.
+        sure: where no unit is in more doubt than this, what the equations still leave is noise of the loss gradient.
+        noise: so many times the median of that noise may come in a channel ..
+        worst: .. up to this share of the channel.
+        condition: the least condition of equations that check sides.
+        dead: share of the median channel's size below which one is off altogether.
+        tiny: near the least number of double precision: what is divided by is not zero, and nothing else changes.
+        ridge: added to the diagonal of ones where units are weighed together, for two that change the same are one
+            equation.
+    """
+
+    rounds: int = 16
+    clear: float = 2.0
+    above: float = 3.0
+    below: float = 0.75
+    spare: int = 8
+    single: int = 8
+    cheap: int = 500_000
+    mostly: float = 0.75
+    doubt: float = 0.03
+    far: float = 0.05
+    most: int = 20_000
+    together: int = 256
+    likely: float = 0.5
+    sure: float = 0.5
+    noise: float = 10.0
+    worst: float = 1e-2
+    condition: float = 1e-6
+    dead: float = 1e-3
+    tiny: float = 1e-300
+    ridge: float = 1e-9
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +126,9 @@ def relu_pattern(setting: Setting, front: PeelState, slope: float) -> Activation
         equations = _Equations.of(setting, front, feed, slope)
         told = _checked(setting, front, equations, guess)
         if front.known and len(guess.on) == 1 and not (told is not None and told.checked):
-            told = _checked(setting, front, equations, _by_value(front.values, slope, _MOSTLY)) or told
+            told = _checked(setting, front, equations, _by_value(front.values, slope, TOLERANCES.mostly)) or told
         return told
-    near = guess.doubt > torch.where(guess.on, 1 / _ABOVE, _BELOW)
+    near = guess.doubt > torch.where(guess.on, 1 / TOLERANCES.above, TOLERANCES.below)
     certain = not front.known or not bool(near.any())
     return ActivationPattern(guess.on, front.tolerance) if certain and not front.rounded else None
 
@@ -106,10 +138,10 @@ def _by_value(values: Tensor, slope: float, most: float = 1.0) -> _PatternGuess:
     if slope:
         return _PatternGuess(values > 0, torch.zeros_like(values))
     size = values.square().mean(dim=(0, *range(2, values.ndim)), keepdim=True).sqrt()
-    size = size.clamp(min=_DEAD * float(size.median())) + 1e-300
+    size = size.clamp(min=TOLERANCES.dead * float(size.median())) + TOLERANCES.tiny
     scatter = (-values / size).amax(dim=(0, *range(2, values.ndim)), keepdim=True).clamp(min=0)
-    bound = _CLEAR * size * scatter.clamp(min=float(scatter.quantile(most)))
-    apart = torch.where(values > bound, bound / values, (values / bound).clamp(min=_FAR))
+    bound = TOLERANCES.clear * size * scatter.clamp(min=float(scatter.quantile(most)))
+    apart = torch.where(values > bound, bound / values, (values / bound).clamp(min=TOLERANCES.far))
     return _PatternGuess(values > bound, apart.nan_to_num(nan=0.0))
 
 
@@ -132,7 +164,7 @@ def _checked(
     check = equations.check(guess.on)
     if check is None:
         return ActivationPattern(guess.on, front.tolerance, checked=False) if front.known else None
-    for _ in range(_ROUNDS):
+    for _ in range(TOLERANCES.rounds):
         if check.holds(front.tolerance):
             return ActivationPattern(check.on, front.tolerance, check.enough)
         best = check
@@ -146,9 +178,9 @@ def _checked(
         if best is check:
             break
         check = best
-    noise = _NOISE * float(check.off.median())
-    certain = not front.known and not bool((guess.doubt > _SURE).any())
-    return ActivationPattern(check.on, noise) if certain and noise < _WORST and check.holds(noise) else None
+    noise = TOLERANCES.noise * float(check.off.median())
+    certain = not front.known and not bool((guess.doubt > TOLERANCES.sure).any())
+    return ActivationPattern(check.on, noise) if certain and noise < TOLERANCES.worst and check.holds(noise) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,11 +260,11 @@ class _Equations:
             inputs = torch.linalg.solve_triangular(factors[1], explained, upper=True)
         else:
             left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
-            kept = sizes > _LEAST * sizes[0]
+            kept = sizes > TOLERANCES.condition * sizes[0]
             spare = int(matrix.any(dim=1).sum()) - int(kept.sum())
             if spare <= 0:
                 return None
-            spanned, enough = left[:, kept], spare >= _LEFT_OVER
+            spanned, enough = left[:, kept], spare >= TOLERANCES.spare
             explained = spanned.T @ self.rows
             inputs = right[kept].T @ (explained / sizes[kept, None])
         rest = (self.rows - spanned @ explained)[: self.gradient.numel() // self.rows.shape[1]]
@@ -266,24 +298,24 @@ def _turned(conv: nn.Conv2d, check: _Check, change: Tensor, doubt: Tensor) -> It
         change: of each unit's loss gradient if it is turned over.
         doubt: of each unit.
     """
-    asked = doubt.flatten().topk(min(_MOST, doubt.numel()))
-    units = asked.indices[asked.values > _DOUBT]
+    asked = doubt.flatten().topk(min(TOLERANCES.most, doubt.numel()))
+    units = asked.indices[asked.values > TOLERANCES.doubt]
     parts, own = _left_by(units, conv, check.inputs, change)
     wanted = (parts * check.rest[own]).flatten(1).sum(dim=1)
     taps = own.shape[1]
     spans = check.spanned[: conv.out_channels * taps].reshape(conv.out_channels, taps, -1)
     left = torch.eye(taps) - spans @ spans.transpose(1, 2)  # the projection within the rows of each output channel
-    size = (left[own[:, 0] // taps] @ parts * parts).sum(dim=(1, 2)).clamp(min=1e-300)
-    likely = (wanted.square() / size).topk(min(_TOGETHER, len(units))).indices
+    size = (left[own[:, 0] // taps] @ parts * parts).sum(dim=(1, 2)).clamp(min=TOLERANCES.tiny)
+    likely = (wanted.square() / size).topk(min(TOLERANCES.together, len(units))).indices
     units, parts, own, wanted = units[likely], parts[likely], own[likely], wanted[likely]
     explained = torch.einsum("utp,utc->upc", check.spanned[own], parts).flatten(1)
     both = parts.flatten(1) @ parts.flatten(1).T * (own[:, :1] == own[:, 0]) - explained @ explained.T
-    scale = both.diagonal().clamp(min=1e-300).rsqrt()
+    scale = both.diagonal().clamp(min=TOLERANCES.tiny).rsqrt()
     both, wanted = both * scale[:, None] * scale, wanted * scale
-    both.diagonal().add_(1e-9)
+    both.diagonal().add_(TOLERANCES.ridge)
     share = torch.linalg.solve(both, wanted) * scale
-    single = units[:_SINGLE, None] if check.spanned.numel() <= _CHEAP else units[:0, None]
-    for each in (units[share > 0.5], *single):
+    single = units[: TOLERANCES.single, None] if check.spanned.numel() <= TOLERANCES.cheap else units[:0, None]
+    for each in (units[share > TOLERANCES.likely], *single):
         turned = torch.zeros(doubt.numel(), dtype=torch.bool)
         turned[each] = True
         yield turned.reshape(doubt.shape)

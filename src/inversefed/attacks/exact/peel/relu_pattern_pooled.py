@@ -12,6 +12,8 @@ corners' columns, that of example i is 0 or 1 after division by `d[i]`: `b^2 = b
 its coefficients. Everything is algebra, and nothing is searched. Own derivation.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,23 @@ from inversefed.errors import UnsupportedNetworkError
 
 __all__ = ["pattern_behind_average"]
 
-_OFF, _LIT = 0.025, 0.01
-"""How far from 0 or 1 entries may be on average, and the least share of an example's that must be on."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        off: how far from 0 or 1 entries may be on average.
+        lit: the least share of an example's entries that must be on.
+        silent: share of the greatest gradient of a channel below which one tells nothing.
+    """
+
+    off: float = 0.025
+    lit: float = 0.01
+    silent: float = 1e-6
+
+
+TOLERANCES = Tolerances()
 
 
 def pattern_behind_average(gradient: Tensor, open_delta: Tensor, eps: float) -> Tensor:
@@ -39,7 +56,7 @@ def pattern_behind_average(gradient: Tensor, open_delta: Tensor, eps: float) -> 
         UnsupportedNetworkError: too few channels for so many places, or numbers that are not of this form.
     """
     size = open_delta[..., 0, 0].norm(dim=0)
-    counted = size > 1e-6 * size.max()
+    counted = size > TOLERANCES.silent * size.max()
     share = open_delta[:, counted] / size[counted, None, None]
     taps = gradient[counted] / size[counted, None, None, None]
     found = moves(taps, open_delta[:, 0].numel(), eps)
@@ -47,7 +64,7 @@ def pattern_behind_average(gradient: Tensor, open_delta: Tensor, eps: float) -> 
     columns = torch.stack([_from_corner(found, corners, each) for each in share])
     off = (columns - columns.round().clamp(0, 1)).abs()
     lit = (columns > 0.5).flatten(1).to(columns).mean(dim=1)
-    if not float(off.mean()) < _OFF or bool((lit < _LIT).any()):
+    if not float(off.mean()) < TOLERANCES.off or bool((lit < TOLERANCES.lit).any()):
         raise UnsupportedNetworkError(
             "the average over places hides where its ReLU was on: no columns of zeros and ones explain the gradient "
             f"of the convolution in front (they differ by {float(off.mean()):.1g} on average)"

@@ -25,7 +25,7 @@ TITLES: Mapping[str, str] = {
 _SCORES: Mapping[str, tuple[str, str]] = {
     "control_psnr": ("Best control", "{:.1f} dB"),
     "margin": ("Above the best control", "{:+.1f} dB"),
-    "matching_error": ("Mismatch of the update", "{:.3g}"),
+    "matching_error": ("Matching error", "{:.3g}"),
     "loss": ("Loss", "{:.4g}"),
     "status": ("Search", "{}"),
     "iterations": ("Iterations", "{:,}"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from benchmarks.serve import seconds_of_pages
 from inversefed.cli import main
 from inversefed.experiments.browse import FACETS, Browse, Filters, Sort
 from inversefed.experiments.ledger import Ledger, Outcome
@@ -308,6 +309,11 @@ def test_ten_thousand_jobs_page_by_page_are_ten_thousand(many: Ledger) -> None:
     assert len(seen) == browse.count(run) == MANY
     text = get(make_app(many, TOKEN), "/runs/1?page=999999").text
     assert "Page 100 of 100" in text and "10,000 of 10,000" in text
+
+
+def test_the_benchmark_asks_for_every_page(tmp_path: Path) -> None:
+    found = seconds_of_pages(tmp_path, jobs=250, repeats=1)
+    assert len(found) == 6 and all(first > 0 for first, _ in found.values())
 
 
 # -- live --------------------------------------------------------------------------------------------------------------

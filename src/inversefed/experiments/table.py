@@ -102,7 +102,7 @@ def summary(rows: Iterable[Row]) -> list[Row]:
 
     Returns:
         For each group n, failures, the share with a leak, and mean, deviation and 95 % interval of the PSNR, its margin
-        over the best control, SSIM and seconds. An interval of fewer than five values is none.
+        over the best control, SSIM and seconds. An interval of fewer than six values is none.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:

@@ -114,6 +114,7 @@ def of_job(ledger: Ledger, job: Job) -> Values:
         "loss": "" if now is None else shown_loss(now.loss),
         "left": "" if now is None or now.remaining is None else f"about {length(now.remaining)}",
         "picture": picture_of(ledger, job.hash) if open_ else "",
+        "open": open_,
         "over": not open_,
     }
 

@@ -10,6 +10,7 @@ function show(element, value) {
     element.value = value;
   } else if (element instanceof HTMLImageElement) {
     element.hidden = !value;
+    element.onerror = () => { element.hidden = true; };  // the search has ended, and its picture is gone
     if (value && element.getAttribute("src") !== value) element.src = value;
   } else if (element.textContent !== String(value)) {
     element.textContent = value;

@@ -29,8 +29,25 @@ from inversefed.types import Budget, Candidate, Params, Reconstruction
 
 __all__ = ["AttentionInput"]
 
-_HOLDS = 1e-6
-"""Relative error up to which the identity counts as holding on the made-up picture, in double precision."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        holds: relative error up to which the identity counts as holding on the made-up picture, in double precision.
+        same: relative difference up to which patches + positions are what the attention sees, in double precision.
+        same_zero: likewise beside a zero.
+        tiny: near the least number of double precision: the condition of a singular system is no division by zero.
+    """
+
+    holds: float = 1e-6
+    same: float = 1e-9
+    same_zero: float = 1e-12
+    tiny: float = 1e-300
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True)
@@ -176,7 +193,9 @@ def _positions(network: Network, seen: _Seen) -> str:
     fits = [name for name in fits if network.params[name].numel() == seen.tokens.numel() and name not in seen.readers]
     for name in fits:
         added = network.params[name].detach().cpu().reshape(seen.tokens.shape)[max(spare, 0) :]
-        if spare >= 0 and torch.allclose(seen.patches + added, seen.tokens[spare:], rtol=1e-9, atol=1e-12):
+        if spare >= 0 and torch.allclose(
+            seen.patches + added, seen.tokens[spare:], rtol=TOLERANCES.same, atol=TOLERANCES.same_zero
+        ):
             return name
     if not fits:
         raise _unsuited("it has no learnable position embedding for all of its tokens")
@@ -187,7 +206,7 @@ def _check_identity(network: Network, probe: Tensor, tokens: Tensor, positions: 
     labels = torch.zeros(1, dtype=torch.long, device=network.device)
     gradient = {name: part.detach().cpu() for name, part in FedSGD()(network, probe, labels).items()}
     left, right = _sides(gradient, positions, readers, tokens.shape)
-    if (left - right.T @ tokens).norm() > _HOLDS * left.norm():
+    if (left - right.T @ tokens).norm() > TOLERANCES.holds * left.norm():
         raise _unsuited("positions reach the loss around the first attention too, by a skip connection")
 
 
@@ -204,7 +223,7 @@ def _tokens(entry: _Entry, gradient: Params) -> tuple[Tensor, float]:
     system = right[entry.first : entry.first + entry.count].T
     values = torch.linalg.svdvals(system)
     solution: Tensor = torch.linalg.lstsq(system, rest, driver="gelsd").solution
-    return solution, float(values[0] / values[-1].clamp(min=1e-300))
+    return solution, float(values[0] / values[-1].clamp(min=TOLERANCES.tiny))
 
 
 def _unembedded(entry: _Entry, tokens: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -32,10 +32,21 @@ from inversefed.types import Budget, Candidate, Reconstruction, Status
 
 __all__ = ["SeparatedFeatures"]
 
-_PATIENCE = 5
 
-_SURE = 1e-3
-"""Share of the features' size above which a ReLU was on, and not a zero that was rounded."""
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        patience: rounds of ten evaluations after which L-BFGS ends if they gained less than a hundredth.
+        sure: share of the features' size above which a ReLU was on, and not a zero that was rounded.
+    """
+
+    patience: int = 5
+    sure: float = 1e-3
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ def _inverted(network: Network, known: HeadInputs, start: Tensor, evaluations: i
     features = known.features.to(trunk.device)
     eps = max(torch.finfo(network.dtype).eps, known.residual)
     reached = _reaching(trunk, features)
-    near = invert_features(reached, features, start.to(trunk.device), eps, evaluations, watch, _PATIENCE)
+    near = invert_features(reached, features, start.to(trunk.device), eps, evaluations, watch, TOLERANCES.patience)
     return near if watch.stop() else solve_features(reached, features, near, eps, watch)
 
 
@@ -129,7 +140,7 @@ def _reaching(trunk: Network, features: Tensor) -> Callable[[Tensor], Tensor]:
     opened = _without_last_relu(trunk)
     if opened is None:
         return lambda inputs: trunk.apply_normalized(trunk.params, inputs)
-    on, inner = features > _SURE * features.square().mean().sqrt(), opened
+    on, inner = features > TOLERANCES.sure * features.square().mean().sqrt(), opened
 
     def reached(inputs: Tensor) -> Tensor:
         values = inner.apply_normalized(inner.params, inputs)

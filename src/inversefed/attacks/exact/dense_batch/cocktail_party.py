@@ -26,9 +26,31 @@ from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status
 
 __all__ = ["IndependentComponents"]
 
-_SAMPLES = 20_000
-"""Differences that are looked at, at most; larger pictures are sampled."""
-_CHUNK = 10
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        samples: differences that are looked at, at most; larger pictures are sampled.
+        chunk: iterations of L-BFGS between two looks at the watch.
+        history: pairs that L-BFGS remembers.
+        apart: noise on the identity that the unmixing starts from, so that no two rows are alike.
+        gradient: the greatest entry of the gradient at which L-BFGS ends.
+        change: likewise, of its last change.
+        flat: share of the greatest variance below which a direction is not made larger still by whitening.
+    """
+
+    samples: int = 20_000
+    chunk: int = 10
+    history: int = 20
+    apart: float = 0.1
+    gradient: float = 1e-9
+    change: float = 1e-12
+    flat: float = 1e-12
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True)
@@ -56,7 +78,7 @@ class IndependentComponents:
             images = network.denormalize(inputs.reshape(shape).to(network.device, network.dtype))
             return images.clamp(min=network.low, max=network.high)
 
-        watch, status = Watch(budget, pictures, rounds=self.iterations // _CHUNK), Status.FINISHED
+        watch, status = Watch(budget, pictures, rounds=self.iterations // TOLERANCES.chunk), Status.FINISHED
         unmix = torch.eye(mixed.count).double()
         try:
             unmix = self.unmix(mixed, generator, watch)
@@ -95,12 +117,16 @@ class IndependentComponents:
         """
         white, whitening = _white_differences(mixed, generator)
         start = torch.eye(mixed.count).double()
-        start = start + 0.1 * torch.randn(start.shape, generator=generator, dtype=start.dtype)
+        start = start + TOLERANCES.apart * torch.randn(start.shape, generator=generator, dtype=start.dtype)
         turn = start.requires_grad_()
         optimizer = torch.optim.LBFGS(
-            [turn], max_iter=_CHUNK, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-9,
-            tolerance_change=1e-12,
-        )  # fmt: skip
+            [turn],
+            max_iter=TOLERANCES.chunk,
+            history_size=TOLERANCES.history,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=TOLERANCES.gradient,
+            tolerance_change=TOLERANCES.change,
+        )
 
         def closure() -> Tensor:
             watch.go_on()
@@ -109,7 +135,7 @@ class IndependentComponents:
             turn.grad = torch.autograd.grad(loss, turn)[0].contiguous()
             return loss.detach()
 
-        for _ in range(self.iterations // _CHUNK):
+        for _ in range(self.iterations // TOLERANCES.chunk):
             before = turn.detach().clone()
             try:
                 loss = float(optimizer.step(closure))  # type: ignore[no-untyped-call]
@@ -132,7 +158,7 @@ def _white_differences(mixed: Mixture, generator: Generator) -> tuple[Tensor, Te
     images = mixed.basis.reshape(-1, *mixed.image_shape)
     differences = torch.cat([images.diff(dim=-1).flatten(1), images.diff(dim=-2).flatten(1)], dim=1)
     values, vectors = torch.linalg.eigh(differences @ differences.T / differences.shape[1])
-    whitening: Tensor = (vectors / values.clamp(min=1e-12 * float(values[-1])).sqrt()) @ vectors.T
-    if differences.shape[1] > _SAMPLES:
-        differences = differences[:, torch.randperm(differences.shape[1], generator=generator)[:_SAMPLES]]
+    whitening: Tensor = (vectors / values.clamp(min=TOLERANCES.flat * float(values[-1])).sqrt()) @ vectors.T
+    if differences.shape[1] > TOLERANCES.samples:
+        differences = differences[:, torch.randperm(differences.shape[1], generator=generator)[: TOLERANCES.samples]]
     return whitening @ differences, whitening

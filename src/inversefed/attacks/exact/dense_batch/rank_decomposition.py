@@ -25,12 +25,25 @@ from inversefed.types import Images, Targets
 
 __all__ = ["Mixture", "assigned_labels", "mixture"]
 
-_SPARE = 8
-"""Directions beyond b in the sketch, enough to see a rank that is higher."""
-_AFFINE, _HARD = 1e-4, 1e-3
-"""How far a backward pass may be from affine in its labels, relative; how near 0 or 1 an answer counts as that."""
-_TOLERANCE = 32
-"""Singular values up to this many roundings of the number format, times the largest, count as zero."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        spare: directions beyond b in the sketch, enough to see a rank that is higher.
+        affine: how far a backward pass may be from affine in its labels, relative.
+        hard: how near 0 or 1 an answer counts as that.
+        zero: singular values up to this many roundings of the number format, times the largest, count as zero.
+    """
+
+    spare: int = 8
+    affine: float = 1e-4
+    hard: float = 1e-3
+    zero: float = 32.0
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +110,7 @@ def mixture(observation: Observation) -> Mixture:
 
 def _row_space(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest singular values and right singular vectors; exact where the rank is no higher than `count`."""
-    width = min(count + _SPARE, *matrix.shape)
+    width = min(count + TOLERANCES.spare, *matrix.shape)
     mix = torch.randn((matrix.shape[1], width), generator=Generator().manual_seed(0), dtype=matrix.dtype)
     columns = torch.linalg.qr(matrix @ (matrix.T @ (matrix @ mix)))[0]
     _, values, right = torch.linalg.svd(columns.T @ matrix, full_matrices=False)
@@ -105,7 +118,7 @@ def _row_space(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _check_rank(values: Tensor, count: int, eps: float, layer: str) -> None:
-    rank = int((values > _TOLERANCE * eps * values[0]).sum())
+    rank = int((values > TOLERANCES.zero * eps * values[0]).sum())
     if rank > count:
         raise ThreatModelError(
             f"the gradient of layer {layer} has rank {rank} or more and not {count}, so it is not that of {count} "
@@ -186,11 +199,15 @@ def _solved(network: Network, backward: Callable[[Tensor], Tensor], deltas: Tens
     jacobian = torch.stack([backward(each) - zero for each in own], dim=2)
     off = (backward(0.5 + 0 * own[0]) - zero - jacobian.sum(dim=2) / 2).norm()
     sizes = torch.linalg.svdvals(jacobian)
-    if off > _AFFINE * jacobian.norm() or sizes.shape[1] < width or bool((sizes[:, -1] <= _AFFINE * sizes[:, 0]).any()):
+    if (
+        off > TOLERANCES.affine * jacobian.norm()
+        or sizes.shape[1] < width
+        or bool((sizes[:, -1] <= TOLERANCES.affine * sizes[:, 0]).any())
+    ):
         raise ThreatModelError(refused)
     found = torch.linalg.lstsq(jacobian, (deltas - zero)[..., None]).solution[..., 0]
     answers = found.clamp(0, 1).round()  # of yes or no, where they come out so
-    found = answers if bool(((found - answers).abs() < _HARD).all()) else found
+    found = answers if bool(((found - answers).abs() < TOLERANCES.hard).all()) else found
     targets: Targets = (found[:, 0] if values else found).to(network.device, network.dtype)
     return targets if _is_taken(network, targets) else targets.clamp(0, 1)
 

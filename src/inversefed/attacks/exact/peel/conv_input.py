@@ -37,15 +37,35 @@ __all__ = [
     "transposed",
 ]
 
-_MOST_PIXELS = 4096
-_WELL_CONDITIONED = 1e-3
-_MOST_SIGNED, _SAME, _MOSTLY = 1024, 1e-4, 0.5
-"""The most unknowns of a channel where more than `DETERMINED` is open and signs are asked, up to what relative
-difference two solutions are the same, and the share of the channels that has to be settled."""
-_CLEARLY = 4
-"""How many more zeros than twice the open ways a settled channel has."""
-_FAINT = 0.1
-"""Share of the median channel's gradient below which rounding of the loss gradient outweighs a channel's own."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        most_pixels: of a channel, whose equations are a dense matrix.
+        well_conditioned: the least of the diagonal of R, relative to its greatest, with which the gradient alone is
+            enough.
+        most_signed: the most unknowns of a channel where more than `DETERMINED` is open and signs are asked.
+        same: up to what relative difference two solutions are the same, and numbers and singular values zero.
+        mostly: the share of the channels that has to be settled by signs.
+        clearly: how many more zeros than twice the open ways a settled channel has.
+        faint: share of the median channel's gradient below which rounding of the loss gradient outweighs a channel's
+            own.
+        apart: least weight of an unknown in the second search, whose weights are drawn, so that it comes another way.
+    """
+
+    most_pixels: int = 4096
+    well_conditioned: float = 1e-3
+    most_signed: int = 1024
+    same: float = 1e-4
+    mostly: float = 0.5
+    clearly: int = 4
+    faint: float = 0.1
+    apart: float = 0.25
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +134,9 @@ def solve_convolution(
         probe = torch.randint(0, 2, (len(delta), *shape), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
         again = joint.solved(joint.rows(probe), tolerance, go_on)
         unseen = float((again - probe).square().mean().nan_to_num(nan=1.0))
-    if signed and unseen > DETERMINED and len(delta) == 1 and matrix.shape[1] <= _MOST_SIGNED:
+    if signed and unseen > DETERMINED and len(delta) == 1 and matrix.shape[1] <= TOLERANCES.most_signed:
         found, known = by_sign(matrix, rows, signed, go_on)
-        if float(known.double().mean()) > _MOSTLY:
+        if float(known.double().mean()) > TOLERANCES.mostly:
             solution, unseen, settled = images(found.T, shape), 0.0, known
     rest = (rows - matrix @ solution.transpose(0, 1).flatten(1).T)[:own]
     return Solved(solution, unseen, float(misfit(rest, weight_gradient).max()), settled)
@@ -130,7 +150,7 @@ def misfit(rest: Tensor, weight_gradient: Tensor) -> Tensor:
         weight_gradient: gradient of the loss with respect to the weight.
     """
     size = weight_gradient.flatten(1).norm(dim=1)
-    shares: Tensor = rest.reshape(len(size), -1).norm(dim=1) / (size + _FAINT * size.median())
+    shares: Tensor = rest.reshape(len(size), -1).norm(dim=1) / (size + TOLERANCES.faint * size.median())
     return shares
 
 
@@ -169,14 +189,16 @@ def by_sign(
     Returns:
         The values, `[pixels, c]`, the mean of both searches where they differ, and which channels are settled, `[c]`.
     """
-    order = torch.rand(matrix.shape[1], generator=torch.Generator().manual_seed(0), dtype=matrix.dtype) + 0.25
+    order = (
+        torch.rand(matrix.shape[1], generator=torch.Generator().manual_seed(0), dtype=matrix.dtype) + TOLERANCES.apart
+    )
     found, fulfilled = _not_negative(matrix, rows, tolerance, go_on)
     again, too = _not_negative(matrix * order, rows, tolerance, go_on)
     again = again * order[:, None]
-    same = (again - found).norm(dim=0) <= _SAME * found.norm(dim=0)
+    same = (again - found).norm(dim=0) <= TOLERANCES.same * found.norm(dim=0)
     sizes = torch.linalg.svdvals(matrix)
-    ways = matrix.shape[1] - int((sizes > _SAME * sizes[0]).sum())
-    same &= (found <= _SAME * found.amax(dim=0)).sum(dim=0) > 2 * ways + _CLEARLY
+    ways = matrix.shape[1] - int((sizes > TOLERANCES.same * sizes[0]).sum())
+    same &= (found <= TOLERANCES.same * found.amax(dim=0)).sum(dim=0) > 2 * ways + TOLERANCES.clearly
     return torch.where(same, found, (found + again) / 2), fulfilled & too & same
 
 
@@ -201,7 +223,7 @@ def conditioned(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
     q, r = torch.linalg.qr(matrix)
     diagonal = r.diagonal().abs()
-    return None if diagonal.min() <= _WELL_CONDITIONED * diagonal.max() else (q, r)
+    return None if diagonal.min() <= TOLERANCES.well_conditioned * diagonal.max() else (q, r)
 
 
 def require_plain(layer: nn.Conv2d, shape: Sequence[int]) -> None:
@@ -215,10 +237,10 @@ def require_plain(layer: nn.Conv2d, shape: Sequence[int]) -> None:
         UnsupportedNetworkError: groups, dilation, non-zero padding modes, or too many pixels.
     """
     plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
-    if not plain or isinstance(layer.padding, str) or shape[1] * shape[2] > _MOST_PIXELS:
+    if not plain or isinstance(layer.padding, str) or shape[1] * shape[2] > TOLERANCES.most_pixels:
         raise UnsupportedNetworkError(
-            f"a convolution is solved without groups and dilation, with zero padding, and for at most {_MOST_PIXELS} "
-            f"pixels; got {layer} on {shape[1]}x{shape[2]}"
+            "a convolution is solved without groups and dilation, with zero padding, and for at most "
+            f"{TOLERANCES.most_pixels} pixels; got {layer} on {shape[1]}x{shape[2]}"
         )
 
 

@@ -23,15 +23,29 @@ from inversefed.networks.layer_shapes import padding_of
 
 __all__ = ["Joint"]
 
-_TOGETHER = 4096
-"""Unknowns up to which one factor of all channels costs less than the iterations that it saves."""
-_MOST_PRODUCTS = 2e8
-"""Likewise, for the multiplications that the forward part of that factor takes."""
-_ITERATIONS, _FEWER = 3000, 500
-"""Most of the solver's, and of those for several examples: what takes more there is not known well enough to go on."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        together: unknowns up to which one factor of all channels costs less than the iterations that it saves.
+        most_products: likewise, for the multiplications that the forward part of that factor takes.
+        iterations: most of the solver's.
+        fewer: likewise for several examples: what takes more there is not known well enough to go on.
+        ridge: added to the factor's diagonal, relative to its mean: about the rounding of single precision.
+    """
+
+    together: int = 4096
+    most_products: float = 2e8
+    iterations: int = 3000
+    fewer: int = 500
+    ridge: float = 1e-6
+
+
+TOLERANCES = Tolerances()
 _OUT_OF_ITERATIONS = 7
-_RIDGE = 1e-6
-"""Added to the factor's diagonal, relative to its mean: about the rounding of single precision."""
+"""What LSMR says where it ends for want of iterations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +79,7 @@ class Joint:
         forward_scale = 1 / length if length > 0 else 0.0
         matrix, scaled = matrix * row_scale, slope * forward_scale
         products = len(slope) * slope[0, 0].numel() * layer.weight.numel() * layer.weight[0].numel()
-        together = len(slope) * math.prod(shape) <= _TOGETHER and products <= _MOST_PRODUCTS
+        together = len(slope) * math.prod(shape) <= TOLERANCES.together and products <= TOLERANCES.most_products
         gram = (_joint_gram if together else _channel_gram)(layer, shape, matrix.float(), scaled)
         return cls(layer, shape, slope, matrix, _factor(gram).double(), row_scale, forward_scale)
 
@@ -86,7 +100,7 @@ class Joint:
             rmatvec=lambda y: self._adjoint(torch.from_numpy(y)).numpy(),
             dtype=np.float64,
         )
-        most = _ITERATIONS if len(self.slope) == 1 else _FEWER
+        most = TOLERANCES.iterations if len(self.slope) == 1 else TOLERANCES.fewer
         solution, reason, *_ = scipy.sparse.linalg.lsmr(
             operator, target.numpy(), atol=tolerance, btol=tolerance, conlim=0, maxiter=most
         )
@@ -127,7 +141,7 @@ class Joint:
 
 def _factor(gram: Tensor) -> Tensor:
     """Cholesky factor of `gram`, which is changed: it gets as much of a ridge as rounding makes necessary."""
-    ridge, scale = _RIDGE, gram.diagonal().mean()
+    ridge, scale = TOLERANCES.ridge, gram.diagonal().mean()
     while True:
         gram.diagonal().add_(ridge * scale)
         factor: Tensor

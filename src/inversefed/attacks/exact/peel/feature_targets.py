@@ -29,7 +29,7 @@ class Tolerances:
 
     Args:
         grain: noise in the coefficients that searches start from.
-        rounds: steps of each.
+        rounds: steps of each of those searches.
         speck: noise that the first image starts from: where all is off nothing tells a way.
         near: the relative error from which a search came near.
         ended: searches that came near and were no image, or that are all far, after which there are no more.

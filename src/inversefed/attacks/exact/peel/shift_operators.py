@@ -35,15 +35,29 @@ __all__ = ["MOST_SHORT", "ShiftOperators", "moves"]
 MOST_SHORT = 24
 """How many channels fewer than places a convolution may have."""
 
-_SPARE = 8
-"""Directions besides, which hold rounding."""
-_GAP = 30.0
-"""Roundings of the largest singular value from which one counts."""
-_MOST_ENTRIES = 6e7
-"""Of the Jacobian in what short factors leave open."""
-_STEPS, _GAIN = 60, 1e-2
-_HOLDS = 1e-2
-"""How well the moves must fit together, relative to their size."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        spare: directions besides, which hold rounding.
+        gap: roundings of the largest singular value from which one counts.
+        most_entries: of the Jacobian in what short factors leave open.
+        steps: of the search for what those leave open.
+        gain: share of the squared error that a step must take away, else it is the last.
+        holds: how well the moves must fit together, relative to their size.
+    """
+
+    spare: int = 8
+    gap: float = 30.0
+    most_entries: float = 6e7
+    steps: int = 60
+    gain: float = 1e-2
+    holds: float = 1e-2
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +96,17 @@ def moves(taps: Tensor, places: int, eps: float) -> ShiftOperators:
     seen, inputs = _factors(parts, places, eps)
     other, crossed = _factors(list(zip(*parts, strict=True)), places, eps)
     short = _Short.of(seen, inputs, other, crossed, eps)
-    if short.open * 8 * places**2 > _MOST_ENTRIES:
+    if short.open * 8 * places**2 > TOLERANCES.most_entries:
         raise UnsupportedNetworkError(
             f"the average over places hides where its ReLU was on: {short.open} numbers of moves by a place stay open"
         )
     flat = torch.zeros(short.open, dtype=taps.dtype)
     if short.open:
-        flat, _ = levenberg_marquardt(short.linearized, flat, _STEPS, _GAIN)
+        flat, _ = levenberg_marquardt(short.linearized, flat, TOLERANCES.steps, TOLERANCES.gain)
     found = short.moves(flat)
     left, right, up, down = (each.value for each in found)
     size = sum(float(each.norm()) for each in (left, right, up, down))
-    if not sum(float(each.value.norm()) for each in _misfit(*found)) < _HOLDS * size:
+    if not sum(float(each.value.norm()) for each in _misfit(*found)) < TOLERANCES.holds * size:
         raise UnsupportedNetworkError(
             "the average over places hides where its ReLU was on: the taps of the convolution in front do not fit "
             "together as moves by one place"
@@ -103,11 +117,13 @@ def moves(taps: Tensor, places: int, eps: float) -> ShiftOperators:
 def _factors(parts: Sequence[Sequence[Tensor]], places: int, eps: float) -> tuple[list[Tensor], list[Tensor]]:
     """`N_v` and `A_h` from the blocks, in a basis of their own."""
     blocks = torch.cat([torch.cat(list(row), dim=1) for row in parts])
-    mix = torch.randn(blocks.shape[1], places + _SPARE, generator=Generator().manual_seed(0), dtype=blocks.dtype)
+    mix = torch.randn(
+        blocks.shape[1], places + TOLERANCES.spare, generator=Generator().manual_seed(0), dtype=blocks.dtype
+    )
     spanned = torch.linalg.qr(blocks @ mix)[0]  # all of its columns: there are no more directions than places
     left, sizes, right = torch.linalg.svd(spanned.T @ blocks, full_matrices=False)
     left = spanned @ left
-    rank = int((sizes > _GAP * eps * sizes[0]).sum())
+    rank = int((sizes > TOLERANCES.gap * eps * sizes[0]).sum())
     if rank < places:
         raise UnsupportedNetworkError(
             f"the average over places hides where its ReLU was on: the convolution in front tells {rank} directions "
@@ -225,5 +241,5 @@ def _misfit(left: _Dual, right: _Dual, up: _Dual, down: _Dual) -> list[_Dual]:
 def _inverse(matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The pseudo-inverse, and an orthonormal basis of what the matrix takes to zero."""
     left, sizes, right = torch.linalg.svd(matrix, full_matrices=matrix.shape[0] < matrix.shape[1])
-    rank = int((sizes > _GAP * eps * sizes[0]).sum())
+    rank = int((sizes > TOLERANCES.gap * eps * sizes[0]).sum())
     return (right[:rank].T / sizes[:rank]) @ left[:, :rank].T, right[rank:].T

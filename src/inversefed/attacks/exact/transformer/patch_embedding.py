@@ -38,14 +38,28 @@ from inversefed.types import Budget, Candidate, Finding, Images, Labels, Params,
 
 __all__ = ["EmbeddedPatches"]
 
-_STRENGTHS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-"""Shares of the greatest singular value below which a rounded update tells less than that a patch is gray."""
-_LEAST = 1e-6
-"""The strength of a search's directions where the plain solution was the best."""
-_HOPELESS = 0.1
-"""Relative matching cost above which the equations do not hold, and no search goes on from their solution."""
-_ALIKE = 1e-3
-"""Relative difference of two matching costs up to which it is the processor's rounding, and not another draw."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        strengths: shares of the greatest singular value below which a rounded update tells less than that a patch is
+            gray.
+        least: the strength of a search's directions where the plain solution was the best.
+        hopeless: relative matching cost above which the equations do not hold, and no search goes on from their
+            solution.
+        alike: relative difference of two matching costs up to which it is the processor's rounding, and not another
+            draw.
+    """
+
+    strengths: tuple[float, ...] = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    least: float = 1e-6
+    hopeless: float = 0.1
+    alike: float = 1e-3
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True)
@@ -130,10 +144,13 @@ class EmbeddedPatches:
     ) -> Candidate:
         """What matches better than the plain solution: one that rounding disturbs less, and what a search adds."""
         strength, best = _steadied(observation, entry, system, best, budget)
-        if self.rest is None or best.labels.is_floating_point() or best.loss > _HOPELESS:
+        if self.rest is None or best.labels.is_floating_point() or best.loss > TOLERANCES.hopeless:
             return best
         patches = OpenPatches(
-            entry, system.solution(strength), system.open_directions(max(strength, _LEAST)), observation.network
+            entry,
+            system.solution(strength),
+            system.open_directions(max(strength, TOLERANCES.least)),
+            observation.network,
         )
         scaled = _Scaled(1 / best.loss)
         search = replace(self.rest, objective=scaled, start=Zeros(), projections=(), parametrization=patches)
@@ -188,7 +205,7 @@ def _steadied(
 ) -> tuple[float, Candidate]:
     """Of solutions that a rounded update disturbs less and less, the one that matches it best; and its strength."""
     began, chosen = time.monotonic(), 0.0
-    for strength in _STRENGTHS:
+    for strength in TOLERANCES.strengths:
         if budget.seconds is not None and time.monotonic() - began > budget.seconds / 4:
             break
         images = entry.image(system.solution(strength), observation.network)
@@ -202,7 +219,7 @@ def _repeats(observation: Observation, images: Images, labels: Labels) -> bool:
     """Whether the client can be run again: its settings are known, and it draws nothing at random."""
     again = replace(observation, network=observation.network.with_masks(observation.network.mask_seed + 1))
     costs = [matching_error(each, images, labels) for each in (observation, again)]
-    return max(costs) < math.inf and math.isclose(*costs, rel_tol=_ALIKE)
+    return max(costs) < math.inf and math.isclose(*costs, rel_tol=TOLERANCES.alike)
 
 
 def _left(budget: Budget, began: float) -> Budget:

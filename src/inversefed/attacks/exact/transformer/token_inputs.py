@@ -23,13 +23,27 @@ from inversefed.types import Images, Params
 
 __all__ = ["TokenEntry", "token_entry"]
 
-_HOLDS = 1e-4
-"""Relative error up to which the identity counts as holding on a made-up picture: both sides are sums of the same
-numbers, rounded in single precision."""
-_MOST_OFFSETS = 4096
-"""Most places in a table of positions at which the first patch is looked for."""
-_MOST_OPEN = 2
-"""Patches over width up to which it is worth solving: at 2, half of the numbers are open, and 28 to 33 dB come out."""
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        holds: relative error up to which the identity counts as holding on a made-up picture: both sides are sums of
+            the same numbers, rounded in single precision.
+        most_offsets: most places in a table of positions at which the first patch is looked for.
+        most_open: patches over width up to which it is worth solving: at 2, half of the numbers are open, and 28 to 33
+            dB come out.
+        tiny: near the least number of double precision: a product that is zero has no scale.
+    """
+
+    holds: float = 1e-4
+    most_offsets: int = 4096
+    most_open: int = 2
+    tiny: float = 1e-300
+
+
+TOLERANCES = Tolerances()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +98,7 @@ def token_entry(observation: Observation) -> TokenEntry:
     count, width = len(patches.index), len(network.params[_weight(patches.layer)])
     entry = _identified(network, patches, _weight(patches.layer), candidates)
     _check_sent(entry, observation.gradient)
-    if count > _MOST_OPEN * width:
+    if count > TOLERANCES.most_open * width:
         raise unsuited(
             f"the gradient gives {width} equations, the tokens' width, for {count} patches, so {count - width} of "
             f"every {count} numbers stay open"
@@ -188,10 +202,10 @@ def _identified(
         )
     for name, leading in candidates:
         tokens = _as_tokens(gradient[name], width, leading)
-        for first in range(min(len(tokens) - count + 1, _MOST_OFFSETS)):
+        for first in range(min(len(tokens) - count + 1, TOLERANCES.most_offsets)):
             product = tokens[first : first + count].T @ entries
-            scale = float((weights * product).sum() / product.square().sum().clamp(min=1e-300))
-            if (weights - scale * product).norm() <= _HOLDS * weights.norm():
+            scale = float((weights * product).sum() / product.square().sum().clamp(min=TOLERANCES.tiny))
+            if (weights - scale * product).norm() <= TOLERANCES.holds * weights.norm():
                 return TokenEntry(patches, embed, name, leading, first, scale, width)
     names = ", ".join(dict.fromkeys(name for name, _ in candidates))
     raise unsuited(

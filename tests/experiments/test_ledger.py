@@ -18,7 +18,10 @@ from alembic.script import ScriptDirectory
 
 from inversefed.errors import ConfigError, InputError, StorageError
 from inversefed.experiments import schema
+from inversefed.experiments.browse import Browse, Filters, Sort
 from inversefed.experiments.ledger import Ledger, NewJob, Outcome, Run, new_owner
+from inversefed.experiments.table import row_of, summary
+from tests.experiments.filled import fill
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
 DONE = Outcome("exact", 100.0, 80.0, 0.5, {"verdict": "exact", "seconds": 0.5})
@@ -301,3 +304,23 @@ def test_looking_at_many_jobs_reads_few(tmp_path: Path) -> None:
             statements += [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")]
     assert not [each for each in statements if each.startswith("SCAN")], statements
     ledger.close()
+
+
+def test_pages_filters_and_sums_are_the_same_on_both(ledger: Ledger) -> None:
+    run = fill(ledger, "few", 120, scenario=20)
+    browse, rows = Browse(ledger), [row_of(job, content) for job, content in ledger.rows(run)]
+    falling = browse.page(run, Filters(), Sort("psnr", falling=True), 0, 200)
+    there = [each.psnr for each in falling if each.psnr is not None]
+    assert len(falling) == 120 and there == sorted(there, reverse=True) and falling[-1].psnr is None
+    for filters in (Filters(state="failed"), Filters(verdict="exact", network="MLP"), Filters(num_images=2)):
+        expected = [row for row in rows if all(row.get(name) == value for name, value in filters.given().items())]
+        assert [each.hash for each in browse.page(run, filters, Sort(), 0, 200)] == [
+            row["scenario"] for row in expected
+        ]
+        assert browse.count(run, filters) == len(expected) == len(list(browse.rows(run, filters)))
+    assert summary(browse.group_rows(run, Filters(), 0, 50)) == summary(rows)
+    assert browse.group_count(run) == 40 and len(browse.group_rows(run, Filters(), 39, 50)) == 3
+    assert {each.name: dict(each.values) for each in browse.facets(run)}["state"]["failed"] == 3
+    (found,) = browse.runs()
+    assert found[0] == run and found[1].counts == ledger.standing(run).counts and found[1].late == 0
+    assert browse.runs_of(falling[0].hash) == (run,) and browse.run(run.id) == run and browse.run(99) is None

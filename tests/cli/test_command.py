@@ -37,6 +37,8 @@ def make():
     return Net()
 def wrong():
     return 3
+def normed():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5))
 """
 
 
@@ -116,9 +118,12 @@ def test_pictures_of_any_size_with_their_labels(tmp_path: Path) -> None:
     assert report["scenario"]["num_examples"] == 2 and report["scenario"]["threat_model"]["labels"] == "known"
 
 
-def test_every_choice_reaches_the_run(tmp_path: Path) -> None:
+def test_every_choice_reaches_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_mod_d.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
     arguments = [
-        "audit", "--output", "out", "--network", "ConvNet8", "--client", "FedAvg(local_steps=2, lr=0.01)",
+        "audit", "--output", "out", "--network", "my_mod_d:make", "--image-shape", "3", "16", "16",
+        "--client", "FedAvg(local_steps=2, lr=0.01)",
         "--defenses", "Clip(max_norm=1.0)", "GaussianNoise(std=0.001)", "--attack", "geiping(restarts=2)",
         "--loss", "CrossEntropy(label_smoothing=0.1)", "--mean", "0.4", "--std", "0.2", "0.3", "0.4", "--seed", "3",
         "--index", "1", "--num-images", "2", "--device", "cpu", "--known-labels", *QUICK,
@@ -126,6 +131,7 @@ def test_every_choice_reaches_the_run(tmp_path: Path) -> None:
     assert main(arguments) == 0
     report = read(tmp_path / "out")
     scenario = report["scenario"]
+    assert scenario["num_classes"] == 5 and scenario["image_shape"] == [3, 16, 16]
     assert scenario["client"].startswith("FedAvg(local_steps=2, lr=0.01")
     assert scenario["defenses"] == ["Clip(max_norm=1.0)", "GaussianNoise(std=0.001)"]
     assert scenario["loss"] == "CrossEntropy(reduction='mean', label_smoothing=0.1)"
@@ -135,10 +141,13 @@ def test_every_choice_reaches_the_run(tmp_path: Path) -> None:
 
 
 def test_buffers_that_are_sent_reach_the_prior_and_else_it_refuses(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    (tmp_path / "my_mod_c.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(tmp_path)
     prior = "BatchNormStatistics(0.1, source='batch')"
-    arguments = ["audit", "--network", "ConvNet8", "--attack", f"GradientInversion(priors=({prior},))", "--train-mode"]
+    arguments = ["audit", "--network", "my_mod_c:normed", "--image-shape", "3", "16", "16", "--train-mode"]
+    arguments += ["--attack", f"GradientInversion(priors=({prior},))"]
     assert main([*arguments, "--sent-buffers", "--output", "out", *QUICK]) == 0
     assert read(tmp_path / "out")["scenario"]["threat_model"]["buffers"] == "sent"
     assert main([*arguments, "--output", "none", *QUICK]) == 2

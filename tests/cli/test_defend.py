@@ -122,7 +122,7 @@ def test_utility_is_measured_on_a_folder_of_pictures_by_class(tmp_path: Path, mo
             for number in range(4):
                 pixels = (level + rng.integers(-30, 30, (32, 32, 3))).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
-    command = ["defend", "--points", "Clip(1.0)", "--data-path", "data", "--output", "out", "--rounds", "20", *QUICK]
+    command = ["defend", "--points", "Clip(1.0)", "--data-path", "data", "--output", "out", "--rounds", "10", *QUICK]
     assert main(command) == 0
     assert asked == ["photos", "FashionMNIST", "folder", "folder"]  # data/ has no idx files, and then its own two parts
     rows = written("out")["rows"]

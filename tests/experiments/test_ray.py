@@ -180,6 +180,24 @@ def test_jobs_that_no_machine_can_take_are_refused(cluster: Any, tmp_path: Path)
     ledger.close()
 
 
+JOIN = """
+import sys
+from inversefed.experiments import ray_start
+
+with ray_start.joined(sys.argv[1]) as ray:
+    print(ray.get(ray.remote(num_cpus=0)(lambda: "let in").remote()))
+"""
+
+
+def test_a_cluster_lets_in_only_who_has_its_token(cluster: Any) -> None:
+    command = [sys.executable, "-c", JOIN, cluster.address]
+    for environment in ({"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}):
+        refused = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+        assert refused.returncode and "let in" not in refused.stdout
+        assert "there is no cluster at" in refused.stderr
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "let in\n"
+
+
 def listening(session: int) -> dict[str, str]:
     """The addresses on which processes of a session listen for TCP, in hexadecimal, with who does."""
     sockets = {}

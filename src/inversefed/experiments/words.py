@@ -20,7 +20,7 @@ def said(standing: Standing) -> str:
 def length(seconds: float) -> str:
     """A length of time as people say it.
 
-    >>> length(42), length(600), length(7300)
+    >>> length(42.0), length(600.0), length(7300.0)
     ('42 s', '10 min', '2.0 h')
     """
     if seconds < 100:

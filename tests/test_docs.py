@@ -16,7 +16,7 @@ from torch import nn
 import inversefed
 from inversefed.attacks.pieces import priors
 from inversefed.cli import main
-from inversefed.cli.options import Audit, Defend, Inspect, Train, parse
+from inversefed.cli.options import Audit, Defend, InLedger, Inspect, Train, parse
 from inversefed.specs import registry
 
 ROOT = Path(__file__).parents[1]
@@ -180,7 +180,7 @@ def test_every_option_in_the_page_exists_and_every_option_is_in_the_page(
 
 def test_every_option_of_the_page_on_defenses_exists() -> None:
     page = (ROOT / "docs" / "howto" / "defend.md").read_text(encoding="utf-8")
-    both = [*dataclasses.fields(Audit), *dataclasses.fields(Defend)]
+    both = [*dataclasses.fields(Audit), *dataclasses.fields(Defend), *dataclasses.fields(InLedger)]
     named = options_of(page) - {"--no-utility"}
     assert named <= {f"--{field.name.replace('_', '-')}" for field in both}
 

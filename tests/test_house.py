@@ -29,6 +29,7 @@ TWICE = {
     "frontier": "the room measures a sweep; the file of `report` is its rows there",
     "gate": "the file of `cli` is the command of the one in `report`",
     "networks": "the room reads any network; the folder of `zoo` holds those that come with the package",
+    "serve": "the file of `cli` is the command of the folder in `experiments`",
     "purge": "the file of `cli` is the command of the one in `report`",
     "updates": "the room, and its earlier home",
 }

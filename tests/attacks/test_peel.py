@@ -140,7 +140,7 @@ def test_the_factor_of_all_channels_and_that_of_one_lead_to_the_same_input(monke
     gradient = rows.reshape(4, 3, 3, 3).permute(0, 3, 1, 2)
     slope = torch.rand(2, 4, 10, 10).double()
     for together in (4096, 0):
-        monkeypatch.setattr(conv_least_squares, "_TOGETHER", together)
+        monkeypatch.setattr(conv_least_squares, "TOLERANCES", conv_least_squares.Tolerances(together=together))
         found = solve_convolution(layer, (3, 10, 10), gradient, delta, output, slope, 1e-13).values
         torch.testing.assert_close(found, inputs, rtol=1e-8, atol=1e-8)
 

@@ -123,9 +123,9 @@ def test_the_paper_s_wide_network_gives_its_picture_away_by_default(photos: torc
     module = networks.build("ResNet20-4", seed=0).eval()
     mean, std = constants.cifar10_mean, constants.cifar10_std
     report = inversefed.audit(module, photos[:1], torch.tensor([3]), mean=mean, std=std, nulls=0)
+    # Whether the update comes out the same to 1e-4 as well depends on the processor: a ReLU may stand on its edge.
     assert float(report.scores["peak_signal_noise_ratio"]) > 100
-    reasons = next(finding for finding in report.findings if finding.code == "attack-chosen")
-    assert "Peel is exact" in reasons.message
+    assert report.reconstruction.made_by.startswith("Peel(")
 
 
 @pytest.mark.parametrize(

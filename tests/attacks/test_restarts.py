@@ -27,6 +27,7 @@ from inversefed.attacks.pieces.group_consistency import GroupConsistency
 from inversefed.attacks.search import checkpoint, convergence, precision, restart_pruning
 from inversefed.attacks.search.restarts import planned_steps
 from inversefed.errors import ConfigError, InputError
+from inversefed.fl.simulate import observed
 
 SHAPE = (3, 8, 8)
 
@@ -227,12 +228,16 @@ def test_what_is_left_is_told_and_the_best_of_all_restarts_is_at_hand(observatio
     assert max(within) <= 0.2
 
 
-def test_double_precision_searches_in_float64_and_answers_in_the_network_s_own(observation: Observation) -> None:
-    attack = replace(recipes.curvature(80), convergence=convergence.Never())  # by then float32 has long stalled
+def test_double_precision_searches_in_float64_and_answers_in_the_network_s_own() -> None:
+    torch.manual_seed(0)
+    module, image = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval(), torch.rand(1, 3, 8, 8)
+    observation, _ = observed(module, image, torch.tensor([1]), threat=ThreatModel(labels="known"))
+    # Of one linear layer the search comes to what its number format can tell apart, in a few steps.
+    attack = replace(recipes.curvature(20), convergence=convergence.Never())
     single, double = (
         replace(attack, precision=p)(observation, seeded()) for p in (precision.Native(), precision.Double())
     )
-    assert double.images.dtype is torch.float32 and double.loss < 0.8 * single.loss
+    assert double.images.dtype is torch.float32 and double.loss < 0.5 * single.loss
     seen = []
 
     def prior(images: torch.Tensor, _: object) -> torch.Tensor:

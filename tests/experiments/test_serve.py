@@ -21,7 +21,7 @@ from inversefed.experiments.browse import FACETS, Browse, Filters, Sort
 from inversefed.experiments.ledger import Ledger, Outcome
 from inversefed.experiments.places import Places
 from inversefed.experiments.schema import job
-from inversefed.experiments.serve import files
+from inversefed.experiments.serve import job_files
 from inversefed.experiments.serve.app import make_app
 from inversefed.experiments.serve.guard import POLICY, Guard
 from inversefed.experiments.serve.pages import ROWS, View
@@ -437,7 +437,7 @@ def test_no_link_is_followed_and_nothing_but_plain_files_read(few: Ledger, app: 
     moved = few.folder / "moved"
     folder.rename(moved)
     folder.symlink_to(moved, target_is_directory=True)
-    assert get(app, f"/jobs/{hash}/report.html").status == 404 and files.pictures(few.folder, hash) == ()
+    assert get(app, f"/jobs/{hash}/report.html").status == 404 and job_files.pictures(few.folder, hash) == ()
     assert "No report." in get(app, f"/jobs/{hash}").text
 
 

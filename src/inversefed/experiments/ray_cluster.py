@@ -136,7 +136,7 @@ class _Room:
 def _room(nodes: Sequence[Mapping[str, Any]], threads: int, gpus: float) -> _Room:
     """Count the machines that are there.
 
-    >>> _room([{"Alive": True, "Resources": {"CPU": 5.0, "memory": 9e9}}, {"Alive": False, "Resources": {}}], 2, 0)
+    >>> _room([{"Alive": True, "Resources": {"CPU": 5.0, "memory": 9e9}}, {"Alive": False, "Resources": {}}], 2, 0.0)
     _Room(slots=2, memory=9000000000, largest=9000000000)
     """
     slots, memory = 0, [0]

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from inversefed.errors import InputError, InversefedError, StorageError
 from inversefed.experiments.browse import Browse, Facet
 from inversefed.experiments.ledger import Job, Ledger, Run, Standing
-from inversefed.experiments.serve import files, live
+from inversefed.experiments.serve import job_files, live
 from inversefed.experiments.serve.guard import Guard
 from inversefed.experiments.serve.pages import ROWS, STATIC, View, policy_of_report, render
 from inversefed.experiments.serve.study import axis, points, strengths
@@ -175,7 +175,7 @@ class _Pages:
         """One job."""
         job = self._job(request)
         content = self.ledger.result(job)
-        names = files.pictures(self.ledger.folder, job.hash)
+        names = job_files.pictures(self.ledger.folder, job.hash)
         values = live.of_job(self.ledger, job)
         return _page(
             "job",
@@ -187,7 +187,7 @@ class _Pages:
             record=json.dumps(json.loads(job.scenario), indent=2, ensure_ascii=False),
             pictures=_pairs(names[:_PICTURES]),
             more=max(0, len(names) - _PICTURES),
-            has_report=files.read(self.ledger.folder, job.hash, "report.html") is not None,
+            has_report=job_files.read(self.ledger.folder, job.hash, "report.html") is not None,
             live=values,
             is_open=not values["over"],
             events=f"/jobs/{job.hash}/events",
@@ -200,12 +200,12 @@ class _Pages:
 
     def so_far(self, request: Request) -> Response:
         """The picture of a running search."""
-        return _file(files.so_far(self.ledger.folder, request.path_params["hash"]), "so_far.png")
+        return _file(job_files.so_far(self.ledger.folder, request.path_params["hash"]), "so_far.png")
 
     def file(self, request: Request) -> Response:
         """A file of a job's report."""
         name = request.path_params["name"]
-        return _file(files.read(self.ledger.folder, request.path_params["hash"], name), name)
+        return _file(job_files.read(self.ledger.folder, request.path_params["hash"], name), name)
 
     def static(self, request: Request) -> Response:
         """Style, script and icon."""
@@ -231,7 +231,7 @@ class _Pages:
 
     def _job(self, request: Request) -> Job:
         hash = request.path_params["hash"]
-        if not files.is_hash(hash):
+        if not job_files.is_hash(hash):
             raise HTTPException(404, "A job is named by 64 hexadecimal digits.")
         try:
             return self.ledger.job(hash)
@@ -245,7 +245,7 @@ def _page(name: str, **values: Any) -> Response:
     return HTMLResponse(render(name, **values))
 
 
-def _file(found: files.Found | None, name: str) -> Response:
+def _file(found: job_files.Found | None, name: str) -> Response:
     if found is None:
         raise HTTPException(404, "There is no such file.")
     kind = {"html": "text/html; charset=utf-8", "json": "application/json", "png": "image/png"}[name.rpartition(".")[2]]

@@ -13,7 +13,7 @@ from inversefed.errors import InversefedError
 from inversefed.experiments.browse import Line
 from inversefed.experiments.ledger import Job, Ledger, Standing
 from inversefed.experiments.schema import DONE, FAILED, QUEUED, RUNNING
-from inversefed.experiments.serve.files import so_far
+from inversefed.experiments.serve.job_files import so_far
 from inversefed.experiments.words import length, progress, said, shown_loss
 
 __all__ = ["SLOTS", "Values", "events", "of_job", "of_lines", "of_running", "of_standing"]

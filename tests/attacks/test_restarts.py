@@ -232,12 +232,10 @@ def test_double_precision_searches_in_float64_and_answers_in_the_network_s_own()
     torch.manual_seed(0)
     module, image = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval(), torch.rand(1, 3, 8, 8)
     observation, _ = observed(module, image, torch.tensor([1]), threat=ThreatModel(labels="known"))
-    # Of one linear layer the search comes to what its number format can tell apart, in a few steps.
     attack = replace(recipes.curvature(20), convergence=convergence.Never())
-    single, double = (
-        replace(attack, precision=p)(observation, seeded()) for p in (precision.Native(), precision.Double())
-    )
-    assert double.images.dtype is torch.float32 and double.loss < 0.5 * single.loss
+    found = replace(attack, precision=precision.Double())(observation, seeded())
+    assert found.images.dtype is torch.float32
+    assert found.loss < 1e-12, "one linear layer comes to the rounding of its update in a few steps"
     seen = []
 
     def prior(images: torch.Tensor, _: object) -> torch.Tensor:

@@ -133,12 +133,16 @@ def test_every_plan_that_ships_is_read(name: str) -> None:
     assert parse_plan(json.dumps(plan.to_dict())).to_dict() == plan.to_dict()
 
 
-@pytest.mark.slow  # some eighty audits of two iterations each, on networks of every size
+@pytest.mark.slow  # some thirty audits of two iterations or two seconds each
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_plan_that_ships_runs_in_miniature(name: str, tmp_path: Path) -> None:
     plan = read_plan(shipped()[name], data_path=tmp_path)
-    targets = tuple(replace(each, limit=1) for each in plan.targets)
-    plan = replace(plan, targets=targets, max_iterations=2, nulls=0, time_budget=2.0)
+    targets = tuple(replace(each, limit=1) for each in plan.targets[:1])
+    plan = replace(
+        plan, targets=targets, models=plan.models[:2], clients=plan.clients[:2],
+        defenses=tuple(dict.fromkeys((plan.defenses[0], plan.defenses[-1]))),
+        max_iterations=2, nulls=0, time_budget=2.0,
+    )  # fmt: skip
     ledger = Ledger(str(tmp_path / "ledger.db"))
     run = add_run(ledger, plan)
     write_jobs(ledger, run)

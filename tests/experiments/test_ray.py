@@ -162,8 +162,8 @@ def test_a_removed_machine_costs_an_attempt_and_no_result(
             cluster.second = cluster.add_node(num_cpus=1, **NODE)
             cluster.remove_node(cluster.first, allow_graceful=False)
 
-    rows, found = swept(tmp_path, RayCluster(), 100, remove)
-    expected, tensors = alone(100)
+    rows, found = swept(tmp_path, RayCluster(), 400, remove)  # long enough to be cut off in the middle
+    expected, tensors = alone(400)
     assert removed and same(rows) == same(expected) and found == tensors
     assert sorted(row["attempts"] for row in rows) == [1, 1, 1, 2]
 
@@ -226,7 +226,7 @@ def _descends(pid: int, of: int) -> bool:
 
 
 def test_a_ray_of_this_machine_listens_on_loopback_and_ends_on_ctrl_c(tmp_path: Path) -> None:
-    (tmp_path / "plan.yaml").write_text(PLAN.format(iterations=400))
+    (tmp_path / "plan.yaml").write_text(PLAN.format(iterations=4000))
     command = [sys.executable, "-m", "inversefed", "sweep", "plan.yaml", "--executor", "ray", "--workers", "1"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with subprocess.Popen(command, cwd=tmp_path, env=clean, stderr=subprocess.PIPE, text=True) as sweep:
@@ -239,7 +239,7 @@ def test_a_ray_of_this_machine_listens_on_loopback_and_ends_on_ctrl_c(tmp_path: 
         sweep.send_signal(signal.SIGINT)
         _, error = sweep.communicate(timeout=120)
     assert sweep.returncode == 130 and "inversefed resume demo" in error
-    assert progress and progress[0]["iterations"] == 800
+    assert progress and progress[0]["iterations"] == 8000
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert len(addresses) >= 4 and set(addresses.values()) <= loopback, addresses
     ledger = Ledger(str(tmp_path / "runs" / "ledger.db"))

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from inversefed.experiments.ledger import Job, Ledger, Run, Standing
-from inversefed.experiments.schema import DONE, RUNNING, STATES, job, result, run, run_job
+from inversefed.experiments.schema import RUNNING, job, result, run, run_job
 from inversefed.experiments.table import GROUP, PSNR, Row
 
 __all__ = ["FACETS", "SORTS", "Browse", "Facet", "Filters", "Line", "Sort"]
@@ -148,7 +148,7 @@ class Browse:
         chosen = sa.select(run).order_by(run.c.id.desc()).offset(offset).limit(limit)
         with self.ledger.reading() as connection:
             found = [Run(**row._asdict()) for row in connection.execute(chosen)]
-        standings = self._standings([each.id for each in found])
+        standings = self.ledger.standings([each.id for each in found])
         return tuple((each, standings[each.id]) for each in found)
 
     def run(self, number: int) -> Run | None:
@@ -236,22 +236,6 @@ class Browse:
             return sa.func.json_extract(result.c.content, f"$.{name}", type_=sa.Double).label(name)
         text = sa.cast(result.c.content, postgresql.JSONB)[name].astext
         return sa.cast(text, sa.Double).label(name)
-
-    def _standings(self, ids: Sequence[int]) -> dict[int, Standing]:
-        linked = run_job.join(job, run_job.c.job_id == job.c.id).outerjoin(result, result.c.job_id == job.c.id)
-        counted = sa.select(run_job.c.run_id, job.c.state, sa.func.count(), sa.func.sum(result.c.seconds))
-        counted = counted.select_from(linked).where(run_job.c.run_id.in_(ids)).group_by(run_job.c.run_id, job.c.state)
-        gone = sa.and_(run_job.c.run_id.in_(ids), job.c.state == RUNNING, job.c.lease_until <= self.ledger.now)
-        overdue = sa.select(run_job.c.run_id, sa.func.count()).join(job, run_job.c.job_id == job.c.id).where(gone)
-        counts = {each: dict.fromkeys(STATES, 0) for each in ids}
-        seconds = dict.fromkeys(ids, 0.0)
-        with self.ledger.reading() as connection:
-            for number, state, count, total in connection.execute(counted):
-                counts[number][state] = count
-                seconds[number] += float(total or 0.0)
-            late = {row[0]: int(row[1]) for row in connection.execute(overdue.group_by(run_job.c.run_id))}
-        means = {each: seconds[each] / counts[each][DONE] if counts[each][DONE] else None for each in ids}
-        return {each: Standing(counts[each], late.get(each, 0), means[each]) for each in ids}
 
 
 def _chosen(of: Run, filters: Filters, *columns: Any, results: bool = False) -> sa.Select[Any]:

@@ -20,7 +20,7 @@ import socket
 import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -237,7 +237,7 @@ class Ledger:
                 raise InputError(
                     f"the ledger has a run {name!r} already; go on with it by `inversefed resume`, or name another"
                 )
-            values = {"name": name, "plan": plan, "created": self._now, "planned": False}
+            values = {"name": name, "plan": plan, "created": self.now, "planned": False}
             connection.execute(run.insert().values(**values))
         return self.run(name)
 
@@ -247,7 +247,7 @@ class Ledger:
         Raises:
             ConfigError: there is none.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(run).where(run.c.name == name)).first()
             if row is None:
                 raise unknown_name("run", name, connection.execute(sa.select(run.c.name)).scalars())
@@ -255,7 +255,7 @@ class Ledger:
 
     def runs(self) -> tuple[Run, ...]:
         """All runs, the newest first."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return tuple(Run(**row._asdict()) for row in connection.execute(sa.select(run).order_by(run.c.id.desc())))
 
     def plan_jobs(self, into: Run, jobs: Iterable[NewJob]) -> None:
@@ -288,7 +288,7 @@ class Ledger:
             of_run = sa.select(run_job.c.job_id).where(run_job.c.run_id == found.id)
             shared = sa.select(run_job.c.job_id).where(run_job.c.run_id != found.id)
             own = job.c.id.in_(of_run) & job.c.id.not_in(shared)
-            alive = sa.and_(own, job.c.state == RUNNING, job.c.lease_until > self._now)
+            alive = sa.and_(own, job.c.state == RUNNING, job.c.lease_until > self.now)
             if connection.execute(sa.select(job.c.id).where(alive).limit(1)).first() is not None:
                 raise InputError(f"jobs of the run {name!r} are running; end them first, or wait {LEASE:.0f} seconds")
             hashes = tuple(connection.execute(sa.select(job.c.hash).where(own)).scalars())
@@ -330,13 +330,13 @@ class Ledger:
             inside = sa.select(run_job.c.job_id).where(run_job.c.run_id == of.id, run_job.c.job_id == job.c.id).exists()
             used = connection.execute(
                 sa.select(sa.func.coalesce(sa.func.sum(job.c.bytes), 0)).where(
-                    job.c.state == RUNNING, job.c.lease_until > self._now
+                    job.c.state == RUNNING, job.c.lease_until > self.now
                 )
             ).scalar_one()
             fits = sa.true() if memory is None or not used else job.c.bytes <= memory - int(used)
             fits = fits if only is None else sa.and_(fits, job.c.hash == only)
             ready = sa.select(job).where(job.c.state == QUEUED, inside, fits).order_by(job.c.id).limit(1)
-            late = sa.select(job).where(job.c.state == RUNNING, job.c.lease_until <= self._now, inside, fits).limit(1)
+            late = sa.select(job).where(job.c.state == RUNNING, job.c.lease_until <= self.now, inside, fits).limit(1)
             row = connection.execute(ready).first() or connection.execute(late).first()
             if row is None:
                 return None
@@ -344,7 +344,7 @@ class Ledger:
             values = {
                 "state": RUNNING,
                 "owner": owner,
-                "lease_until": self._now + lease,
+                "lease_until": self.now + lease,
                 "attempts": row.attempts + 1,
                 "lost": row.lost + was_running,
                 "progress": None,
@@ -360,7 +360,7 @@ class Ledger:
         Returns:
             Whether the job is still the owner's; if not, another process has it.
         """
-        values: dict[str, Any] = {"lease_until": self._now + lease}
+        values: dict[str, Any] = {"lease_until": self.now + lease}
         if progress is not None:
             values["progress"] = json.dumps(progress)
         with self._writing() as connection:
@@ -414,7 +414,7 @@ class Ledger:
 
     def release_dead(self) -> int:
         """Give back what processes of this machine have that are not there any more; how many jobs that were."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             owners = connection.execute(sa.select(job.c.owner).where(job.c.state == RUNNING).distinct()).scalars().all()
         return sum(self.release(each, died=False) for each in owners if each and is_dead(each))
 
@@ -440,23 +440,32 @@ class Ledger:
 
     def standing(self, of: Run) -> Standing:
         """How far a run is."""
-        joined = run_job.join(job, run_job.c.job_id == job.c.id)
-        with self._reading() as connection:
-            by_state = sa.select(job.c.state, sa.func.count()).select_from(joined).where(run_job.c.run_id == of.id)
-            found = connection.execute(by_state.group_by(job.c.state)).all()
-            counts = dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in found}
-            gone = sa.and_(job.c.state == RUNNING, job.c.lease_until <= self._now, job.c.id.in_(_ids(of)))
-            late = connection.execute(sa.select(sa.func.count()).where(gone)).scalar_one()
-            mean = sa.select(sa.func.avg(result.c.seconds)).where(result.c.job_id.in_(_ids(of)))
-            seconds = connection.execute(mean).scalar_one()
-        return Standing(counts, int(late), None if seconds is None else float(seconds))
+        return self.standings([of.id])[of.id]
+
+    def standings(self, runs: Sequence[int]) -> dict[int, Standing]:
+        """How far each of some runs is, by their numbers."""
+        linked = run_job.join(job, run_job.c.job_id == job.c.id).outerjoin(result, result.c.job_id == job.c.id)
+        of_runs = run_job.c.run_id.in_(runs)
+        counted = sa.select(run_job.c.run_id, job.c.state, sa.func.count(), sa.func.sum(result.c.seconds))
+        counted = counted.select_from(linked).where(of_runs).group_by(run_job.c.run_id, job.c.state)
+        gone = sa.and_(of_runs, job.c.state == RUNNING, job.c.lease_until <= self.now)
+        overdue = sa.select(run_job.c.run_id, sa.func.count()).join(job, run_job.c.job_id == job.c.id).where(gone)
+        counts = {each: dict.fromkeys(STATES, 0) for each in runs}
+        seconds = dict.fromkeys(runs, 0.0)
+        with self.reading() as connection:
+            for number, state, count, total in connection.execute(counted):
+                counts[number][state] = count
+                seconds[number] += float(total or 0.0)
+            late = {row[0]: int(row[1]) for row in connection.execute(overdue.group_by(run_job.c.run_id))}
+        means = {each: seconds[each] / counts[each][DONE] if counts[each][DONE] else None for each in runs}
+        return {each: Standing(counts[each], late.get(each, 0), means[each]) for each in runs}
 
     def jobs(self, of: Run, state: str | None = None) -> tuple[Job, ...]:
         """The jobs of a run in the order of its plan; all of them, or those in one state."""
         chosen = sa.select(job).join(run_job, run_job.c.job_id == job.c.id).where(run_job.c.run_id == of.id)
         if state is not None:
             chosen = chosen.where(job.c.state == state)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return tuple(
                 _job(row._asdict()) for row in connection.execute(chosen.order_by(run_job.c.position, job.c.id))
             )
@@ -467,7 +476,7 @@ class Ledger:
         Raises:
             InputError: there is none, or more than one.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(sa.select(job).where(job.c.hash >= hash, job.c.hash < hash + "g").limit(2)).all()
         if len(rows) != 1:
             raise InputError(f"{'no job' if not rows else 'more than one job'} of the ledger begins with {hash!r}")
@@ -475,7 +484,7 @@ class Ledger:
 
     def result(self, of: Job) -> dict[str, Any] | None:
         """The row of a job's result; `None` where there is none."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             text = connection.execute(sa.select(result.c.content).where(result.c.job_id == of.id)).scalar_one_or_none()
         return None if text is None else json.loads(text)
 
@@ -488,7 +497,7 @@ class Ledger:
         """
         joined = run_job.join(job, run_job.c.job_id == job.c.id).outerjoin(result, result.c.job_id == job.c.id)
         chosen = sa.select(job, result.c.content).select_from(joined).where(run_job.c.run_id == of.id, *only)
-        with self._reading() as connection:
+        with self.reading() as connection:
             for row in connection.execute(chosen.order_by(run_job.c.position, job.c.id)):
                 values = row._asdict()
                 content = values.pop("content")
@@ -498,27 +507,18 @@ class Ledger:
         """What the database finds wrong with itself; `None` for nothing. PostgreSQL looks after that by itself."""
         if not self.is_sqlite:
             return None
-        with self._reading() as connection:
+        with self.reading() as connection:
             found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
         return None if found == ["ok"] else "; ".join(map(str, found))
 
     # -- underneath ----------------------------------------------------------------------------------------------------
 
     @property
-    def _now(self) -> sa.ColumnElement[float]:
+    def now(self) -> sa.ColumnElement[float]:
         """Seconds since 1970 by the database's clock."""
         if self.is_sqlite:
             return sa.literal_column("((julianday('now') - 2440587.5) * 86400.0)", sa.Double)
         return sa.literal_column("extract(epoch from clock_timestamp())::double precision", sa.Double)
-
-    def reading(self) -> AbstractContextManager[Connection]:
-        """One transaction that only reads, for the queries of `browse`."""
-        return self._reading()
-
-    @property
-    def now(self) -> sa.ColumnElement[float]:
-        """Seconds since 1970 by the database's clock, for these queries."""
-        return self._now
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -529,14 +529,14 @@ class Ledger:
             yield connection
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
         """One transaction that only reads."""
         with _told(self.url), self.engine.connect().execution_options(reads=True) as connection:
             yield connection
 
     def _finish(self, connection: Connection, taken: Job, outcome: Outcome) -> bool:
         ended = {"state": DONE, "owner": None, "lease_until": None, "progress": None, "error": None}
-        first = job.update().where(job.c.id == taken.id, job.c.state != DONE).values(**ended, finished=self._now)
+        first = job.update().where(job.c.id == taken.id, job.c.state != DONE).values(**ended, finished=self.now)
         if connection.execute(first).rowcount != 1:
             return False
         values = {name: getattr(outcome, name) for name in ("verdict", "psnr", "margin", "seconds")}
@@ -565,7 +565,7 @@ class Ledger:
 
     def _migrate(self) -> None:
         """Bring the tables to this version's; several processes may open a ledger at once."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             there = sa.inspect(connection).get_table_names()
             found = self._version(connection) if "alembic_version" in there else None
         if found == HEAD:

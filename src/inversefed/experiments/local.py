@@ -20,17 +20,13 @@ import torch
 
 from inversefed.attacks.search.memory import available_bytes
 from inversefed.errors import ConfigError, InputError, StorageError
-from inversefed.experiments.executor import Executor
+from inversefed.experiments.executor import LOOK, PROCESS, Executor, until_done
 from inversefed.experiments.ledger import Ledger, Run, Standing, new_owner
 from inversefed.experiments.tracking import Tracker
 from inversefed.experiments.work import work
 
 __all__ = ["LocalProcesses"]
 
-_LOOK = 0.2
-"""Seconds between two looks at the processes."""
-_PROCESS = 400_000_000
-"""Bytes that a process has before it does anything: Python, torch, and what both load."""
 _UNWRITABLE = 74
 """Exit status of a process that could not write its results (`EX_IOERR`)."""
 _BEFORE_WORK = 3
@@ -85,18 +81,11 @@ class LocalProcesses(Executor):
         ledger.release_dead()
         free = self.memory
         if free is None:
-            free = available_bytes(torch.device("cpu")) - self.count * _PROCESS
+            free = available_bytes(torch.device("cpu")) - self.count * PROCESS
         ledger.refuse_larger(run, max(0, free))
         crew = _Crew(self, ledger, run, max(0, free))
         try:
-            while True:
-                began = time.monotonic()
-                standing = ledger.standing(run)
-                on_look(standing)
-                if not standing.open:
-                    return standing
-                crew.look(standing)
-                time.sleep(max(_LOOK, 4 * (time.monotonic() - began)))  # a look at very many jobs takes a while
+            return until_done(ledger, run, crew.look, on_look)
         finally:
             crew.end()
 
@@ -135,6 +124,7 @@ class _Crew:
             )
         while standing.ready and len(self.members) < min(self.settings.count, standing.open):
             self._begin()
+        time.sleep(LOOK)
 
     def end(self) -> None:
         """End all processes, and give back what they had."""

@@ -25,7 +25,7 @@ from inversefed.specs.sources import Sources, absolute
 from inversefed.specs.written import UNNAMED, written
 from inversefed.zoo.folders import pictures_in
 
-__all__ = ["Cell", "ModelSpec", "Plan", "Targets", "Training", "shown"]
+__all__ = ["Cell", "LastLoad", "ModelSpec", "Plan", "Targets", "Training", "shown"]
 
 
 @dataclass(frozen=True)
@@ -235,12 +235,9 @@ class Plan:
         Args:
             on_load: told after each cell (done, of how many).
         """
-        total, held, last = len(self), None, None
+        total, last = len(self), LastLoad()
         for number, cell in enumerate(self.cells()):
-            key = _loads(cell.scenario)
-            if held is None or key != last:
-                held, last = cell.scenario.loaded(), key
-            yield replace(cell, scenario=_holding(held, cell.scenario))
+            yield replace(cell, scenario=last.loaded(cell.scenario))
             if on_load is not None:
                 on_load(number + 1, total)
 
@@ -346,15 +343,19 @@ def shown(model: ModelSpec) -> str:
     return ", ".join([*parts, *(["train mode"] if model.train_mode else [])])
 
 
-def _loads(scenario: Scenario) -> Any:
-    """What a load depends on; two scenarios with the same answer may share their tensors."""
-    assert scenario.sources is not None
-    return replace(scenario.sources, client="FedSGD"), scenario.seed, scenario.mean, scenario.std
+@dataclass
+class LastLoad:
+    """The tensors that the last scenario had: those that share pictures and weights follow each other."""
 
+    key: Any = None
+    held: Scenario | None = field(default=None, repr=False)
 
-def _holding(held: Scenario, scenario: Scenario) -> Scenario:
-    """The scenario with the tensors of another that loads the same."""
-    return replace(
-        scenario,
-        held=held.held, sha256=held.sha256, loss=held.loss, mean=held.mean, std=held.std, versions=held.versions,
-    )  # fmt: skip
+    def loaded(self, scenario: Scenario) -> Scenario:
+        """The scenario with its tensors and their hashes, loaded or taken from the last one."""
+        assert scenario.sources is not None
+        sources = replace(scenario.sources, client="FedSGD")  # the same pictures and weights, whoever the client is
+        key = sources, scenario.seed, scenario.mean, scenario.std, scenario.sha256
+        if self.held is None or key != self.key:
+            self.held, self.key = scenario.loaded(), key
+        names = ("held", "sha256", "loss", "mean", "std", "versions")
+        return replace(scenario, **{name: getattr(self.held, name) for name in names})

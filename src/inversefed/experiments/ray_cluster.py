@@ -24,23 +24,19 @@ from pickle import PicklingError
 from typing import Any
 
 from inversefed.errors import ConfigError, InputError, InversefedError, StorageError
-from inversefed.experiments.executor import Executor
+from inversefed.experiments.executor import LOOK, PROCESS, Executor, until_done
 from inversefed.experiments.ledger import Job, Ledger, Run, Standing, new_owner
 from inversefed.experiments.places import Places, make_private
 from inversefed.experiments.ray_start import begun, joined
 from inversefed.experiments.remote import Done, Refused, Said, audited, private_of
 from inversefed.experiments.schema import POINT, QUEUED
-from inversefed.experiments.work import BEAT, keep, remove_live, write_private
+from inversefed.experiments.work import BEAT, keep, remove_live, why, write_private
 from inversefed.scenario import Hashes, Scenario
 
 __all__ = ["RayCluster"]
 
-_LOOK = 0.2
-"""Seconds between two looks at what runs."""
 _LEASE = 300.0
 """Seconds of a lease: the coordinator says nothing while it loads pictures for the next job."""
-_PROCESS = 400_000_000
-"""Bytes that a worker has before it does anything: Python, torch, and what both load."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +94,7 @@ class RayCluster(Executor):
         with self._connected() as ray, _told(ray):
             coordinator = _Coordinator(ray, ledger, run, self)
             try:
-                while True:
-                    standing = ledger.standing(run)
-                    on_look(standing)
-                    if not standing.open:
-                        return standing
-                    coordinator.look()
+                return until_done(ledger, run, coordinator.look, on_look)
             finally:
                 coordinator.end()
 
@@ -242,7 +233,7 @@ class _Coordinator:
         if not room.slots:
             share = f" and {given.gpus:g} of a GPU" if given.gpus else ""
             raise ConfigError(f"no machine of the cluster has {given.threads} cores{share}; see --threads and --gpus")
-        ledger.refuse_larger(run, max(0, room.largest - _PROCESS))
+        ledger.refuse_larger(run, max(0, room.largest - PROCESS))
         queued = ledger.jobs(run, QUEUED)
         self._shelf = _Shelf(ray.put, Counter(key for job in queued for key in _keys(_hashes(job.scenario))))
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -253,14 +244,14 @@ class _Coordinator:
             num_cpus=given.threads, num_gpus=given.gpus, max_retries=0, scheduling_strategy="SPREAD"
         )(_task)
 
-    def look(self) -> None:
+    def look(self, _: Standing) -> None:
         """Take what has ended, say what runs, and begin what there is room for."""
         if self._flying:
-            ended, _ = self._ray.wait(list(self._flying), num_returns=len(self._flying), timeout=_LOOK)
+            ended, _ = self._ray.wait(list(self._flying), num_returns=len(self._flying), timeout=LOOK)
             for reference in ended:
                 self._end(reference, self._flying.pop(reference))
         else:
-            time.sleep(_LOOK)
+            time.sleep(LOOK)
         if time.monotonic() - self._beaten > BEAT:
             self._beaten = time.monotonic()
             self._beat()
@@ -282,7 +273,7 @@ class _Coordinator:
     def _fill(self) -> None:
         room = self._room()
         most = self._given.workers or room.slots
-        free = max(0, room.memory - most * _PROCESS)
+        free = max(0, room.memory - most * PROCESS)
         while len(self._flying) < most:
             job = self._ledger.claim(self._run, new_owner(), free, _LEASE)
             if job is None:
@@ -296,13 +287,13 @@ class _Coordinator:
         try:
             network, pictures = self._shelf.references(Scenario.from_dict(json.loads(job.scenario)))
         except InversefedError as error:
-            self._refuse(job, f"{type(error).__name__}: {error}")
+            self._refuse(job, why(error))
             return
         device = "cuda" if self._given.gpus else "cpu"
         checkpoint = None
         with contextlib.suppress(OSError):  # there is one where the search was cut short
             checkpoint = self._places.checkpoint(job.hash).read_bytes()
-        task = self._remote.options(memory=job.bytes + _PROCESS)
+        task = self._remote.options(memory=job.bytes + PROCESS)
         begun = task.remote(job, network, pictures, self._given.threads, device, self._board, checkpoint)
         self._flying[begun] = job
 

@@ -8,7 +8,6 @@ held to them, so that a result is never that of other weights or pixels.
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -22,10 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inversefed.errors import InversefedError
 from inversefed.experiments.ledger import Outcome
 from inversefed.experiments.table import outcome_of
-from inversefed.experiments.work import progress_of, taken_up, write_private
+from inversefed.experiments.work import progress_of, taken_up, why, write_private
 from inversefed.report.png import png
 from inversefed.scenario import Held, Scenario
 from inversefed.types import Batch, Step
@@ -132,9 +130,7 @@ def audited(
         seconds = time.perf_counter() - began
         return Done(outcome_of(report, seconds), report.files(tensors=True))
     except Exception as error:  # the last door: one job that cannot be done does not stop the others
-        if not isinstance(error, InversefedError | MemoryError):
-            logging.getLogger(__name__).exception("a job raised what no audit should")
-        return Refused(f"{type(error).__name__}: {error or 'there was not enough memory'}")
+        return Refused(why(error))
 
 
 def _loaded(scenario: Scenario, module: nn.Module | None, private: Private | None, device: str) -> Scenario:

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from inversefed.errors import InputError, InversefedError, StorageError
 from inversefed.experiments.frontier_jobs import Loaded, PointSpec, measured
 from inversefed.experiments.ledger import Job, Ledger, Outcome, Run
 from inversefed.experiments.places import Places, make_private
+from inversefed.experiments.plan import LastLoad
 from inversefed.experiments.schema import POINT
 from inversefed.experiments.table import outcome_of, row_of
 from inversefed.experiments.tracking import Tracker, callback
@@ -43,6 +44,7 @@ __all__ = [
     "remove_live",
     "run_job",
     "taken_up",
+    "why",
     "work",
     "write_private",
 ]
@@ -57,18 +59,10 @@ _WATCH = 0.5
 
 @dataclass
 class Memory:
-    """The tensors that the last job had: jobs that share pictures and weights follow each other."""
+    """The tensors that the last job had, of each kind."""
 
-    last: Scenario | None = field(default=None, repr=False)
+    audits: LastLoad = field(default_factory=LastLoad, repr=False)
     points: Loaded = field(default_factory=Loaded, repr=False)
-
-    def loaded(self, scenario: Scenario) -> Scenario:
-        """The scenario with its tensors, loaded or taken from the last one."""
-        if self.last is None or _key(self.last) != _key(scenario):
-            self.last = scenario.loaded()
-        same = self.last
-        assert same.held is not None
-        return replace(scenario, held=same.held, loss=same.loss, mean=same.mean, std=same.std, versions=same.versions)
 
 
 def work(
@@ -151,11 +145,16 @@ def attempt(ledger: Ledger, job: Job, shared: Memory, tracker: Tracker | None = 
     except StorageError:
         raise  # that is no fault of the job: it is done again where there is space
     except Exception as error:  # the last door: one job that cannot be done does not stop the others
-        if not isinstance(error, InversefedError | MemoryError):
-            logging.getLogger(__name__).exception("the job %s raised what no audit should", job.hash)
-        ledger.fail(job, f"{type(error).__name__}: {error or 'there was not enough memory'}")
+        ledger.fail(job, why(error))
         remove_live(Places(ledger.folder), job.hash)
         return None
+
+
+def why(error: Exception) -> str:
+    """What the ledger keeps of a job's error; what no audit should raise is also logged whole."""
+    if not isinstance(error, InversefedError | MemoryError):
+        logging.getLogger(__name__).error("a job raised what no audit should", exc_info=error)
+    return f"{type(error).__name__}: {error or 'there was not enough memory'}"
 
 
 def _end(ledger: Ledger, job: Job, outcome: Outcome, tracker: Tracker | None) -> None:
@@ -187,7 +186,7 @@ def keep(files: Mapping[str, bytes], folder: Path) -> None:
 def _audited(ledger: Ledger, job: Job, shared: Memory, pulse: "Pulse") -> Outcome:
     """Audit, from the checkpoint of an earlier attempt if there is one, write the files, and say what came of it."""
     began = time.perf_counter()
-    scenario = shared.loaded(Scenario.from_dict(json.loads(job.scenario)))
+    scenario = shared.audits.loaded(Scenario.from_dict(json.loads(job.scenario)))
     places = Places(ledger.folder)
     checkpoint = places.checkpoint(job.hash)
     make_private(checkpoint.parent)
@@ -305,9 +304,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_WATCH)
     os._exit(1)
-
-
-def _key(scenario: Scenario) -> Any:
-    """What a load depends on: a record says it by hash."""
-    sources = None if scenario.sources is None else replace(scenario.sources, client="FedSGD")
-    return sources, scenario.seed, scenario.sha256

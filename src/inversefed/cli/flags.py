@@ -1,19 +1,17 @@
 """What only the command line decides: device, threads, and what its flags grant the server."""
 
-import re
-
 import torch
 from torch import nn
 
 from inversefed.cli import options as given
 from inversefed.errors import ConfigError
 from inversefed.fl.threat import ThreatModel
+from inversefed.specs.durations import seconds_in
 from inversefed.specs.load_setting import Setting, load
 
 __all__ = ["granted", "pick_device", "read_seconds", "read_setting", "set_threads"]
 
 _SMALL = 100_000
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def read_setting(options: given.Setting) -> Setting:
@@ -72,7 +70,7 @@ def read_seconds(text: str | None) -> float | None:
     """
     if text is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", text.lower())
-    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
+    seconds = seconds_in(text)
+    if seconds is None:
         raise ConfigError(f"--time-budget is a length of time such as 30s, 5m or 1h, not {text!r}")
-    return float(match[1]) * _UNITS[match[2]]
+    return seconds

@@ -1,6 +1,5 @@
 """`inversefed purge`: list what audits left, ask, and remove it."""
 
-import re
 import sys
 import time
 from pathlib import Path
@@ -10,10 +9,9 @@ from inversefed.cli.options import Purge
 from inversefed.errors import ConfigError
 from inversefed.experiments.places import is_preview
 from inversefed.report.purge import Leftover, find, remove
+from inversefed.specs.durations import seconds_in
 
 __all__ = ["run_purge"]
-
-_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
 def run_purge(options: Purge) -> int:
@@ -26,7 +24,10 @@ def run_purge(options: Purge) -> int:
         ConfigError: nobody to ask, and no `--yes`.
         InputError: a path that no audit wrote, or something that cannot be removed.
     """
-    before = time.time() - _age(options.older_than)
+    age = 0.0 if options.older_than is None else seconds_in(options.older_than)
+    if age is None:
+        raise ConfigError(f"--older-than is an age such as 90m, 12h, 30d or 4w, not {options.older_than!r}")
+    before = time.time() - age
     folders = options.runs or tuple(path for path in (Path("runs"),) if path.exists())
     leftovers = find(folders, lambda path: is_checkpoint(path) or is_preview(path))
     found = [leftover for leftover in leftovers if leftover.written <= before]
@@ -40,20 +41,6 @@ def run_purge(options: Purge) -> int:
     for folder in [] if options.quiet else kept:
         print(f"{_shown(folder)} stays, with files in it that no audit wrote")
     return _say(options, f"{len(found)} removed")
-
-
-def _age(text: str | None) -> float:
-    """Seconds of an age such as 12h or 30d.
-
-    >>> _age("2d")
-    172800.0
-    """
-    if text is None:
-        return 0.0
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([mhdw])\s*", text.lower())
-    if match is None:
-        raise ConfigError(f"--older-than is an age such as 90m, 12h, 30d or 4w, not {text!r}")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def _list(found: list[Leftover]) -> None:

@@ -1,7 +1,7 @@
 """`inversefed train`: a zoo network on a data set, to a checkpoint with its settings beside it."""
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Generator
@@ -11,7 +11,7 @@ from inversefed.cli.options import Train
 from inversefed.cli.progress import progress
 from inversefed.errors import ConfigError, InputError
 from inversefed.report.folder import check_writable
-from inversefed.zoo import datasets, networks, training
+from inversefed.zoo import datasets, networks, recipe, training
 from inversefed.zoo.datasets import Dataset
 
 __all__ = ["run_train"]
@@ -56,7 +56,7 @@ def _train(options: Train, train_set: Dataset, test_set: Dataset) -> training.Tr
             module,
             train_set,
             test_set,
-            _recipe(options),
+            recipe.named(options.recipe, options.epochs, options.batch_size, options.lr),
             generator=Generator().manual_seed(options.seed),
             device=pick_device(options.device),
             on_batch=lambda now: tell(
@@ -64,9 +64,3 @@ def _train(options: Train, train_set: Dataset, test_set: Dataset) -> training.Tr
             ),
             on_epoch=lambda now: tell(now.epoch, now.epochs, f"epochs; test accuracy {now.test_accuracy:.1%}"),
         )
-
-
-def _recipe(options: Train) -> training.Recipe:
-    preset = {"conservative": training.conservative, "adam": training.adam}[options.recipe]
-    recipe = replace(preset(epochs=options.epochs), batch_size=options.batch_size)
-    return recipe if options.lr is None else replace(recipe, lr=options.lr)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inversefed.errors import StorageError
 
-__all__ = ["Places", "is_preview", "make_private"]
+__all__ = ["Places", "is_hash", "is_preview", "make_private"]
 
 PREVIEW = "so_far.png"
 
@@ -61,10 +61,19 @@ def make_private(folder: Path) -> None:
         raise StorageError(f"cannot make the folder {folder}: {error.strerror or error}") from error
 
 
+def is_hash(text: str) -> bool:
+    """Whether a text is the hash of a scenario: 64 hexadecimal digits.
+
+    >>> is_hash("0" * 64), is_hash("0" * 63 + "G"), is_hash("../" + "0" * 61)
+    (True, False, False)
+    """
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
 def is_preview(path: Path) -> bool:
     """Whether a file is the picture so far of a search that is running, or was killed.
 
     >>> is_preview(Places(Path("runs")).preview("0" * 64)), is_preview(Path("so_far.png"))
     (True, False)
     """
-    return path.name in (PREVIEW, f"{PREVIEW}.part") and re.fullmatch(r"[0-9a-f]{64}", path.parent.name) is not None
+    return path.name in (PREVIEW, f"{PREVIEW}.part") and is_hash(path.parent.name)

@@ -27,6 +27,7 @@ from inversefed.errors import ConfigError, InputError, InversefedError, unknown_
 from inversefed.experiments.plan import ModelSpec, Plan, Targets, Training
 from inversefed.fl.threat_model import ThreatModel
 from inversefed.specs import registry
+from inversefed.specs.durations import seconds_in
 from inversefed.zoo import datasets, networks
 
 T = TypeVar("T")
@@ -35,8 +36,6 @@ __all__ = ["parse_plan", "read_plan", "shipped"]
 
 _MOST = 1_000_000
 """Bytes of a plan; a larger file is none."""
-
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def read_plan(path: str | Path, data_path: Path | None = None) -> Plan:
@@ -167,7 +166,7 @@ class _Reader:
         """A group of targets: a mapping, a data set's name, or a folder of pictures."""
         if isinstance(node, ScalarNode):
             text = self.text(node)
-            if text in datasets.names():
+            if datasets.is_known(text):
                 return Targets(text)
             return self.made(node, lambda: Targets(images=self.files([text])))
         own = self.entries(node, [*(each.name for each in dataclasses.fields(Targets)), "otherwise"])
@@ -183,7 +182,7 @@ class _Reader:
         """What stands under `otherwise`, where the data set is not there; and the folder that the caller named."""
         if self.data_path is not None:
             values.setdefault("data_path", self.data_path)
-        if "dataset" in own and not _is_known(values["dataset"]):
+        if "dataset" in own and not datasets.is_known(values["dataset"]):
             self.fail(own["dataset"], str(unknown_name("data set", values["dataset"], datasets.names())))
         if "otherwise" not in own:
             return None
@@ -307,10 +306,10 @@ class _Reader:
 
     def seconds(self, node: Node) -> float:
         """A length of time such as 30s, 5m or 1h; a bare number is seconds."""
-        match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", str(self.scalar(node)).lower())
-        if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
+        found = seconds_in(str(self.scalar(node)))
+        if found is None:
             self.fail(node, f"a length of time was expected, such as 30s, 5m or 1h; got {self.excerpt(node)}")
-        return float(match[1]) * _UNITS[match[2]]
+        return found
 
     def each(self, node: Node, read: Callable[[Node], Any], flat: bool = False) -> tuple[Any, ...]:
         """A list, or one value that stands for a list of one."""
@@ -373,13 +372,6 @@ class _Reader:
 
 _OWN = ("images", "epochs", "otherwise")
 """Keys that are read by themselves."""
-
-
-def _is_known(dataset: str) -> bool:
-    def key(name: str) -> str:
-        return name.lower().replace("-", "").replace("_", "")
-
-    return key(dataset) in map(key, datasets.names())
 
 
 def _is_null(node: Node) -> bool:

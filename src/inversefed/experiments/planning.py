@@ -6,7 +6,7 @@ Nothing here is lost when it is cut short: weights are kept by what they were ma
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,11 @@ def _train(model: ModelSpec, wanted: Training, file: Path, made_of: dict[str, An
     module = networks.build(model.network, classes, len(train_set.mean), wanted.seed)
     settings: dict[str, Any] = {**made_of}
     if wanted.epochs:
-        preset = {"conservative": recipe.conservative, "adam": recipe.adam}[wanted.recipe](epochs=wanted.epochs)
-        chosen = replace(preset, batch_size=wanted.batch_size)
         trained = training.train(
             module,
             train_set,
             test_set,
-            chosen if wanted.lr is None else replace(chosen, lr=wanted.lr),
+            recipe.named(wanted.recipe, wanted.epochs, wanted.batch_size, wanted.lr),
             generator=Generator().manual_seed(wanted.seed),
             on_epoch=lambda now: tell(
                 now.epoch, now.epochs, f"epochs of {shown(model)}; test accuracy {now.test_accuracy:.1%}"

@@ -125,13 +125,6 @@ class TensorBoard:
                 raise InputError(f"cannot write to {self.folder}: {error.strerror or error}; see --track") from error
         return self._open[name]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        object.__setattr__(self, "folder", state["folder"])
-        object.__setattr__(self, "_open", {})
-
 
 @dataclass(frozen=True)
 class MLflow:
@@ -185,13 +178,6 @@ class MLflow:
             experiment = client.create_experiment("inversefed") if found is None else found.experiment_id
             self._runs[name] = client.create_run(experiment, run_name=name).info.run_id
         return self._runs[name]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        object.__setattr__(self, "folder", state["folder"])
-        object.__setattr__(self, "_runs", {})
 
 
 def _import(module: str, extra: str) -> Any:

@@ -16,7 +16,7 @@ from inversefed.errors import ConfigError, unknown_name
 from inversefed.zoo import cifar, folders, idx
 from inversefed.zoo.picture_sources import Arrays, Dataset, Files, Shape, Source
 
-__all__ = ["Arrays", "Dataset", "Files", "Shape", "Source", "load", "names"]
+__all__ = ["Arrays", "Dataset", "Files", "Shape", "Source", "is_known", "load", "names"]
 
 _NAMES = (
     "CIFAR10",
@@ -64,16 +64,24 @@ def load(
         InputError: files are missing or broken; the message says where they were looked for.
         UnsafeFileError: a CIFAR file asks for more than arrays.
     """
-    key = _key(name)
-    if key not in map(_key, _NAMES):
+    if not is_known(name):
         raise unknown_name("data set", name, _NAMES)
     if split not in _SPLITS:
         raise ConfigError(f"a split is 'train' or 'test', not {split!r}")
-    dataset = _read(key, Path(path).expanduser(), split, download)
+    dataset = _read(_key(name), Path(path).expanduser(), split, download)
     if size is None:
         return dataset
     channels = len(dataset.mean)
     return dataset.fitted((channels, size, size) if isinstance(size, int) else size)
+
+
+def is_known(name: str) -> bool:
+    """Whether `load` knows a name, in any spelling.
+
+    >>> is_known("cifar-10"), is_known("cifar-1000")
+    (True, False)
+    """
+    return _key(name) in map(_key, _NAMES)
 
 
 def _key(name: str) -> str:

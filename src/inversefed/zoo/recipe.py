@@ -4,13 +4,13 @@ Reference:
     Geiping et al., "Inverting Gradients", NeurIPS 2020: `conservative` and `adam` in its published code.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn, optim
 
-from inversefed.errors import ConfigError
+from inversefed.errors import ConfigError, unknown_name
 
-__all__ = ["Recipe", "adam", "conservative"]
+__all__ = ["Recipe", "adam", "conservative", "named"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,22 @@ def conservative(lr: float = 0.1, epochs: int = 120) -> Recipe:
 def adam(lr: float = 1e-4, epochs: int = 120) -> Recipe:
     """Return AdamW with weight decay 5e-4 and a warm-up over the first twelfth of the epochs."""
     return Recipe(optimizer="adamw", lr=lr, epochs=epochs, warmup=1 / 12)
+
+
+def named(name: str, epochs: int, batch_size: int = 128, lr: float | None = None) -> Recipe:
+    """Return a preset by its name, with what a command or a plan changes of it.
+
+    Args:
+        name: `"conservative"` or `"adam"`.
+        epochs: passes over the training set.
+        batch_size: examples a step.
+        lr: learning rate; `None` for the preset's.
+
+    Raises:
+        ConfigError: another name, or a setting out of range.
+    """
+    presets = {"conservative": conservative, "adam": adam}
+    if name not in presets:
+        raise unknown_name("training recipe", name, presets)
+    chosen = replace(presets[name](epochs=epochs), batch_size=batch_size)
+    return chosen if lr is None else replace(chosen, lr=lr)

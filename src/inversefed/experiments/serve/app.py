@@ -23,6 +23,7 @@ from starlette.routing import Route
 from inversefed.errors import InputError, InversefedError, StorageError
 from inversefed.experiments.browse import Browse, Facet
 from inversefed.experiments.ledger import Job, Ledger, Run, Standing
+from inversefed.experiments.places import is_hash
 from inversefed.experiments.serve import job_files, live
 from inversefed.experiments.serve.guard import Guard
 from inversefed.experiments.serve.pages import ROWS, STATIC, View, policy_of_report, render
@@ -231,7 +232,7 @@ class _Pages:
 
     def _job(self, request: Request) -> Job:
         hash = request.path_params["hash"]
-        if not job_files.is_hash(hash):
+        if not is_hash(hash):
             raise HTTPException(404, "A job is named by 64 hexadecimal digits.")
         try:
             return self.ledger.job(hash)

@@ -1,17 +1,16 @@
 """Files of jobs, read by name: only those that a report or a running search writes, and through no link."""
 
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from inversefed.experiments.places import Places
+from inversefed.experiments.places import Places, is_hash
 from inversefed.report.folder import PICTURE
 
-__all__ = ["Found", "is_hash", "pictures", "read", "so_far"]
+__all__ = ["Found", "pictures", "read", "so_far"]
 
 _MOST = 256 * 2**20
 """Bytes of a file that is served; a report of hundreds of pictures has a tenth of them."""
@@ -29,15 +28,6 @@ class Found:
 
     content: bytes
     changed: int
-
-
-def is_hash(text: str) -> bool:
-    """Whether a text is the hash of a scenario: 64 hexadecimal digits.
-
-    >>> is_hash("0" * 64), is_hash("0" * 63 + "G"), is_hash("../" + "0" * 61)
-    (True, False, False)
-    """
-    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def read(folder: Path, hash: str, name: str) -> Found | None:

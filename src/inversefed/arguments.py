@@ -13,7 +13,7 @@ from inversefed.fl.foreign import Callback
 from inversefed.fl.threat import Observation
 from inversefed.types import Batch, Budget, Step
 
-__all__ = ["Stopper", "Watch", "check_attack", "check_nulls", "check_taken_up", "checked_others"]
+__all__ = ["Stopper", "Watch", "check_attack", "check_nulls", "check_rehearsals", "check_taken_up", "checked_others"]
 
 
 def check_attack(attack: Attack) -> None:
@@ -47,6 +47,18 @@ def check_nulls(nulls: object) -> None:
         raise ConfigError(
             f"nulls is a number of null runs from 0 (19 bound false alarms by 5 %), or None; got {nulls!r}"
         )
+
+
+def check_rehearsals(rehearsals: object, nulls: object) -> None:
+    """Refuse what is no number of rehearsals, and rehearsals of a verdict that there will not be.
+
+    Raises:
+        ConfigError: either.
+    """
+    if rehearsals is not None and (type(rehearsals) is not int or rehearsals < 0):
+        raise ConfigError(f"rehearsals is a number of public stand-ins from 0, or None; got {rehearsals!r}")
+    if rehearsals and nulls == 0:
+        raise ConfigError("rehearsals tell how often the verdict calls a leak, and nulls=0 asks for none; leave it out")
 
 
 def checked_others(observation: Observation, others: Batch | None, truth: Batch | None) -> Batch | None:

@@ -24,12 +24,14 @@ from torch import Tensor
 from inversefed.attacks import Attack, SearchAttack
 from inversefed.attacks.identifiability.hidden import zero_head
 from inversefed.attacks.matching_error import matching_error
+from inversefed.controls.rehearsal import Rehearsals
 from inversefed.controls.runs import ControlRuns, own_repeat, plan, run
 from inversefed.controls.uniqueness import undetermined_share
 from inversefed.evaluation import align, controls
 from inversefed.evaluation.agreement import agreement
 from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
+from inversefed.evaluation.power import Power
 from inversefed.evaluation.verdict import Evidence, Verdict, decide, greatest, margins
 from inversefed.findings import Code
 from inversefed.fl.batchnorm import sent_buffers
@@ -38,10 +40,10 @@ from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.numerics import float32_products
 from inversefed.report.scope import scope
-from inversefed.thresholds import EXACT, EXACT_DB, NULLS, OPEN, PIXEL_SLACK
+from inversefed.thresholds import EXACT, EXACT_DB, LEAST_DB, NULLS, OPEN, PIXEL_SLACK
 from inversefed.types import Batch, Budget, Finding, Images, Reconstruction, Scores, Status, Targets
 
-__all__ = ["Assessment", "paired"]
+__all__ = ["Assessment", "as_seen", "paired", "stand_ins"]
 
 _MORE = "give it more time"
 _STOPPED = "the attack was stopped by whoever watched it, and no runs on random updates followed; run it to its end"
@@ -203,7 +205,14 @@ class Assessment:
         ended = [each.images for each in self.reconstruction.candidates if each.status not in lost]
         return [images for images in ended if not torch.equal(images, self.reconstruction.images)]
 
-    def verdict(self, done: ControlRuns, attack: str, seconds: float, scenario: Mapping[str, Any]) -> Verdict | None:
+    def verdict(
+        self,
+        done: ControlRuns,
+        attack: str,
+        seconds: float,
+        scenario: Mapping[str, Any],
+        rehearsed: Rehearsals = Rehearsals(),
+    ) -> Verdict | None:
         """Judge.
 
         Args:
@@ -211,6 +220,7 @@ class Assessment:
             attack: its `repr`.
             seconds: that it took.
             scenario: what was audited.
+            rehearsed: the same attack on public stand-ins.
         """
         evidence = self.evidence(done)
         tried = scope(
@@ -235,8 +245,29 @@ class Assessment:
             identified=identified,
             candidates=candidates,
             identified_by_chance=None if candidates is None else 1 / candidates,
+            power=self.power(rehearsed, evidence.bar),
         )
-        return replace(found, figures=figures)
+        said = found.sentence if figures.power is None else f"{found.sentence} {figures.power}"
+        return replace(found, sentence=said, figures=figures)
+
+    def power(self, rehearsed: Rehearsals, bar: float) -> Power | None:
+        """How many of the stand-ins the verdict would have called: exact, or above the controls and all null runs.
+
+        The bar is that of the real audit: its null runs hold the numbers of an update of the same client.
+
+        Args:
+            rehearsed: the runs on stand-ins, whose truth is known.
+            bar: the best null run, in dB over the best control; minus infinity where there was none.
+        """
+        if not rehearsed.done:
+            return None
+        least, recovered = max(LEAST_DB, bar if self.truth is not None else 0.0), 0
+        for each in rehearsed.done:
+            if each.found is not None:
+                case = Assessment(each.observation, each.truth, self.threat, each.found)
+                score = greatest(case._over_controls(ControlRuns())((each.found,)))
+                recovered += bool(case.exact.any()) or score > least
+        return Power(recovered, len(rehearsed.done), rehearsed.planned, rehearsed.why, rehearsed.seconds)
 
     def evidence(self, done: ControlRuns) -> Evidence:
         """The scores of all runs, and whether the result is exact."""
@@ -361,18 +392,42 @@ def another(observation: Observation, others: Batch | None) -> Observation | Non
 
     No defense is applied, and the client is the one that the attacker believes in; one that is unknown cannot be run.
     """
+    batches = stand_ins(observation, others, 1) if observation.client_known else ()
+    return as_seen(observation, batches[0]) if batches else None
+
+
+def stand_ins(observation: Observation, others: Batch | None, most: int) -> tuple[Batch, ...]:
+    """Public pictures in batches as large as the private one, no picture twice, on the network's device.
+
+    Args:
+        observation: of the private batch.
+        others: public pictures with labels, none of them private.
+        most: batches at most.
+
+    Returns:
+        As many as there are pictures for; none where the loss takes labels that nobody can tell for them.
+    """
     network, count = observation.network, observation.num_examples
-    if others is None or len(others.images) < count or not observation.client_known:
-        return None
-    images = others.images[:count].to(network.device, network.dtype)
-    labels = _of_others(network, others.labels[:count])
-    if labels is None:
-        return None
+    labels = None if others is None else _of_others(network, others.labels)
+    if others is None or labels is None:
+        return ()
+    images = others.images.to(network.device, network.dtype)
+    parts = (slice(number * count, (number + 1) * count) for number in range(min(most, len(images) // count)))
+    return tuple(Batch(images[part], labels[part]) for part in parts)
+
+
+def as_seen(observation: Observation, batch: Batch) -> Observation:
+    """What the server would see of a batch of its own, made by the client that it believes in, without any defense."""
+    network = observation.network
     with float32_products(network.device):
-        update = observation.client(network, images, labels)
-        sent = None if observation.buffers is None else sent_buffers(observation.client, network, images, labels)
-    known = None if observation.labels is None else labels
-    return Observation(network, observation.client, dict(update), count, known, sent)
+        update = observation.client(network, batch.images, batch.labels)
+        sent = (
+            None
+            if observation.buffers is None
+            else sent_buffers(observation.client, network, batch.images, batch.labels)
+        )
+    known = None if observation.labels is None else batch.labels
+    return Observation(network, observation.client, dict(update), observation.num_examples, known, sent)
 
 
 def _of_others(network: Network, labels: Targets) -> Targets | None:

@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from inversefed.arguments import Watch, check_nulls, checked_others
-from inversefed.assessment import Assessment
+from inversefed.arguments import Watch, check_nulls, check_rehearsals, checked_others
+from inversefed.assessment import Assessment, as_seen, stand_ins
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
 from inversefed.attacks.shown import shown
+from inversefed.controls.rehearsal import Rehearsals, rehearse
 from inversefed.controls.runs import SHARE, ControlRuns
 from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation.score import score
@@ -27,11 +28,12 @@ from inversefed.fl.defenses import Defense
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss
+from inversefed.fl.simulate import simulate
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.report import environment
 from inversefed.report.model import Report
 from inversefed.scenario import Scenario
-from inversefed.types import Batch, Finding, Step
+from inversefed.types import Batch, Budget, Finding, Step
 
 __all__ = ["audit", "audit_observation"]
 
@@ -39,6 +41,7 @@ __all__ = ["audit", "audit_observation"]
 def carried_out(scenario: Scenario, watch: Watch, config: Mapping[str, Any] | None = None) -> Report:
     """Attack what the server saw in a scenario whose tensors are at hand, run the controls, and judge."""
     check_nulls(scenario.nulls)
+    check_rehearsals(scenario.rehearsals, scenario.nulls)
     held, attack, seed, seconds_in_all = scenario.at_hand, scenario.attack, scenario.seed, scenario.time_budget
     observation, truth = scenario.observe().anew(), held.truth
     others = checked_others(observation, held.others, truth)
@@ -53,11 +56,38 @@ def carried_out(scenario: Scenario, watch: Watch, config: Mapping[str, Any] | No
         case = Assessment(observation, truth, scenario.threat, reconstruction, others)
         left = None if seconds_in_all is None else seconds_in_all - seconds
         runs = case.trials(attack, budget, scenario.nulls, seed, left, watch.controlled, watch.stopper.stopped)
-        return reported(scenario, case, runs, seconds, config)
+        rehearsed = rehearsals(scenario, observation, others, budget, watch)
+        return reported(scenario, case, runs, seconds, config, rehearsed)
+
+
+def rehearsals(
+    scenario: Scenario, observation: Observation, others: Batch | None, budget: Budget, watch: Watch
+) -> Rehearsals:
+    """The same attack on updates of public pictures, made as the real one was as far as that is known."""
+    held, planned = scenario.at_hand, scenario.rehearsals or 0
+
+    def seen(batch: Batch, seed: int) -> Observation:
+        if held.received is not None:
+            return as_seen(observation, batch)
+        return simulate(
+            held.network, batch, client=scenario.client, defenses=scenario.defenses, threat=scenario.threat, seed=seed
+        )
+
+    known = held.received is None or observation.client_known
+    batches = stand_ins(observation, others, planned) if known else ()
+    return rehearse(
+        scenario.attack, batches, seen,
+        planned=planned, seed=scenario.seed, budget=budget, seconds=scenario.rehearsal_time, watch=watch.controlled,
+    )  # fmt: skip
 
 
 def reported(
-    scenario: Scenario, case: Assessment, runs: ControlRuns, seconds: float, config: Mapping[str, Any] | None
+    scenario: Scenario,
+    case: Assessment,
+    runs: ControlRuns,
+    seconds: float,
+    config: Mapping[str, Any] | None,
+    rehearsed: Rehearsals = Rehearsals(),
 ) -> Report:
     """The last part of the line: what an attack and its controls came to, scored and judged."""
     features, truth, pictures = case.observation.network.features, case.truth, case.pictures(runs)
@@ -74,7 +104,7 @@ def reported(
         seconds=seconds,
         config=dict(config or {}),
         environment=environment.describe(),
-        verdict=case.verdict(runs, repr(scenario.attack), seconds, facts),
+        verdict=case.verdict(runs, repr(scenario.attack), seconds, facts, rehearsed),
         agreement=case.agreement(runs),
         reproduces=case.reproduces,
         controls=pictures,
@@ -100,6 +130,8 @@ def audit(
     checkpoint: str | Path | None = None,
     resume: str | Path | None = None,
     nulls: int | None = None,
+    rehearsals: int | None = None,
+    rehearsal_time: float | None = None,
     others: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -127,6 +159,9 @@ def audit(
             step, every 20 seconds and at its end. It holds pictures on their way to the private ones.
         resume: such a file, of the same audit; the search goes on from there and ends with the same bits.
         nulls: how many null runs the verdict rests on; `None` for 19, or at most 1 beside an exact result; 0 for none.
+        rehearsals: how many updates of public pictures, those of `others`, are attacked in the same way, to tell how
+            often the verdict calls a leak where there is one, its power; `None` for none.
+        rehearsal_time: seconds for all of them, beside `time_budget`; `None` for no limit.
         others: public pictures of the same kind, with labels, none of them private: for more controls.
         on_control: told of the control runs (done, of how many); a true answer ends them.
         config: the options of a command line that runs this again, kept in the report as they are.
@@ -146,7 +181,8 @@ def audit(
     watch = Watch(on_step, on_control, checkpoint, resume)
     if isinstance(module, Scenario):
         given = (images, labels, mean, std, attack, loss, time_budget, max_iterations, nulls, others)
-        if any(each is not None for each in given) or (client, tuple(defenses), threat, seed) != _USUAL:
+        rehearsed = (rehearsals, rehearsal_time)
+        if any(each is not None for each in (*given, *rehearsed)) or (client, tuple(defenses), threat, seed) != _USUAL:
             raise ConfigError("a scenario holds all settings of its audit; change one by replace(scenario, seed=1)")
         watch.check(module.attack)
         return carried_out(module.loaded(), watch, config)
@@ -156,6 +192,7 @@ def audit(
     scenario = Scenario(
         client=client, defenses=tuple(defenses), threat=threat, loss=CrossEntropy() if loss is None else loss,
         attack=attack, seed=seed, time_budget=time_budget, max_iterations=max_iterations, nulls=nulls,
+        rehearsals=rehearsals, rehearsal_time=rehearsal_time,
     )  # fmt: skip
     if images is None or labels is None:
         raise InputError("an audit needs private pictures and their labels beside a module; or give a Scenario")
@@ -175,6 +212,8 @@ def audit_observation(
     checkpoint: str | Path | None = None,
     resume: str | Path | None = None,
     nulls: int | None = None,
+    rehearsals: int | None = None,
+    rehearsal_time: float | None = None,
     others: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     findings: Sequence[Finding] = (),
@@ -194,6 +233,8 @@ def audit_observation(
         checkpoint: as for `audit`.
         resume: as for `audit`.
         nulls: how many null runs; `None` for 19, or at most 1 beside an exact result; 0 for none.
+        rehearsals: as for `audit`; stand-ins have no defense, for who sees an update knows of none.
+        rehearsal_time: as for `audit`.
         others: public pictures of the same kind, with labels: for the mean picture, for another example's update, and
             to tell how often the true picture is the nearest of several. Those that are a truth are left out.
         on_control: told of the control runs (done, of how many); a true answer ends them.
@@ -216,6 +257,7 @@ def audit_observation(
     scenario = Scenario(
         client=observation.client, threat=threat, loss=observation.network.loss, attack=attack, seed=seed,
         time_budget=time_budget, max_iterations=max_iterations, nulls=nulls,
+        rehearsals=rehearsals, rehearsal_time=rehearsal_time,
     )  # fmt: skip
     return carried_out(scenario.received(observation, truth, others, findings), watch, config)
 

@@ -82,6 +82,8 @@ class Scenario:
         time_budget: seconds for attack and null runs together.
         max_iterations: replaces the attack's own number.
         nulls: how many null runs the verdict rests on; `None` for as many as it needs.
+        rehearsals: how many public stand-ins the same attack is run on, for the verdict's power; `None` for none.
+        rehearsal_time: seconds for all of them; `None` for no limit.
         sha256: of what was loaded.
         versions: with which versions, machine and threads; no part of the hash.
         held: the tensors, where they are at hand.
@@ -105,6 +107,8 @@ class Scenario:
     time_budget: float | None = None
     max_iterations: int | None = None
     nulls: int | None = None
+    rehearsals: int | None = None
+    rehearsal_time: float | None = None
     sha256: Hashes = Hashes()
     versions: Mapping[str, str] = field(default_factory=environment.describe, repr=False, compare=False)
     held: Held | None = field(default=None, repr=False, compare=False)
@@ -294,6 +298,7 @@ class Scenario:
             "time_budget": None if self.time_budget is None else float(self.time_budget),
             "max_iterations": self.max_iterations,
             "nulls": self.nulls,
+            **{name: value for name in _REHEARSED if (value := getattr(self, name)) is not None},
             "sha256": asdict(self.sha256),
         }
 
@@ -354,6 +359,10 @@ class Scenario:
             )  # fmt: skip
         assert module is not None and images is not None and labels is not None
         return found.of(module, images, labels, others, found.mean, found.std)
+
+
+_REHEARSED = ("rehearsals", "rehearsal_time")
+"""Entries of a record that are left out where nothing is rehearsed."""
 
 
 def _hash_of_others(others: Batch | None) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inversefed.attacks import SearchAttack
-from inversefed.cli.flags import granted, pick_device, read_seconds, set_threads
+from inversefed.cli.flags import granted, pick_device, read_rehearsals, read_seconds, set_threads
 from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
 from inversefed.errors import ConfigError
@@ -72,6 +72,7 @@ def read_scenario(options: Audit) -> Scenario:
     """
     if options.threads is not None and options.threads < 1:
         raise ConfigError("--threads must be at least 1")
+    rehearsals, limit = read_rehearsals(options.rehearse)
     client, loss = (registry.build(kind, getattr(options, kind), options.trust_code) for kind in ("client", "loss"))
     return Scenario(
         replace(sources_of(options), client=written(client)),
@@ -86,6 +87,8 @@ def read_scenario(options: Audit) -> Scenario:
         time_budget=read_seconds(options.time_budget),
         max_iterations=options.max_iterations,
         nulls=options.nulls,
+        rehearsals=rehearsals,
+        rehearsal_time=limit,
     )
 
 

@@ -9,9 +9,12 @@ from inversefed.fl.threat import ThreatModel
 from inversefed.specs.durations import seconds_in
 from inversefed.specs.load_setting import Setting, load
 
-__all__ = ["granted", "pick_device", "read_seconds", "read_setting", "set_threads"]
+__all__ = ["granted", "pick_device", "read_rehearsals", "read_seconds", "read_setting", "set_threads"]
 
 _SMALL = 100_000
+
+_MOST_REHEARSALS = 64
+"""As many public pictures as there are for controls."""
 
 
 def read_setting(options: given.Setting) -> Setting:
@@ -74,3 +77,17 @@ def read_seconds(text: str | None) -> float | None:
     if seconds is None:
         raise ConfigError(f"--time-budget is a length of time such as 30s, 5m or 1h, not {text!r}")
     return seconds
+
+
+def read_rehearsals(text: str | None) -> tuple[int | None, float | None]:
+    """Read a number of rehearsals, or a length of time for as many as there is time for.
+
+    >>> read_rehearsals("8"), read_rehearsals("2m"), read_rehearsals(None)
+    ((8, None), (64, 120.0), (None, None))
+    """
+    if text is None or text.strip().isdecimal():
+        return None if text is None else int(text), None
+    seconds = seconds_in(text)
+    if seconds is None:
+        raise ConfigError(f"--rehearse is a number such as 8, or a length of time such as 2m, not {text!r}")
+    return _MOST_REHEARSALS, seconds

@@ -27,12 +27,14 @@ def run_gate(options: Gate) -> int:
         ConfigError: a limit that is no number, or a report together with options of an audit.
         InputError: no report, or one that is evidence for neither side.
     """
-    outcome(Leakage(None), options.max_leakage)  # a wrong limit is refused before the work
+    outcome(Leakage(None), options.max_leakage, options.min_power)  # a wrong limit is refused before the work
+    if options.min_power is not None and not options.report and options.rehearse is None:
+        raise ConfigError("--min-power holds an audit to its rehearsals, and it has none; give --rehearse 8 too")
     report, status = _read(options) if options.report else _audited(options)
     found = leakage(report)
-    side = outcome(found, options.max_leakage)
+    side = outcome(found, options.max_leakage, options.min_power)
     if side == "unknown" and not status:
-        raise InputError(f"this report is no evidence for a gate: {_why_unknown(found)}")
+        raise InputError(f"this report is no evidence for a gate: {_why_unknown(found, options.min_power)}")
     _show(found, side, options)
     return ABOVE if side == "above" else status
 
@@ -58,9 +60,16 @@ def _audited(options: Gate) -> tuple[dict[str, Any], int]:
     return report.to_dict(), {Status.INTERRUPTED: 130, Status.NON_FINITE: 1}.get(report.status, 0)
 
 
-def _why_unknown(found: Leakage) -> str:
+def _why_unknown(found: Leakage, min_power: float | None) -> str:
     if found.evidence:
         return found.evidence
+    if min_power is not None and found.power is None:
+        return f"it has no rehearsals, and a power of at least {min_power:.0%} was asked for; audit with --rehearse"
+    if min_power is not None and found.power is not None and found.power < min_power:
+        return (
+            f"in its rehearsals the attack recovered {found.power:.0%} of public stand-ins, less than the "
+            f"{min_power:.0%} that were asked for; give it more time, or another attack"
+        )
     return "it has neither a truth to measure with nor a verdict; audit again, with --truth or nulls"
 
 

@@ -81,6 +81,9 @@ class Attacking:
     nulls: int | None = None
     """How many null runs the verdict rests on: the attack on random updates; 19 bound false alarms by 5 %, 0 for none.
     By default 19, or 1 beside an exact result."""
+    rehearse: str | None = None
+    """How many public pictures, or how long (such as 2m): their updates are attacked in the same way, to tell how
+    often the verdict calls a leak where there is one."""
     checkpoint: Path | None = None
     """A file for the state of the search, if there is one, written from its start on; --resume goes on from it."""
     resume: Path | None = None
@@ -175,6 +178,8 @@ class Limit:
     max_leakage: float | None = None
     """Decibels over the best control that may leak. Without it the report's verdict decides; a report that has none is
     held to 3 dB, which is half the best control's squared error."""
+    min_power: float | None = None
+    """Share of rehearsals, from 0 to 1, that the attack must have recovered for its "no" to count; see --rehearse."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -652,7 +657,9 @@ def _of_scenario(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     hidden = {"unknown_client": threat.get("client") == "unknown", "sent_buffers": threat.get("buffers") == "sent"}
     client = {"client": record["client"]} if "client" in record and not _of_update(sources) else {}
     seconds = {} if record.get("time_budget") is None else {"time_budget": f"{record['time_budget']}s"}
-    return {**sources, **same, **granted, **hidden, **client, **seconds}
+    count, limit = record.get("rehearsals"), record.get("rehearsal_time")
+    rehearsed = {} if count is None else {"rehearse": str(count) if limit is None else f"{limit}s"}
+    return {**sources, **same, **granted, **hidden, **client, **seconds, **rehearsed}
 
 
 def _of_update(sources: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from inversefed.thresholds import FEWEST_TARGETS
 
-__all__ = ["Interval", "mean_interval"]
+__all__ = ["Interval", "mean_interval", "share_interval"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,27 @@ def mean_interval(values: Sequence[float], *, share: bool = False, level: float 
     if not np.isfinite(array).all() or count < FEWEST_TARGETS:
         return Interval(mean, None, None, level)
     if share and np.isin(array, (0.0, 1.0)).all():
-        exact = stats.binomtest(int(array.sum()), count).proportion_ci(level, method="exact")
-        return Interval(mean, float(exact.low), float(exact.high), level)
+        return Interval(mean, *share_interval(int(array.sum()), count, level), level)
     reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * float(array.std(ddof=1)) / math.sqrt(count)
     low, high = mean - reach, mean + reach
     return Interval(mean, max(0.0, low), min(1.0, high), level) if share else Interval(mean, low, high, level)
+
+
+def share_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share, for any number of trials.
+
+    Args:
+        successes: from 0 to `trials`.
+        trials: from 1.
+        level: of the interval.
+
+    Reference:
+        Clopper and Pearson, "The use of confidence or fiducial limits", Biometrika 26 (1934).
+
+    >>> [round(end, 3) for end in share_interval(0, 8)]
+    [0.0, 0.369]
+    """
+    from scipy import stats
+
+    exact = stats.binomtest(successes, trials).proportion_ci(level, method="exact")
+    return float(exact.low), float(exact.high)

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inversefed.evaluation.power import Power
 from inversefed.thresholds import AGREEMENT_DB, LEAST_DB
 from inversefed.types import Scores
 
@@ -82,6 +83,7 @@ class Figures:
             public pictures.
         candidates: among how many it was looked for, the truth with them.
         identified_by_chance: what luck gives, in (0, 1].
+        power: how often the verdict calls public stand-ins in the same setting; `None` without rehearsals.
     """
 
     exact: bool = False
@@ -110,6 +112,7 @@ class Figures:
     identified: float | None = None
     candidates: int | None = None
     identified_by_chance: float | None = None
+    power: Power | None = None
 
     def __getitem__(self, name: str) -> Any:
         """A figure by its name, for scripts that read `verdict.figures["score"]`.

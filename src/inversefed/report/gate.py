@@ -45,6 +45,7 @@ class Leakage:
         leaked: what the report's verdict says, `None` where it has none.
         evidence: why a result below a limit cannot be trusted, or nothing.
         undecided: whether the verdict is neither a yes nor a no.
+        power: share of public stand-ins that the verdict would have called, in [0, 1]; `None` without rehearsals.
     """
 
     decibels: float | None
@@ -54,6 +55,7 @@ class Leakage:
     leaked: bool | None = None
     evidence: str = ""
     undecided: bool = False
+    power: float | None = None
 
 
 def leakage(report: Mapping[str, Any]) -> Leakage:
@@ -85,31 +87,37 @@ def leakage(report: Mapping[str, Any]) -> Leakage:
     if decibels is not None and null > 0:
         decibels, control = decibels - null, "null runs"
     undecided = figures.get("decided") is False
-    return Leakage(decibels, picture, control, exact, leaked, _evidence(report, unmeasured, figures), undecided)
+    evidence = _evidence(report, unmeasured, figures)
+    return Leakage(decibels, picture, control, exact, leaked, evidence, undecided, _power(figures))
 
 
-def outcome(found: Leakage, limit: float | None = None) -> Outcome:
+def outcome(found: Leakage, limit: float | None = None, min_power: float | None = None) -> Outcome:
     """Hold a leakage to a limit.
 
     Args:
         found: what a report says.
         limit: decibels over the best control; `None` leaves it to the report's verdict, and to `DEFAULT_LIMIT` where
             there is none.
+        min_power: in [0, 1]; a report with less power, or without rehearsals, is no evidence that little leaked.
 
     Returns:
         `"above"` where more leaked than that, or an exact recovery that no verdict contradicts; `"below"` where it did
         not; `"unknown"` where the report is no evidence for either.
 
     Raises:
-        ConfigError: a limit that is no number of decibels.
+        ConfigError: a limit that is no number of decibels, or a least power that is no share.
 
     >>> outcome(Leakage(2.0), 3.0), outcome(Leakage(4.0), 3.0), outcome(Leakage(None), 3.0)
     ('below', 'above', 'unknown')
     """
     if limit is not None and not math.isfinite(limit):
         raise ConfigError(f"a limit on leakage is a number of decibels such as 3, got {limit!r}")
+    if min_power is not None and not 0 <= min_power <= 1:
+        raise ConfigError(f"the least power is a share such as 0.8, from 0 to 1, got {min_power!r}")
     if _above(found, limit):
         return "above"
+    if min_power is not None and (found.power is None or found.power < min_power):
+        return "unknown"
     judged = found.decibels is not None or found.leaked is not None
     return "below" if judged and not found.evidence else "unknown"
 
@@ -146,6 +154,11 @@ def _best_null(figures: Mapping[str, Any]) -> float:
     found = figures.get("best_null")
     compared = "PSNR" in str(figures.get("unit"))  # `COMPARED`, as this version or an earlier one words it
     return max(0.0, float(found)) if isinstance(found, int | float) and compared else 0.0
+
+
+def _power(figures: Mapping[str, Any]) -> float | None:
+    share = _table(figures, "power").get("share")
+    return float(share) if isinstance(share, int | float) else None
 
 
 def _evidence(report: Mapping[str, Any], unmeasured: int, figures: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from inversefed.evaluation.power import Power
 from inversefed.evaluation.verdict import COMPARED, Figures, Verdict, margins
 from inversefed.report.sentences import PSNR, SCOPE, believed, pairing, recovery, status_note
 from inversefed.report.tables import Table
@@ -232,6 +233,7 @@ def evidence(figures: Figures, count: int) -> tuple[tuple[str, str], ...]:
         ("Iterations of each repeat", _iterations(figures)),
         ("Time of all control runs", _number(figures.seconds_of_controls or None, "{:.1f} s")),
         ("Nearest of all candidates", _nearest(figures)),
+        ("Rehearsals on public stand-ins", _rehearsed(figures.power)),
     ]
     return tuple((name, text) for name, text in said if text)
 
@@ -243,6 +245,14 @@ def _which(pictures: tuple[int, ...], count: int) -> str | None:
     if len(pictures) in (0, count):
         return f"all {count}" if pictures else "none"
     return f"{len(pictures)} of {count}: number {', '.join(map(str, pictures))}"
+
+
+def _rehearsed(power: Power | None) -> str | None:
+    if power is None:
+        return None
+    low, high = power.interval
+    share = f"{power.share:.0%} ({100 * low:.0f} to {high:.0%} at {power.level:.0%} confidence)"
+    return f"{power.recovered} of {power.rehearsals} recovered: power {share}"
 
 
 def _chance(figures: Figures) -> str | None:

@@ -56,5 +56,7 @@ def judged(verdict: Verdict) -> dict[str, Any]:
     figures = dict(vars(verdict.figures))
     if verdict.figures.identified is None:
         figures = {name: value for name, value in figures.items() if name not in _WITH_PUBLIC_PICTURES}
+    if (power := verdict.figures.power) is not None:
+        figures["power"] = vars(power) | {"share": power.share, "interval": power.interval}
     found: dict[str, Any] = plain(vars(verdict) | {"figures": figures})
     return found

@@ -27,6 +27,8 @@ _NUMBERS = {
     "time_budget": (float, int, _NONE),
     "max_iterations": (int, _NONE),
     "nulls": (int, _NONE),
+    "rehearsals": (int, _NONE),
+    "rehearsal_time": (float, int, _NONE),
 }
 _FACTS = {
     "network", "parameters", "tensors", "num_examples", "image_shape", "num_classes", "dtype", "device", "privacy",

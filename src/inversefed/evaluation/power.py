@@ -1,0 +1,60 @@
+"""How likely the verdict would have called a leak, had there been one: the power of the test, by rehearsals.
+
+    power = r / N,     its interval by Clopper and Pearson (1934),     r of N stand-ins recovered
+
+Stand-ins are public pictures of the same kind; how far the private ones are like them is for the reader to judge. The
+interval is exact for independent stand-ins, whatever the share: of 8 stand-ins none recovered leaves up to 37 %.
+"""
+
+from dataclasses import dataclass
+
+from inversefed.evaluation.intervals import share_interval
+
+__all__ = ["Power"]
+
+
+@dataclass(frozen=True)
+class Power:
+    """The share of stand-ins that the verdict would have called.
+
+    Args:
+        recovered: how many were, from 0.
+        rehearsals: of how many, from 1.
+        planned: of how many that were asked for.
+        why: why there were fewer, as a sentence without its stop; empty where none is missing.
+        seconds: wall time of all.
+        level: of the interval.
+
+    >>> power = Power(8, 8, 8)
+    >>> power.share, [round(end, 2) for end in power.interval]
+    (1.0, [0.63, 1.0])
+    >>> print(power)
+    In rehearsals on 8 public stand-ins the same attack recovered 8 (100%; 63 to 100% at 95% confidence).
+    """
+
+    recovered: int
+    rehearsals: int
+    planned: int
+    why: str = ""
+    seconds: float = 0.0
+    level: float = 0.95
+
+    @property
+    def share(self) -> float:
+        """Of the stand-ins, in [0, 1]."""
+        return self.recovered / self.rehearsals
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The exact interval of that share."""
+        return share_interval(self.recovered, self.rehearsals, self.level)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        many = "1 public stand-in" if self.rehearsals == 1 else f"{self.rehearsals} public stand-ins"
+        text = (
+            f"In rehearsals on {many} the same attack recovered {self.recovered} ({self.share:.0%}; "
+            f"{100 * low:.0f} to {high:.0%} at {self.level:.0%} confidence)."
+        )
+        missing = f" {self.planned} were asked for: {self.why}." if self.rehearsals < self.planned else ""
+        return text + missing

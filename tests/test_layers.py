@@ -53,7 +53,7 @@ ATTACKS_MAY = {
     "exact": PIECES | {"matching_error", "search"},
     "identifiability": {"exact", "head"},
     "adaptive": {"pieces", "search", "simulations"},
-    "rules": {"head", "search", "simulations"},
+    "rules": {"head", "identifiability", "search", "simulations"},
     "auto": {"adaptive", "constant_color", "identifiability", "matching_error", "rules", "search"},
     "recipes": PIECES | {"auto", "exact", "rules", "search", "simulations"},
     "shown": {"adaptive", "recipes", "search"},

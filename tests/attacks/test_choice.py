@@ -22,10 +22,10 @@ from inversefed.zoo import pictures
 
 SHAPE = (3, 8, 8)
 HEADS = {
-    "smooth": [nn.Conv2d(3, 6, 3), nn.GELU(), nn.Flatten(), nn.Linear(216, 4)],
-    "kinked": [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)],
-    "pooled": [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 4)],
-    "averaged": [nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)],
+    "smooth": [nn.Conv2d(3, 12, 3), nn.GELU(), nn.Flatten(), nn.Linear(432, 4)],
+    "kinked": [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Flatten(), nn.Linear(432, 4)],
+    "pooled": [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(108, 4)],
+    "averaged": [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)],
 }
 
 
@@ -63,6 +63,8 @@ SEARCHES = {
             "training",
             "unplaced",
             "normalized",
+            "fewest",
+            "few",
             "several",
             "smooth",
             "averaged",
@@ -104,6 +106,15 @@ def test_several_examples_have_a_search_of_their_own() -> None:
         assert recipes.best().plan(observation).attacks == (*batch, recipes.best().search(observation))
 
 
+def test_an_update_of_few_numbers_has_a_search_with_a_strong_prior() -> None:
+    few = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4)]
+    for count, rule, said in ((1, "few", "79%"), (2, "fewest", "49%")):
+        plan = recipes.best().plan(observed(few, count))
+        assert plan.search == SEARCHES[rule].attack and plan.steady and said in plan.why
+    averaged = observed(HEADS["averaged"], 3)
+    assert recipes.best().search(averaged) == SEARCHES["averaged"].attack  # places are averaged: no strong prior
+
+
 def test_a_small_network_that_averages_is_searched_in_pixels_and_a_larger_one_by_its_own(monkeypatch) -> None:
     observations = [observed(HEADS["averaged"], count) for count in (1, 3)]
     assert [recipes.best().search(each) for each in observations] == [SEARCHES["averaged"].attack] * 2
@@ -125,7 +136,7 @@ def test_what_is_unknown_of_the_client_decides_which_search() -> None:
 def test_train_mode_decides_which_search() -> None:
     chosen = recipes.best()
     coupled = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)).train()
-    dropped = nn.Sequential(*HEADS["smooth"][:-1], nn.Dropout(0.5), nn.Linear(216, 4)).train()
+    dropped = nn.Sequential(*HEADS["smooth"][:-1], nn.Dropout(0.5), nn.Linear(432, 4)).train()
     searches = []
     for module in (coupled, dropped):
         network, batch = freeze(module, SHAPE), Batch(torch.rand(1, *SHAPE), torch.tensor([1]))
@@ -141,7 +152,7 @@ def test_exact_methods_come_first_and_under_max_pooling_last() -> None:
         *read, Peel(starts=0), recipes.separated(), recipes.peel(), kinked,
     )  # fmt: skip
     narrow = observed([nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4)])
-    assert chosen.plan(narrow).attacks == (*read, recipes.peel(), kinked)
+    assert chosen.plan(narrow).attacks == (*read, recipes.peel(), chosen.search(narrow))
     assert chosen.plan(observed(HEADS["pooled"])).attacks == (chosen.pooled, *read, recipes.peel())
     no_chain = observed(
         [nn.Conv2d(3, 6, 3), nn.Softplus(), nn.MaxPool2d(2), nn.LayerNorm(3), nn.Flatten(), nn.Linear(54, 4)]

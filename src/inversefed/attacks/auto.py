@@ -60,6 +60,8 @@ class Plan:
         search: which one that is.
         why: the reason for it.
         bounded: whether that search keeps to the range of pixels.
+        steady: whether its prior says what the update does not.
+        also: the searches that are run from their own start besides.
         polish: the searches that go on from what it found.
         share: of the matching error before, what they must not leave to count.
         late: the exact methods that are left out where something near was found.
@@ -69,6 +71,8 @@ class Plan:
     search: GradientInversion
     why: str
     bounded: bool
+    steady: bool
+    also: tuple[GradientInversion, ...]
     polish: tuple[GradientInversion, ...]
     share: float
     late: tuple[Attack, ...]
@@ -127,14 +131,15 @@ class AutoAttack:
         attacks = (*methods, search)
         if observation.num_examples == 1 and (found := facts.architecture.max_pools):
             if any(applies(method, observation) for method in methods):
-                search = search if rule.bounded else self.pooled
+                search = search if rule.bounded or rule.steady else self.pooled
                 attacks = (search, *methods)
                 why = f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
             else:
                 attacks, why = (search,), f"{why}; no exact method applies"
         own, late = search == rule.attack, tuple(each.attack for each in holding if each.late)
         follows = rule.polish if own and rule.polish is not None and rule.polish.suits(observation) else Polish(())
-        return Plan(attacks, search, why, own and rule.bounded, follows.searches, follows.share, late)
+        bounded, steady, also = own and rule.bounded, own and rule.steady, rule.also if own else ()
+        return Plan(attacks, search, why, bounded, steady, also, follows.searches, follows.share, late)
 
     def informed(self) -> Adaptive:
         """This choice beside a search that has the known defenses in its model."""
@@ -162,7 +167,7 @@ class AutoAttack:
             if searches:
                 reasons.append(plan.why)
             try:
-                part = _part(attack, plan.attacks[place:] or plan.polish)
+                part = _part(attack, plan.attacks[place:] or (*plan.also, *plan.polish))
                 if searches:
                     best.search(plan.search, generator, part)
                 else:
@@ -184,8 +189,11 @@ class AutoAttack:
         best.budget = replace(best.budget, restart=None)  # the number is that of a restart of the plan's search
         with suppress(InversefedError), foreign_code("what goes on from the search", best.watcher):
             if best.distance >= SOLVED:
+                for each in plan.also:
+                    if not best.ended:
+                        best.search(each, generator)
                 self._polished(best, plan, generator)
-            if (colors := best.colors()) is not None:
+            if (colors := best.colors(plan.steady)) is not None:
                 if not plan.bounded:
                     best.search(self.in_range, generator)
                 best.settle(*colors)
@@ -307,15 +315,15 @@ class _Best:
         elif self.ended:
             self.found = replace(self.found, status=found.status)
 
-    def colors(self) -> tuple[Images, float] | None:
+    def colors(self, steady: bool) -> tuple[Images, float] | None:
         """Pictures of one color each, and their matching cost, if they explain the update as well as what was found.
 
-        Where the update holds few numbers, hardly worse is as well.
+        Where the update holds few numbers, hardly worse is as well, but for a search whose prior says the rest.
         """
         if self.found is None or not self.observation.client_known:
             return None
         images, cost = matched_color(self.observation, self.found.labels, self.budget.left(self._began))
-        if self.explains_more(cost) or (self.distance < cost and not _scarce(self.observation)):
+        if self.explains_more(cost) or (self.distance < cost and (steady or not _scarce(self.observation))):
             return None
         return images, cost
 

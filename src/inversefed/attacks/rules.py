@@ -4,6 +4,7 @@ A condition is a value; it is asked of `Facts`, which reads network, client and 
 the reason of its rule may quote. Nothing here sees a truth, a network's name or a measured time.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Generator
 
 from inversefed.attacks import Attack, ExactMethod
 from inversefed.attacks.head.inputs import recover_head_inputs
+from inversefed.attacks.identifiability import layer_counts
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.simulations import Simulation
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
@@ -28,7 +30,9 @@ __all__ = [
     "AveragesPlaces",
     "ClientUnknown",
     "ContrastHidden",
+    "FewNumbers",
     "HasKinks",
+    "KeepsPlaces",
     "KeepsPlacesNormalized",
     "OneExample",
     "OrderUnknown",
@@ -60,6 +64,12 @@ class Facts:
     def architecture(self) -> Architecture:
         """What the network's layers hide."""
         return architecture(self.observation.network)
+
+    @cached_property
+    def share_known(self) -> float:
+        """Independent numbers of the update, at most, over the values of its pictures."""
+        known = sum(row.numbers for row in layer_counts.count(self.observation))
+        return known / math.prod(self.observation.batch_shape)
 
 
 Condition = Callable[[Facts], str | None]
@@ -100,6 +110,9 @@ class Rule(Generic[A_co]):
         masks: how the search simulates a client whose dropout is on; `None` for as it is.
         polish: what goes on from what the search found.
         bounded: of a search: it keeps to the range of pixels, and so is a first picture under max pooling as well.
+        steady: of a search: its prior says what the update does not, so that it is given up for pictures of one color
+            only where these explain more.
+        also: searches that are run from their own start besides: what matches best counts.
         late: of an exact method: it is left out where something was found that is nearer than any search comes.
     """
 
@@ -109,6 +122,8 @@ class Rule(Generic[A_co]):
     masks: Simulation | None = None
     polish: Polish | None = None
     bounded: bool = False
+    steady: bool = False
+    also: tuple[GradientInversion, ...] = ()
     late: bool = False
 
     def holds(self, facts: Facts) -> str | None:
@@ -179,6 +194,15 @@ class StepsUnknown:
 
 
 @dataclass(frozen=True)
+class KeepsPlaces:
+    """Places kept up to the head."""
+
+    def __call__(self, facts: Facts) -> str | None:
+        """Nothing to quote."""
+        return None if facts.architecture.averages else ""
+
+
+@dataclass(frozen=True)
 class KeepsPlacesNormalized:
     """Features that are normalized by what they are (GroupNorm, LayerNorm, BatchNorm in train mode), places kept."""
 
@@ -189,6 +213,21 @@ class KeepsPlacesNormalized:
             if facts.architecture.normalizations and not facts.architecture.averages
             else None
         )
+
+
+@dataclass(frozen=True)
+class FewNumbers:
+    """An update of few independent numbers for the values of its pictures.
+
+    Args:
+        below: so many of them, as a share.
+    """
+
+    below: float = 1.0
+
+    def __call__(self, facts: Facts) -> str | None:
+        """How many there are."""
+        return f"{facts.share_known:.0%} of the pictures' values" if facts.share_known < self.below else None
 
 
 @dataclass(frozen=True)

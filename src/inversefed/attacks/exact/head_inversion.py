@@ -94,7 +94,7 @@ class SeparatedFeatures:
         status: Status,
     ) -> Reconstruction:
         """What matches the update better, the search's pictures or the inverted ones, verified."""
-        tried = [matched(observation, each, known.labels) for each in (images, found.images)]
+        tried = [matched(observation, each, known.labels, watch.stop) for each in (images, found.images)]
         images, loss = min(tried, key=lambda pair: pair[1])
         if loss < EXACT and status is Status.STOPPED:  # nothing is left to do
             status = Status.FINISHED

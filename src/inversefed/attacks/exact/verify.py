@@ -2,39 +2,48 @@
 
 Most pictures are stored with eight bits a pixel. Where a result is near enough, the picture of eight bits nearest to it
 is the private one itself, bit by bit, and the update says so: it comes out nearer than that of the result.
+
+Where a ReLU's input is zero within rounding, the picture within its rounding that makes the update is looked for (see
+`edge_units`), and verified as any other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from inversefed.attacks.exact.edge_units import settled
 from inversefed.attacks.matching_error import matching_error
 from inversefed.findings import Code
 from inversefed.fl.threat import Observation
-from inversefed.thresholds import EXACT, OPEN
+from inversefed.thresholds import EXACT, OPEN, SOLVED
 from inversefed.types import Candidate, Finding, Images, Reconstruction
 
 __all__ = ["exactness", "matched", "verified"]
+
 
 _ROUGH = 1e-2
 """Relative matching cost above which a result is too far off for its rounding to tell anything."""
 
 
-def matched(observation: Observation, images: Images, labels: Tensor) -> tuple[Images, float]:
-    """The images and their `matching_error`, rounded to eight bits if that matches the update better.
+def matched(
+    observation: Observation, images: Images, labels: Tensor, stop: Callable[[], bool] = lambda: False
+) -> tuple[Images, float]:
+    """The images and their `matching_error`, rounded, or within their rounding, where that matches the update better.
 
     Args:
         observation: what the server sees.
         images: in pixel space.
         labels: theirs.
+        stop: asked before each further update of the client.
     """
     cost = matching_error(observation, images, labels)
     if not 0 < cost < _ROUGH:
         return images, cost
     rounded = (images.clamp(0, 1) * 255).round() / 255
     nearer = matching_error(observation, rounded, labels)
-    return (rounded, nearer) if nearer < cost else (images, cost)
+    images, cost = (rounded, nearer) if nearer < cost else (images, cost)
+    return settled(observation, images, labels, cost, stop) if EXACT <= cost < SOLVED else (images, cost)
 
 
 def verified(

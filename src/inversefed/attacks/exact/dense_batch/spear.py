@@ -143,7 +143,7 @@ class SparseBatch:
             )
         labels, order = assigned_labels(observation, mixed.layer, images, chosen.deltas)
         images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
-        images, loss = matched(observation, images, labels)
+        images, loss = matched(observation, images, labels, watch.stop)
         evidence = {"signs_agree": chosen.agreement, "examples_settled": int(chosen.settled.sum())}
         how = f"the zeros of the gradient of {mixed.layer} told {mixed.count} pictures apart"
         candidate = Candidate(

@@ -116,7 +116,7 @@ class Peel:
         network, tried = observation.network, []
         for inputs in found:
             images = network.denormalize(inputs.reshape(observation.batch_shape).to(network.device, network.dtype))
-            images, loss = matched(observation, images, labels)
+            images, loss = matched(observation, images, labels, watch.stop)
             tried.append((loss, images))
             if loss < EXACT:
                 break

@@ -88,7 +88,7 @@ class EmbeddedPatches:
         images = entry.image(system.solution(0.0), observation.network)
         watch = Watch(budget, began=began)
         labels, told_labels = labels_of(observation, images, watch.stop)
-        images, loss = matched(observation, images, labels)
+        images, loss = matched(observation, images, labels, watch.stop)
         status = Status.STOPPED if watch.stopped and loss >= EXACT else Status.FINISHED
         best, proven = Candidate(images, labels, loss, status, iterations=1), False
         if loss >= EXACT and _repeats(observation, images, labels):

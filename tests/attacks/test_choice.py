@@ -340,9 +340,9 @@ def test_searches_share_the_time_by_iterations_and_go_on_from_what_matches_best(
     asked = []
 
     def noted(
-        search: GradientInversion, observation: Observation, generator: Generator, budget: Budget
+        search: GradientInversion, observation: Observation, generator: Generator, budget: Budget, spare: float
     ) -> tuple[Reconstruction, str]:
-        asked.append((search, budget.seconds))
+        asked.append((search, budget.seconds, spare))
         return search(observation, generator, replace(budget, max_iterations=1)), ""
 
     monkeypatch.setattr(auto, "as_fits", noted)
@@ -353,7 +353,7 @@ def test_searches_share_the_time_by_iterations_and_go_on_from_what_matches_best(
     observation = observe(network, FedSGD(), update, batch, ThreatModel(labels="known"))
     chosen = trying(Guess(0.75), search=recipes.spectral(300), polish=SEARCHES["kinked"].polish)
     chosen(observation, Generator().manual_seed(0), Budget(seconds=9000.0))
-    (_, first), (polish, second), *_ = asked
-    assert (first, second) == pytest.approx((3000.0, 9000.0), rel=0.01)
+    (_, first, others), (polish, second, _), *_ = asked
+    assert (first, second, others) == pytest.approx((3000.0, 9000.0, 6000.0), rel=0.01)
     start = polish.start((1, 1, *SHAPE), Generator(), torch.float32)[0]
     torch.testing.assert_close(network.denormalize(start), torch.full((1, *SHAPE), 0.75))

@@ -96,3 +96,14 @@ def test_a_watcher_that_stops_a_search_is_not_asked_again(clock: Clock, observat
 
     as_fits(recipes.spectral(40), observation, Generator().manual_seed(0), Budget(20.0, on_step=watch))
     assert seen == [1, 2] if answer else seen == [1, 2, *range(1, 15)]
+
+
+def test_a_first_picture_takes_what_it_needs_of_the_time_of_those_that_follow(
+    clock: Clock, observation: Observation
+) -> None:
+    """Its part has room for five steps, which show nothing; of what is spare it takes no more than it needs."""
+    search = recipes.spectral(400)
+    budget = Budget(5.0, on_step=clock.step)
+    found, told = as_fits(search, observation, Generator().manual_seed(0), budget, spare=200.0)
+    assert len(found.candidates[0].history) >= search.first_picture and told.endswith("of 400 iterations")
+    assert clock.now < 1.5 * search.first_picture

@@ -273,7 +273,12 @@ class _Best:
             part: of the time that is left, what it may take.
             share: of what is best, what must not be left for it to be better.
         """
-        self._take(search, lambda turn: as_fits(search, self.observation, generator, turn), part, share)
+
+        def run(turn: Budget) -> tuple[Reconstruction, str]:
+            spare = 0.0 if turn.seconds is None else turn.seconds * (1 / part - 1)  # what those that follow would have
+            return as_fits(search, self.observation, generator, turn, spare)
+
+        self._take(search, run, part, share)
 
     def _take(
         self, attack: Attack, run: Callable[[Budget], tuple[Reconstruction, str]], part: float, share: float = 1.0

@@ -39,6 +39,8 @@ class Pace:
         planned: how many steps there are to be; at a pace at which they take more than `left`, the search is stopped,
             unless hardly more than what was done fits into it anyway.
         left: the time for all of them; `None` for no limit.
+        spare: the time beyond that, of which a first picture may take what it needs.
+        first: the steps that it needs.
         budget: whose watcher is told of the steps as well.
 
     Attributes:
@@ -50,6 +52,8 @@ class Pace:
     seconds: float
     planned: int = 0
     left: float | None = None
+    spare: float = 0.0
+    first: int = 0
     budget: Budget = Budget()
     measured: bool = field(default=False, init=False)
     fits: bool = field(default=True, init=False)
@@ -63,10 +67,17 @@ class Pace:
         self.asked |= self.budget.on_step is not None and bool(self.budget.on_step(step))
         if not self.measured and step.iteration >= _LATER and self._times[-1] - self._times[0] >= self.seconds:
             self.measured = True
-            done, spent = len(self._times), self._times[-1] - self._began
-            left = math.inf if self.left is None else self.left - spent
+            done, left = len(self._times), self.still(len(self._times))
             self.fits = (self.planned - done) * self.step <= left or left < _WORTH * done * self.step
-        return self.asked or not self.fits
+        return self.asked or not self.fits or (self.measured and self.still(len(self._times)) < 0)
+
+    def still(self, done: int) -> float:
+        """Seconds left behind so many steps, or to begin anew, with the spare ones that a first picture needs."""
+        if self.left is None:
+            return math.inf
+        left = self.left - (time.monotonic() - self._began)
+        needed = ((self.first - done) * self.step + (0.0 if done else self.setup)) / _MARGIN
+        return left + max(0.0, min(self.spare, needed - left))
 
     @property
     def step(self) -> float:
@@ -83,7 +94,7 @@ class Pace:
 
 
 def as_fits(
-    search: GradientInversion, observation: Observation, generator: Generator, budget: Budget
+    search: GradientInversion, observation: Observation, generator: Generator, budget: Budget, spare: float = 0.0
 ) -> tuple[Reconstruction, str]:
     """Run a search with as many iterations as fit into the time.
 
@@ -97,21 +108,22 @@ def as_fits(
         observation: what it attacks.
         generator: the only source of randomness.
         budget: how long it may run.
+        spare: seconds beyond that, of which it takes what a first picture needs; none where there is no limit.
 
     Returns:
         What it found, and in a few words how much was left out for want of time, or nothing.
     """
-    began, iterations = time.monotonic(), budget.max_iterations or search.max_iterations
+    iterations = budget.max_iterations or search.max_iterations
     kept = budget.checkpoint or budget.resume or budget.restart is not None
     if kept or search.schedule == Constant() or budget.seconds is None:
         return search(observation, generator, budget), ""
     planned = planned_steps(search.restarts, search.pruning(search.restarts, iterations))
-    pace, state = Pace(_SHARE * budget.seconds, planned, budget.seconds, budget), generator.get_state()
-    found = search(observation, generator, replace(budget, on_step=pace))
+    pace = Pace(_SHARE * budget.seconds, planned, budget.seconds, spare, search.first_picture, budget)
+    state = generator.get_state()
+    found = search(observation, generator, replace(budget, seconds=budget.seconds + spare, on_step=pace))
     if pace.fits or pace.asked or found.status is not Status.STOPPED:
         return found, ""
-    left = budget.left(began)
-    assert left is not None
+    left = pace.still(0)
     steps = max(1, int((_MARGIN * left - pace.setup) / pace.step))
     fewer = _fewer(search, iterations, steps)
     generator.set_state(state)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from inversefed import (
     Batch,
@@ -227,6 +227,23 @@ def test_selections_combine_or_choose(tiny: nn.Module) -> None:
     smoothest = replace(attack, selection=selection.LowestPrior())(observation, seeded())
     variations = [float(priors.TotalVariation(1.0)(images, observation)) for images in stack]
     assert torch.equal(smoothest.images, stack[variations.index(min(variations))])
+
+
+def test_what_restarts_agree_on_is_kept_and_the_rest_is_of_one_color(tiny: nn.Module) -> None:
+    """A photograph and a picture of one color, and four restarts that add to both what the update does not settle."""
+    truth = torch.stack([pictures.photo("coffee", (3, 32, 32)), torch.full((3, 32, 32), 0.7)])
+    (observation, _), draw, labels = seen(tiny), seeded(), torch.tensor([0, 1])
+    found = [Candidate(truth + 0.2 * torch.randn(truth.shape, generator=draw), labels, 0.0) for _ in range(4)]
+
+    def error(select, candidates: list[Candidate]) -> Tensor:
+        chosen = select(candidates, observation, lambda images, labels: 0.0)
+        return (chosen.images - truth).square().mean(dim=(1, 2, 3))
+
+    agreed, mean = error(selection.AgreedMean(), found), error(selection.PixelMean(), found)
+    assert agreed[0] < 0.7 * mean[0] and agreed[1] < 0.2 * mean[1]
+    alike = [Candidate(truth, labels, 0.0)] * 3
+    assert float(error(selection.AgreedMean(), alike).max()) < 1e-10
+    assert torch.equal(error(selection.AgreedMean(), found[:1]), error(selection.PixelMean(), found[:1]))
 
 
 @pytest.mark.parametrize("labels", [[2, 2], [1, 2]])

@@ -127,6 +127,16 @@ def test_where_places_are_averaged_the_mean_of_several_paths_is_nearer_than_any_
     assert report.scores["peak_signal_noise_ratio"] > report.baselines["constant"]["peak_signal_noise_ratio"]
 
 
+def test_where_places_are_averaged_a_batch_keeps_what_its_restarts_agree_on() -> None:
+    """One of the pictures is nearly of one color, and paths that differ there would cost it ten decibels."""
+    photos = torch.stack([pictures.photo(name, (3, 16, 16)) for name in pictures.photo_names()[1:5]])
+    module = SMALL_NETWORKS["global-pool"].build().eval()
+    report = audit(module, photos, torch.tensor([3, 6, 9, 2]), mean=0.5, std=0.25, max_iterations=300, nulls=0)
+    scores, flat = (each["peak_signal_noise_ratio"] for each in (report.scores, report.baselines["constant"]))
+    assert scores.mean() > flat.mean() - 1.6
+    assert scores[3] > 26
+
+
 def test_what_normalizes_is_told_by_layer_and_by_function() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:

@@ -2,12 +2,14 @@
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Generator, nn
 
 from inversefed import Batch, Budget, FedSGD, Observation, Status, ThreatModel, freeze, observe, recipes
+from inversefed.attacks.pieces.selection import AgreedMean
 from inversefed.attacks.search.time_schedule import Pace, as_fits
 from inversefed.types import Step
 
@@ -72,6 +74,12 @@ def test_restarts_are_given_up_before_iterations(clock: Clock, observation: Obse
     search = recipes.geiping(restarts=4, max_iterations=10)
     found, told = as_fits(search, observation, Generator().manual_seed(0), Budget(20.0, on_step=clock.step))
     assert len(found.candidates) == 1 and told == "10 of 10 iterations in 1 of 4 restarts"
+
+
+def test_restarts_that_must_agree_are_kept_before_iterations(clock: Clock, observation: Observation) -> None:
+    search = replace(recipes.geiping(restarts=4, max_iterations=200), selection=AgreedMean())
+    found, told = as_fits(search, observation, Generator().manual_seed(0), Budget(200.0, on_step=clock.step))
+    assert len(found.candidates) == 2 and told == "78 of 200 iterations in 2 of 4 restarts"
 
 
 @pytest.mark.parametrize("kind", ["constant", "checkpoint", "none"])

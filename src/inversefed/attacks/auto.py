@@ -323,14 +323,27 @@ class _Best:
     def colors(self, steady: bool) -> tuple[Images, float] | None:
         """Pictures of one color each, and their matching cost, if they explain the update as well as what was found.
 
-        Where the update holds few numbers, hardly worse is as well, but for a search whose prior says the rest.
+        Where the update holds few numbers, hardly worse is as well, but for what several restarts agree on and for a
+        search whose prior says the rest.
         """
         if self.found is None or not self.observation.client_known:
             return None
         images, cost = matched_color(self.observation, self.found.labels, self.budget.left(self._began))
-        if self.explains_more(cost) or (self.distance < cost and (steady or not _scarce(self.observation))):
+        if self.explains_more(cost) or (self.distance < cost and (steady or self._settled)):
             return None
         return images, cost
+
+    @property
+    def _settled(self) -> bool:
+        """Whether a picture that explains a little more than one color is more likely to be nearer than that.
+
+        What several restarts agree on is; any other, where the update holds enough numbers.
+        """
+        assert self.found is not None
+        if isinstance(self.attack, GradientInversion) and self.attack.agrees:
+            ended = (Status.FINISHED, Status.CONVERGED)
+            return sum(each.status in ended for each in self.found.candidates) > 1
+        return not _scarce(self.observation)
 
     def explains_more(self, cost: float) -> bool:
         """Whether what was found explains clearly more than colors of this matching cost."""

@@ -32,7 +32,7 @@ from inversefed.attacks.pieces.optimizers import LBFGS, Adam, NormalizedMomentum
 from inversefed.attacks.pieces.parametrizations import InRange, SpansRange, Spectral
 from inversefed.attacks.pieces.priors import ColorTotalVariation, SquaredNorm, TotalVariation
 from inversefed.attacks.pieces.schedules import Constant, CosineDecay, GeometricDecay, LinearDecay, WarmUp
-from inversefed.attacks.pieces.selection import LowestLoss, PixelMean
+from inversefed.attacks.pieces.selection import AgreedMean, LowestLoss
 from inversefed.attacks.pieces.starts import NearMean, Normal, Patterned, Zeros
 from inversefed.attacks.rules import (
     Applies,
@@ -170,12 +170,12 @@ def _searches(early: EarlyBFloat16, pixels: tuple[GradientInversion, ...]) -> tu
         Rule((Smooth(),), curvature(), "the network is smooth, so its curvature guides the search", masks),
         Rule(
             (kinks, AveragesPlaces(), AtMost(_SMALL)),
-            replace(geiping(restarts=4, max_iterations=300), selection=PixelMean()),
+            replace(geiping(restarts=4, max_iterations=300), selection=AgreedMean()),
             f"{misleads}, and averages over places ({{}})", masks,
         ),
         Rule(
             (kinks, AveragesPlaces(), OneExample()),
-            replace(smoothed(), restarts=3, selection=PixelMean(), precision=early),
+            replace(smoothed(), restarts=3, selection=AgreedMean(), precision=early),
             f"{misleads}, and averages over places ({{}})", masks,
         ),
         Rule((kinks, AveragesPlaces()), smoothed(), f"{misleads}, and averages over places ({{}})", masks),

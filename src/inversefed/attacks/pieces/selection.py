@@ -7,6 +7,7 @@ Only restarts that ran and stayed finite compete, by the attack's own measures a
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from inversefed.fl.targets import kinds
 from inversefed.fl.threat import Observation
 from inversefed.types import Candidate, Images, Scalar, Status
 
-__all__ = ["LowestLoss", "LowestPrior", "PixelMean", "PixelMedian", "RegisteredMean"]
+__all__ = ["AgreedMean", "LowestLoss", "LowestPrior", "PixelMean", "PixelMedian", "RegisteredMean"]
 
 Match = Callable[[Tensor, Tensor], float]
 
@@ -53,6 +54,42 @@ class PixelMean:
     def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
         """The mean, with its own matching cost."""
         return _combined(grown(candidates), lambda stack: stack.mean(dim=0), match)
+
+
+@runtime_checkable
+class Agreeing(Protocol):
+    """A selection that keeps of several restarts what they agree on: it is worth little with one."""
+
+    @property
+    def fewest(self) -> int:
+        """Restarts that are worth more than iterations are."""
+        ...
+
+    def __call__(self, candidates: list[Candidate], observation: Observation, match: Match) -> Candidate:
+        """As every selection."""
+        ...
+
+
+@dataclass(frozen=True)
+class AgreedMean:
+    """The mean of all restarts, each frequency of it as far as they agree on it; never much farther off than one color.
+
+    With X_kf the Fourier coefficients of restart k in a ring f of frequencies, those of the result are
+
+        w_f mean_k X_kf,    w_f = max(0, K |mean_k X_kf|^2 - mean_k |X_kf|^2) / ((K - 1) |mean_k X_kf|^2),
+
+    the share of the mean's power that is common to the restarts: Wiener's filter, noise being what they differ by. The
+    color of each picture is that of the mean. One restart is left as it is. Own derivation.
+
+    Args:
+        fewest: restarts that are kept, with fewer iterations, where there is no time for all of them.
+    """
+
+    fewest: int = 2
+
+    def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
+        """The shrunk mean, with its own matching cost."""
+        return _combined(grown(candidates), _agreed, match)
 
 
 @dataclass(frozen=True)
@@ -111,6 +148,25 @@ def _combined(candidates: Sequence[Candidate], combine: Callable[[Tensor], Tenso
     images = combine(torch.stack([_in_order_of(first, candidate) for candidate in candidates]))
     targets = first.labels if first.soft_labels is None else first.soft_labels
     return replace(first, images=images, loss=match(images, targets))
+
+
+def _agreed(stack: Tensor) -> Tensor:
+    """Of restarts `[k, n, c, h, w]` what they have in common, `[n, c, h, w]`."""
+    if len(stack) == 1:
+        return stack[0]
+    height, width = stack.shape[-2:]
+    parts = torch.fft.fft2(stack.double())
+    mean = parts.mean(dim=0)
+    axes = torch.fft.fftfreq(height, 1 / height), torch.fft.fftfreq(width, 1 / width)
+    rings = torch.hypot(axes[0][:, None], axes[1]).round().long().to(stack.device)
+    for ring in range(1, int(rings.max()) + 1):
+        inside = mean[..., rings == ring]
+        power = inside.abs().square().sum(dim=(1, 2))
+        common = len(stack) * power - parts[..., rings == ring].abs().square().mean(dim=0).sum(dim=(1, 2))
+        share = common.clamp(min=0) / ((len(stack) - 1) * power.clamp(min=torch.finfo(power.dtype).tiny))
+        mean[..., rings == ring] = share[:, None, None] * inside
+    found: Tensor = torch.fft.ifft2(mean).real.to(stack.dtype)
+    return found
 
 
 def _in_order_of(first: Candidate, other: Candidate) -> Images:

@@ -25,7 +25,7 @@ from inversefed.attacks.pieces.parametrizations import MadeForNetwork, Parametri
 from inversefed.attacks.pieces.priors import TotalVariation
 from inversefed.attacks.pieces.projections import Box
 from inversefed.attacks.pieces.schedules import Constant, LinearDecay, StepDecay
-from inversefed.attacks.pieces.selection import LowestLoss, Match
+from inversefed.attacks.pieces.selection import Agreeing, LowestLoss, Match
 from inversefed.attacks.pieces.starts import NearMean, Normal, Zeros
 from inversefed.attacks.search import checkpoint, memory
 from inversefed.attacks.search.changes import FadingPriors, Noise, Pull
@@ -208,6 +208,11 @@ class GradientInversion:
     def first_picture(self) -> int:
         """Iterations with which it gives a first picture."""
         return max(5, math.ceil(_FIRST / evaluations(self.optimizer)))
+
+    @property
+    def agrees(self) -> bool:
+        """Whether its result is what several restarts agree on."""
+        return self.restarts > 1 and isinstance(self.selection, Agreeing)
 
     @property
     def has_prior(self) -> bool:

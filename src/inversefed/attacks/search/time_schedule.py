@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from torch import Generator
 
 from inversefed.attacks.pieces.schedules import Constant
+from inversefed.attacks.pieces.selection import Agreeing
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.restart_pruning import KeepAll
 from inversefed.attacks.search.restarts import planned_steps
@@ -133,7 +134,10 @@ def as_fits(
 
 
 def _fewer(search: GradientInversion, iterations: int, steps: int) -> GradientInversion:
-    """The search in so many steps: with fewer restarts as long as one is left, then with fewer iterations."""
+    """The search in so many steps: with fewer restarts as long as enough are left, then with fewer iterations."""
     restarts = min(search.restarts, max(1, steps // iterations))
+    if isinstance(search.selection, Agreeing):
+        restarts = max(restarts, min(search.restarts, search.selection.fewest, steps // search.first_picture))
+    iterations = min(iterations, max(1, steps // restarts))
     pruning = KeepAll() if restarts == 1 else search.pruning
-    return replace(search, restarts=restarts, pruning=pruning, max_iterations=min(iterations, steps))
+    return replace(search, restarts=restarts, pruning=pruning, max_iterations=iterations)

@@ -13,6 +13,7 @@ to the null runs.
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -57,6 +58,10 @@ _NOWHERE = (
     "the client makes the very update again of what was found, but nothing shows that it does so of nothing else, and "
     "a method without a start cannot be repeated from another; compare it with the truth"
 )
+_NO_LOOK = (
+    "the client makes the very update again of what was found, and there was no time to look whether it does so of "
+    "nothing else; give it more time"
+)
 _CARRIED_OUT = "were carried out before the time, or somebody, ended them; give it more time, or ask for fewer"
 _NO_REPEAT = "the attack could not be repeated on the update, so there is nothing to compare with; try another attack"
 _SAME_TWICE = (
@@ -74,6 +79,7 @@ class Assessment:
         threat: what the attacker was granted.
         reconstruction: what it found.
         others: public pictures of the same kind.
+        until: by the monotonic clock, when what is asked of the result itself has to be known; `None` for no limit.
     """
 
     observation: Observation
@@ -81,6 +87,7 @@ class Assessment:
     threat: ThreatModel
     reconstruction: Reconstruction
     others: Batch | None = None
+    until: float | None = None
 
     @cached_property
     def order(self) -> align.Permutation | None:
@@ -115,11 +122,22 @@ class Assessment:
     @cached_property
     def unseen(self) -> Scores:
         """The share of a change of each picture that the update does not show, as the attack or the update tells it."""
-        told = self.reconstruction.undetermined
+        return self._looked[0]
+
+    @cached_property
+    def _looked(self) -> tuple[Scores, bool]:
+        """That share, and whether time ended the look at it."""
+        told, cut = self.reconstruction.undetermined, False
         if told is not None:
-            return torch.full((self.observation.num_examples,), float(told), dtype=torch.float64)
+            return torch.full((self.observation.num_examples,), float(told), dtype=torch.float64), cut
+
+        def stop() -> bool:
+            nonlocal cut
+            cut = self.until is not None and time.monotonic() >= self.until
+            return cut
+
         found, random = self.reconstruction, torch.Generator().manual_seed(0)
-        return undetermined_share(self.observation, found.images, found.labels, random)
+        return undetermined_share(self.observation, found.images, found.labels, random, stop=stop), cut
 
     @cached_property
     def reproduces(self) -> bool:
@@ -149,6 +167,7 @@ class Assessment:
             watch: told of each run.
             stopped: whether the attack's own watcher ended it.
         """
+        began = time.monotonic()
         count = self._usual(attack) if nulls is None else nulls
         if nulls == 0 or not count:
             return ControlRuns(why="" if nulls == 0 else _NOWHERE)
@@ -156,11 +175,12 @@ class Assessment:
             return ControlRuns(planned=count, why=ended)
         scored = self.truth is not None
         runs = 1 if scored else 2
+        exact = bool(self.exact.all())
+        left = None if left is None else left - (time.monotonic() - began)
         planned = plan(
             attack, self.observation, self.reconstruction, count,
             seed=seed, budget=budget, left=left, runs=runs,
         )  # fmt: skip
-        exact = bool(self.exact.all())
         proven = exact and nulls is None
         again = scored and self.observation.num_examples > 1 and not exact and not self._finalists()
         repeat = None if proven else own_repeat(attack, budget, self.reconstruction, planned)
@@ -282,6 +302,8 @@ class Assessment:
         limit has the same repeats: they say "no" for it where they have all their iterations and are not above the null
         runs. Without a truth they are all there is.
         """
+        if self.reproduces and not bool(self.exact.any()) and "_looked" in vars(self) and self._looked[1]:
+            return _NO_LOOK
         if done.why or not done.planned:
             return done.why
         if not done.complete:

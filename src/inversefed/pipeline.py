@@ -53,8 +53,9 @@ def carried_out(scenario: Scenario, watch: Watch, config: Mapping[str, Any] | No
         reconstruction = completed(reconstruction, attack, observation)
         seconds = time.perf_counter() - began
 
-        case = Assessment(observation, truth, scenario.threat, reconstruction, others)
         left = None if seconds_in_all is None else seconds_in_all - seconds
+        until = None if left is None else time.monotonic() + left / 2
+        case = Assessment(observation, truth, scenario.threat, reconstruction, others, until)
         runs = case.trials(attack, budget, scenario.nulls, seed, left, watch.controlled, watch.stopper.stopped)
         rehearsed = rehearsals(scenario, observation, others, budget, watch)
         return reported(scenario, case, runs, seconds, config, rehearsed)

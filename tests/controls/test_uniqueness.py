@@ -1,10 +1,14 @@
 """What an update does not show of a change of its pictures, beside what is known of the network."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Generator, nn
 
-from inversefed import FedAvg, FedSGD, recipes
+from inversefed import FedAvg, FedSGD, ThreatModel, recipes
+from inversefed.assessment import Assessment
+from inversefed.controls.runs import ControlRuns
 from inversefed.controls.uniqueness import undetermined_share
 from inversefed.fl.clients import Client
 from inversefed.fl.simulate import observed
@@ -68,3 +72,15 @@ def test_a_network_that_cannot_be_differentiated_twice_shows_nothing() -> None:
             return Once.apply(inputs)
 
     assert share(nn.Sequential(nn.Flatten(), Layer(), nn.Linear(192, 10), Layer())) == 1.0
+
+
+def test_where_time_ends_the_look_nothing_is_proven_and_the_audit_says_why() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    observation, truth = observed(module, torch.rand(1, 3, 8, 8), torch.tensor([3]))
+    stopped = undetermined_share(observation, truth.images, truth.labels, Generator().manual_seed(0), stop=lambda: True)
+    assert float(stopped) == 1.0
+    found = replace(recipes.linear()(observation, Generator()), undetermined=None)
+    whole, cut = (Assessment(observation, None, ThreatModel(), found, until=until) for until in (None, 0.0))
+    assert bool(whole.exact.all()) and not whole.evidence(ControlRuns()).why
+    assert cut.reproduces and not bool(cut.exact.any())
+    assert "no time to look" in cut.evidence(ControlRuns()).why

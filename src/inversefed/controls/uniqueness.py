@@ -9,11 +9,12 @@ conjugate gradients on
 so that what is left of it is not shown: nothing where the update settles all values of a picture, about 3/4 behind an
 average over 2x2 pixels. What is hard to see is not found in time, and counts as not shown. This tells of pictures near
 this one; that none far from it makes the same update is likely where the update holds more numbers than they, and is
-not proven.
+not proven. Where time ends it, what was not found by then counts as not shown as well.
 
 M. R. Hestenes and E. Stiefel, "Methods of conjugate gradients for solving linear systems", 1952.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -32,7 +33,12 @@ _DONE = 1e-12
 
 
 def undetermined_share(
-    observation: Observation, images: Images, labels: Targets, generator: Generator, steps: int = _STEPS
+    observation: Observation,
+    images: Images,
+    labels: Targets,
+    generator: Generator,
+    steps: int = _STEPS,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Scores:
     """Measure how much of a random change of each picture its update does not show.
 
@@ -42,6 +48,7 @@ def undetermined_share(
         labels: theirs, as the loss takes them.
         generator: draws the change.
         steps: of conjugate gradients, most.
+        stop: asked before each of them; they end where it says so.
 
     Returns:
         One share an image, 0 to 1; 1 where the client cannot be differentiated.
@@ -61,7 +68,7 @@ def undetermined_share(
     change = change.to(images)
     try:
         with float32_products(observation.network.device):
-            left = change - _shown(_Derivative(observation, images, labels), change, steps)
+            left = change - _shown(_Derivative(observation, images, labels), change, steps, stop)
     except (
         RuntimeError,
         InversefedError,
@@ -92,7 +99,7 @@ class _Derivative:
         return found
 
 
-def _shown(derivative: _Derivative, change: Tensor, steps: int) -> Tensor:
+def _shown(derivative: _Derivative, change: Tensor, steps: int, stop: Callable[[], bool]) -> Tensor:
     """The part of a change that the update shows, as far as it is found."""
     found = torch.zeros_like(change)
     rest = derivative(change)
@@ -100,7 +107,7 @@ def _shown(derivative: _Derivative, change: Tensor, steps: int) -> Tensor:
     direction, size = slope, slope.square().sum()
     enough = _DONE * size
     for _ in range(steps):
-        if not size > enough:
+        if not size > enough or stop():
             break
         seen = derivative(direction)
         length = size / torch.stack([part.square().sum() for part in seen]).sum()

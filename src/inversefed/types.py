@@ -230,6 +230,11 @@ class Budget:
         """
         return None if self.seconds is None else max(1e-3, self.seconds - (time.monotonic() - began))
 
+    def within(self, share: float) -> Callable[[], bool]:
+        """Tells whether a share of the time is over, counted from now; it never is without a limit."""
+        until = math.inf if self.seconds is None else time.monotonic() + share * self.seconds
+        return lambda: time.monotonic() >= until
+
     def __post_init__(self) -> None:
         enough = self.max_iterations is None or (type(self.max_iterations) is int and self.max_iterations >= 1)
         if not enough or (self.seconds is not None and not self.seconds > 0):

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import inversefed
-from inversefed import Batch, FedAvg, FedSGD, Observation, ThreatModel, freeze, observe, recipes
+from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, ThreatModel, freeze, observe, recipes
 from inversefed.attacks.head.inputs import recover_head_inputs
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.defenses import Context, GaussianNoise
@@ -138,3 +138,26 @@ def test_an_observation_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recover_head_inputs(good) is first
     with pytest.raises(ThreatModelError, match=re.escape(str(refused.value))):
         recover_head_inputs(noisy)
+
+
+def test_solving_ends_with_the_time_and_the_search_goes_on_without_it(photos) -> None:
+    """Numbers that no labels explain would have hundreds of sets of labels tried, each in several hundred steps."""
+    clean = observed(wide(nn.Sigmoid()), crops(photos, 6), [1, 2, 3, 4, 5, 6])
+    bias = f"{clean.network.head}.bias"
+    observation = replace(clean, update={**clean.update, bias: clean.update[bias] * torch.linspace(0.9, 1.1, 10)})
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 30
+
+    with pytest.raises(ThreatModelError, match="in the time there was"):
+        recover_head_inputs(observation, stop)
+    assert asked < 60
+    with pytest.raises(ThreatModelError, match="in the time there was"):
+        recover_head_inputs(observation)  # who asks first says for how long
+    found = recipes.spectral(5)(observation, Generator().manual_seed(0), Budget(seconds=60.0))
+    assert found.images.shape == (6, *observation.network.image_shape)
+    sure = recover_head_inputs(clean, lambda: False)
+    assert sure.residual < 1e-4

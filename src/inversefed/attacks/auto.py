@@ -48,6 +48,8 @@ an underdetermined search is as often farther from the truth than one color as i
 _MUCH = 0.5
 """Matching cost below which pictures of one color each explain much of the update; a search that explains more than
 colors that explain hardly anything is not given up for them."""
+_CHOOSING = 0.25
+"""Of the time, what equations may take that a choice asks for."""
 _NOT_BEGUN = "not begun"
 
 
@@ -122,9 +124,9 @@ class AutoAttack:
         search = replace(rule.attack, simulation=rule.masks)
         return search, f"{why}; the masks of {', '.join(masked)} are searched too", rule
 
-    def plan(self, observation: Observation) -> Plan:
+    def plan(self, observation: Observation, budget: Budget = Budget()) -> Plan:
         """All that is tried, in order, and why its search was chosen."""
-        facts = Facts(observation)
+        facts = Facts(observation, budget.within(_CHOOSING))
         search, why, rule = self._chosen(facts)
         holding = [each for each in self.exact if each.holds(facts) is not None]
         methods = tuple(each.attack for each in holding)
@@ -158,7 +160,7 @@ class AutoAttack:
     def _carried_out(self, observation: Observation, generator: Generator, budget: Budget) -> Reconstruction:
         watcher = None if budget.on_step is None else Callback(budget.on_step)
         best, failed = _Best(observation, replace(budget, on_step=watcher), watcher), None
-        plan = self.plan(observation)
+        plan = self.plan(observation, budget)
         reasons: list[str] = []
         for place, attack in enumerate(plan.attacks, start=1):
             searches = attack is plan.search

@@ -56,9 +56,11 @@ class Facts:
 
     Args:
         observation: what the server sees.
+        stop: asked while equations are solved, which may take long.
     """
 
     observation: Observation
+    stop: Callable[[], bool] = lambda: False
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -190,7 +192,7 @@ class StepsUnknown:
 
     def __call__(self, facts: Facts) -> str | None:
         """Nothing to quote."""
-        return "" if _unplaced(facts.observation) else None
+        return "" if _unplaced(facts.observation, facts.stop) else None
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ def applies(method: Attack, observation: Observation) -> bool:
         return False
 
 
-def _unplaced(observation: Observation) -> bool:
+def _unplaced(observation: Observation, stop: Callable[[], bool]) -> bool:
     """Whether it matters which local step saw which label, and neither the server nor the head's gradient tells."""
     steps, network, count = observation.unrolled, observation.network, observation.num_examples
     if observation.labels is not None or steps is None or len(steps.one_pass) < 2:
@@ -304,7 +306,7 @@ def _unplaced(observation: Observation) -> bool:
     if not is_plain_cross_entropy(network.loss) or dropout_layers(network.module) or count > _PLACED:
         return False
     try:
-        recover_head_inputs(observation)
+        recover_head_inputs(observation, stop)
     except (ThreatModelError, UnsupportedNetworkError):
         return _order_matters(observation)
     return False

@@ -38,10 +38,12 @@ class Tolerances:
     """The numbers that it decides by, each with its reason.
 
     Args:
+        solving: share of the time that solving for what went into the head may take: the search needs the rest.
         patience: rounds of ten evaluations after which L-BFGS ends if they gained less than a hundredth.
         sure: share of the features' size above which a ReLU was on, and not a zero that was rounded.
     """
 
+    solving: float = 0.5
     patience: int = 5
     sure: float = 1e-3
 
@@ -69,7 +71,8 @@ class SeparatedFeatures:
             UnsupportedNetworkError: the head sees fewer numbers than a picture has, or there is max pooling.
         """
         self.check(observation)
-        began, known, network = time.monotonic(), recover_head_inputs(observation), observation.network
+        began, network = time.monotonic(), observation.network
+        known = recover_head_inputs(observation, budget.within(TOLERANCES.solving))
         observation = replace(observation, labels=known.labels)
         found, fewer = as_fits(self.initial, observation, generator, replace(budget, checkpoint=None, resume=None))
         if found.status not in (Status.FINISHED, Status.CONVERGED):

@@ -56,6 +56,7 @@ class HeadEquations:
         beyond: the singular value behind the last of `n`, relative to the first; none is where no examples are left.
         steps: which examples each local step sees.
         rate: their learning rate.
+        stop: asked before each step of a solution.
     """
 
     rows: Tensor
@@ -67,6 +68,7 @@ class HeadEquations:
     beyond: float
     steps: tuple[slice, ...]
     rate: float
+    stop: Callable[[], bool] = lambda: False
 
     @classmethod
     def of(cls, head: Head, steps: tuple[slice, ...], rate: float) -> "HeadEquations":
@@ -97,7 +99,9 @@ class HeadEquations:
         """From a solution that is nearly one, down to the rounding of the gradient if need be."""
         target = self.pull[found.labels.cpu()]
         start = found.coefficients
-        better, error = levenberg_marquardt(lambda k: self._linearized(k, target), start.flatten(), steps)
+        better, error = levenberg_marquardt(
+            lambda k: self._linearized(k, target), start.flatten(), steps, stop=self.stop
+        )
         return replace(found, coefficients=better.view_as(start), residual=error)
 
     def linearized(self, found: Solution) -> tuple[Tensor, Tensor]:
@@ -177,7 +181,11 @@ class _Affine:
 
 
 def levenberg_marquardt(
-    linearized: _Linearized, start: Tensor, steps: int, gain: float = 1e-12
+    linearized: _Linearized,
+    start: Tensor,
+    steps: int,
+    gain: float = 1e-12,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Tensor, float]:
     """Minimize the square of a residual over some numbers (Marquardt 1963); returns its norm as well.
 
@@ -189,10 +197,13 @@ def levenberg_marquardt(
         start: `[n]`.
         steps: most steps.
         gain: the share of the square that a step must take away, else it is the last.
+        stop: asked before each step.
     """
     x, damping = start, 1e-3
     r, jacobian = linearized(x)
     for _ in range(steps):
+        if stop():
+            break
         size = jacobian.norm(dim=0).clamp(min=1e-300)
         left, sizes, right = torch.linalg.svd(jacobian / size, full_matrices=False)
         slope, before = left.T @ r, float(r @ r)

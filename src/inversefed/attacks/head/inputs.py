@@ -7,7 +7,7 @@ counts near those of the label rule are tried as well, and of several local step
 derivation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import islice, permutations, product
@@ -62,15 +62,16 @@ class HeadInputs:
     residual: float
 
 
-def recover_head_inputs(observation: Observation) -> HeadInputs:
+def recover_head_inputs(observation: Observation, stop: Callable[[], bool] = lambda: False) -> HeadInputs:
     """Solve for what went into the head, once for each observation: a choice asks, and then its search.
 
     Args:
         observation: of one gradient of several examples, or of local steps of plain SGD that see each example once.
+        stop: asked before each step of each solution, of which there may be thousands.
 
     Raises:
         ThreatModelError: no linear head with bias under softmax cross entropy, other local steps, as many examples
-            as classes, or no solution (noise, clipping of single examples).
+            as classes, no solution (noise, clipping of single examples), or none before it was to stop.
 
     >>> from inversefed.fl.clients import FedSGD
     >>> from inversefed.fl.network import freeze
@@ -82,24 +83,29 @@ def recover_head_inputs(observation: Observation) -> HeadInputs:
     >>> found.labels.tolist(), bool(error < 1e-3)
     ([0, 2, 2], True)
     """
-    known = observation.once(_separated_or_why)
+    known = observation.once(_Separation(stop))
     if isinstance(known, str):
         raise ThreatModelError(known)
     return known
 
 
-def _separated_or_why(observation: Observation) -> HeadInputs | str:
-    """What was found, or why nothing was: that took as long."""
-    try:
-        return _separated(observation)
-    except ThreatModelError as error:
-        return str(error)
+@dataclass(frozen=True)
+class _Separation:
+    """What was found, or why nothing was: that took as long. Whoever asks first says for how long."""
+
+    stop: Callable[[], bool] = field(compare=False)
+
+    def __call__(self, observation: Observation) -> HeadInputs | str:
+        try:
+            return _separated(observation, self.stop)
+        except ThreatModelError as error:
+            return str(error)
 
 
-def _separated(observation: Observation) -> HeadInputs:
+def _separated(observation: Observation, stop: Callable[[], bool]) -> HeadInputs:
     head = read_head(observation)
     _check(observation, head)
-    equations, eps = _equations(observation, head), _rounding(observation)
+    equations, eps = replace(_equations(observation, head), stop=stop), _rounding(observation)
     if equations.beyond > _NEAR * eps:
         raise ThreatModelError(
             f"the head's gradient is not that of {head.total} examples: its next singular value is "
@@ -109,13 +115,19 @@ def _separated(observation: Observation) -> HeadInputs:
     best: list[Solution] = []
     for keep, starts, steps in _ROUNDS:
         if observation.labels is None and len(equations.steps) > 1:
-            blurred = _tried(HeadEquations.of(head, (slice(0, head.total),), 0.0), tried, starts, steps, 0.0)
+            whole = replace(HeadEquations.of(head, (slice(0, head.total),), 0.0), stop=stop)
+            blurred = _tried(whole, tried, starts, steps, 0.0)
             best, enough = _ordered(equations, blurred[:_ORDERED], _SURE * eps), _SURE * eps
         else:
             best, enough = _tried(equations, tried, starts, steps, eps), _ENOUGH * eps
         if best[0].residual < enough:
             labels = as_targets(observation.network, best[0].labels)
             return HeadInputs(best[0].coefficients @ equations.basis, labels, best[0].residual)
+        if stop():
+            raise ThreatModelError(
+                f"what went into the head was not solved for in the time there was (residual {best[0].residual:.1g}); "
+                "give it more time"
+            )
         tried = [found.labels for found in best[:keep]]
     raise ThreatModelError(
         f"no features of {head.total} examples explain the head's gradient (residual {best[0].residual:.1g}); noise, "
@@ -210,7 +222,7 @@ def _tried(equations: HeadEquations, labels: Sequence[Labels], starts: range, st
     for start, each in product(starts, labels):
         one = equations.solved(each, start, steps)
         found.append(one if one.residual > _NEAR * eps else equations.improved(one))
-        if found[-1].residual < _ENOUGH * eps:
+        if found[-1].residual < _ENOUGH * eps or equations.stop():
             break
     found.sort(key=lambda one: one.residual)
     seen: list[Solution] = []
@@ -225,6 +237,6 @@ def _ordered(equations: HeadEquations, found: Sequence[Solution], enough: float)
     ordered: list[Solution] = []
     for each in found:
         ordered.append(in_order(equations, each, enough))
-        if ordered[-1].residual < enough:
+        if ordered[-1].residual < enough or equations.stop():
             break
     return sorted(ordered, key=lambda each: each.residual)

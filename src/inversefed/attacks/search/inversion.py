@@ -63,6 +63,8 @@ _WORTH_SHARING = 2e7
 _SHARED = 8
 _FIRST = 30
 """Evaluations of a first picture; with 30 steps `spectral` gives one (docs/speed.md)."""
+_SOLVING = 0.5
+"""Of the time, what solving for that which went into the head may take."""
 _APART = 0.5
 """Standard deviation, in normalized inputs, of a second start where the first is the mean color or close to it."""
 
@@ -176,7 +178,7 @@ class GradientInversion:
         """
         began = time.monotonic()
         with float32_products(observation.network.device, self.precision.tf32):
-            problem = self._problem(observation)
+            problem = self._problem(observation, budget.within(_SOLVING))
             need = _Need(problem)
             run = self._restarts(problem, generator, budget, need, began)
             evaluate = self._evaluator(problem, run)
@@ -263,7 +265,7 @@ class GradientInversion:
             return attack
         return replace(attack, pruning=SuccessiveHalving(), width=changes.get("width"))
 
-    def _problem(self, observation: Observation) -> Problem:
+    def _problem(self, observation: Observation, stop: Callable[[], bool] = lambda: False) -> Problem:
         """The search computes in float64 if asked, and never in 16 bits, where its own steps would be rounded away."""
         dtype = observation.network.dtype
         if self.precision.double:
@@ -273,7 +275,14 @@ class GradientInversion:
                 wide.network.operations()
                 observation = wide
         problem = Problem.of(
-            observation, self.objective, self.priors, self.parametrization, self.labels, self.simulation, self.features
+            observation,
+            self.objective,
+            self.priors,
+            self.parametrization,
+            self.labels,
+            self.simulation,
+            self.features,
+            stop,
         )
         return replace(problem, changes=self._changes)
 

@@ -100,14 +100,15 @@ class Problem:
         rule: LabelRule | JointLabels,
         simulation: Simulation = KnownClient(),
         features: float = 0.0,
+        stop: Callable[[], bool] = lambda: False,
     ) -> "Problem":
         """Settle the labels first: granted, recovered by a rule, or left open.
 
         Where `RecoveredLabels` finds no rule that applies, they are left open too. With a weight for `features`, what
-        went into the head is solved for, and labels with it.
+        went into the head is solved for, and labels with it, until it is to stop.
         """
         joint = rule if isinstance(rule, JointLabels) else JointLabels()
-        known = _separated(observation) if features and simulation == KnownClient() else None
+        known = _separated(observation, stop) if features and simulation == KnownClient() else None
         labels = _settled(observation, rule) if known is None else known.labels
         simulation = simulation if known is None else KnownFeatures.of(observation, known, features)
         return cls(
@@ -208,13 +209,13 @@ class Problem:
         return self.objective(found.predicted, found.observed), found.penalty
 
 
-def _separated(observation: Observation) -> HeadInputs | None:
+def _separated(observation: Observation, stop: Callable[[], bool]) -> HeadInputs | None:
     """What went into the head; nothing for one example, which needs no help, and where it cannot be solved for."""
     steps, whole = observation.steps, len(observation.update) == len(observation.network.params)
     if observation.num_examples == 1 or steps is None or not steps.alone or not whole:
         return None
     try:
-        return recover_head_inputs(observation)
+        return recover_head_inputs(observation, stop)
     except ThreatModelError:
         return None
 

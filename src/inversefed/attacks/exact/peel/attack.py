@@ -237,7 +237,7 @@ def head_of(setting: Setting, observation: Observation) -> tuple[PeelState, Targ
             setting.layers[:-1], features, delta, torch.ones_like(features), tolerance=_HOLDS * setting.eps
         )
         return front, None
-    known, loss = recover_head_inputs(observation), at_head(observation.network).loss
+    known, loss = recover_head_inputs(observation, setting.watch.stop), at_head(observation.network).loss
     features, labels = known.features.cpu(), known.labels.cpu()
     logits = module(features).requires_grad_()
     (pulls,) = torch.autograd.grad(loss(logits, labels), logits)

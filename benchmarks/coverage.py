@@ -52,8 +52,11 @@ CLIENTS = {"FedSGD": FedSGD(), "FedAvg": FedAvg(local_steps=2, lr=1e-2)}
 CLASSES = 10
 SIDES = {"BeyondInferringMNIST": 28, "BeyondInferringCifar": 28, "alexnet": 63, "inception_v3": 75, "maxvit_t": 224}
 """The smallest pictures that a network of the zoo takes, where 32 pixels are too few or too many."""
-PRELOADED = ("inversefed.pipeline", "benchmarks.small_networks", "torchmetrics.functional.image", "torchvision")
-"""Read once, in the process that those of the rows are forked from."""
+PRELOADED = (
+    "inversefed.pipeline", "benchmarks.small_networks", "torchmetrics.functional.image", "torchvision", "torch._dynamo",
+)  # fmt: skip
+"""Read once, in the process that those of the rows are forked from; the last by any optimizer, in one or two seconds
+that only the first search of a row would pay for."""
 OUTCOMES = ("exact", "above", "below", "refused", "crash", "killed")
 
 

@@ -161,3 +161,24 @@ def test_solving_ends_with_the_time_and_the_search_goes_on_without_it(photos) ->
     assert found.images.shape == (6, *observation.network.image_shape)
     sure = recover_head_inputs(clean, lambda: False)
     assert sure.residual < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("norm", "refused"),
+    [
+        (nn.InstanceNorm2d(8), True),
+        (nn.GroupNorm(8, 8), True),
+        (nn.BatchNorm2d(8, track_running_stats=False), True),
+        (nn.GroupNorm(2, 8), False),
+        (nn.BatchNorm2d(8), False),
+    ],
+)
+def test_features_that_do_not_hold_the_contrast_of_a_channel_are_not_inverted(norm: nn.Module, refused: bool) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)
+    observation = observed(nn.Sequential(*layers).eval(), torch.rand(1, 3, 8, 8), [3])
+    if not refused:
+        assert "512 numbers" in recipes.separated().check(observation)
+        return
+    with pytest.raises(UnsupportedNetworkError, match="contrast"):
+        recipes.separated().check(observation)

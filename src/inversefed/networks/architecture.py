@@ -31,6 +31,8 @@ class Architecture:
             BatchNorm is one of them in train mode, and where it keeps no running statistics.
         first_batchnorm_trains: whether the first layers with weights are a convolution and BatchNorm in train mode,
             which undoes any contrast of the batch; in the module's own order.
+        first_norm_by_channel: whether the first layers are a convolution and what scales each channel by what it sees
+            there (InstanceNorm, GroupNorm of one channel a group, BatchNorm by the batch), likewise.
     """
 
     nonsmooth_layers: tuple[str, ...]
@@ -38,6 +40,7 @@ class Architecture:
     max_pools: tuple[str, ...]
     normalizations: tuple[str, ...]
     first_batchnorm_trains: bool
+    first_norm_by_channel: bool
 
 
 def architecture(network: Network) -> Architecture:
@@ -49,7 +52,7 @@ def architecture(network: Network) -> Architecture:
     >>> layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)
     >>> architecture(freeze(nn.Sequential(*layers), (3, 8, 8)))
     Architecture(nonsmooth_layers=('MaxPool2d',), averages=(), max_pools=('MaxPool2d',),
-        normalizations=('BatchNorm2d',), first_batchnorm_trains=True)
+        normalizations=('BatchNorm2d',), first_batchnorm_trains=True, first_norm_by_channel=True)
     """
     module = network.module
     seen = {(type(layer).__name__, kind_of(layer)) for layer in module.modules()}
@@ -60,6 +63,7 @@ def architecture(network: Network) -> Architecture:
         return {name for name, kind in seen if kind is not None and holds(kind)}
 
     by_batch = {type(layer).__name__ for layer in batchnorm_by_batch(module).values()}
+    front = [layer for layer in module.modules() if not any(True for _ in layer.children())][:2]
     first = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))][:2]
     return Architecture(
         nonsmooth_layers=tuple(sorted(names(lambda kind: not kind.smooth))),
@@ -70,4 +74,13 @@ def architecture(network: Network) -> Architecture:
         and isinstance(first[0], nn.Conv2d)
         and isinstance(first[1], nn.BatchNorm2d)
         and first[1].training,
+        first_norm_by_channel=len(front) == 2
+        and isinstance(front[0], nn.Conv2d)
+        and (_by_channel(front[1]) or any(front[1] is layer for layer in batchnorm_by_batch(module).values())),
     )
+
+
+def _by_channel(layer: nn.Module) -> bool:
+    """Whether it scales each channel of each example by what it sees there."""
+    alone = isinstance(layer, nn.GroupNorm) and layer.num_groups == layer.num_channels
+    return alone or (isinstance(layer, nn.InstanceNorm2d) and (layer.training or not layer.track_running_stats))

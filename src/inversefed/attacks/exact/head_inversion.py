@@ -121,6 +121,8 @@ class SeparatedFeatures:
             )
         if traits.first_batchnorm_trains:
             raise UnsupportedNetworkError("features behind BatchNorm in train mode do not hold a picture's contrast")
+        if traits.first_norm_by_channel:
+            raise UnsupportedNetworkError("features behind a first norm of each channel do not hold its contrast")
         if network.head is None or f"{network.head}.weight" not in network.params:
             raise UnsupportedNetworkError("the network has no clear linear last layer with one row a class")
         width = math.prod(network.params[f"{network.head}.weight"].shape[1:])

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from inversefed.cli import main
 from inversefed.errors import ConfigError, InputError
+from inversefed.experiments import estimate as estimating
 from inversefed.experiments.ledger import Ledger, new_owner
 from inversefed.experiments.plan import ModelSpec, Plan, Targets, Training
 from inversefed.experiments.plan_file import parse_plan, read_plan, shipped
 from inversefed.experiments.planning import add_run, jobs_of, write_jobs
 from inversefed.experiments.table import row_of
 from inversefed.experiments.work import work
+from inversefed.frontier import Point
 from inversefed.report.png import png
 from inversefed.scenario import Scenario
 
@@ -63,6 +66,62 @@ def test_a_plan_is_read_back_from_what_a_ledger_holds(tmp_path: Path) -> None:
     assert [len(each.images) for each in plan.targets[1].sources()] == [2]
 
 
+FRONTIER = """
+name: frontier
+targets: {limit: 2}
+networks: [LeNetZhu]
+points: [none, Clip(1.0) + GaussianNoise(0.1), [{num_images: 2}, {TopK: {keep: 0.1}}]]
+attacks: [{geiping: {max_iterations: 2}}]
+utility: {data: [CIFAR10, photos], rounds: 2}
+"""
+
+
+def test_a_plan_of_points_is_a_frontier_with_leakage_and_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = parse_plan(FRONTIER, data_path=tmp_path)
+    assert len(plan) == 3 and plan.points[2].num_images == 2 and parse_plan(json.dumps(plan.to_dict())) == plan
+    ledger = Ledger("runs/ledger.db")
+    run = add_run(ledger, plan)
+    write_jobs(ledger, run)
+    assert all(job.bytes > 0 for job in ledger.jobs(run))
+    assert work(ledger.url, ledger.folder, run, new_owner()) == 3
+    rows = [row_of(job, content) for job, content in ledger.rows(run)]
+    ledger.close()
+    assert [(row["client"], row["defenses"], row["num_images"], row["targets"]) for row in rows] == [
+        ("FedSGD", "none", 1, 2),
+        ("FedSGD", "Clip(max_norm=1.0) + GaussianNoise(std=0.1)", 1, 2),
+        ("FedSGD", "TopK(keep=0.1)", 2, 2),
+    ]
+    for row in rows:
+        assert row["leakage"] == row["margin"] == max(row["plain"], row["adaptive"]) - row["control"]
+        assert 0 <= row["accuracy"] <= 1 and row["note"] == "" and row["verdict"] == "not judged"
+    for options in ([], ["--summary"]):
+        assert main(["results", "frontier", *options]) == 0
+        first, _, *lines = capsys.readouterr().out.splitlines()
+        cells = [dict(zip(first.split("|"), line.split("|"), strict=True)) for line in lines]
+        assert [float(each[" accuracy "]) for each in cells] == pytest.approx([row["accuracy"] for row in rows])
+        leakage = " margin " if options else " leakage "
+        assert [float(each[leakage]) for each in cells] == pytest.approx([row["leakage"] for row in rows], rel=1e-3)
+
+
+def test_a_frontier_is_predicted_by_the_attacks_of_its_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimating, "_seconds", lambda scenario: 3.0 * len(scenario.held.truth.images))
+    plan = replace(parse_plan(FRONTIER), points=parse_plan(FRONTIER).points[1:])
+    assert [(kind.name.split(", ")[1], kind.count, kind.seconds) for kind in estimating.estimate(plan)] == [
+        ("1 picture", 1, 12.0),  # two updates, attacked by two
+        ("2 pictures", 1, 24.0),
+    ]
+
+
+def test_a_point_of_python_values_is_called_as_it_is_written() -> None:
+    for name in ("mine", "num_images=3"):
+        plan = replace(parse_plan(FRONTIER), points=(Point(name, num_images=2),))
+        with pytest.raises(ConfigError, match="called as it is written"):
+            plan.to_dict()
+
+
 @pytest.mark.parametrize(
     ("text", "place", "says"),
     [
@@ -86,6 +145,15 @@ def test_a_plan_is_read_back_from_what_a_ledger_holds(tmp_path: Path) -> None:
         ("name: ../a", (1, 7), "a name has letters"),
         ("seeds: [1]", (1, 1), "needs a name"),
         ("- a", (1, 1), "keys with values"),
+        ("name: a\npoints: [none, TopKK(1)]", (2, 16), "did you mean TopK"),
+        ("name: a\npoints: [none]\ndefenses: [none]", (3, 11), "leave out defenses"),
+        ("name: a\npoints: [none]\nattacks: [linear]", (1, 1), "a search is adapted"),
+        ("name: a\npoints: [none]\nnulls: 3", (1, 1), "null"),
+        ("name: a\npoints: [none]\ntargets: {num_images: 2}", (1, 1), "how many pictures"),
+        ("name: a\nutility: {data: [photos]}", (1, 1), "plan of points"),
+        ("name: a\npoints: [none]\nutility: {rounds: 3}", (3, 10), "needs its data"),
+        ("name: a\npoints: [none]\nutility: {data: [CIFAR]}", (3, 18), "CIFAR10"),
+        ("name: a\npoints: [none]\nutility: {data: [photos], rounds: 0}", (3, 10), "one round"),
         ("name: a\ntime_budget: soon", (2, 14), "such as 30s"),
     ],
 )
@@ -140,7 +208,8 @@ def test_every_plan_that_ships_runs_in_miniature(name: str, tmp_path: Path) -> N
     targets = tuple(replace(each, limit=1) for each in plan.targets[:1])
     plan = replace(
         plan, targets=targets, models=plan.models[:2], clients=plan.clients[:2],
-        defenses=tuple(dict.fromkeys((plan.defenses[0], plan.defenses[-1]))),
+        defenses=tuple(dict.fromkeys((plan.defenses[0], plan.defenses[-1]))), points=plan.points[::9],
+        utility=None if plan.utility is None else replace(plan.utility, rounds=1),
         max_iterations=2, nulls=0, time_budget=2.0,
     )  # fmt: skip
     ledger = Ledger(str(tmp_path / "ledger.db"))

@@ -1,52 +1,31 @@
-"""`inversefed defend`: points in, the frontier out, as a table, JSON and a drawing."""
+"""`inversefed defend`: its options as a plan of points, and the frontier as a table, JSON and a drawing."""
 
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
-from inversefed.attacks import SearchAttack
 from inversefed.cli import FAILED, INTERRUPTED, SUCCESS
 from inversefed.cli.flags import granted, read_seconds
-from inversefed.cli.options import Defend
-from inversefed.cli.progress import Tell, progress
-from inversefed.errors import ConfigError, InputError, InversefedError
-from inversefed.experiments.frontier_jobs import Loaded, PointSpec, measured, row_in
-from inversefed.experiments.ledger import Job, Ledger, Run, new_owner
-from inversefed.experiments.work import Pulse
-from inversefed.frontier import Point
+from inversefed.cli.options import Defend, Executing
+from inversefed.cli.progress import progress
+from inversefed.cli.sweep import carried_out, executor_of
+from inversefed.errors import ConfigError, InputError
+from inversefed.experiments.executor import Executor
+from inversefed.experiments.frontier_jobs import point_of, read_point, row_in
+from inversefed.experiments.ledger import Ledger, Run
+from inversefed.experiments.local import LocalProcesses
+from inversefed.experiments.plan import ModelSpec, Plan, Targets, Utility
+from inversefed.experiments.plan_file import read_plan, shipped
+from inversefed.experiments.planning import jobs_of
 from inversefed.report.folder import check_writable, write_files
 from inversefed.report.frontier import Row, notes, table, to_dict
 from inversefed.report.plots import frontier_figure
 from inversefed.specs import registry
-from inversefed.specs.sources import absolute, sources_of
-from inversefed.types import Step
 
-__all__ = ["SWEEP", "read_point", "run_defend"]
-
-SWEEP = (
-    "none",
-    *(f"GaussianNoise({std})" for std in (0.01, 0.1, 1.0)),
-    "LaplaceNoise(0.1)",
-    "Clip(1.0)",
-    "Clip(1.0) + GaussianNoise(0.01)",
-    *(f"TopK({keep})" for keep in (0.3, 0.1, 0.01)),
-    "RandomPruning(0.1)",
-    *(f"UniformQuantization({bits})" for bits in (4, 2)),
-    "StochasticQuantization(4)",
-    "SignQuantization()",
-    "Soteria(0.5)",
-    "PRECODE(64)",
-    "Dropout(0.5)",
-    "ATS()",
-    "num_images=2 + Mixup(1.0)",
-    *(f"num_images={count}" for count in (2, 4)),
-    *(f"FedAvg(local_steps={steps}, lr=0.01)" for steps in (4, 16)),
-    "num_images=4 + SumOfClients(clients=4)",
-    *(f"DPSGD(noise_multiplier={noise}, max_grad_norm=1.0)" for noise in (0.01, 1.0)),
-)
-"""What --sweep measures."""
+__all__ = ["plan_of", "run_defend"]
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist has its files."""
@@ -56,150 +35,120 @@ LEDGER, RUN = "ledger.db", "defend"
 
 
 def run_defend(options: Defend) -> int:
-    """Measure each point that the output's ledger does not hold yet; write after each.
+    """Write the points as a plan into the ledger of the output's folder, and have an executor measure what is missing.
 
     A point that cannot be measured is a row that says why, and is tried again the next time.
 
     Returns:
         0; 1 if a point could not be measured; 130 if Ctrl-C ended it, what was measured written.
     """
-    specs = _specs(options)
+    plan, execute = plan_of(options), _executor(options)
     folder = options.output or Path("runs") / f"defend_{options.network.replace(':', '.')}_seed{options.seed}"
     check_writable(folder)
     if options.overwrite:
         (folder / LEDGER).unlink(missing_ok=True)
     ledger = Ledger(str(folder / LEDGER), folder)
     try:
-        run = _run_of(ledger, specs[0], folder)
-        ledger.release_dead()
-        ledger.retry(run)
-        ledger.plan_jobs(run, [spec.job() for spec in specs])
-        status = _measure_all(ledger, run, {spec.job().hash: spec for spec in specs}, options)
-        rows = _rows(ledger, run, specs)
+        run = _run_of(ledger, plan, folder)
+        with progress("planning", options.quiet) as tell:
+            jobs = list(jobs_of(plan, tell))
+        ledger.plan_jobs(run, jobs)
+        asked = frozenset(each.hash for each in jobs)
+        ledger.retry(run, asked)
+        whole = carried_out(ledger, ledger.run(RUN), execute, options.quiet) is not None
+        rows = _rows(ledger, run, asked, options.targets)
     finally:
         ledger.close()
-    _write(folder, specs[0], rows)
+    _write(folder, _setting(plan.to_dict()), rows)
     _show(rows, folder, options)
+    if not whole:
+        print("inversefed: interrupted; the points so far were kept, the same command goes on", file=sys.stderr)
+        return INTERRUPTED
     failed = [row.point for row in rows if not row.measured]
     if failed:
         print(f"inversefed: {len(failed)} of {len(rows)} points not measured: {', '.join(failed)}", file=sys.stderr)
-    return status or (FAILED if failed else SUCCESS)
+    return FAILED if failed else SUCCESS
 
 
-def _specs(options: Defend) -> list[PointSpec]:
-    """The points, all with the same setting."""
-    points = [read_point(text) for text in _texts(options)]
-    attack = registry.build("attack", options.attack)
-    if not isinstance(attack, SearchAttack):
-        raise ConfigError(f"defend adapts a search to each defense; {options.attack} has none")
-    sources = replace(sources_of(options), client="FedSGD")
-    common = PointSpec(
-        points[0],
-        absolute(sources),
-        attack,
-        registry.build("loss", options.loss),
-        granted(options),
-        options.mean,
-        options.std,
-        options.seed,
-        options.targets,
-        read_seconds(options.time_budget),
-        options.max_iterations,
-        tuple(_places(options)) if options.utility else None,
-        options.rounds,
+def plan_of(options: Defend) -> Plan:
+    """What the options ask for, as a plan.
+
+    Raises:
+        ConfigError: an unknown name, nothing to compare, an attack that is no search, or an update from outside.
+    """
+    if options.update or options.after:
+        raise ConfigError("defend makes the update of each point itself; leave out --update and --after")
+    return Plan(
+        RUN,
+        targets=(
+            Targets(
+                options.dataset,
+                options.data_path,
+                options.images,
+                options.labels,
+                0 if options.images else options.index,
+                options.targets,
+            ),
+        ),
+        models=(ModelSpec(**{name: getattr(options, name) for name in _OF_NETWORK}),),
+        attacks=(registry.build("attack", options.attack),),
+        seeds=(options.seed,),
+        threat=granted(options),
+        loss=registry.build("loss", options.loss),
+        time_budget=read_seconds(options.time_budget),
+        max_iterations=options.max_iterations,
+        points=tuple(read_point(text) for text in _texts(options)),
+        utility=Utility(tuple(_places(options)), options.rounds) if options.utility else None,
     )
-    return [
-        replace(common, point=point, sources=replace(common.sources, num_images=point.num_images * options.targets))
-        for point in points
-    ]
 
 
-def _run_of(ledger: Ledger, spec: PointSpec, folder: Path) -> Run:
+_OF_NETWORK = ("network", "weights", "num_classes", "image_shape", "train_mode", "mean", "std")
+
+
+def _executor(options: Defend) -> Executor:
+    """Where the points are measured; a network that the command line names as code is run there.
+
+    Raises:
+        ConfigError: options that contradict each other.
+    """
+    if options.device not in ("auto", "cpu"):
+        raise ConfigError(
+            f"points are measured on the CPU, not on {options.device}; --executor ray --gpus SHARE uses GPUs"
+        )
+    given = {each.name: getattr(options, each.name) for each in fields(Executing) if each.name != "threads"}
+    found = executor_of(Executing(**given, threads=1 if options.threads is None else options.threads))
+    return replace(found, trust_code=True) if isinstance(found, LocalProcesses) else found
+
+
+def _run_of(ledger: Ledger, plan: Plan, folder: Path) -> Run:
     """The run of this setting in the output's ledger.
 
     Raises:
         InputError: it was made with other options.
     """
-    setting = spec.setting() | {"sources": {**spec.setting()["sources"], "num_images": None}}
-    plan = json.dumps(setting, sort_keys=True)
+    text = plan.to_dict()
     found = next((each for each in ledger.runs() if each.name == RUN), None)
-    if found is not None and found.plan != plan:
+    if found is not None and _setting(json.loads(found.plan)) != _setting(text):
         raise InputError(f"{folder} was made with other options; name another --output, or give --overwrite")
-    return found or ledger.add_run(RUN, plan)
+    return found or ledger.add_run(RUN, json.dumps(text))
 
 
-def _measure_all(ledger: Ledger, run: Run, specs: Mapping[str, PointSpec], options: Defend) -> int:
-    """Take the points one after the other; those of earlier commands that are not asked for now stay as they are."""
-    owner, shared, number = new_owner(), Loaded(), 0
-    try:
-        for hash, spec in specs.items():
-            number += 1
-            job = ledger.claim(run, owner, only=hash)
-            if job is None:
-                continue  # it was measured before
-            with progress(f"[{number}/{len(specs)}] {spec.point.name}", options.quiet) as tell:
-                _measure(ledger, job, spec, shared, tell)
-    except KeyboardInterrupt:
-        ledger.release(owner)
-        print("inversefed: interrupted; the points so far were kept, the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    return SUCCESS
+def _setting(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a plan but its points, as JSON has it."""
+    content: dict[str, Any] = json.loads(json.dumps(plan))
+    return {name: value for name, value in content.items() if name != "points"}
 
 
-def _measure(ledger: Ledger, job: Job, spec: PointSpec, shared: Loaded, tell: Tell) -> None:
-    try:
-        with Pulse(ledger, job) as pulse:
-            outcome = measured(
-                spec,
-                shared,
-                on_step=lambda step: _look(pulse, tell, step),
-                on_round=lambda done, total: tell(done, total, "training with the defense"),
-            )
-        ledger.finish(job, outcome)
-    except InversefedError as error:
-        ledger.fail(job, str(error))
-
-
-def _look(pulse: Pulse, tell: Tell, step: Step) -> bool:
-    tell(step.iteration, step.iterations, f"attack  loss {step.loss:.4g}")
-    return pulse.step(step)
-
-
-def _rows(ledger: Ledger, run: Run, specs: Sequence[PointSpec]) -> list[Row]:
+def _rows(ledger: Ledger, run: Run, asked: frozenset[str], targets: int) -> list[Row]:
     """The rows of all points that were ever measured here, and of those that were asked for."""
-    asked = {spec.job().hash for spec in specs}
     rows = []
     for job, content in ledger.rows(run):
         if content is not None:
             rows.append(row_in(content))
         elif job.hash in asked and job.error is not None:
             note = f"not measured: {job.error}"
-            rows.append(Row(job.defenses, None, None, None, targets=specs[0].targets, note=note))
+            rows.append(Row(point_of(job), None, None, None, targets=targets, note=note))
     return rows
-
-
-def read_point(text: str) -> Point:
-    """Read a point: pieces with plus signs between, each a client, a defense or `num_images=N`; or `none`.
-
-    Raises:
-        ConfigError: a piece of an unknown name, two clients, or a number that is none.
-    """
-    point, named = Point(text, num_images=1), False
-    for part in (each.strip() for each in text.split(" + ")):
-        if part.startswith("num_images="):
-            count = part.removeprefix("num_images=")
-            if not count.isdecimal():
-                raise ConfigError(f"the point {text!r} needs a whole number for num_images, not {count!r}")
-            point = replace(point, num_images=int(count))
-        elif part.partition("(")[0].lower() in {name.lower() for name in registry.choices("client")}:
-            if named:
-                raise ConfigError(
-                    f"the point {text!r} names two clients; one wraps the other, as in Shares(FedAvg(..))"
-                )
-            point, named = replace(point, client=registry.build("client", part)), True
-        elif part != "none":
-            point = replace(point, defenses=(*point.defenses, registry.build("defense", part)))
-    return point
 
 
 def _texts(options: Defend) -> list[str]:
@@ -207,7 +156,8 @@ def _texts(options: Defend) -> list[str]:
     own = [*options.defenses]
     own = ([options.client] if options.client != "FedSGD" else []) + own
     own = ([f"num_images={options.num_images}"] if options.num_images != 1 else []) + own
-    texts = ["none", *(SWEEP if options.sweep else ()), *options.points, *([" + ".join(own)] if own else [])]
+    sweep = [each.name for each in read_plan(shipped()["defenses"]).points] if options.sweep else []
+    texts = ["none", *sweep, *options.points, *([" + ".join(own)] if own else [])]
     if len(texts) == 1:
         raise ConfigError("nothing to compare: give --sweep, --points, --defenses or --client")
     return list(dict.fromkeys(texts))
@@ -223,8 +173,8 @@ def _places(options: Defend) -> Iterator[tuple[str, Path]]:
         yield "FashionMNIST", _DEBIAN
 
 
-def _write(folder: Path, spec: PointSpec, rows: Sequence[Row]) -> None:
-    values = {"setting": spec.setting(), "rows": [to_dict(row) for row in rows]}
+def _write(folder: Path, setting: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    values = {"setting": setting, "rows": [to_dict(row) for row in rows]}
     files = {
         "defend.json": json.dumps(values, indent=2, allow_nan=False) + "\n",
         "defend.md": "\n\n".join([table(rows), *(f"- {note}" for note in notes(rows))]) + "\n",

@@ -18,13 +18,14 @@ _LOOK = 2.0
 """Seconds between two looks of `status --watch`."""
 _SHOWN = (
     "network", "client", "defenses", "attack", "images", "num_images", "seed", "verdict", "peak_signal_noise_ratio",
-    "control_psnr", "structural_similarity", "seconds", "state", "error",
+    "control_psnr", "structural_similarity", "plain", "adaptive", "leakage", "accuracy", "epsilon", "note", "seconds",
+    "state", "error",
 )  # fmt: skip
 """Columns of the table for people; a file has all."""
 _SUMMED = (
     "network", "client", "defenses", "attack", "num_images", "n", "failed", "open", "leaked", "peak_signal_noise_ratio",
     "peak_signal_noise_ratio_sd", "peak_signal_noise_ratio_low", "peak_signal_noise_ratio_high", "margin",
-    "structural_similarity", "seconds",
+    "structural_similarity", "accuracy", "seconds",
 )  # fmt: skip
 
 

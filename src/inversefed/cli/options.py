@@ -274,6 +274,32 @@ class DefendAttack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Over which processes the work is spread."""
+
+    workers: int | None = None
+    """How many processes; by default one a core."""
+    retries: int = 5
+    """How often the process of an audit may die before the audit counts as failed."""
+    track: str | None = None
+    """Keep loss curves and scores for another tool, too: tensorboard:FOLDER or mlflow:FOLDER."""
+    executor: Literal["local", "ray"] = "local"
+    """local: processes of this machine; ray: a Ray cluster, or without --ray-address a Ray of this machine alone."""
+    ray_address: str | None = None
+    """The cluster, auto or HOST:PORT, seen from a machine of it."""
+    gpus: float = 0.0
+    """Share of a GPU that each audit is given by Ray, and runs on; 0 for the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executing(Spread):
+    """Where the audits run."""
+
+    threads: int = 1
+    """CPU threads of each process; results are the same bits only with the same number."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DefendOutput:
     """Where the result goes."""
 
@@ -290,12 +316,13 @@ class DefendOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defend(Setting, Points, DefendAttack, DefendOutput):
+class Defend(Setting, Points, DefendAttack, Spread, DefendOutput):
     """Compare defenses: what an attack that ignores each recovers, what one that knows it recovers, and what it costs.
 
     A point is a client, its defenses and its number of examples, written with plus signs between:
     "GaussianNoise(0.1)", "Clip(1.0) + GaussianNoise(0.01)", "num_images=4 + FedAvg(local_steps=4)". What --client,
-    --defenses and --num-images say is one more point. Points that --output holds already are not measured again.
+    --defenses and --num-images say is one more point. Points that --output holds already are not measured again. It is
+    a plan with `points` as `inversefed sweep` carries out, with a ledger of its own.
     """
 
 
@@ -368,26 +395,6 @@ class InLedger:
     """Print nothing but errors."""
     verbose: Annotated[bool, arg(aliases=["-v"])] = False
     """Log more, and show where an error came from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Executing:
-    """Where the audits run."""
-
-    workers: int | None = None
-    """How many processes; by default one a core."""
-    threads: int = 1
-    """CPU threads of each; results are the same bits only with the same number."""
-    retries: int = 5
-    """How often the process of an audit may die before the audit counts as failed."""
-    track: str | None = None
-    """Keep loss curves and scores for another tool, too: tensorboard:FOLDER or mlflow:FOLDER."""
-    executor: Literal["local", "ray"] = "local"
-    """local: processes of this machine; ray: a Ray cluster, or without --ray-address a Ray of this machine alone."""
-    ray_address: str | None = None
-    """The cluster, auto or HOST:PORT, seen from a machine of it."""
-    gpus: float = 0.0
-    """Share of a GPU that each audit is given by Ray, and runs on; 0 for the CPU."""
 
 
 @dataclass(frozen=True)
@@ -498,6 +505,7 @@ _GROUPS: Mapping[str, type] = {
     "attack": Attacking,
     "attack_each": DefendAttack,
     "examples": Examples,
+    "processes": Spread,
     "output": Output,
     "output_of_defend": DefendOutput,
     "screen_of_inspect": InspectOutput,

@@ -18,7 +18,7 @@ from inversefed.experiments.ray_cluster import RayCluster
 from inversefed.experiments.tracking import read_tracker
 from inversefed.experiments.words import length, said
 
-__all__ = ["again", "executor_of", "open_ledger", "run_resume", "run_sweep"]
+__all__ = ["again", "carried_out", "executor_of", "open_ledger", "run_resume", "run_sweep"]
 
 
 def run_sweep(options: Sweep) -> int:
@@ -81,15 +81,21 @@ def executor_of(options: Executing) -> Executor:
     return LocalProcesses(options.workers, options.threads, options.retries, tracker=tracker)
 
 
-def _carry_out(ledger: Ledger, run: Run, executing: Executing, options: InLedger) -> int:
-    execute = executor_of(executing)
+def carried_out(ledger: Ledger, run: Run, execute: Executor, quiet: bool) -> Standing | None:
+    """Have an executor do what is left of a run, with its progress on the screen; `None` where Ctrl-C ended it."""
     try:
         if not run.planned:
-            with progress(f"planning {run.name}", options.quiet) as tell:
+            with progress(f"planning {run.name}", quiet) as tell:
                 write_jobs(ledger, run, tell)
-        with progress(run.name, options.quiet) as tell:
-            standing = execute(ledger, run, lambda now: _tell(tell, now, execute.count))
+        with progress(run.name, quiet) as tell:
+            return execute(ledger, run, lambda now: _tell(tell, now, execute.count))
     except KeyboardInterrupt:
+        return None
+
+
+def _carry_out(ledger: Ledger, run: Run, executing: Executing, options: InLedger) -> int:
+    standing = carried_out(ledger, run, executor_of(executing), options.quiet)
+    if standing is None:
         print(
             f"inversefed: interrupted; what was finished is kept, and `{again(options, run.name)}` goes on",
             file=sys.stderr,

@@ -216,7 +216,7 @@ class Browse:
         columns = [_COLUMNS[name] for name in GROUP]
         first = sa.func.min(run_job.c.position)
         groups = _chosen(of, filters, *columns).group_by(*columns).order_by(first).offset(offset).limit(limit)
-        names = (PSNR, "structural_similarity", "control_psnr")
+        names = (PSNR, "structural_similarity", "control_psnr", "accuracy")
         numbers = [*map(self._number, names), result.c.margin, result.c.seconds]
         shown = [*columns, job.c.state, result.c.verdict, *numbers]
         with self.ledger.reading() as connection:

@@ -3,20 +3,21 @@
     seconds = planned seconds of the attack x (1 + share of the null runs)
 
 Audits of one kind differ only in target and seed. The rate is that of a machine with nothing else to do; an exact
-method is run to its end, since it has no rate.
+method is run to its end, since it has no rate. A point of the frontier takes its attack twice for each update, as it is
+and adapted; its short training is not counted.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from inversefed.attacks.shown import shown
 from inversefed.errors import InversefedError
 from inversefed.experiments.plan import Plan
 from inversefed.experiments.planning import predicted_bytes
 from inversefed.pipeline import audit
+from inversefed.scenario import Scenario
 from inversefed.specs.short import short
 from inversefed.types import Step
 
@@ -58,26 +59,32 @@ def estimate(plan: Plan, tell: Callable[[int, int, str], None] = lambda *_: None
         plan,
         models=tuple(replace(each, train=None, label=each.network) for each in plan.models),
     )
-    kinds: dict[tuple[Any, ...], list[Any]] = {}
-    for cell, own in zip(untrained.cells(), plan.cells(), strict=True):
-        scenario = cell.scenario
+    kinds: dict[tuple[str, int], list[Scenario]] = {}
+    for (scenario, times, _), (_, _, model) in zip(_attacked(untrained), _attacked(plan), strict=True):
         assert scenario.sources is not None
         many = scenario.sources.num_images if not scenario.sources.images else len(scenario.sources.images)
         pieces = [*map(short, (scenario.client, *scenario.defenses)), shown(scenario.attack)]
-        name = ", ".join([own.model, "1 picture" if many == 1 else f"{many} pictures", *pieces])
-        kinds.setdefault((name, many), []).append(scenario)
+        name = ", ".join([model, "1 picture" if many == 1 else f"{many} pictures", *pieces])
+        kinds.setdefault((name, times), []).append(scenario)
     found = []
-    for done, ((name, _), members) in enumerate(kinds.items()):
+    for done, ((name, times), members) in enumerate(kinds.items()):
         try:
             loaded = members[0].loaded()
-            found.append(Kind(name, len(members), _seconds(loaded), predicted_bytes(loaded)))
+            found.append(Kind(name, len(members), times * _seconds(loaded), predicted_bytes(loaded)))
         except InversefedError:
             found.append(Kind(name, len(members), None, 0))
         tell(done + 1, len(kinds), "kinds of audit")
     return tuple(found)
 
 
-def _seconds(scenario: Any) -> float:
+def _attacked(plan: Plan) -> Iterator[tuple[Scenario, int, str]]:
+    """Every audit, or an audit of each point with how many attacks as long a point takes; and its network's name."""
+    yield from ((spec.scenario(), 2 * spec.targets, model) for spec, model in plan.specs())
+    if not plan.points:
+        yield from ((cell.scenario, 1, cell.model) for cell in plan.cells())
+
+
+def _seconds(scenario: Scenario) -> float:
     began, planned = time.perf_counter(), math.nan
 
     def look(step: Step) -> bool:

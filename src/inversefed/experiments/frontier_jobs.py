@@ -1,6 +1,6 @@
 """A point of the privacy-utility frontier as a job: a client with its defenses, attacked twice and trained with.
 
-    record --hash--> job of kind "point" --measure--> `Row`, in the ledger's result
+    text --read_point--> point --plan--> record --hash--> job of kind "point" --measure--> `Row`, in the ledger's result
 
 Its hash is that of the record, the weights' file with it: two commands that ask for the same point have one job.
 """
@@ -8,28 +8,31 @@ Its hash is that of the record, the weights' file with it: two commands that ask
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from inversefed.attacks import SearchAttack
 from inversefed.attacks.shown import shown
 from inversefed.errors import ConfigError, InputError
-from inversefed.experiments.ledger import NewJob, Outcome
+from inversefed.experiments.ledger import Job, NewJob, Outcome
 from inversefed.experiments.schema import POINT
+from inversefed.experiments.table import PSNR
 from inversefed.fl.network import Loss, freeze
 from inversefed.fl.threat_model import ThreatModel
 from inversefed.frontier import Data, Point, measure
 from inversefed.report.frontier import Row, read_rows, to_dict
 from inversefed.report.to_json import plain
+from inversefed.scenario import Scenario
 from inversefed.specs import registry
 from inversefed.specs.load_setting import Setting, load
+from inversefed.specs.short import short
 from inversefed.specs.sources import Sources, as_json, read_fields
 from inversefed.specs.written import written
 from inversefed.types import Budget, Step
 from inversefed.zoo import datasets
 
-__all__ = ["Loaded", "PointSpec", "measured", "row_in"]
+__all__ = ["Loaded", "PointSpec", "measured", "point_of", "read_point", "row_in"]
 
 _TESTED = 1000
 """Pictures on which a short training's accuracy is measured."""
@@ -95,7 +98,10 @@ class PointSpec:
         """
         sources, point = Sources(**read_fields(Sources, content["sources"])), content["point"]
         if ":" in sources.network and not trust_code:
-            raise ConfigError(f"the point names code to run as its network, {sources.network!r}; run inversefed defend")
+            raise ConfigError(
+                f"the point names code to run as its network, {sources.network!r}; `inversefed defend` runs it, in "
+                "processes of this machine"
+            )
         defenses = tuple(registry.build("defense", each, trust_code) for each in point["defenses"])
         client = registry.build("client", point["client"], trust_code)
         places = content["utility"]
@@ -111,8 +117,37 @@ class PointSpec:
             **numbers,
         )
 
-    def job(self) -> NewJob:
-        """The point as the ledger writes it."""
+    def scenario(self) -> Scenario:
+        """The audit of its first update by the attack that is not adapted: what that takes, this takes several times.
+
+        Its pictures are not loaded.
+        """
+        sources, point = self.sources, self.point
+        if sources.images:
+            labels = None if sources.labels is None else sources.labels[: point.num_images]
+            sources = replace(sources, images=sources.images[: point.num_images], labels=labels)
+        return Scenario(
+            replace(sources, num_images=point.num_images),
+            client=point.client,
+            defenses=point.defenses,
+            threat=self.threat,
+            loss=self.loss,
+            mean=self.mean,
+            std=self.std,
+            seed=self.seed,
+            attack=self.attack,
+            time_budget=self.time_budget,
+            max_iterations=self.max_iterations,
+            nulls=0,
+        )
+
+    def job(self, model: str = "", memory: int = 0) -> NewJob:
+        """The point as the ledger writes it.
+
+        Args:
+            model: what tables call the network; by default its name.
+            memory: bytes that it is predicted to take; 0 where nothing tells.
+        """
         record, sources = self.to_dict(), self.sources
         files = [sources.weights, *map(str, sources.images)]
         known = [hashlib.sha256(Path(each).read_bytes()).hexdigest() for each in files if each and Path(each).is_file()]
@@ -121,18 +156,46 @@ class PointSpec:
         return NewJob(
             hash=hashlib.sha256(json.dumps([text, known]).encode()).hexdigest(),
             scenario=text,
-            network=sources.network,
-            client=record["point"]["client"].partition("(")[0],
-            defenses=self.point.name,
+            network=model or sources.network,
+            client=short(self.point.client),
+            defenses=" + ".join(map(short, self.point.defenses)) or "none",
             attack=shown(self.attack),
             images=pictures,
             num_images=self.point.num_images,
             seed=self.seed,
+            bytes=memory,
             kind=POINT,
         )
 
 
 _NUMBERS = ("mean", "std", "seed", "targets", "time_budget", "max_iterations", "rounds")
+
+
+def read_point(text: str) -> Point:
+    """Read a point: pieces with plus signs between, each a client, a defense or `num_images=N`; or `none`.
+
+    Raises:
+        ConfigError: a piece of an unknown name, two clients, or a number that is none.
+
+    >>> read_point("num_images=2 + Clip(1.0)")
+    Point(name='num_images=2 + Clip(1.0)', client=FedSGD(), defenses=(Clip(max_norm=1.0),), num_images=2)
+    """
+    point, named = Point(text, num_images=1), False
+    for part in (each.strip() for each in text.split(" + ")):
+        if part.startswith("num_images="):
+            count = part.removeprefix("num_images=")
+            if not count.isdecimal():
+                raise ConfigError(f"the point {text!r} needs a whole number for num_images, not {count!r}")
+            point = replace(point, num_images=int(count))
+        elif part.partition("(")[0].lower() in {name.lower() for name in registry.choices("client")}:
+            if named:
+                raise ConfigError(
+                    f"the point {text!r} names two clients; one wraps the other, as in Shares(FedAvg(..))"
+                )
+            point, named = replace(point, client=registry.build("client", part)), True
+        elif part != "none":
+            point = replace(point, defenses=(*point.defenses, registry.build("defense", part)))
+    return point
 
 
 @dataclass
@@ -164,7 +227,7 @@ def measured(
     key = json.dumps(spec.setting())
     if shared.setting is None or shared.key != key:
         shared.setting, shared.key = load(spec.sources, spec.seed, spec.mean, spec.std), key
-        shared.data = "--no-utility was given" if spec.utility is None else _data(spec.utility, shared.setting)
+        shared.data = "none was asked for" if spec.utility is None else _data(spec.utility, shared.setting)
     setting, data = shared.setting, shared.data
     assert data is not None
     row = measure(
@@ -184,14 +247,19 @@ def measured(
         rounds=spec.rounds,
         on_round=on_round,
     )
-    margin = row.leakage
     best = max((each for each in (row.plain, row.adaptive) if each is not None), default=None)
-    return Outcome("not judged", best, margin, row.seconds, to_dict(row))
+    same = {PSNR: best, "control_psnr": row.control, "margin": row.leakage, "verdict": "not judged"}
+    return Outcome("not judged", best, row.leakage, row.seconds, {**to_dict(row), **same})
 
 
 def row_in(content: Mapping[str, Any]) -> Row:
     """The point in a result."""
     return read_rows([dict(content)], "the ledger")[0]
+
+
+def point_of(job: Job) -> str:
+    """What the point of a job is called."""
+    return str(json.loads(job.scenario)["point"]["name"])
 
 
 def _data(places: Sequence[tuple[str, Path]], setting: Setting) -> Data | str:

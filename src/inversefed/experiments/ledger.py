@@ -19,7 +19,7 @@ import os
 import socket
 import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -418,9 +418,10 @@ class Ledger:
             owners = connection.execute(sa.select(job.c.owner).where(job.c.state == RUNNING).distinct()).scalars().all()
         return sum(self.release(each, died=False) for each in owners if each and is_dead(each))
 
-    def retry(self, of: Run) -> int:
-        """Queue the failed jobs of a run again; how many."""
+    def retry(self, of: Run, only: Collection[str] | None = None) -> int:
+        """Queue the failed jobs of a run again, all of them or those of some hashes; how many."""
         failed = sa.and_(job.c.state == FAILED, job.c.id.in_(_ids(of)))
+        failed = failed if only is None else sa.and_(failed, job.c.hash.in_(only))
         with self._writing() as connection:
             return int(connection.execute(job.update().where(failed).values(state=QUEUED, lost=0)).rowcount)
 

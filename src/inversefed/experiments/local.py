@@ -43,6 +43,7 @@ class LocalProcesses(Executor):
         retries: how often the process of a job may die before the job counts as failed.
         memory: bytes that all jobs may take together; `None` for what is free when they begin.
         tracker: where curves and results are kept beside the ledger, if anywhere.
+        trust_code: whether a network that a point names as `pkg.mod:factory` may be imported, which runs that code.
     """
 
     workers: int | None = None
@@ -50,6 +51,7 @@ class LocalProcesses(Executor):
     retries: int = 5
     memory: int | None = None
     tracker: Tracker | None = None
+    trust_code: bool = False
 
     def __post_init__(self) -> None:
         if (self.workers is not None and self.workers < 1) or self.threads < 1 or self.retries < 0:
@@ -139,7 +141,7 @@ class _Crew:
         owner = new_owner()
         threads = self.settings.threads
         place = self.ledger.url, self.ledger.folder
-        given = *place, self.run, owner, self.memory, os.getpid(), threads, self.begun, self.settings.tracker
+        given = *place, self.run, owner, self.memory, os.getpid(), self.begun, self.settings
         process = self.context.Process(target=_worker, args=given, daemon=True)
         quiet = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         before = {name: os.environ.get(name) for name in quiet}
@@ -160,11 +162,11 @@ def _worker(
     owner: str,
     memory: int,
     parent: int,
-    threads: int,
     number: int,
-    tracker: Tracker | None,
+    settings: LocalProcesses,
 ) -> None:
     """A process of its own."""
+    threads = settings.threads
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that began this one decides
     torch.set_num_threads(threads)
     cores = sorted(os.sched_getaffinity(0))
@@ -172,7 +174,10 @@ def _worker(
         first = number * threads % len(cores)
         os.sched_setaffinity(0, {cores[(first + each) % len(cores)] for each in range(threads)})
     try:
-        work(url, folder, run, owner, memory=memory, parent=parent, tracker=tracker)
+        work(
+            url, folder, run, owner, memory=memory, parent=parent, tracker=settings.tracker,
+            trust_code=settings.trust_code,
+        )  # fmt: skip
     except StorageError as error:
         logging.getLogger("inversefed").error("%s", error)
         sys.exit(_UNWRITABLE)

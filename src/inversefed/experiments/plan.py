@@ -1,6 +1,10 @@
 """A plan: which audits. The product of targets, networks, clients, defenses, attacks and seeds, as scenarios.
 
-    cells = targets x networks x clients x defenses x attacks x seeds
+    audits             = targets x networks x clients x defenses x attacks x seeds
+    points (frontier)  = targets x networks x points x attacks x seeds
+
+A point is a client with its defenses that is attacked by an attack which ignores the defenses, by one which knows them,
+and trained with (`frontier`): what it leaks, and what it costs.
 
 Everything in a plan is named as on the command line, so that a plan is data: a file may hold it, and a worker on
 another machine reads the same. A scenario gets its hash once its pictures and weights are loaded; cells that differ
@@ -12,20 +16,23 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inversefed.attacks import Attack
+from inversefed.attacks import Attack, SearchAttack
+from inversefed.attacks.shown import shown as shown_attack
 from inversefed.errors import ConfigError, InputError
+from inversefed.experiments.frontier_jobs import PointSpec, read_point
 from inversefed.fl.clients import Client
 from inversefed.fl.defenses import Defense
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss
 from inversefed.fl.threat_model import ThreatModel
+from inversefed.frontier import Point
 from inversefed.scenario import Scenario
 from inversefed.specs import registry
 from inversefed.specs.sources import Sources, absolute
 from inversefed.specs.written import UNNAMED, written
 from inversefed.zoo.folders import pictures_in
 
-__all__ = ["Cell", "LastLoad", "ModelSpec", "Plan", "Targets", "Training", "shown"]
+__all__ = ["Cell", "LastLoad", "ModelSpec", "Plan", "Targets", "Training", "Utility", "shown"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Targets:
     dataset: str = "photos"
     data_path: Path = Path("~/data")
     images: tuple[Path, ...] = ()
-    labels: tuple[int, ...] | None = None
+    labels: tuple[int | float, ...] | None = None
     first: int = 0
     limit: int | None = None
     num_images: int = 1
@@ -79,6 +86,21 @@ class Targets:
             part = slice(number * size, (number + 1) * size)
             labels = None if self.labels is None else self.labels[self.first :][part]
             yield Sources(images=files[part], labels=labels)
+
+    def sources_of_point(self, num_images: int) -> tuple[Sources, int]:
+        """All pictures of a point's updates, of so many each, and how many updates that are.
+
+        Files that are too few are told when the point is measured, and the others are.
+        """
+        if not self.images:
+            count = 1 if self.limit is None else self.limit
+            many = count * num_images
+            return Sources(dataset=self.dataset, data_path=self.data_path, index=self.first, num_images=many), count
+        files = self._files()[self.first :]
+        count = max(1, len(files) // num_images) if self.limit is None else self.limit
+        part = slice(self.first, self.first + count * num_images)
+        labels = None if self.labels is None else self.labels[part]
+        return Sources(images=files[: count * num_images], labels=labels, num_images=count * num_images), count
 
     def _files(self) -> tuple[Path, ...]:
         found: list[Path] = []
@@ -130,6 +152,8 @@ class ModelSpec:
         num_classes: how many classes it has; `None` for those of the data set.
         image_shape: channels, height and width of its input, where its name does not tell.
         train_mode: run it in train mode.
+        mean: what its input normalization subtracts, one number a channel; `None` for that of the data set.
+        std: what it divides by.
         label: what tables call it; by default its name with where its weights come from.
     """
 
@@ -139,11 +163,36 @@ class ModelSpec:
     num_classes: int | None = None
     image_shape: tuple[int, int, int] | None = None
     train_mode: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     label: str = ""
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.train is not None:
             raise ConfigError(f"{self.network} has weights from a file or is trained first, not both")
+
+
+@dataclass(frozen=True)
+class Utility:
+    """How long, and on what, each point is trained with, to see what it costs in accuracy.
+
+    Args:
+        data: data sets with their folders, tried in order; where none is there, accuracy is left out.
+        rounds: server rounds, 32 examples each.
+    """
+
+    data: tuple[tuple[str, Path], ...]
+    rounds: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.data or self.rounds < 1:
+            raise ConfigError(
+                f"utility needs at least one data set and one round; got {len(self.data)} and {self.rounds}"
+            )
+
+    def places(self) -> tuple[tuple[str, Path], ...]:
+        """The data sets with folders that any process finds."""
+        return tuple((name, folder.expanduser().absolute()) for name, folder in self.data)
 
 
 @dataclass(frozen=True)
@@ -178,10 +227,12 @@ class Plan:
         time_budget: seconds for each audit; with one, results depend on the machine and its load.
         max_iterations: replaces the attacks' own numbers.
         nulls: how many null runs each verdict rests on; 0 for none, and no verdict.
+        points: what clients do, where a frontier is measured and not audits; in place of `clients` and `defenses`.
+        utility: the training of each point; `None` for none.
         note: what the plan is for, in one sentence, shown above its tables.
 
     Raises:
-        ConfigError: nothing to audit.
+        ConfigError: nothing to audit, or what does not go together.
 
     >>> plan = Plan("demo", targets=(Targets(limit=2),), seeds=(0, 1))
     >>> len(plan), [cell.scenario.seed for cell in plan.cells()]
@@ -200,6 +251,8 @@ class Plan:
     time_budget: float | None = None
     max_iterations: int | None = None
     nulls: int | None = None
+    points: tuple[Point, ...] = ()
+    utility: Utility | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -207,11 +260,43 @@ class Plan:
             given = getattr(self, name)
             if not isinstance(given, tuple) or not given:
                 raise ConfigError(f"a plan needs at least one of its {name}, as a tuple; got {given!r}")
+        if self.points:
+            self._check_points()
+        elif self.utility is not None:
+            raise ConfigError("utility is for a plan of points; audits measure none")
+
+    def _check_points(self) -> None:
+        if self.defenses != ((),) or self.clients != (registry.build("client", "FedSGD"),) or self.nulls:
+            raise ConfigError(
+                "points say clients and defenses themselves, and have no null runs: leave out clients, defenses and "
+                "nulls"
+            )
+        if any(each.num_images != 1 for each in self.targets):
+            raise ConfigError("a point says itself how many pictures share an update: num_images=2 + Mixup(1.0)")
+        for attack in self.attacks:
+            if not isinstance(attack, SearchAttack):
+                raise ConfigError(f"a search is adapted to each defense of a point; {shown_attack(attack)} is none")
 
     def __len__(self) -> int:
-        """How many cells there are, before equal ones are joined."""
+        """How many audits or points there are, before equal ones are joined."""
+        if self.points:
+            return len(self.targets) * len(self.models) * len(self.points) * len(self.attacks) * len(self.seeds)
         per_target = len(self.models) * len(self.clients) * len(self.defenses) * len(self.attacks) * len(self.seeds)
         return per_target * sum(1 for each in self.targets for _ in each.sources())
+
+    def specs(self) -> Iterator[tuple[PointSpec, str]]:
+        """Every point of the plan with the network as the plan names it, nothing loaded.
+
+        Raises:
+            InputError: a folder without pictures.
+        """
+        for group in self.targets:
+            for model in self.models:
+                for seed in self.seeds:
+                    for attack in self.attacks:
+                        yield from (
+                            (self._spec(group, model, seed, attack, point), shown(model)) for point in self.points
+                        )
 
     def cells(self) -> Iterator[Cell]:
         """Every audit of the plan, nothing of it loaded; those that share pictures and weights follow each other.
@@ -252,13 +337,35 @@ class Plan:
             "note": self.note,
             "targets": [_plain(each) for each in self.targets],
             "networks": [{each.network: {**_plain(each, "network")}} for each in self.models],
-            "clients": [_written(each) for each in self.clients],
-            "defenses": [[_written(each) for each in choice] or "none" for choice in self.defenses],
+            **(self._frontier() if self.points else self._audited()),
             "attacks": [_written(each) for each in self.attacks],
             "seeds": list(self.seeds),
             "threat": _plain(self.threat),
             "loss": _written(self.loss),
             **{name: getattr(self, name) for name in _LIMITS if getattr(self, name) is not None},
+        }
+
+    def _audited(self) -> dict[str, Any]:
+        return {
+            "clients": [_written(each) for each in self.clients],
+            "defenses": [[_written(each) for each in choice] or "none" for choice in self.defenses],
+        }
+
+    def _frontier(self) -> dict[str, Any]:
+        for point in self.points:
+            written_so = f"a point of a plan is called as it is written, such as 'FedAvg(4) + Clip(1.0)': {point}"
+            try:
+                same = read_point(point.name) == point
+            except ConfigError as error:
+                raise ConfigError(f"{written_so}; {error}") from error
+            if not same:
+                raise ConfigError(f"{written_so} is called as another one")
+        if self.utility is None:
+            return {"points": [each.name for each in self.points]}
+        data = [{"dataset": name, "data_path": str(folder)} for name, folder in self.utility.places()]
+        return {
+            "points": [each.name for each in self.points],
+            "utility": {"data": data, "rounds": self.utility.rounds},
         }
 
     def trained(self, weights: Callable[[ModelSpec], Path]) -> "Plan":
@@ -273,20 +380,35 @@ class Plan:
         )
         return replace(self, models=models)
 
-    def _scenario(self, pictures: Sources, model: ModelSpec, seed: int) -> Scenario:
-        sources = replace(
-            pictures,
-            network=model.network,
-            weights=model.weights,
-            num_classes=model.num_classes,
-            image_shape=model.image_shape,
-            train_mode=model.train_mode,
+    def _spec(self, group: Targets, model: ModelSpec, seed: int, attack: Attack, point: Point) -> PointSpec:
+        assert isinstance(attack, SearchAttack)
+        pictures, count = group.sources_of_point(point.num_images)
+        return PointSpec(
+            point,
+            _of_model(pictures, model),
+            attack,
+            self.loss,
+            self.threat,
+            model.mean,
+            model.std,
+            seed,
+            count,
+            self.time_budget,
+            self.max_iterations,
+            None
+            if self.utility is None
+            else tuple((name, path.expanduser().absolute()) for name, path in self.utility.data),
+            100 if self.utility is None else self.utility.rounds,
         )
+
+    def _scenario(self, pictures: Sources, model: ModelSpec, seed: int) -> Scenario:
         return Scenario(
-            absolute(sources),
+            _of_model(pictures, model),
             client=self.clients[0],
             threat=self.threat,
             loss=self.loss,
+            mean=model.mean,
+            std=model.std,
             seed=seed,
             attack=self.attacks[0],
             time_budget=self.time_budget,
@@ -304,6 +426,12 @@ class Plan:
 
 
 _LIMITS = ("time_budget", "max_iterations", "nulls")
+
+
+def _of_model(pictures: Sources, model: ModelSpec) -> Sources:
+    """Pictures and network of an audit, with paths that any process finds."""
+    names = ("network", "weights", "num_classes", "image_shape", "train_mode")
+    return absolute(replace(pictures, **{name: getattr(model, name) for name in names}))
 
 
 def _written(piece: object) -> str:

@@ -9,8 +9,9 @@
 
 A piece is written as its name, as on the command line (`"FedAvg(local_steps=4)"`), or as a mapping from its name to its
 arguments. Names come from the registries only; nothing in a file names code. Under `otherwise` stands what is taken
-where a data set is not there (`skip` leaves a network out that was to be trained on it). Numbers are those of YAML 1.2:
-`1e-3` is a number, and `no` and `on` are text, which is not so in YAML 1.1.
+where a data set is not there (`skip` leaves a network out that was to be trained on it). A plan with `points` is a
+frontier: each point is a text such as `Clip(1.0) + GaussianNoise(0.01)`, or a list of its pieces. Numbers are those of
+YAML 1.2: `1e-3` is a number, and `no` and `on` are text, which is not so in YAML 1.1.
 """
 
 import dataclasses
@@ -18,14 +19,17 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from inversefed.errors import ConfigError, InputError, InversefedError, unknown_name
-from inversefed.experiments.plan import ModelSpec, Plan, Targets, Training
+from inversefed.experiments.frontier_jobs import read_point
+from inversefed.experiments.plan import ModelSpec, Plan, Targets, Training, Utility
 from inversefed.fl.threat_model import ThreatModel
+from inversefed.frontier import Point
 from inversefed.specs import registry
 from inversefed.specs.durations import seconds_in
 from inversefed.zoo import datasets, networks
@@ -145,6 +149,8 @@ class _Reader:
             "time_budget": self.seconds,
             "max_iterations": lambda node: self.typed(int, node),
             "nulls": lambda node: self.typed(int, node),
+            "points": lambda node: self.each(node, self.point),
+            "utility": self.utility,
         }
         entries = self.entries(root, known)
         if "name" not in entries:
@@ -153,6 +159,8 @@ class _Reader:
         values = {{"networks": "models"}.get(key, key): value for key, value in values.items()}
         if "networks" in entries and not values["models"]:
             self.fail(entries["networks"], "no network is left: the data that they are trained on are not there")
+        if "points" in entries and (key := next((each for each in ("clients", "defenses") if each in entries), None)):
+            self.fail(entries[key], f"points say clients and defenses themselves; leave out {key}")
         return self.made(root, lambda: Plan(**values))
 
     def name(self, node: Node) -> str:
@@ -238,6 +246,39 @@ class _Reader:
         parts = node.value if isinstance(node, SequenceNode) else [node]
         return tuple(self.piece("defense", each) for each in parts)
 
+    def point(self, node: Node) -> Point:
+        """One point: its text, or a list of its pieces, of which `{num_images: 2}` is how many pictures it has."""
+        parts = [self.part(each) for each in (node.value if isinstance(node, SequenceNode) else [node])]
+        return self.made(node, lambda: read_point(" + ".join(parts)))
+
+    def part(self, node: Node) -> str:
+        """A piece of a point as its text has it."""
+        name, given = self.named(node)
+        if given is not None and self.text(name) == "num_images":
+            return f"num_images={self.typed(int, given)}"
+        return self.call(node)
+
+    def utility(self, node: Node) -> Utility | None:
+        """The training of each point: `none`, or data sets that are tried in order, and rounds."""
+        if isinstance(node, ScalarNode) and self.text(node).lower() == "none":
+            return None
+        own = self.entries(node, [each.name for each in dataclasses.fields(Utility)])
+        if "data" not in own:
+            self.fail(node, "utility needs its data, such as {data: [FashionMNIST], rounds: 100}")
+        values = {key: self.field(Utility, key, each) for key, each in own.items() if key != "data"}
+        places = self.each(own["data"], self.place)
+        return self.made(node, lambda: Utility(places, **values))
+
+    def place(self, node: Node) -> tuple[str, Path]:
+        """A data set by name, or with its folder."""
+        own = {"dataset": node} if isinstance(node, ScalarNode) else self.entries(node, ["dataset", "data_path"])
+        name = self.text(own["dataset"]) if "dataset" in own else ""
+        if not datasets.is_known(name):
+            self.fail(own.get("dataset", node), str(unknown_name("data set", name, datasets.names())))
+        if "data_path" in own:
+            return name, Path(self.typed(Path, own["data_path"]))
+        return name, self.data_path or Path("~/data")
+
     def piece(self, kind: str, node: Node) -> Any:
         """A piece of the registry."""
         text = self.call(node)
@@ -286,7 +327,7 @@ class _Reader:
 
     def typed(self, hint: Any, node: Node) -> Any:
         """A scalar, or a list of them, of the declared type."""
-        kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
+        kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
         for kind in (each for each in kinds if each is not type(None)):
             if get_origin(kind) is tuple and isinstance(node, SequenceNode):
                 inner = get_args(kind)

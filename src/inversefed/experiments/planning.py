@@ -16,6 +16,7 @@ from inversefed.attacks import SearchAttack
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.shown import shown as shown_attack
 from inversefed.errors import InversefedError
+from inversefed.experiments.frontier_jobs import PointSpec
 from inversefed.experiments.ledger import Ledger, NewJob, Run
 from inversefed.experiments.places import Places
 from inversefed.experiments.plan import Cell, ModelSpec, Plan, Training, shown
@@ -55,8 +56,13 @@ def write_jobs(ledger: Ledger, run: Run, tell: Tell = lambda *_: None) -> None:
 
 
 def jobs_of(plan: Plan, tell: Tell = lambda *_: None) -> Iterator[NewJob]:
-    """The jobs of a plan whose networks are trained, one a cell."""
+    """The jobs of a plan whose networks are trained, one an audit or a point."""
     memory: dict[Any, int] = {}
+    for number, (spec, model) in enumerate(plan.specs()):
+        yield spec.job(model, _bytes_of_point(spec, model, memory))
+        tell(number + 1, len(plan), "points planned")
+    if plan.points:
+        return
     for cell in plan.loaded(lambda done, total: tell(done, total, "audits planned")):
         yield job_of(cell, memory)
 
@@ -83,6 +89,16 @@ def job_of(cell: Cell, memory: dict[Any, int]) -> NewJob:
         seed=scenario.seed,
         bytes=memory[key],
     )
+
+
+def _bytes_of_point(spec: PointSpec, model: str, memory: dict[Any, int]) -> int:
+    key = (model, repr(spec.point.client), spec.point.num_images)
+    if key not in memory:
+        try:
+            memory[key] = predicted_bytes(spec.scenario().loaded())
+        except InversefedError:  # the job itself will say what is wrong with it
+            memory[key] = 0
+    return memory[key]
 
 
 def predicted_bytes(scenario: Scenario) -> int:

@@ -19,12 +19,15 @@ from inversefed.experiments.schema import DONE
 from inversefed.report.model import Report
 from inversefed.report.to_json import plain
 
-__all__ = ["GROUP", "PSNR", "Row", "csv_text", "markdown", "outcome_of", "row_of", "summary", "to_parquet"]
+__all__ = ["GROUP", "MEANS", "PSNR", "Row", "csv_text", "markdown", "outcome_of", "row_of", "summary", "to_parquet"]
 
 Row = Mapping[str, Any]
 """Values by the column's name."""
 
 PSNR = "peak_signal_noise_ratio"
+
+MEANS = (PSNR, "margin", "structural_similarity", "accuracy", "seconds")
+"""What a summary has means of; accuracy is that of points of the frontier, whose margin is their leakage."""
 
 GROUP = ("network", "client", "defenses", "attack", "num_images")
 """What the jobs of a line of the summary share."""
@@ -102,7 +105,7 @@ def summary(rows: Iterable[Row]) -> list[Row]:
 
     Returns:
         For each group n, failures, the share with a leak, and mean, deviation and 95 % interval of the PSNR, its margin
-        over the best control, SSIM and seconds. An interval of fewer than six values is none.
+        over the best control, SSIM, accuracy and seconds. An interval of fewer than six values is none.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -117,7 +120,7 @@ def _summed(key: Sequence[Any], members: Sequence[Row]) -> Row:
     found["open"] = len(members) - found["n"] - found["failed"]
     leaked = [float(each["verdict"] in ("exact", "recovered")) for each in done if each["verdict"] != "not judged"]
     found["leaked"] = sum(leaked) / len(leaked) if leaked else None
-    for name in (PSNR, "margin", "structural_similarity", "seconds"):
+    for name in MEANS:
         values = [float(each[name]) for each in done if each.get(name) is not None]
         if not values:
             found |= {name: None, f"{name}_sd": None, f"{name}_low": None, f"{name}_high": None}

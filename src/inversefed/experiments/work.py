@@ -63,6 +63,7 @@ class Memory:
 
     audits: LastLoad = field(default_factory=LastLoad, repr=False)
     points: Loaded = field(default_factory=Loaded, repr=False)
+    trust_code: bool = False
 
 
 def work(
@@ -75,6 +76,7 @@ def work(
     parent: int | None = None,
     jobs: int | None = None,
     tracker: Tracker | None = None,
+    trust_code: bool = False,
 ) -> int:
     """Take jobs until there is none.
 
@@ -87,6 +89,7 @@ def work(
         parent: the process that began this one, which ends when that is gone; `None` for nobody.
         jobs: how many to take at most; `None` for all.
         tracker: where curves and results are kept beside the ledger, if anywhere.
+        trust_code: whether a network that a point names as `pkg.mod:factory` may be imported, which runs that code.
 
     Returns:
         How many were taken.
@@ -94,7 +97,7 @@ def work(
     Raises:
         StorageError: results cannot be written; the job at hand is not lost.
     """
-    ledger, shared, taken = Ledger(url, folder), Memory(), 0
+    ledger, shared, taken = Ledger(url, folder), Memory(trust_code=trust_code), 0
     done: tuple[Job, Outcome] | None = None
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -140,7 +143,7 @@ def attempt(ledger: Ledger, job: Job, shared: Memory, tracker: Tracker | None = 
     """
     try:
         with Pulse(ledger, job, tracker) as pulse:
-            outcome = _point(job, shared, pulse) if job.kind == POINT else _audited(ledger, job, shared, pulse)
+            outcome = _point(ledger, job, shared, pulse) if job.kind == POINT else _audited(ledger, job, shared, pulse)
         return None if pulse.lost else outcome
     except StorageError:
         raise  # that is no fault of the job: it is done again where there is space
@@ -209,9 +212,11 @@ def taken_up(scenario: Scenario, checkpoint: Path, on_step: Callable[[Step], obj
         return audit(scenario, on_step=on_step, checkpoint=checkpoint)
 
 
-def _point(job: Job, shared: Memory, pulse: "Pulse") -> Outcome:
+def _point(ledger: Ledger, job: Job, shared: Memory, pulse: "Pulse") -> Outcome:
     """Measure a point of the privacy-utility frontier."""
-    return measured(PointSpec.from_dict(json.loads(job.scenario)), shared.points, on_step=pulse.step)
+    make_private(Places(ledger.folder).live(job.hash))
+    spec = PointSpec.from_dict(json.loads(job.scenario), shared.trust_code)
+    return measured(spec, shared.points, on_step=pulse.step)
 
 
 class Pulse:

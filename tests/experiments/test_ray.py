@@ -118,6 +118,23 @@ def test_the_table_is_that_of_local_processes(cluster: Any, alone: Callable[[int
     assert {row["attempts"] for row in rows} == {1}
 
 
+def test_points_of_a_frontier_are_those_of_local_processes(cluster: Any, tmp_path: Path) -> None:
+    plan = parse_plan(
+        "{name: frontier, points: [none, TopK(0.1)], attacks: [{geiping: {max_iterations: 3}}], "
+        "utility: {data: [photos], rounds: 2}}"
+    )
+    found = []
+    for name, execute in (("local", LocalProcesses(workers=1)), ("ray", RayCluster())):
+        ledger = Ledger(str(tmp_path / name / "ledger.db"))
+        run = add_run(ledger, plan)
+        write_jobs(ledger, run)
+        execute(ledger, run)
+        found.append(same([dict(row_of(job, content)) for job, content in ledger.rows(run)]))
+        ledger.close()
+    assert found[0] == found[1] and [row["state"] for row in found[0]] == ["done"] * 2
+    assert all(row["accuracy"] is not None and row["leakage"] is not None for row in found[0])
+
+
 def test_a_killed_worker_costs_an_attempt_and_no_result(
     cluster: Any, alone: Callable[[int], Any], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from inversefed.cli.options import Executing
 from inversefed.cli.sweep import executor_of
 from inversefed.errors import ConfigError, InputError
 from inversefed.experiments import ray_cluster, ray_start, remote
+from inversefed.experiments.frontier_jobs import Loaded, measured, needs_of
 from inversefed.experiments.local import LocalProcesses
+from inversefed.experiments.plan_file import parse_plan
 from inversefed.experiments.ray_cluster import RayCluster, _keys, _room, _Shelf
-from inversefed.experiments.remote import Done, Refused, Said, audited, private_of
+from inversefed.experiments.remote import Done, Refused, Said, audited, measured_there, private_of
 from inversefed.pipeline import audit
 from inversefed.report.png import png
 from inversefed.scenario import Scenario
@@ -119,8 +122,45 @@ def test_each_network_and_each_set_of_pictures_is_sent_once_and_while_it_is_need
     assert len(sent) == 4 and len(set(found)) == 4
     assert found == [shelf.references(each) for each in bare]
     for each in scenarios:
-        shelf.give_back(json.dumps(each.to_dict()))
+        shelf.give_back(_keys(each.sha256))
     assert not shelf.held
+
+
+POINTS = """
+name: frontier
+networks: [LeNetZhu]
+points: [none, TopK(0.1), num_images=2]
+attacks: [{geiping: {max_iterations: 2}}]
+utility: {data: [photos], rounds: 1}
+"""
+
+
+def test_a_point_elsewhere_comes_to_what_it_does_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[object] = []
+
+    def put(value: object) -> bytes:
+        sent.append(value)
+        return pickle.dumps(value)
+
+    specs = [spec for spec, _ in parse_plan(POINTS).specs()]
+    shelf = _Shelf(put, ray_cluster.Counter(key for each in specs for key in needs_of(each.to_dict())))
+    found = [tuple(map(pickle.loads, shelf.references_of_point(each))) for each in specs]
+    assert len(sent) == 3, "two settings, of one picture and of two, and the training data once"
+    record, (setting, data) = json.dumps(specs[1].to_dict()), found[1]
+    monkeypatch.setattr("inversefed.experiments.remote._EVERY", 0.0)
+    heard: list[Said] = []
+    there = measured_there(record, setting, data, 1, tell=heard.append)
+    here = measured(specs[1], *Loaded().of(specs[1]))
+    again = measured_there(record, None, None, 1)
+    assert isinstance(there, Done) and isinstance(again, Done) and not there.files
+    assert heard[0].picture[1:4] == b"PNG" and heard[0].checkpoint is None
+    contents = [{**each.content, "seconds": 0} for each in (there.outcome, again.outcome, here)]
+    assert contents[0] == contents[1] == contents[2] and contents[0]["accuracy"] is not None
+    for each in specs:
+        shelf.give_back(needs_of(each.to_dict()))
+    assert not shelf.held
+    refused = measured_there(record.replace("LeNetZhu", "own:make"), setting, data, 1)
+    assert isinstance(refused, Refused) and "names code" in refused.error
 
 
 def test_what_cannot_be_sent_is_left_to_the_task() -> None:

@@ -32,7 +32,17 @@ from inversefed.specs.written import written
 from inversefed.types import Budget, Step
 from inversefed.zoo import datasets
 
-__all__ = ["Loaded", "PointSpec", "measured", "point_of", "read_point", "row_in"]
+__all__ = [
+    "Loaded",
+    "PointSpec",
+    "data_of",
+    "measured",
+    "needs_of",
+    "point_of",
+    "read_point",
+    "row_in",
+    "setting_of",
+]
 
 _TESTED = 1000
 """Pictures on which a short training's accuracy is measured."""
@@ -198,38 +208,72 @@ def read_point(text: str) -> Point:
     return point
 
 
+def needs_of(record: Mapping[str, Any]) -> tuple[str, str]:
+    """What network and pictures of a point are known by, and what its training data are: equal ones are loaded once.
+
+    Args:
+        record: as `PointSpec.to_dict` has it.
+    """
+    sources = record["sources"]
+    same = sources | {"index": 0, "num_images": 1, "images": sources["images"][:1], "labels": None}
+    pictures = [sources, *(record[name] for name in ("seed", "mean", "std"))]
+    return json.dumps(["setting", *pictures]), json.dumps(["data", same, record["utility"]])
+
+
+def setting_of(spec: PointSpec) -> Setting:
+    """Network and pictures of a point.
+
+    Raises:
+        InversefedError: they cannot be loaded.
+    """
+    return load(spec.sources, spec.seed, spec.mean, spec.std)
+
+
+def data_of(spec: PointSpec, setting: Setting) -> Data | str:
+    """What is trained on with a point's defenses, or why there is nothing."""
+    return "none was asked for" if spec.utility is None else _data(spec.utility, setting)
+
+
 @dataclass
 class Loaded:
-    """Pictures, network and training data that points of one setting share."""
+    """Pictures, network and training data that points share."""
 
     setting: Setting | None = field(default=None, repr=False)
     data: Data | str | None = field(default=None, repr=False)
-    key: str = ""
+    needs: tuple[str, str] = ("", "")
+
+    def of(self, spec: PointSpec) -> tuple[Setting, Data | str]:
+        """What a point needs, loaded or taken from the last one.
+
+        Raises:
+            InversefedError: it cannot be loaded.
+        """
+        needs = needs_of(spec.to_dict())
+        setting = self.setting if self.needs[0] == needs[0] else None
+        setting = setting_of(spec) if setting is None else setting
+        data = self.data if self.needs[1] == needs[1] else None
+        data = data_of(spec, setting) if data is None else data
+        self.setting, self.data, self.needs = setting, data, needs
+        return setting, data
 
 
 def measured(
     spec: PointSpec,
-    shared: Loaded,
+    setting: Setting,
+    data: Data | str,
     on_step: Callable[[Step], object] | None = None,
-    on_round: Callable[[int, int], object] | None = None,
 ) -> Outcome:
     """Attack a point's updates with both attacks, train with it, and say what came of it.
 
     Args:
         spec: the point.
-        shared: what the last point loaded.
+        setting: its network and pictures.
+        data: what to train on, or why there is nothing.
         on_step: told of every iteration of both attacks; a true answer ends them.
-        on_round: told of every round of the training (done, of how many).
 
     Raises:
         InversefedError: a point that cannot be measured.
     """
-    key = json.dumps(spec.setting())
-    if shared.setting is None or shared.key != key:
-        shared.setting, shared.key = load(spec.sources, spec.seed, spec.mean, spec.std), key
-        shared.data = "none was asked for" if spec.utility is None else _data(spec.utility, shared.setting)
-    setting, data = shared.setting, shared.data
-    assert data is not None
     row = measure(
         setting.module,
         setting.images,
@@ -245,7 +289,6 @@ def measured(
         budget=Budget(spec.time_budget, spec.max_iterations, on_step),
         data=data,
         rounds=spec.rounds,
-        on_round=on_round,
     )
     best = max((each for each in (row.plain, row.adaptive) if each is not None), default=None)
     same = {PSNR: best, "control_psnr": row.control, "margin": row.leakage, "verdict": "not judged"}

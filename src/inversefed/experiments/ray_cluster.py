@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pickle import PicklingError
@@ -25,10 +25,11 @@ from typing import Any
 
 from inversefed.errors import ConfigError, InputError, InversefedError, StorageError
 from inversefed.experiments.executor import LOOK, PROCESS, Executor, until_done
+from inversefed.experiments.frontier_jobs import PointSpec, data_of, needs_of, setting_of
 from inversefed.experiments.ledger import Job, Ledger, Run, Standing, new_owner
 from inversefed.experiments.places import Places, make_private
 from inversefed.experiments.ray_start import begun, joined
-from inversefed.experiments.remote import Done, Refused, Said, audited, private_of
+from inversefed.experiments.remote import Done, Refused, Said, audited, measured_there, private_of
 from inversefed.experiments.schema import POINT, QUEUED
 from inversefed.experiments.work import BEAT, keep, remove_live, why, write_private
 from inversefed.scenario import Hashes, Scenario
@@ -157,19 +158,24 @@ class _Board:
 
 
 def _task(
-    job: Job, module: Any, private: Any, threads: int, device: str, board: Any, checkpoint: bytes | None
+    job: Job, first: Any, second: Any, threads: int, device: str, board: Any, checkpoint: bytes | None
 ) -> Done | Refused:
-    """A job on a machine of the cluster; Ray has put values in the place of references."""
+    """A job on a machine of the cluster; Ray has put values in the place of references.
+
+    They are network and pictures of an audit, or setting and training data of a point.
+    """
 
     def tell(said: Said) -> None:
         board.say.remote(job.hash, said)
 
-    return audited(job.scenario, module, private, threads, device, tell, checkpoint)
+    if job.kind == POINT:
+        return measured_there(job.scenario, first, second, threads, device, tell)
+    return audited(job.scenario, first, second, threads, device, tell, checkpoint)
 
 
 @dataclass(eq=False)
 class _Shelf:
-    """Networks and pictures in the object store: each once, by its SHA-256, while a job of the run needs it.
+    """Networks, pictures and training data in the object store: each once, while a job of the run needs it.
 
     Args:
         put: puts a value there, and returns a reference to it.
@@ -198,9 +204,24 @@ class _Shelf:
                     self.held[key] = self._sent(value)
         return self.held[network], self.held[pictures]
 
-    def give_back(self, record: str) -> None:
-        """A job has ended."""
-        for key in _keys(_hashes(record)):
+    def references_of_point(self, spec: PointSpec) -> tuple[Any, Any]:
+        """To the setting and the training data of a point, loaded where the store has not both; `None` likewise.
+
+        Raises:
+            InversefedError: a network or pictures that cannot be loaded.
+        """
+        keys = needs_of(spec.to_dict())
+        if any(key not in self.held for key in keys):
+            setting = setting_of(spec)
+            if keys[0] not in self.held:
+                self.held[keys[0]] = self._sent(setting)
+            if keys[1] not in self.held:
+                self.held[keys[1]] = self._sent(data_of(spec, setting))
+        return self.held[keys[0]], self.held[keys[1]]
+
+    def give_back(self, needs: Iterable[Any]) -> None:
+        """A job has ended that needed these."""
+        for key in needs:
             self.needed[key] -= 1
             if self.needed[key] <= 0:
                 self.held.pop(key, None)
@@ -217,8 +238,10 @@ def _keys(hashes: Hashes) -> tuple[Any, Any]:
     return ("network", hashes.network), ("pictures", hashes.images, hashes.labels, hashes.others)
 
 
-def _hashes(record: str) -> Hashes:
-    return Hashes(**json.loads(record)["sha256"])
+def _needs(job: Job) -> tuple[Any, Any]:
+    """What a job needs, by the keys of the shelf."""
+    record = json.loads(job.scenario)
+    return needs_of(record) if job.kind == POINT else _keys(Hashes(**record["sha256"]))
 
 
 class _Coordinator:
@@ -235,7 +258,7 @@ class _Coordinator:
             raise ConfigError(f"no machine of the cluster has {given.threads} cores{share}; see --threads and --gpus")
         ledger.refuse_larger(run, max(0, room.largest - PROCESS))
         queued = ledger.jobs(run, QUEUED)
-        self._shelf = _Shelf(ray.put, Counter(key for job in queued for key in _keys(_hashes(job.scenario))))
+        self._shelf = _Shelf(ray.put, Counter(key for job in queued for key in _needs(job)))
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -281,11 +304,8 @@ class _Coordinator:
             self._begin(job)
 
     def _begin(self, job: Job) -> None:
-        if job.kind == POINT:
-            self._ledger.fail(job, "points of `inversefed defend` are measured by --executor local")
-            return
         try:
-            network, pictures = self._shelf.references(Scenario.from_dict(json.loads(job.scenario)))
+            first, second = self._references(job)
         except InversefedError as error:
             self._refuse(job, why(error))
             return
@@ -294,8 +314,14 @@ class _Coordinator:
         with contextlib.suppress(OSError):  # there is one where the search was cut short
             checkpoint = self._places.checkpoint(job.hash).read_bytes()
         task = self._remote.options(memory=job.bytes + PROCESS)
-        begun = task.remote(job, network, pictures, self._given.threads, device, self._board, checkpoint)
+        begun = task.remote(job, first, second, self._given.threads, device, self._board, checkpoint)
         self._flying[begun] = job
+
+    def _references(self, job: Job) -> tuple[Any, Any]:
+        record = json.loads(job.scenario)
+        if job.kind == POINT:
+            return self._shelf.references_of_point(PointSpec.from_dict(record))
+        return self._shelf.references(Scenario.from_dict(record))
 
     def _end(self, reference: Any, job: Job) -> None:
         errors = self._ray.exceptions
@@ -312,15 +338,16 @@ class _Coordinator:
                 self._finish(job, ended)
 
     def _finish(self, job: Job, done: Done) -> None:
-        keep(done.files, self._places.job(job.hash))
+        if done.files:  # a point has none
+            keep(done.files, self._places.job(job.hash))
         self._ledger.finish(job, done.outcome)
         remove_live(self._places, job.hash)
-        self._shelf.give_back(job.scenario)
+        self._shelf.give_back(_needs(job))
 
     def _refuse(self, job: Job, error: str) -> None:
         self._ledger.fail(job, error)
         remove_live(self._places, job.hash)
-        self._shelf.give_back(job.scenario)
+        self._shelf.give_back(_needs(job))
 
     def _beat(self) -> None:
         said: Mapping[str, Said] = {}

@@ -1,6 +1,7 @@
 """One job on a machine that has neither the ledger nor the files: all it needs comes in, all that it made goes out.
 
     record + module + pictures --hashes agree?--> audit --> Done: outcome and files  (or Refused: why)
+    record + setting + training data ------------> point --> Done: outcome
 
 Nothing here knows who carries the values over. The record holds the SHA-256 of network and pictures, and what came is
 held to them, so that a result is never that of other weights or pixels.
@@ -21,14 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inversefed.experiments.frontier_jobs import Loaded, PointSpec, measured
 from inversefed.experiments.ledger import Outcome
 from inversefed.experiments.table import outcome_of
 from inversefed.experiments.work import progress_of, taken_up, why, write_private
+from inversefed.frontier import Data
 from inversefed.report.png import png
 from inversefed.scenario import Held, Scenario
+from inversefed.specs.load_setting import Setting
 from inversefed.types import Batch, Step
 
-__all__ = ["Done", "Private", "Refused", "Said", "audited", "private_of"]
+__all__ = ["Done", "Private", "Refused", "Said", "audited", "measured_there", "private_of"]
 
 _EVERY = 5.0
 """Seconds between two words of a running search."""
@@ -133,6 +137,35 @@ def audited(
         return Refused(why(error))
 
 
+def measured_there(
+    record: str,
+    setting: Setting | None,
+    data: Data | str | None,
+    threads: int,
+    device: str = "cpu",
+    tell: Callable[[Said], object] = lambda _: None,
+) -> Done | Refused:
+    """Measure one point of the privacy-utility frontier; it leaves no files.
+
+    Args:
+        record: of the point, as JSON.
+        setting: its network and pictures; `None` to load all by the names in the record.
+        data: what to train on, or why there is nothing; `None` likewise.
+        threads: CPU threads; results are the same bits only with the same number.
+        device: where the network goes.
+        tell: told now and then how far its attacks are.
+    """
+    torch.set_num_threads(threads)
+    try:
+        spec = PointSpec.from_dict(json.loads(record))
+        if setting is None or data is None:
+            setting, data = Loaded().of(spec)
+        setting.module.to(device)
+        return Done(measured(spec, setting, data, _Teller(tell)), {})
+    except Exception as error:  # the last door, as above
+        return Refused(why(error))
+
+
 def _loaded(scenario: Scenario, module: nn.Module | None, private: Private | None, device: str) -> Scenario:
     """The scenario with its tensors, as they came; those of other hashes are refused."""
     if module is None or private is None:
@@ -144,7 +177,7 @@ def _loaded(scenario: Scenario, module: nn.Module | None, private: Private | Non
 class _Teller:
     """Passes on a step now and then, with the checkpoint where it is a new one."""
 
-    def __init__(self, tell: Callable[[Said], object], checkpoint: Path) -> None:
+    def __init__(self, tell: Callable[[Said], object], checkpoint: Path | None = None) -> None:
         self._tell, self._checkpoint, self._sent = tell, checkpoint, 0
         self._last = time.monotonic()
 
@@ -154,6 +187,8 @@ class _Teller:
             self._tell(Said(progress_of(step), png(step.best()[0]), self._newer()))
 
     def _newer(self) -> bytes | None:
+        if self._checkpoint is None:
+            return None
         with contextlib.suppress(OSError):
             written = self._checkpoint.stat().st_mtime_ns
             if written != self._sent:

@@ -216,7 +216,7 @@ def _point(ledger: Ledger, job: Job, shared: Memory, pulse: "Pulse") -> Outcome:
     """Measure a point of the privacy-utility frontier."""
     make_private(Places(ledger.folder).live(job.hash))
     spec = PointSpec.from_dict(json.loads(job.scenario), shared.trust_code)
-    return measured(spec, shared.points, on_step=pulse.step)
+    return measured(spec, *shared.points.of(spec), on_step=pulse.step)
 
 
 class Pulse:

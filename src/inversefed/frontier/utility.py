@@ -123,5 +123,5 @@ def _adam(
 
 def _accuracy(network: Network, images: Images, labels: Labels) -> float:
     parts = (images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE))
-    guesses = [network.features(part).argmax(dim=1).cpu() for part in parts]
+    guesses = [network.features(part.to(network.device, network.dtype)).argmax(dim=1).cpu() for part in parts]
     return float((torch.cat(guesses) == labels.cpu()).double().mean())

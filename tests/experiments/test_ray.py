@@ -242,7 +242,10 @@ def _descends(pid: int, of: int) -> bool:
     return pid == of
 
 
-def test_a_ray_of_this_machine_listens_on_loopback_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_a_ray_of_this_machine_listens_on_loopback_and_ends_when_it_is_asked(
+    tmp_path: Path, asked: signal.Signals
+) -> None:
     (tmp_path / "plan.yaml").write_text(PLAN.format(iterations=4000))
     command = [sys.executable, "-m", "inversefed", "sweep", "plan.yaml", "--executor", "ray", "--workers", "1"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -253,9 +256,13 @@ def test_a_ray_of_this_machine_listens_on_loopback_and_ends_on_ctrl_c(tmp_path: 
             time.sleep(1)
             progress = _progress(tmp_path / "runs" / "ledger.db")
         addresses = listening(sweep.pid)
-        sweep.send_signal(signal.SIGINT)
+        folders = list(Path("/tmp").glob(f"ifray{sweep.pid}.*"))
+        sweep.send_signal(asked)
         _, error = sweep.communicate(timeout=120)
-    assert sweep.returncode == 130 and "inversefed resume demo" in error
+    if asked is signal.SIGINT:
+        assert sweep.returncode == 130 and "inversefed resume demo" in error
+    assert sweep.returncode in (130, 143, 1), "1 where Ray itself is asked while it waits"
+    assert len(folders) == 1 and not folders[0].exists()
     assert progress and progress[0]["iterations"] == 8000
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert len(addresses) >= 4 and set(addresses.values()) <= loopback, addresses

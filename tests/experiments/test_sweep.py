@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from inversefed.cli import main
 from inversefed.errors import StorageError
-from inversefed.experiments.ledger import Ledger, new_owner
+from inversefed.experiments.ledger import Ledger, Outcome, new_owner
 from inversefed.experiments.local import LocalProcesses
 from inversefed.experiments.places import Places
 from inversefed.experiments.plan import Plan, Targets
 from inversefed.experiments.plan_file import parse_plan
 from inversefed.experiments.planning import add_run, write_jobs
-from inversefed.experiments.work import Memory, run_job, work
+from inversefed.experiments.work import Memory, remove_stale, run_job, work
 from inversefed.pipeline import audit
 from inversefed.report import folder as report_folder
 from inversefed.report.png import png
@@ -198,6 +198,30 @@ def test_a_full_disk_ends_the_work_and_fails_no_job(monkeypatch: pytest.MonkeyPa
     assert work(ledger.url, ledger.folder, run, new_owner()) == 4
     assert ledger.standing(run).counts["done"] == 4 and ledger.check() is None
     assert len(list(ledger.folder.rglob("report.json"))) == 4
+    ledger.close()
+
+
+def test_what_ended_jobs_had_while_they_ran_is_removed_however_they_ended() -> None:
+    ledger, places = planned(parse_plan(PLAN.replace("limit: 2", "limit: 1")))
+    run = ledger.run("demo")
+    given_up, late = ledger.claim(run, "one"), ledger.claim(run, "two")
+    assert given_up is not None and late is not None
+    ledger.release("one", died=True, most=0)
+    assert ledger.finish(late, Outcome("not judged", None, None, 1.0, {}))
+    other = "0" * 64  # of another ledger that keeps its files here
+    for hash in (given_up.hash, late.hash, other):
+        places.live(hash).mkdir(parents=True)
+        places.checkpoint(hash).write_bytes(b"PK")
+        places.preview(hash).with_suffix(".png.part").touch()
+    LocalProcesses(workers=1)(ledger, run)  # which has nothing to do
+    assert places.all_live() == (other,)
+    assert main(["purge", "--yes", "--quiet", "runs"]) == 0 and places.all_live() == ()
+    ledger.retry(run)
+    running = ledger.claim(run, "three")
+    assert running is not None
+    places.live(running.hash).mkdir(parents=True)
+    remove_stale(ledger)
+    assert places.all_live() == (running.hash,)
     ledger.close()
 
 

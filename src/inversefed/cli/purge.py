@@ -2,12 +2,13 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from inversefed.attacks.search.checkpoint import is_checkpoint
 from inversefed.cli.options import Purge
 from inversefed.errors import ConfigError
-from inversefed.experiments.places import is_preview
+from inversefed.experiments.places import is_hash, is_live
 from inversefed.report.purge import Leftover, find, remove
 from inversefed.specs.durations import seconds_in
 
@@ -29,7 +30,7 @@ def run_purge(options: Purge) -> int:
         raise ConfigError(f"--older-than is an age such as 90m, 12h, 30d or 4w, not {options.older_than!r}")
     before = time.time() - age
     folders = options.runs or tuple(path for path in (Path("runs"),) if path.exists())
-    leftovers = find(folders, lambda path: is_checkpoint(path) or is_preview(path))
+    leftovers = find(folders, lambda path: is_checkpoint(path) or is_live(path))
     found = [leftover for leftover in leftovers if leftover.written <= before]
     if not options.quiet:
         _list(found)
@@ -37,6 +38,9 @@ def run_purge(options: Purge) -> int:
         return _say(options, "nothing was removed")
     for leftover in found:
         remove(leftover)
+    for folder in {leftover.folder for leftover in found if is_hash(leftover.folder.name)}:
+        with suppress(OSError):  # there is more in it
+            folder.rmdir()
     kept = [leftover.folder for leftover in found if leftover.whole and leftover.folder.exists()]
     for folder in [] if options.quiet else kept:
         print(f"{_shown(folder)} stays, with files in it that no audit wrote")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from inversefed.experiments.ledger import Ledger, Run, Standing
+from inversefed.experiments.work import remove_stale
 
 __all__ = ["LOOK", "PROCESS", "Executor", "until_done"]
 
@@ -45,7 +46,7 @@ class Executor(Protocol):
 def until_done(
     ledger: Ledger, run: Run, look: Callable[[Standing], object], on_look: Callable[[Standing], object]
 ) -> Standing:
-    """Look after a run until every job is done or failed.
+    """Look after a run until every job is done or failed; what ended jobs had while they ran is removed.
 
     Args:
         ledger: where the jobs are.
@@ -62,6 +63,7 @@ def until_done(
         on_look(standing)
         counting = time.monotonic() - began
         if not standing.open:
+            remove_stale(ledger)
             return standing
         look(standing)
         time.sleep(max(0.0, 4 * counting - LOOK))  # to count very many jobs takes a while

@@ -483,6 +483,12 @@ class Ledger:
             raise InputError(f"{'no job' if not rows else 'more than one job'} of the ledger begins with {hash!r}")
         return _job(rows[0]._asdict())
 
+    def ended(self, hashes: Collection[str]) -> tuple[str, ...]:
+        """Which of these hashes are those of jobs that are done or failed."""
+        chosen = sa.select(job.c.hash).where(job.c.hash.in_(hashes), job.c.state.in_((DONE, FAILED)))
+        with self.reading() as connection:
+            return tuple(connection.execute(chosen).scalars())
+
     def result(self, of: Job) -> dict[str, Any] | None:
         """The row of a job's result; `None` where there is none."""
         with self.reading() as connection:

@@ -5,15 +5,21 @@ live/ab12..      of a running job: the state of its search, and the picture so f
 weights          networks that were trained for plans
 """
 
+import contextlib
+import os
 import re
+import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from inversefed.errors import StorageError
 
-__all__ = ["Places", "is_hash", "is_preview", "make_private"]
+__all__ = ["Places", "is_hash", "is_live", "make_private", "remove_abandoned"]
 
-PREVIEW = "so_far.png"
+PREVIEW, CHECKPOINT = "so_far.png", "search.checkpoint"
+_LEFT = 60.0
+"""Seconds after which a folder that nobody writes to may be a killed process's: a search writes every 20."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,19 @@ class Places:
         """The folder of what a running job has: its checkpoint, and the picture so far."""
         return self.folder / "live" / hash
 
+    def all_live(self) -> tuple[str, ...]:
+        """The hashes of jobs that have such a folder."""
+        with contextlib.suppress(OSError):
+            return tuple(each.name for each in (self.folder / "live").iterdir() if is_hash(each.name))
+        return ()
+
     def preview(self, hash: str) -> Path:
         """The picture so far."""
         return self.live(hash) / PREVIEW
 
     def checkpoint(self, hash: str) -> Path:
         """The state of its search."""
-        return self.live(hash) / "search.checkpoint"
+        return self.live(hash) / CHECKPOINT
 
     def weights(self) -> Path:
         """The folder of networks that were trained for plans."""
@@ -70,10 +82,33 @@ def is_hash(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
-def is_preview(path: Path) -> bool:
-    """Whether a file is the picture so far of a search that is running, or was killed.
+def is_live(path: Path) -> bool:
+    """Whether a file is what a job has while it runs, whole or cut short, by its name and its folder's.
 
-    >>> is_preview(Places(Path("runs")).preview("0" * 64)), is_preview(Path("so_far.png"))
+    >>> is_live(Places(Path("runs")).preview("0" * 64)), is_live(Path("so_far.png"))
     (True, False)
     """
-    return path.name in (PREVIEW, f"{PREVIEW}.part") and is_hash(path.parent.name)
+    whole = path.name.removesuffix(".part").removesuffix(".partial")
+    return whole in (PREVIEW, CHECKPOINT) and is_hash(path.parent.name)
+
+
+def remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove folders that processes of this machine which are gone had for themselves, `PREFIX<process>.<anything>`.
+
+    Those that were written to in the last minute stay: what a process began may end a little after it.
+    """
+    for left in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError, ValueError):
+            process = int(left.name.removeprefix(prefix).split(".")[0])
+            if time.time() - left.stat().st_mtime > _LEFT and not _is_alive(process):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True

@@ -2,24 +2,34 @@
 
 A cluster runs any code for whoever reaches its ports and has its token. One that is begun here has a token of its own,
 which only this process and its children know, and listens on loopback alone; it writes into a folder of its own, which
-is removed with it. It has no dashboard, and sends no telemetry.
+is removed with it, also when this process is asked to end (SIGTERM); what was left by one that was killed the next one
+removes. It has no dashboard, and sends no telemetry.
 """
 
 import functools
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from inversefed.errors import ConfigError, InputError
+from inversefed.experiments.places import remove_abandoned
 
 __all__ = ["begun", "joined"]
 
 _LOOPBACK = "127.0.0.1"
+_FOLDERS, _PREFIX = Path("/tmp"), "ifray"
+"""Where the folders are and how they are called: shortly, since sockets in them have at most 107 characters."""
+_TRIES, _PAUSE = 20, 0.1
+"""How often, and every how many seconds, a folder is removed until it is gone."""
 _INSTALL = "Ray is not installed: pip install 'inversefed[ray]'"
 
 
@@ -48,8 +58,11 @@ def joined(address: str) -> Iterator[Any]:
 def begun(cores: int, gpus: float) -> Iterator[Any]:
     """Ray, begun on this machine for this process: on loopback, behind a token, without dashboard or telemetry."""
     ray = _loopback_ray()
-    folder = tempfile.mkdtemp(prefix="ifray", dir="/tmp")  # short: sockets in it have at most 107 characters
+    remove_abandoned(_FOLDERS, _PREFIX)
+    folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}.", dir=_FOLDERS)
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        _end_in_order()  # while it begins
         context = ray.init(
             address="local",
             num_cpus=cores,
@@ -60,6 +73,7 @@ def begun(cores: int, gpus: float) -> Iterator[Any]:
             _node_ip_address=_LOOPBACK,
             _temp_dir=folder,
         )
+        _end_in_order()  # and from then on: Ray's own answer ends the cluster before what runs in it is given back
         listens = context.address_info["node_ip_address"]
         if listens != _LOOPBACK:
             raise ConfigError(
@@ -69,7 +83,24 @@ def begun(cores: int, gpus: float) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        _remove(Path(folder))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end_in_order() -> None:
+    """Have SIGTERM end this process as an exception does: what runs is given back, and what was begun is ended."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which processes that end may still write."""
+    for _ in range(_TRIES):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_PAUSE)
 
 
 @functools.cache

@@ -10,7 +10,6 @@ held to them, so that a result is never that of other weights or pixels.
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from inversefed.experiments.frontier_jobs import Loaded, PointSpec, measured
 from inversefed.experiments.ledger import Outcome
+from inversefed.experiments.places import remove_abandoned
 from inversefed.experiments.table import outcome_of
 from inversefed.experiments.work import progress_of, taken_up, why, write_private
 from inversefed.frontier import Data
@@ -37,8 +37,6 @@ __all__ = ["Done", "Private", "Refused", "Said", "audited", "measured_there", "p
 _EVERY = 5.0
 """Seconds between two words of a running search."""
 _WORKPLACE = "inversefed-task."
-_LEFT = 60.0
-"""Seconds after which a folder that nobody writes to may be a killed process's: a search writes every 20."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,19 +198,6 @@ class _Teller:
 @contextmanager
 def _workplace() -> Iterator[Path]:
     """A folder for the state of a search, for its owner only; those that killed processes left are removed."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_WORKPLACE}*"):
-        with contextlib.suppress(OSError, ValueError):
-            if time.time() - left.stat().st_mtime > _LEFT and not _is_alive(int(left.name.split(".")[1])):
-                shutil.rmtree(left, ignore_errors=True)
+    remove_abandoned(Path(tempfile.gettempdir()), _WORKPLACE)
     with tempfile.TemporaryDirectory(prefix=f"{_WORKPLACE}{os.getpid()}.", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True

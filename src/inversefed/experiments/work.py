@@ -42,6 +42,7 @@ __all__ = [
     "progress_of",
     "remove_files",
     "remove_live",
+    "remove_stale",
     "run_job",
     "taken_up",
     "why",
@@ -286,6 +287,14 @@ def remove_live(places: Places, hash: str) -> None:
                 each.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def remove_stale(ledger: Ledger) -> None:
+    """Remove what jobs had while they ran that have ended since, by whatever process, or were given up."""
+    places = Places(ledger.folder)
+    if there := places.all_live():
+        for hash in ledger.ended(there):
+            remove_live(places, hash)
 
 
 def remove_files(folder: Path, hash: str) -> None:

@@ -1,6 +1,7 @@
 """The pages of a ledger: who gets them, what they read, and what is in them."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -17,15 +18,15 @@ import sqlalchemy as sa
 
 from benchmarks.serve import seconds_of_pages
 from inversefed.cli import main
-from inversefed.experiments.browse import FACETS, Browse, Filters, Sort
-from inversefed.experiments.ledger import Ledger, Outcome
+from inversefed.experiments.browse import FACETS, RUNS, Browse, Filters, Sort
+from inversefed.experiments.ledger import Ledger, NewJob, Outcome
 from inversefed.experiments.places import Places
-from inversefed.experiments.schema import job
+from inversefed.experiments.schema import POINT, job
 from inversefed.experiments.serve import job_files
 from inversefed.experiments.serve.app import make_app
 from inversefed.experiments.serve.guard import POLICY, Guard
 from inversefed.experiments.serve.pages import ROWS, View
-from inversefed.experiments.serve.study import axis, strengths
+from inversefed.experiments.serve.study import axis, frontiers, strengths
 from inversefed.experiments.table import row_of, summary
 from tests.experiments.asgi import COOKIE, TOKEN, get
 from tests.experiments.filled import fill
@@ -263,6 +264,76 @@ def test_strengths_of_a_defense_are_a_figure(many: Ledger) -> None:
     assert not strengths(summary(Browse(many).group_rows(run, Filters(defenses="TopK(0.1)"), 0, 50)))
 
 
+def frontier(folder: Path, seeds: int = 1) -> Ledger:
+    """A run of points: leakage falls and accuracy falls with the strength of the noise."""
+    ledger = Ledger(str(folder / f"frontier{seeds}.db"))
+    run = ledger.add_run("frontier", "{}")
+    points = [("FedSGD", "none", 1, 40.0, 0.7), ("FedSGD", "GaussianNoise(std=0.1)", 1, 4.0, 0.65)]
+    points += [("FedSGD", "GaussianNoise(std=0.01)", 1, 13.0, 0.66), ("FedAvg(local_steps=4)", "none", 1, 9.0, 0.6)]
+    points += [("FedSGD", "TopK(keep=0.1)", 4, 5.0, None)]
+    for number, (client, defenses, many, leakage, accuracy) in enumerate(points):
+        for seed in range(seeds):
+            hash = hashlib.sha256(f"{number} {seed}".encode()).hexdigest()
+            new = NewJob(hash, "{}", "LeNetZhu", client, defenses, "best()", "photos 0", many, seed, kind=POINT)
+            ledger.plan_jobs(run, [new])
+            taken = ledger.claim(run, "test", only=hash)
+            assert taken is not None
+            content = {"peak_signal_noise_ratio": 12 + leakage, "control_psnr": 12.0, "margin": leakage}
+            content |= {
+                "plain": 11.0,
+                "adaptive": 12 + leakage,
+                "accuracy": accuracy,
+                "verdict": "not judged",
+                "note": "",
+            }
+            assert ledger.finish(taken, Outcome("not judged", 12 + leakage, leakage, 1.0, content))
+    return ledger
+
+
+def test_a_frontier_is_drawn_and_each_point_leads_to_its_job(tmp_path: Path) -> None:
+    ledger = frontier(tmp_path)
+    run, browse = ledger.run("frontier"), Browse(ledger)
+    rows = browse.group_rows(run, Filters(), 0, 50)
+    (drawn,) = frontiers(summary(rows), rows)
+    assert [name for name, _ in drawn.lines] == ["none", "GaussianNoise(std=..)", "FedAvg(local_steps=4)"]
+    assert [[mark.label for mark in marks] for _, marks in drawn.lines] == [["1"], ["2: 0.01", "2: 0.1"], ["3"]]
+    weak, strong = drawn.lines[1][1]
+    assert (weak.leakage, strong.leakage) == (13.0, 4.0) and drawn.across.at(weak.leakage) > drawn.across.at(4.0) > 0
+    assert weak.accuracy == pytest.approx(66.0) and drawn.up.at(66.0) > drawn.up.at(strong.accuracy)
+    app = make_app(ledger, TOKEN)
+    page = get(app, "/runs/1/summary")
+    links = [each for each in page.links() if each.startswith("/jobs/")]
+    assert sorted(links) == sorted(f"/jobs/{mark.only}" for _, marks in drawn.lines for mark in marks)
+    assert 'aria-label="GaussianNoise(std=0.01): leakage +13.0 dB, accuracy 66.0 %"' in page.text
+    assert "<td>66.0 %</td>" in page.text and "Leakage against the strength of GaussianNoise" in page.text
+    text = get(app, links[0]).text
+    assert "Accuracy of a network trained so" in text and "leaves no report" in text and "Note" not in text
+
+
+def test_a_point_of_a_frontier_that_several_jobs_measured_leads_to_all_of_them(tmp_path: Path) -> None:
+    app = make_app(frontier(tmp_path, seeds=2), TOKEN)
+    page = get(app, "/runs/1/summary")
+    assert not [each for each in page.links() if each.startswith("/jobs/")]
+    (link,) = {each for each in page.links() if "std%3D0.01" in each}
+    assert get(app, link).text.count("<tr>") == 1 + 2
+
+
+def test_older_runs_are_on_further_pages(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    for number in range(RUNS + 3):
+        ledger.add_run(f"number {number}", "{}")
+    app = make_app(ledger, TOKEN)
+    first = get(app, "/")
+    assert "number 3<" in first.text and "number 2<" not in first.text and "/?page=2" in first.links()
+    for address in ("/?page=2", "/?page=9"):
+        last = get(app, address).text
+        assert all(f"number {number}<" in last for number in range(3)) and "number 3<" not in last
+        assert "Page 2 of 2" in last
+    events = events_of(get(app, f"/events?newest={RUNS + 3}&page=2", until=bool).body)[0]
+    assert "run-1-said" in events and f"run-{RUNS}-said" not in events and events["news"] is False
+    assert events_of(get(app, f"/events?newest={RUNS}&page=2", until=bool).body)[0]["news"] is True
+
+
 @pytest.mark.parametrize("values", [[3.0], [0.0], [-7.0, -6.9], [1e-9, 2e-9], [12.0, 48.0], [1e6, -1e6]])
 def test_an_axis_holds_its_values(values: list[float]) -> None:
     scale = axis(values)
@@ -285,7 +356,7 @@ def statements(ledger: Ledger):
 
 
 @pytest.mark.parametrize(
-    ("path", "most"), [("/", 3), ("/runs/1", 9), ("/runs/1?network=MLP&verdict=exact&sort=-psnr&page=2", 9)]
+    ("path", "most"), [("/", 4), ("/runs/1", 9), ("/runs/1?network=MLP&verdict=exact&sort=-psnr&page=2", 9)]
 )
 def test_a_first_screen_of_ten_thousand_jobs_reads_a_hundred_of_them(many: Ledger, path: str, most: int) -> None:
     app = make_app(many, TOKEN)

@@ -16,7 +16,7 @@ from inversefed.experiments.ledger import Job, Ledger, Run, Standing
 from inversefed.experiments.schema import RUNNING, job, result, run, run_job
 from inversefed.experiments.table import GROUP, PSNR, Row
 
-__all__ = ["FACETS", "SORTS", "Browse", "Facet", "Filters", "Line", "Sort"]
+__all__ = ["FACETS", "RUNS", "SORTS", "Browse", "Facet", "Filters", "Line", "Sort"]
 
 _COLUMNS: Mapping[str, sa.ColumnElement[Any]] = {
     "network": job.c.network,
@@ -44,7 +44,8 @@ SORTS = tuple(_SORTED)
 
 _MOST_VALUES = 200
 """Values of a column that a filter offers."""
-_MOST_RUNS = 100
+RUNS = 100
+"""Runs of a page."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,19 @@ class Browse:
 
     ledger: Ledger
 
-    def runs(self, offset: int = 0, limit: int = _MOST_RUNS) -> tuple[tuple[Run, Standing], ...]:
+    def runs(self, offset: int = 0, limit: int = RUNS) -> tuple[tuple[Run, Standing], ...]:
         """Runs with how far they are, the newest first."""
         chosen = sa.select(run).order_by(run.c.id.desc()).offset(offset).limit(limit)
         with self.ledger.reading() as connection:
             found = [Run(**row._asdict()) for row in connection.execute(chosen)]
         standings = self.ledger.standings([each.id for each in found])
         return tuple((each, standings[each.id]) for each in found)
+
+    def runs_there(self) -> tuple[int, int]:
+        """How many runs there are, and the number of the newest; 0 where there is none."""
+        with self.ledger.reading() as connection:
+            count, newest = connection.execute(sa.select(sa.func.count(), sa.func.max(run.c.id))).one()
+        return int(count), int(newest or 0)
 
     def run(self, number: int) -> Run | None:
         """The run of a number."""
@@ -161,7 +168,7 @@ class Browse:
         """The runs that a job is part of."""
         has = sa.select(run_job.c.run_id).join(job, job.c.id == run_job.c.job_id).where(job.c.hash == hash)
         with self.ledger.reading() as connection:
-            found = connection.execute(sa.select(run).where(run.c.id.in_(has)).order_by(run.c.id).limit(_MOST_RUNS))
+            found = connection.execute(sa.select(run).where(run.c.id.in_(has)).order_by(run.c.id).limit(RUNS))
             return tuple(Run(**row._asdict()) for row in found)
 
     def count(self, of: Run, filters: Filters = Filters()) -> int:
@@ -218,7 +225,7 @@ class Browse:
         groups = _chosen(of, filters, *columns).group_by(*columns).order_by(first).offset(offset).limit(limit)
         names = (PSNR, "structural_similarity", "control_psnr", "accuracy")
         numbers = [*map(self._number, names), result.c.margin, result.c.seconds]
-        shown = [*columns, job.c.state, result.c.verdict, *numbers]
+        shown = [*columns, job.c.state, job.c.hash.label("scenario"), result.c.verdict, *numbers]
         with self.ledger.reading() as connection:
             keys = [tuple(row) for row in connection.execute(groups)]
             if not keys:

@@ -21,13 +21,14 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from inversefed.errors import InputError, InversefedError, StorageError
-from inversefed.experiments.browse import Browse, Facet
+from inversefed.experiments.browse import RUNS, Browse, Facet
 from inversefed.experiments.ledger import Job, Ledger, Run, Standing
 from inversefed.experiments.places import is_hash
+from inversefed.experiments.schema import POINT
 from inversefed.experiments.serve import job_files, live
 from inversefed.experiments.serve.guard import Guard
 from inversefed.experiments.serve.pages import ROWS, STATIC, View, policy_of_report, render
-from inversefed.experiments.serve.study import axis, points, strengths
+from inversefed.experiments.serve.study import axis, frontiers, points, strengths
 from inversefed.experiments.serve.wording import same_for_all, scenario_lines, score_lines
 from inversefed.experiments.table import csv_text, row_of, summary
 
@@ -82,17 +83,26 @@ class _Pages:
 
     def runs(self, request: Request) -> Response:
         """All runs."""
-        found = self.browse.runs()
-        newest = found[0][0].id if found else 0
-        values = self._of_runs(found, newest)
-        is_open = any(standing.open for _, standing in found)
-        return _page("runs", runs=found, live=values, events=f"/events?newest={newest}", is_open=is_open)
+        count, newest = self.browse.runs_there()
+        pages = max(1, math.ceil(count / RUNS))
+        view = View(page=min(View.of(request.query_params).page, pages))
+        found = self.browse.runs((view.page - 1) * RUNS)
+        return _page(
+            "runs",
+            runs=found,
+            view=view,
+            pages=pages,
+            live=self._of_runs(found, newest, newest),
+            events=f"/events?newest={newest}&page={view.page}",
+            is_open=any(standing.open for _, standing in found),
+        )
 
     def runs_events(self, request: Request) -> Response:
         """How far they are."""
         text = request.query_params.get("newest", "")
         newest = int(text) if text.isdecimal() and len(text) < 10 else 0
-        return self._stream(lambda: self._of_runs(self.browse.runs(), newest))
+        offset = (View.of(request.query_params).page - 1) * RUNS
+        return self._stream(lambda: self._of_runs(self.browse.runs(offset), newest, self.browse.runs_there()[1]))
 
     def run(self, request: Request) -> Response:
         """One run."""
@@ -147,7 +157,7 @@ class _Pages:
         view = view.at(min(view.page, pages))
         rows = self.browse.group_rows(run, view.filters, (view.page - 1) * _GROUPS, _GROUPS)
         summed = summary(rows)
-        drawn = points(summed, rows)
+        drawn, trades = points(summed, rows), frontiers(summed, rows)
         facets = self.browse.facets(run)
         ends = [x for each in drawn for x in (each.mean, each.low, each.high, each.control) if x is not None]
         return _page(
@@ -161,6 +171,7 @@ class _Pages:
             same=same_for_all(facets),
             points=drawn,
             axis=axis(ends) if ends else None,
+            frontiers=trades,
             strengths=strengths(summed),
             View=View,
         )
@@ -183,6 +194,7 @@ class _Pages:
             job=job,
             runs=self.browse.runs_of(job.hash),
             verdict=None if content is None else content.get("verdict"),
+            is_point=job.kind == POINT,
             scores=score_lines(content or {}),
             scenario=scenario_lines(job),
             record=json.dumps(json.loads(job.scenario), indent=2, ensure_ascii=False),
@@ -215,8 +227,8 @@ class _Pages:
             raise HTTPException(404)
         return Response(found[0], media_type=found[1])
 
-    def _of_runs(self, found: Sequence[tuple[Run, Standing]], newest: int) -> live.Values:
-        values: live.Values = {"news": bool(found) and found[0][0].id > newest}
+    def _of_runs(self, found: Sequence[tuple[Run, Standing]], known: int, newest: int) -> live.Values:
+        values: live.Values = {"news": newest > known}
         for run, standing in found:
             values |= live.of_standing(standing, run.planned, f"run-{run.id}-")
         return values

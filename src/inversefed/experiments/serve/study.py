@@ -1,6 +1,7 @@
 """Drawings of a study as places in percent, of which a template makes SVG: it grows with the page, its text does not.
 
     points      one line a setting: mean PSNR with its interval, beside the best control
+    frontiers   one figure a network and attack: accuracy over leakage, strengths of a defense joined by a line
     strengths   one figure a defense: leakage over its only number
 
 Every point leads to the jobs behind it.
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from inversefed.experiments.browse import Filters
 from inversefed.experiments.table import GROUP, PSNR, Row
 
-__all__ = ["Axis", "Mark", "Point", "Strength", "axis", "points", "strengths"]
+__all__ = ["Axis", "Frontier", "Mark", "Point", "Strength", "Trade", "axis", "frontiers", "points", "strengths"]
 
 _NUMBER = re.compile(r"(?<![\w.])[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?(?![\w.])")
 
@@ -101,6 +102,48 @@ class Strength:
     lines: tuple[tuple[tuple[str, ...], tuple[Mark, ...]], ...]
 
 
+@dataclass(frozen=True)
+class Trade:
+    """A point of a frontier, drawn.
+
+    Args:
+        filters: the jobs behind it.
+        only: the hash of the job where there is one alone.
+        name: client, defenses and number of pictures.
+        label: what stands beside it: the number of its line in the key, and its strength.
+        leakage: mean over the best control, dB.
+        low: of its interval; `None` where too few jobs measured it for one.
+        high: likewise.
+        accuracy: mean, in percent.
+    """
+
+    filters: Filters
+    only: str | None
+    name: str
+    label: str
+    leakage: float
+    low: float | None
+    high: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Accuracy over leakage of all points that one attack was tried on.
+
+    Args:
+        names: of network and attack.
+        across: the scale of the leakage.
+        up: that of the accuracy.
+        lines: a name, with `..` in place of the strength, and its points from the weakest to the strongest.
+    """
+
+    names: tuple[str, str]
+    across: Axis
+    up: Axis
+    lines: tuple[tuple[str, tuple[Trade, ...]], ...]
+
+
 def axis(values: Iterable[float], logarithmic: bool = False) -> Axis:
     """A scale that holds all values, with about five round numbers on it.
 
@@ -142,6 +185,23 @@ def points(summed: Sequence[Row], rows: Sequence[Row]) -> tuple[Point, ...]:
     )
 
 
+def frontiers(summed: Sequence[Row], rows: Sequence[Row]) -> tuple[Frontier, ...]:
+    """The frontiers of a summary: one for each network and attack whose points were trained with.
+
+    Args:
+        summed: as `table.summary` makes them.
+        rows: what it was made of, with the hash of each job as `scenario`.
+    """
+    jobs: dict[tuple[object, ...], list[str]] = {}
+    for row in rows:
+        jobs.setdefault(_key(row), []).append(row["scenario"])
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in summed:
+        if row["accuracy"] is not None and row["margin"] is not None:
+            found.setdefault((row["network"], row["attack"]), []).append(row)
+    return tuple(_frontier(names, members, jobs) for names, members in found.items())
+
+
 def strengths(summed: Sequence[Row]) -> tuple[Strength, ...]:
     """The defenses that were tried with several strengths: those whose names differ in one number."""
     families: dict[str, list[tuple[float, Row]]] = {}
@@ -156,6 +216,40 @@ def strengths(summed: Sequence[Row]) -> tuple[Strength, ...]:
 def filters_of(row: Row) -> Filters:
     """The jobs behind a row of a summary."""
     return Filters(**{name: row[name] for name in GROUP})
+
+
+def _frontier(names: tuple[str, str], members: Sequence[Row], jobs: Mapping[tuple[object, ...], list[str]]) -> Frontier:
+    families: dict[str, list[tuple[float, str, Row]]] = {}
+    for row in members:
+        name, numbers = _named_point(row), _NUMBER.findall(row["defenses"])
+        of_family = len(numbers) == 1
+        family = _NUMBER.sub("..", name) if of_family and row["client"] == "FedSGD" and row["num_images"] == 1 else name
+        families.setdefault(family, []).append((float(numbers[0]) if of_family else 0.0, name, row))
+    lines = []
+    for number, (family, found) in enumerate(families.items(), 1):
+        several = len(found) > 1
+        trades = tuple(
+            Trade(
+                filters_of(row),
+                jobs[_key(row)][0] if len(jobs[_key(row)]) == 1 else None,
+                name,
+                f"{number}: {strength:g}" if several else str(number),
+                row["margin"], row["margin_low"], row["margin_high"],
+                100 * row["accuracy"],
+            )
+            for strength, name, row in sorted(found, key=lambda each: each[0])
+        )  # fmt: skip
+        lines.append((family if several else found[0][1], trades))
+    ends = [x for _, trades in lines for each in trades for x in (each.leakage, each.low, each.high) if x is not None]
+    up = axis([each.accuracy for _, trades in lines for each in trades])
+    return Frontier(names, axis([0.0, *ends]), up, tuple(lines))
+
+
+def _named_point(row: Row) -> str:
+    """What a point does, without what most points share."""
+    many = [] if row["num_images"] == 1 else [f"{row['num_images']} pictures"]
+    parts = [*many, *(row[name] for name, usual in (("client", "FedSGD"), ("defenses", "none")) if row[name] != usual)]
+    return " + ".join(parts) or "none"
 
 
 def _strength(name: str, members: Sequence[tuple[float, Row]]) -> Strength:

@@ -25,6 +25,13 @@ TITLES: Mapping[str, str] = {
 _SCORES: Mapping[str, tuple[str, str]] = {
     "control_psnr": ("Best control", "{:.1f} dB"),
     "margin": ("Above the best control", "{:+.1f} dB"),
+    "plain": ("PSNR of the attack that ignores the defenses", "{:.1f} dB"),
+    "adaptive": ("PSNR of the attack that knows them", "{:.1f} dB"),
+    "accuracy": ("Accuracy of a network trained so", "{:.1%}"),
+    "epsilon": ("Epsilon of one release", "{:.3g}"),
+    "delta": ("Delta", "{:.3g}"),
+    "targets": ("Updates attacked", "{}"),
+    "note": ("Note", "{}"),
     "matching_error": ("Matching error", "{:.3g}"),
     "loss": ("Loss", "{:.4g}"),
     "status": ("Search", "{}"),
@@ -38,11 +45,15 @@ _SCORES: Mapping[str, tuple[str, str]] = {
 }
 
 
+_ELSEWHERE = ("verdict", "control", "leakage")
+"""What stands elsewhere on the page; those of a point are the best control and what is above it."""
+
+
 def score_lines(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What came of a job, as title and text; what is not known is left out, and the verdict stands elsewhere."""
     found = []
     for name, value in content.items():
-        if value is None or name == "verdict":
+        if value in (None, "") or name in _ELSEWHERE:
             continue
         metric = name.removeprefix("best_")
         if metric in FACTS:

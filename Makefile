@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test proofs check bench fuzz chaos paper docs clean
+.PHONY: install audit test test-mlflow proofs check bench fuzz chaos paper docs clean
 
 install: $(VENV)/installed
 
@@ -17,6 +17,15 @@ audit: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# MLflow stands beside the environment, not in it: its own dependencies pin what other tools here pin otherwise.
+$(VENV)/mlflow/installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --target $(VENV)/mlflow "mlflow-skinny>=3"
+	touch $@
+
+test-mlflow: $(VENV)/mlflow/installed
+	PYTHONPATH=$(VENV)/mlflow $(BIN)/python -c "import mlflow"
+	PYTHONPATH=$(VENV)/mlflow $(BIN)/python -m pytest tests/experiments/test_tracking.py -k mlflow
 
 proofs: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow

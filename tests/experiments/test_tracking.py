@@ -48,7 +48,7 @@ def test_tensorboard_has_the_curve_and_the_scores(tmp_path: Path, no_network: No
 
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_has_the_curve_and_the_scores(tmp_path: Path, no_network: None) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed here; make test-mlflow has it")
     name, psnr = swept(tmp_path, MLflow(tmp_path / "flow"))
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'flow' / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("inversefed").experiment_id])

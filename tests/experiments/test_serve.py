@@ -300,6 +300,9 @@ def test_a_frontier_is_drawn_and_each_point_leads_to_its_job(tmp_path: Path) -> 
     weak, strong = drawn.lines[1][1]
     assert (weak.leakage, strong.leakage) == (13.0, 4.0) and drawn.across.at(weak.leakage) > drawn.across.at(4.0) > 0
     assert weak.accuracy == pytest.approx(66.0) and drawn.up.at(66.0) > drawn.up.at(strong.accuracy)
+    same = [{**rows[0], "defenses": f"Clip(max_norm={number}.0) + TopK(keep=0.1)"} for number in range(4)]
+    (close,) = frontiers(summary(same), same)
+    assert [mark.aside for _, marks in close.lines for mark in marks] == [0, -1, -2, -3], "no label hides another"
     app = make_app(ledger, TOKEN)
     page = get(app, "/runs/1/summary")
     links = [each for each in page.links() if each.startswith("/jobs/")]

@@ -11,7 +11,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inversefed.experiments.browse import Filters
 from inversefed.experiments.table import GROUP, PSNR, Row
@@ -115,6 +115,7 @@ class Trade:
         low: of its interval; `None` where too few jobs measured it for one.
         high: likewise.
         accuracy: mean, in percent.
+        aside: by how many lines its label is moved, so that it hides no other.
     """
 
     filters: Filters
@@ -125,6 +126,7 @@ class Trade:
     low: float | None
     high: float | None
     accuracy: float
+    aside: int = 0
 
 
 @dataclass(frozen=True)
@@ -241,8 +243,33 @@ def _frontier(names: tuple[str, str], members: Sequence[Row], jobs: Mapping[tupl
         )  # fmt: skip
         lines.append((family if several else found[0][1], trades))
     ends = [x for _, trades in lines for each in trades for x in (each.leakage, each.low, each.high) if x is not None]
-    up = axis([each.accuracy for _, trades in lines for each in trades])
-    return Frontier(names, axis([0.0, *ends]), up, tuple(lines))
+    across, up = axis([0.0, *ends]), axis([each.accuracy for _, trades in lines for each in trades])
+    return Frontier(names, across, up, _apart(lines, across, up))
+
+
+_WIDE, _HIGH = 13.0, 4.5
+"""What a label takes of a drawing, in percent."""
+
+
+def _apart(
+    lines: Sequence[tuple[str, tuple[Trade, ...]]], across: Axis, up: Axis
+) -> tuple[tuple[str, tuple[Trade, ...]], ...]:
+    """The same with labels that hide each other moved: down in the upper half, up in the lower."""
+    taken: list[tuple[float, float]] = []
+
+    def moved(each: Trade) -> Trade:
+        x, y = across.at(each.leakage), 100 - up.at(each.accuracy)
+        way = 1 if y < 50 else -1
+        free = (
+            line
+            for line in range(len(taken) + 1)
+            if all(abs(x - left) >= _WIDE or abs(y + way * line * _HIGH - top) >= _HIGH for left, top in taken)
+        )
+        line = way * next(free)
+        taken.append((x, y + line * _HIGH))
+        return replace(each, aside=line)
+
+    return tuple((name, tuple(map(moved, trades))) for name, trades in lines)
 
 
 def _named_point(row: Row) -> str:

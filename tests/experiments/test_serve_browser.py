@@ -245,10 +245,11 @@ def test_without_script_filters_and_pages_work(browser: Any, study: tuple[Ledger
 def test_a_point_of_a_plot_leads_to_the_audits_behind_it(browser: Any, study: tuple[Ledger, str]) -> None:
     _, base = study
     with opened(browser, base) as (page, watch):
-        page.goto(base + "/runs/1/summary")
-        page.locator(".frame a").first.click()
-        page.wait_for_url("**/runs/1?**defenses=GaussianNoise**")
-        assert 0 < page.locator("tbody tr").count() < 10
+        for section, defenses in (("frontier-1", "none"), ("family-1", "GaussianNoise")):
+            page.goto(base + "/runs/1/summary")
+            page.locator(f"[aria-labelledby={section}] .frame a").first.click()
+            page.wait_for_url(f"**/runs/1?**defenses={defenses}**")
+            assert 0 < page.locator("tbody tr").count() < 10
         assert watch.saw() == ([], [], [])
 
 

@@ -129,10 +129,12 @@ def _dry_run(plan: Plan, options: Sweep) -> int:
     with progress("measuring", options.quiet) as tell:
         found = estimate(plan, tell)
     workers = executor_of(options).count
-    print(f"{plan.name}: {len(plan)} audits")
+    print(f"{plan.name}: {len(plan)} {'points' if plan.points else 'audits'}")
     for line in found:
         time = "not known" if line.seconds is None else length(line.seconds)
         print(f"  {line.count} x {line.name}: about {time} and {line.bytes / 1e6:.0f} MB each")
+    trained = "" if plan.utility is None else "; the short trainings come to that"
     known = [line.seconds * line.count for line in found if line.seconds is not None]
-    print(f"about {length(sum(known) / workers)} with {workers} processes, by the rate of the first seconds of each")
+    whole = length(sum(known) / workers)
+    print(f"about {whole} with {workers} processes, by the rate of the first seconds of each{trained}")
     return 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -37,8 +37,10 @@ __all__ = [
     "Finding",
     "Images",
     "Labels",
+    "Limit",
     "Logits",
     "Params",
+    "Point",
     "Reconstruction",
     "Scalar",
     "Scores",
@@ -74,6 +76,10 @@ Scalar: TypeAlias = Float[Tensor, ""]
 
 Params: TypeAlias = Mapping[str, Tensor]
 """Weights, gradients or updates: by name, never by position."""
+
+
+Point: TypeAlias = Literal["truth", "result", "stand-in"]
+"""At which pictures the limit of an update is taken."""
 
 
 class Status(StrEnum):
@@ -165,6 +171,31 @@ class Reconstruction:
     made_by: str = field(default="", repr=False)
     proven: bool = False
     cut_short: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much of each picture an update holds, near the point where its derivative was taken.
+
+    Args:
+        limit_psnr: the PSNR in dB that no method exceeds on average over pictures like these, one a picture.
+        determined: directions of a picture that the update tells better than the prior does, one number a picture.
+        of: values of a picture, from 1.
+        noise: what was taken to blur the update.
+        at: where the derivative was taken: a result or a stand-in is typical, and need not be this picture.
+        prior: the PSNR where the update says nothing, in dB.
+        window: height and width of what was looked at, in the middle of each picture.
+        seconds: wall time, from 0.
+    """
+
+    limit_psnr: tuple[float, ...]
+    determined: tuple[int, ...]
+    of: int
+    noise: str
+    at: Point
+    prior: float
+    window: tuple[int, int]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ from torch import Generator, Tensor
 from inversefed.fl.network import Network
 from inversefed.types import Images
 
-__all__ = ["MEAN", "STD", "natural_noise", "varied_noise"]
+__all__ = ["MEAN", "SHARED", "STD", "natural_noise", "varied_noise"]
 
 MEAN, STD = 0.47, 0.25
 """Mean and standard deviation of the pixels, near those of every set of color photographs."""
-_SHARED = 0.9
+SHARED = 0.9
 """Share of a channel's amplitude that all channels have in common."""
 
 
@@ -31,7 +31,7 @@ def natural_noise(network: Network, count: int, seed: int = 0) -> Images:
     generator = Generator().manual_seed(seed)
     falling = 1 / _frequencies(height, width).clamp_min(1 / max(height, width, 2))
     own, shared = (_drawn(count, size, height, width, falling, generator) for size in (channels, 1))
-    pictures = _SHARED * shared + (1 - _SHARED**2) ** 0.5 * own
+    pictures = SHARED * shared + (1 - SHARED**2) ** 0.5 * own
     offsets = 0.1 * torch.randn(count, 1, 1, 1, generator=generator)
     drawn: Tensor = (MEAN + offsets + STD * pictures).clamp(0, 1)
     return drawn.to(network.device, network.dtype)

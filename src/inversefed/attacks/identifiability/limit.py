@@ -1,0 +1,527 @@
+"""How near any method can come to the pictures: the information of an update about them, and its noise.
+
+With J the derivative of the update with respect to the pictures, S the covariance of what blurs its numbers, and C that
+of pictures before anything is seen,
+
+    F = J^T S^-1 J                                  Fisher's information
+    MSE >= tr((F + C^-1)^-1) / d                    van Trees' inequality, near the point where J was taken
+    determined = number of eigenvalues above 1 of C^1/2 F C^1/2
+
+C is that of natural noise: power 1/f^2, channels correlated. S is diagonal: the rounding of the number format over the
+largest entry of a tensor, steps between levels, the noise of a defense that is known, and with the truth at hand what
+its own update leaves unexplained. Entries that are zero were not sent.
+
+The columns of A = S^-1/2 J C^1/2 are derivatives along waves, by forward mode over the client's own reverse mode. Its
+rows are hashed with random signs into k of them (Clarkson and Woodruff 2013, arXiv:1207.6365), which shrinks the
+regularized inverse in a known way: with r = tr G (G + 1)^-1,
+
+    (A^T A + 1)^-1  ~  c (G + c)^-1,      c = 1 - r / k,      G the hashed A^T A
+
+Derivatives are right to single precision, so that eigenvalues below 1e-12 of the largest cannot be told from zero; they
+count as zero. No iteration can replace the factorization: eigenvalues of a float32 update spread over sixteen decades,
+and it is the smallest that decide. Where there are more values than columns fit into memory or time, a window in the
+middle of each picture is looked at, jointly for all pictures of the batch and with the rest taken as known: a bound
+still, and an optimistic one. It is held to the number of independent equations in the update, as `count` has it.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from inversefed.attacks.identifiability.layer_counts import count
+from inversefed.errors import InputError, InversefedError, ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.defenses.protocols import Context, Defense, update_defenses
+from inversefed.fl.foreign import foreign_code
+from inversefed.fl.formats import COARSE, number_format
+from inversefed.fl.targets import as_targets
+from inversefed.fl.threat import Observation
+from inversefed.networks.natural_noise import SHARED, STD, natural_noise
+from inversefed.numerics import float32_products
+from inversefed.types import Batch, Images, Limit, Params, Point, Targets
+
+__all__ = ["limit", "prior_psnr"]
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The constants of the method.
+
+    Args:
+        most: columns at most; the cost grows with the third power of it.
+        rows: hashed rows a column.
+        fewest: entries of an update that are not hashed.
+        adds: hashed rows that each entry is added to.
+        chunk: columns that are computed together.
+        floor: share of the largest eigenvalue below which single precision sees nothing.
+        least: side of the smallest window.
+        probes: random pictures behind the part that is not determined.
+        entries: numbers of a chunk at most, for memory.
+        levels: nonzero entries a level, from which a tensor counts as quantized.
+    """
+
+    most: int = 3072
+    rows: float = 1.5
+    fewest: int = 2048
+    adds: int = 4
+    chunk: int = 32
+    floor: float = 1e-12
+    least: int = 2
+    probes: int = 128
+    entries: int = 30_000_000
+    levels: int = 8
+
+
+def prior_psnr() -> float:
+    """The PSNR of the mean of all pictures by the prior, in dB.
+
+    >>> round(prior_psnr(), 1)
+    12.0
+    """
+    return -20 * math.log10(STD)
+
+
+def limit(
+    observation: Observation,
+    at: Batch | Images | None = None,
+    labels: Targets | None = None,
+    *,
+    point: Point | None = None,
+    defenses: tuple[Defense, ...] = (),
+    seconds: float = 10.0,
+    tolerances: Tolerances = Tolerances(),
+) -> Limit:
+    """Bound how well the pictures behind an update can be known.
+
+    Args:
+        observation: network, client and update, and the defenses as far as they are known.
+        at: the pictures where the derivative is taken, `[n, c, h, w]`, pixel space, with their labels or without;
+            `None` for stand-ins.
+        labels: theirs; `None` for those of the observation, else those that the network itself gives.
+        point: what these pictures are; `None` for the truth where there are any.
+        defenses: what the client is known to run beside those of the observation.
+        seconds: for the derivatives; with less the window is smaller.
+        tolerances: the constants of the method.
+
+    Raises:
+        ThreatModelError: the client is not known, so it cannot be differentiated.
+        InputError: pictures of another shape, an update that says nothing, or more pictures than a window fits.
+        UnsupportedNetworkError: the client's update has no derivative, or not in the given time.
+
+    >>> from torch import nn
+    >>> from inversefed.fl.clients import FedSGD
+    >>> from inversefed.fl.network import freeze
+    >>> network = freeze(nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 40)), (3, 4, 4))
+    >>> truth = Batch(torch.rand(1, 3, 4, 4), torch.tensor([2]))
+    >>> found = limit(Observation(network, FedSGD(), FedSGD()(network, truth.images, truth.labels), 1), truth)
+    >>> found.determined, found.of, found.at
+    ((12,), 48, 'truth')
+    """
+    began = time.monotonic()
+    if not observation.client_known:
+        raise ThreatModelError(
+            "the limit of an update needs the derivative of its client, and the threat model hides the client's "
+            "settings; grant them (client='known')"
+        )
+    if observation.network.dtype in COARSE:  # derivatives are worth nothing there; the format is told by the values
+        observation = observation.to(torch.float32)
+    pictures, targets = _point(observation, at, labels)
+    sees = _Derivative.of(observation, pictures, targets, (*observation.defenses, *defenses), at is not None, point)
+    with float32_products(observation.network.device):
+        window, columns = _columns(observation, sees, seconds, tolerances)
+    found = _solved(columns, sees, window, observation, tolerances)
+    return replace(found, seconds=time.monotonic() - began)
+
+
+def _point(observation: Observation, at: Batch | Images | None, labels: Targets | None) -> tuple[Tensor, Targets]:
+    """The pictures and their labels, as the client takes them."""
+    network, shape = observation.network, observation.batch_shape
+    if isinstance(at, Batch):
+        labels = at.labels if labels is None else labels
+        at = at.images
+    pictures = natural_noise(network, observation.num_examples) if at is None else at
+    if pictures.shape != shape:
+        raise InputError(f"the limit is taken at pictures of shape {shape}; got {tuple(pictures.shape)}")
+    pictures = pictures.detach().to(network.device, network.dtype)
+    labels = observation.labels if labels is None else labels
+    if labels is None or (not labels.is_floating_point() and labels.ndim == 1 and bool((labels < 0).any())):
+        labels = as_targets(network, network.features(pictures).argmax(dim=1))
+    labels = labels.detach().to(network.device)
+    return pictures, labels.to(network.dtype) if labels.is_floating_point() else labels
+
+
+@dataclass(frozen=True, eq=False)
+class _Derivative:
+    """The update as a function of the pictures, each entry over its noise; what was not sent is left out.
+
+    Args:
+        whole: the update of all pictures, whitened.
+        pictures: where it is taken.
+        single: whether pictures add up, so that each can be taken by itself, by `alone`.
+        alone: the whitened part of one picture, by its number.
+        slow: the same derivative by two backward passes, for what has no forward mode; J times a change of the batch.
+        noise: what blurs the update.
+        at: what the pictures are.
+    """
+
+    whole: Callable[[Tensor], Tensor]
+    pictures: Tensor
+    single: bool
+    alone: Callable[[int, Tensor], Tensor]
+    slow: Callable[[Tensor], Tensor]
+    noise: str
+    at: Point
+
+    @staticmethod
+    def of(
+        observation: Observation,
+        pictures: Tensor,
+        labels: Targets,
+        defenses: tuple[Defense, ...],
+        given: bool,
+        point: Point | None,
+    ) -> "_Derivative":
+        at: Point = point or ("truth" if given else "stand-in")
+        network, client, number = observation.network, observation.client, len(pictures)
+        with torch.no_grad():
+            made = _changes(observation, client(network, pictures, labels))
+        blur, scale, noise = _noise(observation, made, Batch(pictures, labels), defenses, at)
+        sent = _changes(observation, observation.update)
+        keep = torch.cat([(sent[name] != 0).flatten() for name in sent])
+        if not bool(keep.any()):
+            raise InputError("every entry of the update is zero: it says nothing of any picture, and has no limit")
+        weight = torch.cat([torch.full((part.numel(),), scale / blur[name]) for name, part in sent.items()])
+        weight = weight.to(pictures)[keep]
+        functional = replace(network, functional=True)
+
+        def whitened(update: Params) -> Tensor:
+            return torch.cat([update[name].flatten() for name in sent])[keep] * weight
+
+        def alone(index: int, picture: Tensor) -> Tensor:
+            return whitened(client(functional, picture, labels[index : index + 1])) / number
+
+        def slow(change: Tensor) -> Tensor:
+            images = pictures.clone().requires_grad_()
+            update = whitened(client(network, images, labels))
+            dual = torch.zeros_like(update, requires_grad=True)
+            (back,) = torch.autograd.grad(update, images, dual, create_graph=True)
+            (along,) = torch.autograd.grad(back, dual, change)
+            return along
+
+        steps = observation.steps
+        additive = number > 1 and steps is not None and client.sends == "gradient" and steps.gradients == number
+        derivative = _Derivative(
+            lambda images: whitened(client(functional, images, labels)), pictures, False, alone, slow, noise, at
+        )
+        return replace(derivative, single=additive and derivative.adds_up())
+
+    def adds_up(self) -> bool:
+        """Whether the derivative along one picture is that of this picture alone, as in a mean over examples."""
+        change = torch.randn(self.pictures[:1].shape, generator=Generator().manual_seed(0)).to(self.pictures)
+        try:
+            own = self.along(change[None], 0, single=True)
+            joint = self.along(change[None], 0, single=False)
+        except (RuntimeError, InversefedError):
+            return False
+        return bool((own - joint).norm() <= 1e-4 * joint.norm())
+
+    def along(self, changes: Tensor, index: int, single: bool) -> Tensor:
+        """Derivatives along changes `[b, 1, c, h, w]` of one picture: `[b, entries]`."""
+        own = self.pictures[index : index + 1]
+        if single:
+            return _pushed(lambda picture: self.alone(index, picture), own, changes)
+
+        def placed(picture: Tensor) -> Tensor:
+            return self.whole(torch.cat([self.pictures[:index], picture, self.pictures[index + 1 :]]))
+
+        return _pushed(placed, own, changes)
+
+    def backward(self, changes: Tensor, index: int) -> Tensor:
+        """The same as `along` by two backward passes, one change after another."""
+        found = []
+        for change in changes:
+            batch = torch.zeros_like(self.pictures)
+            batch[index : index + 1] = change
+            found.append(self.slow(batch).detach())
+        return torch.stack(found)
+
+
+def _pushed(function: Callable[[Tensor], Tensor], at: Tensor, changes: Tensor) -> Tensor:
+    with warnings.catch_warnings():  # torch's own forward mode is built of what it calls deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        pushed: Tensor = torch.func.vmap(lambda change: torch.func.jvp(function, (at,), (change,))[1])(changes)
+    return pushed.detach()
+
+
+def _changes(observation: Observation, update: Params) -> Params:
+    """An update as it depends on the pictures: of new weights their change."""
+    if observation.client.sends != "weights":
+        return update
+    return {name: part - observation.network.params[name].detach() for name, part in update.items()}
+
+
+def _noise(
+    observation: Observation, made: Params, batch: Batch, defenses: tuple[Defense, ...], at: Point
+) -> tuple[dict[str, float], float, str]:
+    """The standard deviation of each tensor's entries, the factor between what is made and what was sent, and words."""
+    sent = {name: part.double() for name, part in _changes(observation, observation.update).items()}
+    blur, said = _rounding(observation)
+    factor = 1.0
+    if steps := {name: step for name, part in sent.items() if (step := _step(part))}:
+        blur = {name: max(deviation, steps.get(name, 0.0) / 12**0.5) for name, deviation in blur.items()}
+        said += "; steps between levels"
+    if drawn := _drawn(observation, batch, defenses):
+        blur = {name: max(deviation, drawn.get(name, 0.0)) for name, deviation in blur.items()}
+        said += "; the defense's noise" if any(drawn.values()) else ""
+    if at == "truth":
+        kept = {name: made[name].double() * (part != 0) for name, part in sent.items()}
+        squares = sum(float(part.square().sum()) for part in kept.values())
+        product = sum(float((part * sent[name]).sum()) for name, part in kept.items())
+        factor = product / squares if squares and product > 0 else 1.0
+        rest = {name: _rms((part - factor * kept[name])[part != 0]) for name, part in sent.items()}
+        if any(rest[name] > 2 * deviation for name, deviation in blur.items()):
+            said += "; what the truth leaves unexplained"
+        blur = {name: max(deviation, rest[name]) for name, deviation in blur.items()}
+    least = max(blur.values()) * 1e-6 or torch.finfo(torch.float32).tiny
+    return {name: max(deviation, least) for name, deviation in blur.items()}, factor, said
+
+
+def _rounding(observation: Observation) -> tuple[dict[str, float], str]:
+    """Half the last digit of each tensor's largest entry: of the update, and of new weights whose change it is."""
+    update = {name: part.detach() for name, part in observation.update.items()}
+    number = number_format(update)
+    half = torch.finfo(number).eps / 2
+    blur = {name: half * float(part.abs().max()) for name, part in update.items()}
+    if observation.client.sends != "gradient":
+        own = torch.finfo(observation.network.dtype).eps / 2
+        weights = observation.network.params
+        blur = {
+            name: max(deviation, own * float(weights[name].detach().abs().max())) for name, deviation in blur.items()
+        }
+    return blur, f"rounding to {str(number).removeprefix('torch.')}"
+
+
+def _step(part: Tensor) -> float:
+    """The distance of the levels that a tensor's entries stand on; 0 where it stands on none."""
+    values = part[part != 0].flatten()
+    levels = torch.unique(values)
+    few = len(levels) >= 2 and len(levels) * Tolerances.levels <= len(values)
+    return float(levels.diff().median()) if few and number_format({"": part.float()}) not in COARSE else 0.0
+
+
+def _drawn(observation: Observation, batch: Batch, defenses: tuple[Defense, ...]) -> dict[str, float]:
+    """How much two runs of the defenses differ on the same update, over the root of two."""
+    told = update_defenses(defenses)
+    if not told:
+        return {}
+    runs: list[Params] = []
+    for seed in (1, 2):
+        generator, update = (
+            Generator().manual_seed(seed),
+            {name: each.detach() for name, each in observation.update.items()},
+        )
+        for defense in told:
+            update = dict(defense(update, Context(observation.network, batch), generator))
+        runs.append(update)
+    return {name: _rms((part - runs[1][name]).double()) / 2**0.5 for name, part in runs[0].items()}
+
+
+def _rms(part: Tensor) -> float:
+    return float(part.square().mean().sqrt()) if part.numel() else 0.0
+
+
+def _columns(
+    observation: Observation, sees: _Derivative, seconds: float, tolerances: Tolerances
+) -> tuple[tuple[int, int], tuple[Tensor, int]]:
+    """A^T with its hashed rows, a row a wave of a window, picture after picture; and how many rows it was hashed to."""
+    number, channels, height, width = observation.batch_shape
+    side, most = max(height, width), tolerances.most
+    while True:
+        while number * channels * min(side, height) * min(side, width) > most:
+            side -= 1
+        if side < tolerances.least:
+            raise UnsupportedNetworkError(
+                f"the limit of this update would take longer than {seconds:.0f} s: {number} pictures of "
+                f"{channels}x{height}x{width}; give it more time, or fewer pictures"
+            )
+        window = min(side, height), min(side, width)
+        waves = _waves(channels, *window).to(sees.pictures)
+        found = _hashed(sees, waves, window, seconds, tolerances)
+        if isinstance(found, int):
+            most = min(found, most - 1)
+            continue
+        return window, found
+
+
+def _hashed(
+    sees: _Derivative, waves: Tensor, window: tuple[int, int], seconds: float, tolerances: Tolerances
+) -> tuple[Tensor, int] | int:
+    """The columns, or as many as there would be time for."""
+    number, _, height, width = sees.pictures.shape
+    top, left = (height - window[0]) // 2, (width - window[1]) // 2
+    total, push = number * len(waves), _pushing(sees)
+    rows: list[Tensor] = []
+    began = time.monotonic()
+    for index in range(number):
+        for start in range(0, len(waves), tolerances.chunk):
+            part = waves[start : start + tolerances.chunk]
+            changes = torch.zeros(len(part), 1, *sees.pictures.shape[1:]).to(sees.pictures)
+            changes[:, 0, :, top : top + window[0], left : left + window[1]] = part
+            columns = push(changes, index)
+            size = columns.shape[1]
+            most = min(size, max(tolerances.fewest, math.ceil(tolerances.rows * total)))
+            rows.append(_fold(columns, most, tolerances.adds) if most < size else columns)
+            done, took = sum(map(len, rows)), time.monotonic() - began
+            if done < total and took / done * total > seconds and (took > seconds or done <= tolerances.chunk * 2):
+                return max(1, int(done * seconds / took))
+    found = torch.cat(rows)
+    if not bool(found.any()):
+        raise UnsupportedNetworkError(
+            "the derivative of the update with respect to the pictures is zero: its client detaches them, rounds, or "
+            "takes signs, and has no limit that a derivative could tell"
+        )
+    return found, 0 if most == size else most
+
+
+def _pushing(sees: _Derivative) -> Callable[[Tensor, int], Tensor]:
+    """Forward mode where the client has one, else two backward passes.
+
+    Raises:
+        UnsupportedNetworkError: it has neither.
+    """
+    try:
+        sees.along(torch.zeros_like(sees.pictures[None, :1]), 0, sees.single)
+    except (RuntimeError, InversefedError, NotImplementedError):
+        with foreign_code("the derivative of the update with respect to the pictures, which its limit needs,"):
+            sees.backward(torch.zeros_like(sees.pictures[None, :1]), 0)
+        return sees.backward
+    return lambda changes, index: sees.along(changes, index, sees.single)
+
+
+def _fold(columns: Tensor, rows: int, adds: int) -> Tensor:
+    """Every entry added, with a sign by lot, to a few of so many rows."""
+    generator, size = Generator().manual_seed(0), columns.shape[1]
+    folded = torch.zeros(len(columns), rows, dtype=columns.dtype, device=columns.device)
+    for _ in range(adds):
+        place = torch.randint(rows, (size,), generator=generator).to(columns.device)
+        sign = (torch.randint(2, (size,), generator=generator) * 2.0 - 1.0).to(columns)
+        folded.index_add_(1, place, columns * (sign / adds**0.5))
+    return folded
+
+
+def _waves(channels: int, height: int, width: int) -> Tensor:
+    """C^1/2, a row a value of the window: `[c h w, c, h, w]`."""
+    return _rooted(torch.eye(channels * height * width, dtype=torch.float64).view(-1, channels, height, width))
+
+
+def _rooted(images: Tensor) -> Tensor:
+    """C^1/2 times pictures, diagonal in the Fourier transform but for the channels."""
+    variances, channels = _variances(*images.shape[1:])
+    spread, axes = torch.linalg.eigh(channels)
+    mixed = axes * spread.clamp(min=0).sqrt() @ axes.T
+    waves = torch.fft.ifft2(torch.fft.fft2(images) * variances.sqrt()).real
+    rooted: Tensor = torch.einsum("ij,bjhw->bihw", mixed, waves)
+    return rooted
+
+
+def _variances(channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The prior: the variance of each frequency, `[h, w]`, and the correlation of channels."""
+    rows, columns = torch.fft.fftfreq(height).double()[:, None], torch.fft.fftfreq(width).double()[None]
+    falling = 1 / (rows.square() + columns.square()).clamp(min=1 / max(height, width, 2) ** 2)
+    variances = STD**2 * falling / falling.mean()
+    shared = torch.full((channels, channels), SHARED, dtype=torch.float64).fill_diagonal_(1.0)
+    return variances, shared
+
+
+def _solved(
+    columns: tuple[Tensor, int],
+    sees: _Derivative,
+    window: tuple[int, int],
+    observation: Observation,
+    tolerances: Tolerances,
+) -> Limit:
+    """Solve for what the update leaves open of each picture."""
+    rows, hashed = columns
+    number, channels, height, width = observation.batch_shape
+    of, size = channels * height * width, len(rows) // number
+    left = _left_open(rows, hashed, tolerances)
+    spread, generator = torch.zeros(number, dtype=torch.float64), Generator().manual_seed(0)
+    told = size - left.inverse.diagonal().view(number, size).sum(dim=1).cpu()
+    root = _waves(channels, *window)
+    prior, root = (each.flatten(1).to(left.inverse) for each in (_rooted(root), root))
+    for index in range(number):
+        block = slice(index * size, (index + 1) * size)
+        open_part = left.inverse[block, block]
+        spread[index] = float((prior * open_part).sum()) / left.floor
+        if left.floor > 1:
+            probes = max(8, tolerances.probes // number)
+            random = torch.zeros(len(rows), probes, dtype=torch.float64)
+            random[block] = torch.randn(size, probes, dtype=torch.float64, generator=generator)
+            random = random.to(root)
+            random[block] = root @ random[block]
+            once = left.inverse @ random
+            spread[index] += float((once * (left.inverse @ once)).sum()) / probes
+    error, told = spread / size, told * (of / size)
+    if len(rows) < number * of:
+        error, told = _counted(observation, error, told, of)
+    return Limit(
+        tuple((-10 * error.clamp(min=1e-300).log10()).tolist()),
+        tuple(int(each) for each in told.round().clamp(0, of).tolist()),
+        of,
+        sees.noise,
+        sees.at,
+        prior_psnr(),
+        window,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Open:
+    """M = t (A^T A + t)^-1: near 1 along what the update leaves open, near 0 along what it tells.
+
+    Args:
+        inverse: M, `[d, d]`.
+        floor: t, from 1: more where single precision cannot tell less from nothing.
+    """
+
+    inverse: Tensor
+    floor: float
+
+
+def _left_open(rows: Tensor, hashed: int, tolerances: Tolerances) -> _Open:
+    wide = rows.double()
+    information = wide @ wide.T
+    del wide
+    guess = torch.randn(len(information), 1, dtype=torch.float64, generator=Generator().manual_seed(0))
+    guess = guess.to(information)
+    for _ in range(20):
+        guess = information @ (guess / guess.norm().clamp(min=1e-300))
+    floor = max(1.0, tolerances.floor * float(guess.norm()))
+    size, told = len(information), float(len(information))
+    while True:
+        added = floor * (1 - told / hashed if hashed else 1.0)
+        factor = torch.linalg.cholesky(information + added * torch.eye(size).to(information))
+        inverse = added * torch.cholesky_inverse(factor)
+        found = size - float(inverse.trace())
+        if not hashed or abs(found - told) < 0.005 * size:
+            return _Open(inverse, floor)
+        told = found
+
+
+def _counted(observation: Observation, error: Tensor, told: Tensor, of: int) -> tuple[Tensor, Tensor]:
+    """Hold a bound that took something as known to the number of independent equations, shared evenly.
+
+    With r of them, at least the least variances of the prior are left, all but r.
+    """
+    number, channels, height, width = observation.batch_shape
+    with foreign_code("counting the equations of the update"):
+        most = sum(row.numbers for row in count(observation)) // number
+    if most >= of:
+        return error, told
+    variances, shared = _variances(channels, height, width)
+    each = torch.outer(variances.flatten(), torch.linalg.eigvalsh(shared)).flatten().sort().values
+    return error.clamp(min=float(each[: of - most].sum()) / of), told.clamp(max=most)

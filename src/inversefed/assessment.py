@@ -24,25 +24,29 @@ from torch import Tensor
 
 from inversefed.attacks import Attack, SearchAttack
 from inversefed.attacks.identifiability.hidden import zero_head
+from inversefed.attacks.identifiability.limit import Tolerances, limit
 from inversefed.attacks.matching_error import matching_error
 from inversefed.controls.rehearsal import Rehearsals
 from inversefed.controls.runs import ControlRuns, own_repeat, plan, run
 from inversefed.controls.uniqueness import undetermined_share
+from inversefed.errors import InversefedError
 from inversefed.evaluation import align, controls
 from inversefed.evaluation.agreement import agreement
 from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.evaluation.power import Power
-from inversefed.evaluation.verdict import Evidence, Verdict, decide, greatest, margins
+from inversefed.evaluation.verdict import Evidence, Verdict, answered, decide, greatest, margins
 from inversefed.findings import Code
 from inversefed.fl.batchnorm import sent_buffers
+from inversefed.fl.defenses.protocols import Defense
+from inversefed.fl.foreign import foreign_code
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.numerics import float32_products
 from inversefed.report.scope import scope
-from inversefed.thresholds import EXACT, EXACT_DB, LEAST_DB, NULLS, OPEN, PIXEL_SLACK
-from inversefed.types import Batch, Budget, Finding, Images, Reconstruction, Scores, Status, Targets
+from inversefed.thresholds import EXACT, EXACT_DB, LEAST_DB, NEARBY, NULLS, OPEN, PIXEL_SLACK
+from inversefed.types import Batch, Budget, Finding, Images, Limit, Point, Reconstruction, Scores, Status, Targets
 
 __all__ = ["Assessment", "as_seen", "paired", "stand_ins"]
 
@@ -67,6 +71,8 @@ _NO_REPEAT = "the attack could not be repeated on the update, so there is nothin
 _SAME_TWICE = (
     "the method comes to the same from every start, so that two runs that agree show nothing; compare it with the truth"
 )
+_WINDOW = Tolerances(most=768)
+"""For the limit of an update on which no verdict rests: 16x16 pixels of three channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +231,35 @@ class Assessment:
         ended = [each.images for each in self.reconstruction.candidates if each.status not in lost]
         return [images for images in ended if not torch.equal(images, self.reconstruction.images)]
 
+    def limit(self, defenses: tuple[Defense, ...], seconds: float, judged: bool) -> Limit | str:
+        """How much of the pictures the update holds, or why that is not known.
+
+        It is taken at the truth, else at a result that makes about the same update, else at a stand-in.
+
+        Args:
+            defenses: what the client ran.
+            seconds: about how long it may take.
+            judged: whether a verdict rests on it; else a window in the middle of each picture will do.
+        """
+        if self.reconstruction.status is Status.INTERRUPTED:
+            return "the audit was interrupted before it was computed"
+        at, labels, point = self._near()
+        how = Tolerances() if judged else _WINDOW
+        try:
+            with foreign_code("the limit of the update"):
+                return limit(
+                    self.observation, at, labels, point=point, defenses=defenses, seconds=seconds, tolerances=how
+                )
+        except (InversefedError, MemoryError, torch.OutOfMemoryError) as error:
+            return str(error) or "there was not enough memory for it"
+
+    def _near(self) -> tuple[Images | None, Targets, Point]:
+        """Pictures near the private ones, as far as there are any, with their labels."""
+        if self.truth is not None:
+            return self.truth.images, self.truth.labels, "truth"
+        found = self.reconstruction
+        return (found.images, found.labels, "result") if self.cost < NEARBY else (None, found.labels, "stand-in")
+
     def verdict(
         self,
         done: ControlRuns,
@@ -232,6 +267,7 @@ class Assessment:
         seconds: float,
         scenario: Mapping[str, Any],
         rehearsed: Rehearsals = Rehearsals(),
+        limit: Limit | None = None,
     ) -> Verdict | None:
         """Judge.
 
@@ -241,6 +277,7 @@ class Assessment:
             seconds: that it took.
             scenario: what was audited.
             rehearsed: the same attack on public stand-ins.
+            limit: of the update; `None` where that is not known.
         """
         evidence = self.evidence(done)
         tried = scope(
@@ -268,7 +305,9 @@ class Assessment:
             power=self.power(rehearsed, evidence.bar),
         )
         said = found.sentence if figures.power is None else f"{found.sentence} {figures.power}"
-        return replace(found, sentence=said, figures=figures)
+        scores = None if self.truth is None else self._decibels(self.found.images)
+        told = replace(found, sentence=said, figures=figures)
+        return answered(told, limit, scores, self._bars(done))
 
     def power(self, rehearsed: Rehearsals, bar: float) -> Power | None:
         """How many of the stand-ins the verdict would have called: exact, or above the controls and all null runs.
@@ -349,8 +388,12 @@ class Assessment:
 
     def _over_controls(self, done: ControlRuns) -> Callable[[tuple[Reconstruction, ...]], Scores]:
         """Scores a run by its margins over the best control; the null runs are no control here."""
-        bars = {name: self._decibels(images) for name, images in self.pictures(done).items() if name != "null"}
+        bars = self._bars(done)
         return lambda runs: margins(self._decibels(self._paired(runs[0])), bars)
+
+    def _bars(self, done: ControlRuns) -> dict[str, Scores]:
+        """What the controls score; nothing without a truth."""
+        return {name: self._decibels(images) for name, images in self.pictures(done).items() if name != "null"}
 
     def findings(self, done: ControlRuns) -> tuple[Finding, ...]:
         """What the control runs say of the audit itself, and what kept any attack from seeing pictures."""

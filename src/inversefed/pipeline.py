@@ -37,6 +37,11 @@ from inversefed.types import Batch, Budget, Finding, Step
 
 __all__ = ["audit", "audit_observation"]
 
+LIMIT_SECONDS = 10.0
+"""For the limit of an update beside a short attack."""
+LIMIT_SHARE = 0.1
+"""Of a time budget."""
+
 
 def carried_out(scenario: Scenario, watch: Watch, config: Mapping[str, Any] | None = None) -> Report:
     """Attack what the server saw in a scenario whose tensors are at hand, run the controls, and judge."""
@@ -93,6 +98,8 @@ def reported(
     """The last part of the line: what an attack and its controls came to, scored and judged."""
     features, truth, pictures = case.observation.network.features, case.truth, case.pictures(runs)
     facts, findings = scenario.described(case.observation)
+    limit = case.limit(scenario.defenses, _time_for_limit(scenario.time_budget, seconds), scenario.nulls != 0)
+    known = None if isinstance(limit, str) else limit
     return Report(
         scenario=facts,
         attack=shown(scenario.attack),
@@ -105,11 +112,18 @@ def reported(
         seconds=seconds,
         config=dict(config or {}),
         environment=environment.describe(),
-        verdict=case.verdict(runs, repr(scenario.attack), seconds, facts, rehearsed),
+        verdict=case.verdict(runs, repr(scenario.attack), seconds, facts, rehearsed, known),
+        limit=known,
+        without_limit=limit if isinstance(limit, str) else "",
         agreement=case.agreement(runs),
         reproduces=case.reproduces,
         controls=pictures,
     )
+
+
+def _time_for_limit(budget: float | None, seconds: float) -> float:
+    """As long as the attack took, and ten seconds for a short one; of a budget a tenth."""
+    return max(LIMIT_SECONDS, seconds) if budget is None else min(LIMIT_SECONDS, LIMIT_SHARE * budget)
 
 
 def audit(

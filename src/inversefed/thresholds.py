@@ -21,7 +21,10 @@ __all__ = [
     "FEWEST_TARGETS",
     "FOUND",
     "IDENTICAL_DB",
+    "IN_THE_UPDATE_DB",
     "LEAST_DB",
+    "NEARBY",
+    "NOT_IN_THE_UPDATE_DB",
     "NULLS",
     "OPEN",
     "PARTLY_DB",
@@ -79,6 +82,19 @@ IDENTICAL_DB = 200.0
 SATURATED_DB = 60.0
 """PSNR from which a picture of a sweep over defenses counts no further: it is exact to the eye and to eight bits, and
 more would only move the averages."""
+
+IN_THE_UPDATE_DB = 6.0
+"""By how much the limit of an update must be above the best control, and the prior's own score, for a picture to be
+called in the update: a quarter of the squared error. Updates that hold a picture have limits 10 to 100 dB above; what a
+mean or a color of the picture gives is 2 to 3 dB above the prior."""
+
+NOT_IN_THE_UPDATE_DB = 3.0
+"""By how much it may be above them at most for a picture to be called not in the update: half the squared error, from
+which on a reconstruction is said to be recovered (`CLEARLY_DB`). Between the two it is not decided."""
+
+NEARBY = 0.1
+"""Matching error up to which a result makes about the same update as the private pictures, so that the limit taken at
+it is about theirs; beyond, it is taken at a stand-in."""
 
 NULLS = 19
 """Null runs by default: the fewest that bound false alarms by 1 / (19 + 1) = 5 % (Barnard 1963)."""

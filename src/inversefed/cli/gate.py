@@ -7,6 +7,7 @@ from typing import Any
 
 from inversefed.cli.options import Audit, Gate, audit_options
 from inversefed.errors import ConfigError, InputError
+from inversefed.evaluation.verdict import Answer
 from inversefed.report.gate import DEFAULT_LIMIT, Leakage, Outcome, leakage, outcome
 from inversefed.report.read import read_report
 from inversefed.types import Status
@@ -70,6 +71,11 @@ def _why_unknown(found: Leakage, min_power: float | None) -> str:
             f"in its rehearsals the attack recovered {found.power:.0%} of public stand-ins, less than the "
             f"{min_power:.0%} that were asked for; give it more time, or another attack"
         )
+    if found.answer == Answer.IN_THE_UPDATE:
+        return (
+            "the picture is in the update, and the attack did not find it, so that its failure shows nothing; try "
+            "another attack, or hold what it measured to --max-leakage"
+        )
     return "it has neither a truth to measure with nor a verdict; audit again, with --truth or nulls"
 
 
@@ -84,7 +90,7 @@ def _show(found: Leakage, side: Outcome, options: Gate) -> None:
 def _measured(found: Leakage) -> str:
     exact = "an exact recovery, verified by the update" if found.exact else ""
     said = "leaked" if found.leaked else "not decided" if found.undecided else "not recovered"
-    verdict = "" if found.leaked is None else f"verdict: {said}"
+    verdict = "" if found.leaked is None else f"verdict: {_answer(found) or said}"
     margin = ""
     if found.decibels is not None:
         name = "".join(each if each.isprintable() else "?" for each in str(found.control))  # from a foreign file
@@ -92,6 +98,12 @@ def _measured(found: Leakage) -> str:
         side = "above" if found.decibels > 0 else "below"
         margin = f"picture {found.picture} is {abs(found.decibels):.1f} dB {side} {than}"
     return ", ".join(part for part in (margin, exact, verdict) if part) or "nothing was measured"
+
+
+def _answer(found: Leakage) -> str:
+    """What a "no" of the verdict means, where the limit of the update tells."""
+    told = {Answer.IN_THE_UPDATE, Answer.NOT_IN_THE_UPDATE}
+    return found.answer if found.answer is not None and found.answer in told else ""
 
 
 def _limit(found: Leakage, options: Gate) -> str:

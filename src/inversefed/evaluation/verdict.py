@@ -25,27 +25,46 @@ show that the update settles a picture, not that it is the client's.
 
 A "no" is said only where everything was carried out that might have said "yes". What was left out, for want of time or
 because somebody ended it, leaves the verdict open, with its reason.
+
+Such a "no" is still one about the attack. What it means for the picture is told by the limit of the update (see
+`limit`): far above all controls, the picture is in the update, and a better attack would find it; near what the prior
+alone scores, it is not.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inversefed.evaluation.power import Power
-from inversefed.thresholds import AGREEMENT_DB, LEAST_DB
-from inversefed.types import Scores
+from inversefed.thresholds import AGREEMENT_DB, IN_THE_UPDATE_DB, LEAST_DB, NOT_IN_THE_UPDATE_DB
+from inversefed.types import Limit, Scores
 
-__all__ = ["AGREED", "COMPARED", "Evidence", "Figures", "Judgement", "Verdict", "decide", "greatest", "margins"]
+__all__ = ["AGREED", "COMPARED", "Answer", "Evidence", "Figures", "Judgement", "Verdict", "answered", "decide",
+           "greatest", "margins"]  # fmt: skip
 
 
 COMPARED = "dB of PSNR over the best control"
 """The unit of all scores of a verdict where there is a truth."""
 AGREED = "dB by which two runs agree better than with one color, or explain the update, whichever is less"
 """The unit where there is none."""
+
+
+class Answer(StrEnum):
+    """What a verdict comes to."""
+
+    RECOVERED = "recovered"
+    """A picture was recovered exactly, or beyond chance."""
+    IN_THE_UPDATE = "in the update, not recovered"
+    """The limit of the update is far above all controls, and the attack was not."""
+    NOT_IN_THE_UPDATE = "not in the update"
+    """The limit is near what a picture scores that needs no update: no attack does better, near where it was taken."""
+    UNDECIDED = "undecided"
+    """Something was left out, the limit is between the two, or there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +103,10 @@ class Figures:
         candidates: among how many it was looked for, the truth with them.
         identified_by_chance: what luck gives, in (0, 1].
         power: how often the verdict calls public stand-ins in the same setting; `None` without rehearsals.
+        limit_over_controls: by how many dB the limit of the update is above the best control, and the prior, `[n]`;
+            `None` without a limit.
+        below_limit: by how many dB each picture of the result is below the limit, `[n]`; `None` without a limit or a
+            truth. What was computed in another number format than the update may be above.
     """
 
     exact: bool = False
@@ -113,6 +136,8 @@ class Figures:
     candidates: int | None = None
     identified_by_chance: float | None = None
     power: Power | None = None
+    limit_over_controls: Scores | None = None
+    below_limit: Scores | None = None
 
     def __getitem__(self, name: str) -> Any:
         """A figure by its name, for scripts that read `verdict.figures["score"]`.
@@ -149,9 +174,15 @@ class Verdict(Judgement):
 
     Args:
         figures: the numbers behind it.
+        answer: whether a picture was recovered, is in the update all the same, or is not.
     """
 
     figures: Figures = Figures()
+    answer: Answer = Answer.UNDECIDED
+
+    def __post_init__(self) -> None:
+        if self.leaked:
+            object.__setattr__(self, "answer", Answer.RECOVERED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,6 +344,67 @@ def decide(evidence: Evidence, scope: str) -> Verdict | None:
         pictures_leaked=tuple(evidence.leaked),
     )
     return Verdict(bool(evidence.leaked), _sentence(evidence), scope, figures)
+
+
+def answered(
+    found: Verdict, limit: Limit | None, scores: Scores | None = None, controls: Mapping[str, Scores] | None = None
+) -> Verdict:
+    """A verdict that says what its "no" means, by the limit of the update.
+
+    Args:
+        found: the verdict on the attack.
+        limit: of the update; `None` where it has none, and a "no" stays open then.
+        scores: PSNR of the result in dB, `[n]`, in the order of the limit; `None` without a truth.
+        controls: the same of each control, by its name; nothing without a truth.
+
+    >>> no = Verdict(False, "Not recovered by these attacks within this budget: far off.", "One attack.")
+    >>> limit = Limit((121.2,), (3072,), 3072, "rounding to float32", "truth", 12.0, (32, 32))
+    >>> found = answered(no, limit, torch.tensor([7.0]), {"constant": torch.tensor([19.3])})
+    >>> str(found.answer), round(float(found.figures.limit_over_controls)), found.leaked
+    ('in the update, not recovered', 102, False)
+    """
+    if limit is None:
+        return found
+    bound = torch.tensor(limit.limit_psnr, dtype=torch.float64)
+    room = margins(bound, controls or {}, floor=limit.prior)
+    below = None if scores is None else bound - scores.double().cpu()
+    figures = replace(found.figures, limit_over_controls=room, below_limit=below)
+    answer = _answer(found, greatest(room))
+    return replace(found, figures=figures, answer=answer, sentence=_with_limit(found.sentence, answer, limit, room))
+
+
+def _answer(found: Verdict, room: float) -> Answer:
+    """What a verdict comes to, where the limit of the best picture is so far above all controls."""
+    if found.leaked:
+        return Answer.RECOVERED
+    if not found.figures.decided or NOT_IN_THE_UPDATE_DB < room < IN_THE_UPDATE_DB:
+        return Answer.UNDECIDED
+    return Answer.IN_THE_UPDATE if room >= IN_THE_UPDATE_DB else Answer.NOT_IN_THE_UPDATE
+
+
+_POINTS = {
+    "truth": "",
+    "result": ", as far as the attack's result tells, where this was measured",
+    "stand-in": ", as far as a picture made up tells, where this was measured; the private one may differ",
+}
+"""What is added where the limit was not taken at the truth."""
+
+
+def _with_limit(sentence: str, answer: Answer, limit: Limit, room: Scores) -> str:
+    """The sentence of a verdict, with what the update holds before it, or after it where that decides nothing."""
+    best = int(room.argmax())
+    which = "the picture" if len(room) == 1 else f"picture {best}"
+    bound, told = limit.limit_psnr[best], limit.determined[best]
+    held = f"{told} of {limit.of} directions, to {bound:.1f} dB{_POINTS[limit.at]}"
+    match answer:
+        case Answer.RECOVERED:
+            return sentence
+        case Answer.IN_THE_UPDATE:
+            return f"In the update, not recovered: the update holds {which} in {held}. {sentence}"
+        case Answer.NOT_IN_THE_UPDATE:
+            alone = f"{bound - float(room[best]):.1f} dB can be had without the update"
+            return f"Not in the update: it holds {which} in {held}, where {alone}. {sentence}"
+    return f"{sentence} The update holds {which} in {held}."
 
 
 def _sentence(evidence: Evidence) -> str:

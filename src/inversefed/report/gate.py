@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from inversefed.errors import ConfigError, InputError
-from inversefed.evaluation.verdict import margins
+from inversefed.evaluation.verdict import Answer, margins
 from inversefed.report.sentences import PSNR
 from inversefed.thresholds import CLEARLY_DB
 
@@ -46,6 +46,7 @@ class Leakage:
         evidence: why a result below a limit cannot be trusted, or nothing.
         undecided: whether the verdict is neither a yes nor a no.
         power: share of public stand-ins that the verdict would have called, in [0, 1]; `None` without rehearsals.
+        answer: what the verdict comes to, `None` where it does not say.
     """
 
     decibels: float | None
@@ -56,6 +57,7 @@ class Leakage:
     evidence: str = ""
     undecided: bool = False
     power: float | None = None
+    answer: str | None = None
 
 
 def leakage(report: Mapping[str, Any]) -> Leakage:
@@ -87,8 +89,9 @@ def leakage(report: Mapping[str, Any]) -> Leakage:
     if decibels is not None and null > 0:
         decibels, control = decibels - null, "null runs"
     undecided = figures.get("decided") is False
-    evidence = _evidence(report, unmeasured, figures)
-    return Leakage(decibels, picture, control, exact, leaked, evidence, undecided, _power(figures))
+    evidence, answer = _evidence(report, unmeasured, figures), verdict.get("answer")
+    said = None if answer is None else str(answer)
+    return Leakage(decibels, picture, control, exact, leaked, evidence, undecided, _power(figures), said)
 
 
 def outcome(found: Leakage, limit: float | None = None, min_power: float | None = None) -> Outcome:
@@ -102,7 +105,8 @@ def outcome(found: Leakage, limit: float | None = None, min_power: float | None 
 
     Returns:
         `"above"` where more leaked than that, or an exact recovery that no verdict contradicts; `"below"` where it did
-        not; `"unknown"` where the report is no evidence for either.
+        not; `"unknown"` where the report is no evidence for either, or is held to its verdict, and that says that the
+        picture is in the update.
 
     Raises:
         ConfigError: a limit that is no number of decibels, or a least power that is no share.
@@ -117,6 +121,8 @@ def outcome(found: Leakage, limit: float | None = None, min_power: float | None 
     if _above(found, limit):
         return "above"
     if min_power is not None and (found.power is None or found.power < min_power):
+        return "unknown"
+    if limit is None and found.answer == Answer.IN_THE_UPDATE:
         return "unknown"
     judged = found.decibels is not None or found.leaked is not None
     return "below" if judged and not found.evidence else "unknown"

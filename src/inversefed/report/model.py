@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inversefed.evaluation.align import Permutation
-from inversefed.evaluation.verdict import Verdict
+from inversefed.evaluation.verdict import Answer, Verdict
 from inversefed.report.frontier import Row, swept
 from inversefed.report.read import FORMAT
 from inversefed.report.sentences import headline
 from inversefed.report.tables import Table, tables
-from inversefed.report.to_json import judged, plain
-from inversefed.types import Batch, Finding, Images, Reconstruction, Scores, Status, Targets
+from inversefed.report.to_json import judged, limited, plain
+from inversefed.types import Batch, Finding, Images, Limit, Reconstruction, Scores, Status, Targets
 
 if TYPE_CHECKING:
     from inversefed.report.summary import Summary
@@ -56,6 +56,8 @@ class Report:
         agreement: by how many decibels other starts agree on each picture, in the attack's own order, as `agreement`
             measures it; `None` where there was no other start.
         reproduces: whether the client makes the observed update again of what was recovered.
+        limit: how much of the pictures the update holds; `None` where that is not known.
+        without_limit: why it is not known; empty where it is, or nobody asked.
 
     >>> import torch
     >>> from inversefed.evaluation.score import score
@@ -83,6 +85,8 @@ class Report:
     frontier: tuple[Row, ...] = field(default=(), repr=False)
     agreement: Scores | None = field(default=None, repr=False)
     reproduces: bool = False
+    limit: Limit | None = None
+    without_limit: str = ""
 
     @property
     def status(self) -> Status:
@@ -116,7 +120,8 @@ class Report:
     @property
     def headline(self) -> str:
         """What was recovered, in one sentence, with what the controls score."""
-        return headline(self.scores, self.baselines, self.count)
+        held = self.verdict is not None and self.verdict.answer == Answer.IN_THE_UPDATE
+        return headline(self.scores, self.baselines, self.count, held)
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
@@ -153,6 +158,7 @@ class Report:
             "version": self.environment.get("inversefed"),
             "headline": self.headline,
             "verdict": self.verdict and judged(self.verdict),
+            "limit": limited(self.limit, self.without_limit),
             "attack": self.attack,
             "status": self.status,
             "seconds": self.seconds,

@@ -10,8 +10,9 @@ the true picture is the nearest of many; and labels.
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from inversefed.errors import InputError
 from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.intervals import Interval, mean_interval
-from inversefed.evaluation.verdict import Figures, Judgement, Verdict
+from inversefed.evaluation.verdict import Answer, Figures, Judgement, Verdict
 from inversefed.report.model import Report
 from inversefed.report.summary import audited
 from inversefed.thresholds import CALLS_LEVEL, FEWEST_TARGETS, IDENTICAL_DB
@@ -81,6 +82,7 @@ class TargetsFigures:
         exact: the share of targets of which a picture was recovered exactly.
         identified: how often the truth was the nearest of all candidates; `None` without candidates.
         labels: the share of labels recovered; `None` where they were granted, or are not classes.
+        answers: how many audits came to each answer, by its words; those that none came to are left out.
     """
 
     targets: int
@@ -92,6 +94,7 @@ class TargetsFigures:
     exact: Interval
     identified: Identified | None = None
     labels: LabelsFound | None = None
+    answers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def judge(reports: Sequence[Report], candidates: Tensor | None = None) -> Target
         exact=over(_exact, share=True),
         identified=None if candidates is None or among is None else _identified(over, candidates, among),
         labels=_labels(over, reports),
+        answers=_answers(reports),
     )
     margins = (figures.margin_over_null, figures.margin_over_controls)
     positive = all(each.low is not None and each.low > 0 for each in margins)
@@ -252,6 +256,11 @@ def _labels(over: Callable[..., Interval], reports: Sequence[Report]) -> LabelsF
     )
 
 
+def _answers(reports: Sequence[Report]) -> Mapping[str, int]:
+    found = Counter(str(report.verdict.answer) for report in reports if report.verdict is not None)
+    return {str(answer): found[str(answer)] for answer in Answer if found[str(answer)]}
+
+
 def _sentence(leaked: bool, figures: TargetsFigures) -> str:
     count = figures.targets
     shares = f"{figures.called.mean:.0%} of {count} targets called, {figures.exact.mean:.0%} exact"
@@ -259,7 +268,10 @@ def _sentence(leaked: bool, figures: TargetsFigures) -> str:
     measured = f"{over_null} over random updates, {over_controls} over the best control, {shares}"
     if count < FEWEST_TARGETS:
         measured += f"; too few targets for intervals, which take {FEWEST_TARGETS} at least"
-    return f"{'Leaked' if leaked else 'Not recovered by these attacks within this budget'}: {measured}."
+    present = figures.answers.get(Answer.IN_THE_UPDATE, 0)
+    held = f" In {present} of {figures.audits} audits a picture is in the update that was not recovered."
+    found = f"{'Leaked' if leaked else 'Not recovered by these attacks within this budget'}: {measured}."
+    return found + (held if present else "")
 
 
 def _between(found: Interval) -> str:

@@ -13,23 +13,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from inversefed.evaluation.power import Power
-from inversefed.evaluation.verdict import COMPARED, Figures, Verdict, margins
+from inversefed.evaluation.verdict import COMPARED, Answer, Figures, Verdict, margins
 from inversefed.report.sentences import PSNR, SCOPE, believed, pairing, recovery, status_note
 from inversefed.report.tables import Table
 from inversefed.thresholds import EXACT, EXACT_DB
-from inversefed.types import Finding, Status
+from inversefed.types import Finding, Limit, Scores, Status
 
 if TYPE_CHECKING:
     from inversefed.report.model import Report
 
 __all__ = ["Audited", "Measure", "Outcome", "Summary", "audited", "summarize"]
 
-Outcome = Literal["exact", "leaked", "part", "open", "none", "unknown"]
+Outcome = Literal["exact", "leaked", "part", "present", "open", "absent", "none", "unknown"]
 
 _MARKS: Mapping[Outcome, str] = {
     "exact": "leaked",
     "leaked": "leaked",
     "part": "leaked in part",
+    "present": "in the update, not recovered",
+    "absent": "not in the update",
     "open": "not decided",
     "none": "not recovered",
     "unknown": "not known",
@@ -93,6 +95,7 @@ class Summary:
         measures: what to do next, the most effective first.
         verdict: its sentence; empty where nobody judged.
         evidence: the figures behind the verdict: what each is, and what it says.
+        limit: how much of the pictures the update holds, or why that is not known; empty where nobody asked.
         scope: what was tried, and what the attacker was given.
         status: how the attack ended.
         seconds: wall time of the attack.
@@ -120,6 +123,7 @@ class Summary:
     measures: tuple[Measure, ...]
     verdict: str
     evidence: tuple[tuple[str, str], ...]
+    limit: str
     scope: str
     status: Status
     seconds: float
@@ -163,6 +167,7 @@ def summarize(report: "Report") -> Summary:
         measures=steps,
         verdict="" if verdict is None else verdict.sentence,
         evidence=() if verdict is None else evidence(verdict.figures, report.count),
+        limit=_limit(report.limit, report.without_limit),
         scope=SCOPE if verdict is None else verdict.scope,
         status=report.status,
         seconds=report.seconds,
@@ -227,6 +232,8 @@ def evidence(figures: Figures, count: int) -> tuple[tuple[str, str], ...]:
         ("Each picture", _each(figures, compared)),
         ("Repeat as short as the runs on random updates", _decibels(figures.score_of_repeat, compared)),
         ("Best run on a random update", _decibels(figures.best_null, compared)),
+        ("Limit of the update over the best control", _spread(figures.limit_over_controls)),
+        ("Result below that limit", _spread(figures.below_limit)),
         ("Lead of the repeat over it", _number(figures.margin_over_nulls, "{:.1f} dB")),
         ("Difference of the two updates", _difference(figures.matching_error)),
         ("Left open by the update", _number(figures.unseen, "{:.2%} of a picture, at most")),
@@ -292,6 +299,24 @@ def _each(figures: Figures, compared: bool) -> str | None:
     return f"{shown} dB {'above the best control' if compared else 'of agreement'}"
 
 
+def _spread(values: Scores | None) -> str | None:
+    """One number of decibels, or those of several pictures."""
+    if values is None or len(values) > _MOST_MARGINS:
+        return None
+    return f"{', '.join(f'{value:.1f}' for value in values.tolist())} dB"
+
+
+def _limit(limit: Limit | None, why: str) -> str:
+    """How much of the pictures the update holds, by its information and what blurs it."""
+    if limit is None:
+        return f"not known: {why}" if why else ""
+    both = zip(limit.limit_psnr, limit.determined, strict=True)
+    each = [f"{bound:.1f} dB ({told} of {limit.of} directions)" for bound, told in both]
+    more = f" and {len(each) - _MOST_MARGINS} more" if len(each) > _MOST_MARGINS else ""
+    shown = ", ".join(each[:_MOST_MARGINS])
+    return f"{shown}{more}, where the prior alone has {limit.prior:.1f} dB; at the {limit.at}; noise: {limit.noise}"
+
+
 def _difference(cost: float | None) -> str | None:
     """What is left between the update of the result and the one observed."""
     return _number(cost, f"{{:.2g}} of the update, squared; less than {EXACT:g} is the same update")
@@ -330,7 +355,12 @@ def _outcome(report: "Report") -> Outcome:
 def _judged(verdict: Verdict) -> Outcome:
     if verdict.leaked:
         return "exact" if verdict.figures.exact else "leaked"
-    return "none" if verdict.figures.decided else "open"
+    told: Outcome = "none" if verdict.figures.decided else "open"
+    return _BY_ANSWER.get(verdict.answer, told)
+
+
+_BY_ANSWER: Mapping[Answer, Outcome] = {Answer.IN_THE_UPDATE: "present", Answer.NOT_IN_THE_UPDATE: "absent"}
+"""What a "no" of the attack means, where the limit of the update tells."""
 
 
 def _answer(report: "Report", told: Outcome) -> tuple[str, str]:
@@ -342,14 +372,22 @@ def _answer(report: "Report", told: Outcome) -> tuple[str, str]:
         subject = (
             f"{_pictures(report, 'The private picture was', 'All {} private pictures were')} read out of the update"
         )
-    elif told == "open":
-        subject = "It is not decided whether a private picture was recovered"
+    elif told in _SUBJECTS:
+        subject = _SUBJECTS[told].format(who=_pictures(report, "The private picture is", "Private pictures are"))
     elif report.verdict is not None:
         if told == "none":
             subject = "No private picture was recovered by these attacks"
         elif "recovered" not in _recoveries(report):
             subject = "Something of the private data was recovered from the update"
     return subject.rstrip(".") + ".", figures[:1].upper() + figures[1:]
+
+
+_SUBJECTS: Mapping[Outcome, str] = {
+    "open": "It is not decided whether a private picture was recovered",
+    "present": "{who} in the update, though not recovered by these attacks",
+    "absent": "{who} not in the update, as far as its noise and its derivative tell",
+}
+"""The first sentence beside the truth, where nothing was recovered for sure."""
 
 
 def _unfinished(report: "Report") -> bool:
@@ -374,6 +412,10 @@ def _alone(report: "Report", told: Outcome) -> str:
         case "open":
             found = _pictures(report, "a picture", "{} pictures")
             return f"The update comes out the same from {found} that the attack found, but perhaps from others too"
+        case "present":
+            return "Such an update holds its picture, though nothing shows that these attacks recovered it"
+        case "absent":
+            return "Such an update does not hold its picture, as far as its noise and its derivative tell"
         case "none":
             return "Nothing shows that these attacks recovered a picture"
     return ""
@@ -394,7 +436,7 @@ def _meaning(report: "Report", found: Outcome, facts: Audited) -> str:
 
 def _measures(report: "Report", found: Outcome, facts: Audited) -> tuple[str, tuple[Measure, ...]]:
     """A title, and what would stop it, or would make a good result surer, the most effective first."""
-    if found in ("none", "open", "unknown"):
+    if found in ("none", "open", "unknown", "absent"):
         return "What would make this surer", _surer(report, facts)
     return "What would stop it", (_noise(facts), *_mixing(report, facts), _SWEEP)
 
@@ -408,6 +450,10 @@ _ALONE: Mapping[Outcome, str] = {
     "picture here to compare with.",
     "none": "Started elsewhere, it finds something else, or it finds as much in an update of random numbers. There is "
     "no private picture here to compare with, and another attack might find more.",
+    "present": "The attack did not find a picture that the update settles, but an update like this one holds {what}: "
+    "a better search may find what this one did not. There is no private picture here to compare with.",
+    "absent": "An update like this one tells hardly more of {what} than any picture of the kind would. There is no "
+    "private picture here to compare with.",
     "unknown": "There is no private picture here to compare with, so look at what it found with care.",
 }
 """What a result means where there is no truth."""
@@ -419,6 +465,10 @@ _COMPARED: Mapping[Outcome, str] = {
     "part": "What it found is closer to {what} than a guess without any update, but it is no copy.",
     "open": "What it found is closer to {what} than a guess without any update, but the runs that would tell this from "
     "chance were too short.",
+    "present": "It did not find {what}, but the update holds what it takes: a better search may find what this one did "
+    "not. Do not take this for safety.",
+    "absent": "It found nothing, and near {what} no other attack would: what the update tells is lost in its noise, or "
+    "was never in it.",
     "none": "What it found proves nothing: without the update one gets as close. Another attack might get closer.",
 }
 """What it means beside the truth, `{what}`."""
@@ -514,7 +564,7 @@ def _labels(report: "Report", told: Outcome, facts: Audited) -> str:
     if facts.labels != "unknown" or found is None or not len(found):
         return ""
     right = int(found.sum())
-    if right and told in ("none", "open", "unknown"):
+    if right and told in ("none", "open", "unknown", "present", "absent"):
         return (
             " But it named the right class." if len(found) == 1 else f" But it named {right} of {len(found)} classes."
         )

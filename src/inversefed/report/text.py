@@ -38,6 +38,7 @@ def terminal(said: Summary) -> str:
     head = [*_wrap(said.headline), "", *_wrap(f"attack  {_start(said.attack)}"), *_wrap(f"status  {ended}")]
     if said.verdict:
         head += [*_wrap(f"verdict {said.verdict}"), *_wrap(f"scope   {said.scope}")]
+    head += _wrap(f"limit   {said.limit}") if said.limit else []
     scores = [line for table in said.tables for line in ["", *_plain_table(table)]]
     scores += ["", *_wrap(said.believed)] if said.believed else []
     found = [line for finding in said.findings for line in _wrap(f"{finding.level}: {finding.message}")]
@@ -86,6 +87,7 @@ def markdown(said: Summary) -> str:
         *([f"**{said.status.value.capitalize()}.** {said.note}"] if said.note else []),
         _escape(said.headline),
         *([f"**Verdict.** {_escape(said.verdict)}"] if said.verdict else []),
+        *([f"**Limit of the update.** {_escape(said.limit)}"] if said.limit else []),
         _escape(said.scope),
         *([_markdown_table(said.tables)] if said.tables else []),
         *([said.pairing] if said.pairing and said.tables else []),

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from inversefed.evaluation.verdict import Verdict
+from inversefed.types import Limit
 
-__all__ = ["judged", "plain"]
+__all__ = ["judged", "limited", "plain"]
 
 _WITH_PUBLIC_PICTURES = ("identified", "candidates", "identified_by_chance")
 """Figures that a report names only where there were public pictures to look for the truth among."""
@@ -60,3 +61,14 @@ def judged(verdict: Verdict) -> dict[str, Any]:
         figures["power"] = vars(power) | {"share": power.share, "interval": power.interval}
     found: dict[str, Any] = plain(vars(verdict) | {"figures": figures})
     return found
+
+
+def limited(limit: Limit | None, why: str) -> dict[str, Any] | None:
+    """The limit of an update as JSON knows it, or why there is none.
+
+    >>> limited(None, "there was no time")
+    {'limit_psnr': None, 'why': 'there was no time'}
+    """
+    if limit is None:
+        return {"limit_psnr": None, "why": why} if why else None
+    return {name: plain(value) for name, value in vars(limit).items() if name != "seconds"}

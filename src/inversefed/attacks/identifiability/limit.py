@@ -53,6 +53,7 @@ class Tolerances:
 
     Args:
         most: columns at most; the cost grows with the third power of it.
+        solving: seconds that as many take to be solved for; with less, there are fewer.
         rows: hashed rows a column.
         fewest: entries of an update that are not hashed.
         adds: hashed rows that each entry is added to.
@@ -65,6 +66,7 @@ class Tolerances:
     """
 
     most: int = 3072
+    solving: float = 8.0
     rows: float = 1.5
     fewest: int = 2048
     adds: int = 4
@@ -103,8 +105,8 @@ def limit(
             `None` for stand-ins.
         labels: theirs; `None` for those of the observation, else those that the network itself gives.
         point: what these pictures are; `None` for the truth where there are any.
-        defenses: what the client is known to run beside those of the observation.
-        seconds: for the derivatives; with less the window is smaller.
+        defenses: what the client is known to run; empty for those of the observation.
+        seconds: about how long it may take; with less the window is smaller.
         tolerances: the constants of the method.
 
     Raises:
@@ -130,7 +132,8 @@ def limit(
     if observation.network.dtype in COARSE:  # derivatives are worth nothing there; the format is told by the values
         observation = observation.to(torch.float32)
     pictures, targets = _point(observation, at, labels)
-    sees = _Derivative.of(observation, pictures, targets, (*observation.defenses, *defenses), at is not None, point)
+    known = defenses or observation.defenses
+    sees = _Derivative.of(observation, pictures, targets, known, at is not None, point)
     with float32_products(observation.network.device):
         window, columns = _columns(observation, sees, seconds, tolerances)
     found = _solved(columns, sees, window, observation, tolerances)
@@ -161,6 +164,7 @@ class _Derivative:
     Args:
         whole: the update of all pictures, whitened.
         pictures: where it is taken.
+        entries: numbers that were sent.
         single: whether pictures add up, so that each can be taken by itself, by `alone`.
         alone: the whitened part of one picture, by its number.
         slow: the same derivative by two backward passes, for what has no forward mode; J times a change of the batch.
@@ -170,6 +174,7 @@ class _Derivative:
 
     whole: Callable[[Tensor], Tensor]
     pictures: Tensor
+    entries: int
     single: bool
     alone: Callable[[int, Tensor], Tensor]
     slow: Callable[[Tensor], Tensor]
@@ -215,7 +220,14 @@ class _Derivative:
         steps = observation.steps
         additive = number > 1 and steps is not None and client.sends == "gradient" and steps.gradients == number
         derivative = _Derivative(
-            lambda images: whitened(client(functional, images, labels)), pictures, False, alone, slow, noise, at
+            lambda images: whitened(client(functional, images, labels)),
+            pictures,
+            len(weight),
+            False,
+            alone,
+            slow,
+            noise,
+            at,
         )
         return replace(derivative, single=additive and derivative.adds_up())
 
@@ -274,6 +286,9 @@ def _noise(
     if steps := {name: step for name, part in sent.items() if (step := _step(part))}:
         blur = {name: max(deviation, steps.get(name, 0.0) / 12**0.5) for name, deviation in blur.items()}
         said += "; steps between levels"
+    if added := _added(observation):
+        blur = {name: max(deviation, added) for name, deviation in blur.items()}
+        said += "; the client's own noise"
     if drawn := _drawn(observation, batch, defenses):
         blur = {name: max(deviation, drawn.get(name, 0.0)) for name, deviation in blur.items()}
         said += "; the defense's noise" if any(drawn.values()) else ""
@@ -281,7 +296,7 @@ def _noise(
         kept = {name: made[name].double() * (part != 0) for name, part in sent.items()}
         squares = sum(float(part.square().sum()) for part in kept.values())
         product = sum(float((part * sent[name]).sum()) for name, part in kept.items())
-        factor = product / squares if squares and product > 0 else 1.0
+        factor = min(1.0, product / squares) if squares and product > 0 else 1.0  # clipping only shrinks
         rest = {name: _rms((part - factor * kept[name])[part != 0]) for name, part in sent.items()}
         if any(rest[name] > 2 * deviation for name, deviation in blur.items()):
             said += "; what the truth leaves unexplained"
@@ -303,6 +318,14 @@ def _rounding(observation: Observation) -> tuple[dict[str, float], str]:
             name: max(deviation, own * float(weights[name].detach().abs().max())) for name, deviation in blur.items()
         }
     return blur, f"rounding to {str(number).removeprefix('torch.')}"
+
+
+def _added(observation: Observation) -> float:
+    """The standard deviation of the noise that the client says it adds in its steps."""
+    steps = observation.steps
+    if steps is None or not steps.noise:
+        return 0.0
+    return steps.noise * (1.0 if observation.client.sends == "gradient" else steps.lr * steps.count**0.5)
 
 
 def _step(part: Tensor) -> float:
@@ -339,7 +362,8 @@ def _columns(
 ) -> tuple[tuple[int, int], tuple[Tensor, int]]:
     """A^T with its hashed rows, a row a wave of a window, picture after picture; and how many rows it was hashed to."""
     number, channels, height, width = observation.batch_shape
-    side, most = max(height, width), tolerances.most
+    share = min(1.0, seconds / tolerances.solving) ** (1 / 3)
+    side, most = max(height, width), round(share * tolerances.most)
     while True:
         while number * channels * min(side, height) * min(side, width) > most:
             side -= 1
@@ -365,10 +389,10 @@ def _hashed(
     top, left = (height - window[0]) // 2, (width - window[1]) // 2
     total, push = number * len(waves), _pushing(sees)
     rows: list[Tensor] = []
+    chunk = max(1, min(tolerances.chunk, tolerances.entries // sees.entries))
     began = time.monotonic()
     for index in range(number):
-        for start in range(0, len(waves), tolerances.chunk):
-            part = waves[start : start + tolerances.chunk]
+        for part in torch.split(waves, chunk):
             changes = torch.zeros(len(part), 1, *sees.pictures.shape[1:]).to(sees.pictures)
             changes[:, 0, :, top : top + window[0], left : left + window[1]] = part
             columns = push(changes, index)
@@ -376,7 +400,9 @@ def _hashed(
             most = min(size, max(tolerances.fewest, math.ceil(tolerances.rows * total)))
             rows.append(_fold(columns, most, tolerances.adds) if most < size else columns)
             done, took = sum(map(len, rows)), time.monotonic() - began
-            if done < total and took / done * total > seconds and (took > seconds or done <= tolerances.chunk * 2):
+            # Told from two chunks, for the first one is slow; later only where it takes twice as long as they said.
+            late = took / done * total > seconds if len(rows) == 2 else took > 2 * seconds
+            if done < total and late:
                 return max(1, int(done * seconds / took))
     found = torch.cat(rows)
     if not bool(found.any()):

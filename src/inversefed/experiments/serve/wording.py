@@ -41,6 +41,9 @@ _SCORES: Mapping[str, tuple[str, str]] = {
     "p_value": ("P-value", "{:.3g}"),
     "false_alarms_at_most": ("False alarms, at most", "{:.3g}"),
     "pictures_leaked": ("Pictures leaked", "{}"),
+    "answer": ("Answer", "{}"),
+    "limit_psnr": ("Limit of the update, dB", "{:.1f}"),
+    "determined": ("Directions told", "{}"),
     "seconds": ("Time", "{:.1f} s"),
 }
 

@@ -11,7 +11,9 @@ from inversefed import Batch, FedAvg, FedSGD, Observation, ThreatModel, defenses
 from inversefed.attacks.identifiability.limit import Tolerances, prior_psnr
 from inversefed.errors import InputError, ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import Client
+from inversefed.fl.simulate import observed
 from inversefed.networks.natural_noise import natural_noise
+from inversefed.zoo import networks, pictures
 
 
 def smooth(side: int = 8) -> nn.Module:
@@ -195,3 +197,14 @@ def test_frozen_layers_and_dropout_are_looked_at_as_they_are() -> None:
     torch.manual_seed(0)
     dropping = nn.Sequential(nn.Flatten(), nn.Linear(192, 30), nn.Dropout(0.5), nn.Linear(30, 10))
     assert math.isfinite(limit(*seen(dropping)).limit_psnr[0])
+
+
+@pytest.mark.slow
+def test_of_a_whole_picture_the_hashed_equations_say_what_all_of_them_say() -> None:
+    image = pictures.photo("chelsea", (3, 32, 32))[None]
+    observation, batch = observed(networks.build("LeNetZhu", seed=0), image, torch.tensor([3]), mean=0.5, std=0.25)
+    hashed = limit(observation, batch, seconds=1000.0)
+    whole = limit(observation, batch, seconds=1000.0, tolerances=Tolerances(fewest=10**9))
+    assert hashed.determined == whole.determined == (3072,)
+    assert hashed.limit_psnr == pytest.approx(whole.limit_psnr, abs=1.0)
+    assert 110 < whole.limit_psnr[0] < 130

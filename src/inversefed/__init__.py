@@ -34,6 +34,8 @@ _HOMES = {
     "Scenario": "scenario",
     "Verdict": "evaluation.verdict",
     "judge": "report.several_targets",
+    "Membership": "evaluation.membership",
+    "membership": "records",
     "Batch": "types",
     "Budget": "types",
     "Candidate": "types",

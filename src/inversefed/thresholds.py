@@ -23,6 +23,7 @@ __all__ = [
     "IDENTICAL_DB",
     "IN_THE_UPDATE_DB",
     "LEAST_DB",
+    "MEMBER_LEVEL",
     "NEARBY",
     "NOT_IN_THE_UPDATE_DB",
     "NULLS",
@@ -106,3 +107,7 @@ nobody has seen."""
 CALLS_LEVEL = 0.025
 """Chance, one-sided, of as many called targets if no update says anything, up to which several targets are called
 leaked: as much as lies above a 95 % interval."""
+
+MEMBER_LEVEL = 0.05
+"""p-value up to which a record is called in the update: of records that are out, at most that share is on average, as
+with `NULLS` null runs. It takes 19 records known to be out."""

@@ -20,6 +20,7 @@ __all__ = [
     "EXACT_DB",
     "FEWEST_TARGETS",
     "FOUND",
+    "GUESSES",
     "IDENTICAL_DB",
     "IN_THE_UPDATE_DB",
     "LEAST_DB",
@@ -111,3 +112,7 @@ leaked: as much as lies above a 95 % interval."""
 MEMBER_LEVEL = 0.05
 """p-value up to which a record is called in the update: of records that are out, at most that share is on average, as
 with `NULLS` null runs. It takes 19 records known to be out."""
+
+GUESSES = (0.001, 0.01, 0.1, 0.5)
+"""Chances of a guess before an update for which the bound on what it becomes is stated: the first two are also the rates
+of false alarms at which membership is."""

@@ -268,7 +268,7 @@ class _Sketch:
         """The gradients of all hypotheses, `[n, k]`, a few at a time."""
         many = max(1, _AT_ONCE // sum(weight.numel() for weight in params.values()))
         kept = []
-        for record, labels in zip(asked.record.split(many), asked.labels.split(many), strict=True):
+        for record, labels in zip(torch.split(asked.record, many), torch.split(asked.labels, many), strict=True):
             gradients = example_gradients(network, params, images[record], labels)
             gradients = {name: part.detach() for name, part in gradients.items()}
             rows = self(gradients)

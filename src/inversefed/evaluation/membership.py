@@ -116,7 +116,7 @@ def judge_members(scores: Tensor, out_scores: Tensor, members: Tensor | None = N
         )
     above = (out[None] >= asked[:, None]).sum(dim=1)
     both = torch.cat([asked, out])
-    counted = len(both.unique()) == len(both) <= _COUNTED
+    counted = len(set(both.tolist())) == len(both) <= _COUNTED
     ranks = stats.mannwhitneyu(
         asked.numpy(), out.numpy(), alternative="greater", method="exact" if counted else "asymptotic"
     )

@@ -26,6 +26,8 @@ from inversefed.fl.clients import Client
 from inversefed.fl.clients.dpsgd import DPSGD
 from inversefed.fl.clients.partial import Shares
 from inversefed.fl.clients.secure_sum import SumOfClients
+from inversefed.fl.defenses.clipping import Clip
+from inversefed.fl.defenses.noise import GaussianNoise, LaplaceNoise
 from inversefed.fl.defenses.protocols import (
     Defense,
     data_defenses,
@@ -34,7 +36,18 @@ from inversefed.fl.defenses.protocols import (
     update_defenses,
 )
 
-__all__ = ["Privacy", "PrivacySpent", "broken_by", "dp_client", "epsilon_spent", "privacy_of"]
+__all__ = [
+    "NoisySteps",
+    "Privacy",
+    "PrivacySpent",
+    "Released",
+    "broken_by",
+    "clipped_noise",
+    "dp_client",
+    "epsilon_spent",
+    "noisy_steps",
+    "privacy_of",
+]
 
 _MOST_POINTS = 2**21
 """Of the PRV accountant's grid: about 100 MB and seconds."""
@@ -105,18 +118,66 @@ def privacy_of(client: DPSGD, num_examples: int) -> Privacy:
         ConfigError: Opacus is not installed.
     """
     asked, fixed = client.accounting, bool(client.expected_batch_size) or client.loss_reduction == "sum"
-    often = client.local_steps if client.poisson_sampling else _often(client, num_examples)
     whole = client.poisson_sampling or client.batch_size in (0, num_examples)
-    one_draw = client.local_steps == 1 and whole
-    rate = client.sampled(num_examples) * (asked.sample_rate if one_draw and fixed else 1.0)
-    note = _uncredited(one_draw, fixed) if asked.sample_rate < 1 else ""
-    one, every = client.once(_Steps(often, 1.0)), client.once(_Steps(often * asked.rounds, rate))
+    released = noisy_steps(client, num_examples)
+    note = _uncredited(client.local_steps == 1 and whole, fixed) if asked.sample_rate < 1 else ""
+    one, every = client.once(released.per_release), client.once(released.cumulative)
     hidden: Literal["added or removed", "zeroed"] = "added or removed" if fixed and whole else "zeroed"
     return Privacy(replace(one, neighbors=hidden), replace(_noted(every, note), neighbors=hidden))
 
 
+class Released(NamedTuple):
+    """In which noisy steps an example takes part, in one update and in those of all rounds."""
+
+    per_release: "NoisySteps"
+    cumulative: "NoisySteps"
+
+
+def noisy_steps(client: DPSGD, num_examples: int) -> Released:
+    """The steps in which an example takes part, at most: what an accountant adds up.
+
+    Args:
+        client: with its accounting.
+        num_examples: how many examples it has.
+    """
+    asked, fixed = client.accounting, bool(client.expected_batch_size) or client.loss_reduction == "sum"
+    often = client.local_steps if client.poisson_sampling else _often(client, num_examples)
+    whole = client.poisson_sampling or client.batch_size in (0, num_examples)
+    one_draw = client.local_steps == 1 and whole
+    rate = client.sampled(num_examples) * (asked.sample_rate if one_draw and fixed else 1.0)
+    return Released(NoisySteps(often, 1.0), NoisySteps(often * asked.rounds, rate))
+
+
+def clipped_noise(defenses: Sequence[Defense]) -> tuple[float, str]:
+    """Noise on a finished update over the length that it was clipped to; 0, and why, where nothing is bounded.
+
+    What follows the noise does not undo it, unless it looks at the private examples; what stands between a clip and
+    the noise may lengthen the update again.
+
+    >>> from inversefed import defenses
+    >>> clipped_noise((defenses.Clip(2.0), defenses.GaussianNoise(0.5), defenses.TopK(0.1)))
+    (0.25, '')
+    >>> clipped_noise((defenses.GaussianNoise(0.5),))
+    (0.0, 'GaussianNoise(std=0.5) is added to an update of any length: clip it before')
+    """
+    length, why = 0.0, ""
+    for at, each in enumerate(update_defenses(defenses)):
+        if isinstance(each, Clip):
+            length = min(length or each.max_norm, each.max_norm)
+        elif isinstance(each, GaussianNoise) and each.std:
+            after = [other for other in update_defenses(defenses)[at + 1 :] if reads_examples(other)]
+            if length and not after:
+                return each.std / length, ""
+            read = f"{after[0]!r} looks at the private examples after the noise" if after else ""
+            return 0.0, read or f"{each!r} is added to an update of any length: clip it before"
+        else:
+            length = 0.0
+            why = why or (f"{each!r} adds noise that is not Gaussian" if isinstance(each, LaplaceNoise) else "")
+    return 0.0, why
+
+
 @dataclass(frozen=True)
-class _Steps:
+class NoisySteps:
     """What a client's noise comes to over some steps: a question to it, whose answer takes up to seconds.
 
     Args:

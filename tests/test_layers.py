@@ -23,17 +23,19 @@ MAY = {
     "report": GROUND | {"evaluation"},
     "assessment": GROUND | {"fl", "attacks", "controls", "evaluation", "report"},
     "arguments": GROUND | {"fl", "attacks", "evaluation"},
+    "bounded": GROUND | {"fl", "evaluation"},
     "records": GROUND | {"fl", "attacks", "evaluation"},
     "scenario": GROUND | {"fl", "attacks", "report", "specs"},
-    "pipeline": GROUND | {"arguments", "fl", "attacks", "controls", "evaluation", "report", "assessment", "scenario"},
+    "pipeline": GROUND
+    | {"arguments", "bounded", "fl", "attacks", "controls", "evaluation", "report", "assessment", "scenario"},
     "specs": GROUND | {"fl", "attacks", "updates", "zoo"},
     "zoo": GROUND,
-    "frontier": GROUND | {"fl", "attacks", "evaluation", "report", "assessment"},
+    "frontier": GROUND | {"bounded", "fl", "attacks", "evaluation", "report", "assessment"},
     "experiments": GROUND
     | {"fl", "attacks", "evaluation", "report", "scenario", "specs", "pipeline", "zoo", "frontier"},
     "cli": GROUND
     | {"fl", "updates", "attacks", "controls", "evaluation", "report", "zoo", "specs"}
-    | {"scenario", "pipeline", "frontier", "experiments"},
+    | {"records", "scenario", "pipeline", "frontier", "experiments"},
     "compat": GROUND | {"fl", "attacks", "evaluation", "report", "zoo", "pipeline"},
     "__main__": {"cli"},
     "__init__": set(),

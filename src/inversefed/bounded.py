@@ -6,30 +6,16 @@ the server knows who took part; all rounds together with it, as epsilon is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from inversefed.errors import ConfigError
-from inversefed.evaluation.bounds import Bound, Mechanism, fano_bound, information, success_bound
+from inversefed.evaluation.bounds import Bound, Bounds, Mechanism, fano_bound, information, success_bound
 from inversefed.fl.clients import Client
 from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.privacy import broken_by, clipped_noise, dp_client, noisy_steps
 from inversefed.fl.threat_model import ThreatModel
 from inversefed.thresholds import GUESSES
 
-__all__ = ["Bounds", "bounds_of"]
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What no attack exceeds.
-
-    Args:
-        per_release: on one update.
-        cumulative: on those of all rounds; `None` where there is one round, or no bound.
-    """
-
-    per_release: Bound
-    cumulative: Bound | None = None
+__all__ = ["bounds_of"]
 
 
 def bounds_of(
@@ -80,9 +66,7 @@ def bounds_of(
         broken = "the running buffers are sent along without noise"
     if broken:
         return Bounds(Bound(None, note=f"no bound: {broken}"))
-    return Bounds(
-        _bound(one, chances, num_classes), None if rounds == 1 else _bound(every, chances, num_classes)
-    )
+    return Bounds(_bound(one, chances, num_classes), None if rounds == 1 else _bound(every, chances, num_classes))
 
 
 def _bound(mechanism: Mechanism, guesses: tuple[float, ...], num_classes: int) -> Bound:

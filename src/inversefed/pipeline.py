@@ -18,9 +18,11 @@ from inversefed.assessment import Assessment, as_seen, stand_ins
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
 from inversefed.attacks.shown import shown
+from inversefed.bounded import bounds_of
 from inversefed.controls.rehearsal import Rehearsals, rehearse
 from inversefed.controls.runs import SHARE, ControlRuns
 from inversefed.errors import ConfigError, InputError
+from inversefed.evaluation.label_leakage import LabelLeakage, label_leakage
 from inversefed.evaluation.score import score
 from inversefed.fl.checks import check_pieces
 from inversefed.fl.clients import Client, FedSGD
@@ -29,6 +31,7 @@ from inversefed.fl.foreign import foreign_code
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss
 from inversefed.fl.simulate import simulate
+from inversefed.fl.targets import class_count
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.report import environment
 from inversefed.report.model import Report
@@ -100,13 +103,15 @@ def reported(
     facts, findings = scenario.described(case.observation)
     limit = case.limit(scenario.defenses, _time_for_limit(scenario.time_budget, seconds), scenario.nulls != 0)
     known = None if isinstance(limit, str) else limit
+    scores = {} if truth is None else score(case.found, truth, features)
+    network, count = case.observation.network, case.observation.num_examples
     return Report(
         scenario=facts,
         attack=shown(scenario.attack),
         reconstruction=case.reconstruction,
         truth=truth,
         permutation=case.order,
-        scores={} if truth is None else score(case.found, truth, features),
+        scores=scores,
         baselines={} if truth is None else {name: score(guess, truth, features) for name, guess in pictures.items()},
         findings=(*findings, *case.reconstruction.findings, *case.findings(runs)),
         seconds=seconds,
@@ -118,12 +123,25 @@ def reported(
         agreement=case.agreement(runs),
         reproduces=case.reproduces,
         controls=pictures,
+        label_leakage=labels_recovered(scenario, case, scores.get("label_accuracy")),
+        bounds=bounds_of(scenario.client, scenario.defenses, count, network.num_classes, scenario.threat),
     )
 
 
 def _time_for_limit(budget: float | None, seconds: float) -> float:
     """As long as the attack took, and ten seconds for a short one; of a budget a tenth."""
     return max(LIMIT_SECONDS, seconds) if budget is None else min(LIMIT_SECONDS, LIMIT_SHARE * budget)
+
+
+def labels_recovered(scenario: Scenario, case: Assessment, right: Tensor | None) -> LabelLeakage | None:
+    """How sure it is that labels which nobody granted were recovered; of classes alone, for numbers have no share."""
+    if scenario.threat.labels == "known" or right is None or case.truth is None or case.truth.labels.ndim != 1:
+        return None
+    classes = class_count(case.observation.network)
+    public = None if case.others is None else case.others.labels
+    counts = None if public is None or public.is_floating_point() or not len(public) else public.long().bincount()
+    majority = 1 / classes if counts is None else max(1 / classes, float(counts.max()) / len(public))
+    return label_leakage(int(right.sum()), len(right), majority)
 
 
 def audit(

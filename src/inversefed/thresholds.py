@@ -114,5 +114,5 @@ MEMBER_LEVEL = 0.05
 with `NULLS` null runs. It takes 19 records known to be out."""
 
 GUESSES = (0.001, 0.01, 0.1, 0.5)
-"""Chances of a guess before an update for which the bound on what it becomes is stated: the first two are also the rates
-of false alarms at which membership is."""
+"""Chances of a guess before an update for which the bound on what it becomes is stated: the first two are also the
+rates of false alarms at which membership is."""

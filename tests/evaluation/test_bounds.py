@@ -18,7 +18,7 @@ from inversefed.thresholds import GUESSES
 
 
 def by_search(guess: float, mu: float) -> float:
-    """The power of the best test of N(mu, 1) against N(0, 1) at this level: Neyman and Pearson's, found by bisection."""
+    """The power of the best test of N(mu, 1) against N(0, 1) at this level: by bisection."""
     low, high = -40.0, 40.0
     for _ in range(200):
         middle = (low + high) / 2
@@ -57,7 +57,9 @@ def test_one_sampled_step_is_the_limit_of_the_accountant_s_curve() -> None:
     pytest.importorskip("dp_accounting")
     from dp_accounting.pld import privacy_loss_distribution
 
-    curve = privacy_loss_distribution.from_gaussian_mechanism(0.8, sampling_prob=0.2, value_discretization_interval=1e-3)
+    curve = privacy_loss_distribution.from_gaussian_mechanism(
+        0.8, sampling_prob=0.2, value_discretization_interval=1e-3
+    )
     grid = np.linspace(-10, 20, 601)
     for guess in (0.01, 0.1):
         other = min(math.exp(e) * guess + curve.get_delta_for_epsilon(e) for e in grid)
@@ -112,7 +114,9 @@ def test_membership_behind_dp_sgd_stays_below_the_bound_and_comes_near(
 
 
 @pytest.mark.parametrize("values", [4, 32])
-def test_one_of_many_secrets_is_guessed_less_often_than_both_bounds_say(values: int, generator: torch.Generator) -> None:
+def test_one_of_many_secrets_is_guessed_less_often_than_both_bounds_say(
+    values: int, generator: torch.Generator
+) -> None:
     """Secrets at right angles, the likeliest is guessed."""
     noise, runs = 0.6, 4000
     seen = noise * torch.randn(runs, values, generator=generator)

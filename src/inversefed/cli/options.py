@@ -95,6 +95,18 @@ class Attacking:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Records:
+    """Records that are asked for: were they in the update?"""
+
+    candidates: Path | None = None
+    """A folder of pictures that are asked for. Their classes are sub-folders named by number, or file names such as
+    dog_5.png; where no class is known, all are tried."""
+    candidates_out: Path | None = None
+    """A folder of pictures of the same kind that are known not to be in the update, 19 or more. By default the public
+    pictures of the controls stand for them, which need not be of the same kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Output:
     """Where the result goes."""
 
@@ -161,7 +173,7 @@ class Setting(Sources, Feeding, ClientSide, Knowledge, Running):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit(Setting, Attacking, Output, Screen):
+class Audit(Setting, Attacking, Records, Output, Screen):
     """Let a client make an update from pictures, attack it as the server would, and report what was recovered.
 
     With no options at all: a bundled photograph, an untrained LeNetZhu, the gradient of one example.
@@ -503,6 +515,7 @@ _GROUPS: Mapping[str, type] = {
     "training": Feeding,
     "client": ClientSide,
     "attack": Attacking,
+    "records": Records,
     "attack_each": DefendAttack,
     "examples": Examples,
     "processes": Spread,

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from inversefed.errors import ConfigError
 from inversefed.thresholds import GUESSES
 
-__all__ = ["Bound", "Mechanism", "fano_bound", "gaussian_bound", "information", "success_bound"]
+__all__ = ["Bound", "Bounds", "Mechanism", "fano_bound", "gaussian_bound", "information", "success_bound"]
 
 _MESH = 1e-3
 """Of the privacy losses that are added up; the estimate rounds them up, so the bound holds at any mesh."""
@@ -89,6 +89,19 @@ class Bound:
     success: tuple[float, ...] = ()
     labels: tuple[float, float] | None = None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What no attack exceeds.
+
+    Args:
+        per_release: on one update.
+        cumulative: on those of all rounds; `None` where there is one round, or no bound.
+    """
+
+    per_release: Bound
+    cumulative: Bound | None = None
 
 
 def gaussian_bound(guess: float, mu: float) -> float:

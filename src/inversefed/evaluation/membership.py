@@ -5,8 +5,8 @@
 If record j is out too, and of the same kind as the m that are known to be, its score is as likely as not above any of
 theirs: the m + 1 scores are exchangeable, and p_j is at most a with chance at most a, whatever network, client or score
 (Barnard 1963; as conformal p-values, Bates et al. 2023, arXiv:2104.08279). That is the false-alarm control: of records
-that are out, at most a share a is called on average. All records together are judged by the rank sum, whose
-distribution over all orders is counted (Mann and Whitney 1947; of ties, and above 400 records, its normal limit).
+that are out, at most a share a is called on average. All records together are judged by a permutation test of the
+same kind, with ranks that weigh the highest most (Savage 1956).
 
 What an attacker can do is the share of records called at a low rate of false alarms (Carlini et al. 2022,
 arXiv:2112.03570), and the area under the curve of both,
@@ -17,7 +17,6 @@ with Newcombe's interval (2006, method 5), which keeps a width where no pair is 
 of false alarms below 1 / m cannot be measured, and are said to be so.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +31,8 @@ __all__ = ["Called", "Membership", "judge_members"]
 _RATES = (0.01, 0.001)
 """Rates of false alarms at which the share of records called is stated."""
 
-_COUNTED = 400
-"""Most records whose orders are counted: more overflow, and their normal limit is right to three digits."""
+_ORDERS = 9_990
+"""Random orders that all records are judged by: p-values from 1e-4."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,6 @@ def judge_members(scores: Tensor, out_scores: Tensor, members: Tensor | None = N
     >>> found.auc.mean, found.called_at[0].share, found.p_values[:2].tolist(), found.called.all().item()
     (1.0, 1.0, [0.05, 0.05], True)
     """
-    from scipy import stats
-
     asked, out = (each.detach().cpu().double() for each in (scores, out_scores))
     if not len(asked) or not len(out) or not bool(torch.cat([asked, out]).isfinite().all()):
         raise InputError(
@@ -115,22 +112,38 @@ def judge_members(scores: Tensor, out_scores: Tensor, members: Tensor | None = N
             f"{len(out)}"
         )
     above = (out[None] >= asked[:, None]).sum(dim=1)
-    both = torch.cat([asked, out])
-    counted = len(set(both.tolist())) == len(both) <= _COUNTED
-    ranks = stats.mannwhitneyu(
-        asked.numpy(), out.numpy(), alternative="greater", method="exact" if counted else "asymptotic"
-    )
     known = torch.ones(len(asked), dtype=torch.bool) if members is None else members.detach().cpu().bool()
     inside, outside = asked[known], torch.cat([out, asked[~known]])
     return Membership(
         asked,
         out,
         (1 + above).double() / (len(out) + 1),
-        float(ranks.pvalue) if math.isfinite(ranks.pvalue) else 1.0,
+        _together(asked, out),
         _auc(inside, outside) if len(inside) else None,
         tuple(_called(inside, outside, rate) for rate in _RATES) if len(inside) else (),
         None if members is None else known,
     )
+
+
+def _together(asked: Tensor, out: Tensor) -> float:
+    """The chance of scores as high as those asked for, had none been in: by random choices of as many of all records.
+
+    The k-th highest of n counts `1/k + .. + 1/n` (Savage 1956), so that a few that are in are seen among many that are
+    not. Ties count their mean.
+    """
+    both = torch.cat([asked, out])
+    count = len(both)
+    by_rank = (1 / torch.arange(1, count + 1, dtype=torch.float64)).flip(0).cumsum(0).flip(0)  # highest first
+    values, places = both.unique(return_inverse=True)
+    order = both.argsort(descending=True)
+    sums = torch.zeros(len(values), dtype=torch.float64).index_add_(0, places[order], by_rank)
+    weights = (sums / places.bincount())[places]
+    random, reached = torch.Generator().manual_seed(0), float(weights[: len(asked)].sum()) - 1e-9
+    as_high = 0
+    for _ in range(_ORDERS // 999):
+        chosen = torch.rand(999, count, generator=random).argsort(dim=1)[:, : len(asked)]
+        as_high += int((weights[chosen].sum(dim=1) >= reached).sum())
+    return (1 + as_high) / (_ORDERS + 1)
 
 
 def _called(inside: Tensor, outside: Tensor, rate: float) -> Called:

@@ -189,6 +189,7 @@ class NoisySteps:
     sample_rate: float
 
     def __call__(self, client: DPSGD) -> PrivacySpent:
+        """What the client's accountant says of them."""
         asked = client.accounting
         return epsilon_spent(
             client.noise_multiplier, self.steps, self.sample_rate, asked.target_delta, asked.accountant

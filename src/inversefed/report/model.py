@@ -8,12 +8,15 @@ imported when they are asked for. Nothing in `report.json` is NaN or infinite: w
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inversefed.evaluation.align import Permutation
+from inversefed.evaluation.bounds import Bounds
+from inversefed.evaluation.label_leakage import LabelLeakage
+from inversefed.evaluation.membership import Membership
 from inversefed.evaluation.verdict import Answer, Verdict
 from inversefed.report.frontier import Row, swept
 from inversefed.report.read import FORMAT
@@ -58,6 +61,9 @@ class Report:
         reproduces: whether the client makes the observed update again of what was recovered.
         limit: how much of the pictures the update holds; `None` where that is not known.
         without_limit: why it is not known; empty where it is, or nobody asked.
+        membership: which records that somebody asked for were in the update; `None` where nobody did.
+        label_leakage: how sure it is that labels were recovered; `None` where they were granted, or are not known.
+        bounds: what no attack exceeds; `None` where nothing limits them and no noise was added.
 
     >>> import torch
     >>> from inversefed.evaluation.score import score
@@ -87,6 +93,9 @@ class Report:
     reproduces: bool = False
     limit: Limit | None = None
     without_limit: str = ""
+    membership: Membership | None = field(default=None, repr=False)
+    label_leakage: LabelLeakage | None = None
+    bounds: Bounds | None = None
 
     @property
     def status(self) -> Status:
@@ -182,8 +191,24 @@ class Report:
             "config": self.config,
             "environment": self.environment,
         }
+        beside = {name: value for name, value in self._beside().items() if value is not None}
         points = {"frontier": [swept(row) for row in self.frontier]} if self.frontier else {}
-        return {name: plain(value) for name, value in (whole | points).items()}
+        return {name: plain(value) for name, value in (whole | beside | points).items()}
+
+    def _beside(self) -> dict[str, Any]:
+        """What some audits have: records, labels, bounds."""
+        records = self.membership
+        return {
+            "membership": records
+            and {
+                **vars(records),
+                "auc": records.auc and records.auc.plain(),
+                "called_at": [vars(each) for each in records.called_at],
+                "called": records.called,
+            },
+            "label_leakage": self.label_leakage and vars(self.label_leakage),
+            "bounds": self.bounds and asdict(self.bounds),
+        }
 
     def to_json(self) -> str:
         """The dictionary of `to_dict` as JSON text."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from inversefed.evaluation.power import Power
 from inversefed.evaluation.verdict import COMPARED, Answer, Figures, Verdict, margins
+from inversefed.report.sections import Section, sections
 from inversefed.report.sentences import PSNR, SCOPE, believed, pairing, recovery, status_note
 from inversefed.report.tables import Table
 from inversefed.thresholds import EXACT, EXACT_DB
@@ -111,6 +112,7 @@ class Summary:
         findings: what was found out about the setting.
         setting: what was audited, how, and where: names and values as text.
         audited: what the words depend on of what was audited.
+        sections: what it says beside its pictures: of records, labels, and the bound on any attack.
     """
 
     outcome: Outcome
@@ -139,6 +141,7 @@ class Summary:
     findings: tuple[Finding, ...]
     setting: tuple[tuple[str, str], ...]
     audited: Audited
+    sections: tuple[Section, ...] = ()
 
     @property
     def labels_known(self) -> bool:
@@ -183,6 +186,7 @@ def summarize(report: "Report") -> Summary:
         findings=report.findings,
         setting=report.setting,
         audited=facts,
+        sections=sections(report),
     )
 
 

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from inversefed.evaluation.metrics import FACTS
+from inversefed.report.sections import Section
 from inversefed.report.sentences import PSNR
 from inversefed.report.summary import Measure, Summary
 from inversefed.report.tables import Table
@@ -39,10 +40,16 @@ def terminal(said: Summary) -> str:
     if said.verdict:
         head += [*_wrap(f"verdict {said.verdict}"), *_wrap(f"scope   {said.scope}")]
     head += _wrap(f"limit   {said.limit}") if said.limit else []
+    beside = [line for section in said.sections for line in ["", *_plain_section(section)]]
     scores = [line for table in said.tables for line in ["", *_plain_table(table)]]
     scores += ["", *_wrap(said.believed)] if said.believed else []
     found = [line for finding in said.findings for line in _wrap(f"{finding.level}: {finding.message}")]
-    return "\n".join([*head, *scores, *([""] if found else []), *found])
+    return "\n".join([*head, *beside, *scores, *([""] if found else []), *found])
+
+
+def _plain_section(section: Section) -> list[str]:
+    facts = [line for name, text in section.facts for line in _wrap(f"- {name}: {text}")]
+    return [*_wrap(f"{section.title}. {section.sentence}"), *facts]
 
 
 def _start(attack: str) -> str:
@@ -89,6 +96,7 @@ def markdown(said: Summary) -> str:
         *([f"**Verdict.** {_escape(said.verdict)}"] if said.verdict else []),
         *([f"**Limit of the update.** {_escape(said.limit)}"] if said.limit else []),
         _escape(said.scope),
+        *(_markdown_section(section) for section in said.sections),
         *([_markdown_table(said.tables)] if said.tables else []),
         *([said.pairing] if said.pairing and said.tables else []),
         *([said.believed] if said.believed else []),
@@ -101,6 +109,11 @@ def markdown(said: Summary) -> str:
         "\n".join(f"- {_escape(name)}: {_code(_start(value))}" for name, value in said.setting),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_section(section: Section) -> str:
+    facts = "\n".join(f"- {_escape(name)}: {_escape(text)}" for name, text in section.facts)
+    return f"**{_escape(section.title)}.** {_escape(section.sentence)}" + (f"\n\n{facts}" if facts else "")
 
 
 def _markdown_measure(measure: Measure) -> str:

@@ -26,7 +26,7 @@ def test_points_are_read_from_the_file_or_its_folder_with_their_leakage(tmp_path
     found = read_sweep(written(tmp_path, POINTS))
     assert found == read_sweep(tmp_path / "defend.json")
     assert [row.leakage for row in found] == [25.0, -2.5, -2.5]
-    assert cells(found[1]) == ("GaussianNoise(1.0)", "9.0", "12.5", "15.0", "-2.5", "50.0 %", "3.25")
+    assert cells(found[1]) == ("GaussianNoise(1.0)", "9.0", "12.5", "15.0", "-2.5", "50.0 %", "3.25", "-")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_report_shows_it_without_what_the_policy_forbids(report, tmp_path, hos
 def test_a_report_keeps_of_a_point_its_name_and_its_numbers(report, tmp_path):
     (first, *_) = report(1, frontier=read_sweep(written(tmp_path, POINTS))).to_dict()["frontier"]
     assert first == {name: POINTS[0].get(name) for name in first if name != "leakage"} | {"leakage": 25.0}
-    assert list(first) == ["point", "plain", "adaptive", "control", "accuracy", "epsilon", "delta", "leakage"]
+    assert list(first) == ["point", "plain", "adaptive", "control", "accuracy", "epsilon", "delta", "bound", "leakage"]
 
 
 def test_from_the_shell(tmp_path, monkeypatch, capsys):

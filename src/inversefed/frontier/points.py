@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from inversefed.assessment import paired
 from inversefed.attacks import SearchAttack
 from inversefed.attacks.adaptive import Adaptive
+from inversefed.bounded import bounds_of
 from inversefed.errors import ConfigError, InputError, InversefedError
 from inversefed.evaluation import controls, metrics
 from inversefed.fl.clients import Client, FedSGD
@@ -29,6 +30,9 @@ from inversefed.thresholds import SATURATED_DB
 from inversefed.types import Batch, Budget, Reconstruction, Status
 
 __all__ = ["Point", "measure"]
+
+_GUESS = 0.01
+"""The chance of a guess before the update, whose bound is a column."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +122,12 @@ def measure(
     lost = [name for name, value in means.items() if value is None]
     accuracy, note = _utility(module, images, point, mean, std, loss, data, rounds, seed, on_round)
     epsilon, delta, missing = _privacy(point)
+    bound, unbounded = _bound(point, threat)
     diverged = f"no number came of the {' and the '.join(lost)} attack" if lost else ""
-    note = "; ".join(each for each in (diverged, note, missing) if each)
+    note = "; ".join(each for each in (diverged, note, missing, unbounded) if each)
     return Row(
         point.name, **means, accuracy=accuracy, epsilon=epsilon, delta=delta, targets=targets, note=note,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - began, bound=bound,
     )  # fmt: skip
 
 
@@ -207,3 +212,11 @@ def _privacy(point: Point) -> tuple[float | None, float | None, str]:
     except ConfigError as error:
         return None, None, f"epsilon skipped: {error}"
     return spent.epsilon, spent.delta, ""
+
+
+def _bound(point: Point, threat: ThreatModel) -> tuple[float | None, str]:
+    """The most that a guess of 1 % becomes by any attack on one update, or why nothing bounds it."""
+    found = bounds_of(point.client, point.defenses, point.num_images, threat=threat, guesses=(_GUESS,))
+    if found is None:
+        return None, ""
+    return (found.per_release.success or (None,))[0], found.per_release.note

@@ -1,9 +1,9 @@
 """A sweep over defenses: leakage against accuracy, one row a point, as JSON and as a table.
 
 Each row is one client with its defenses: what an attack that ignores them and one that knows them recover above the
-best picture without an update, what a network trained with them learns, and epsilon where they have one. `inversefed
-defend` measures and writes the rows; a report carries them along; `plots.frontier_figure` draws them. What came to no
-number is `None`: "n/a" in the table, null in JSON, and left out of the drawing.
+best picture without an update, what a network trained with them learns, epsilon, and what no attack exceeds, where they
+have these. `inversefed defend` measures and writes the rows; a report carries them along; `plots.frontier_figure` draws
+them. What came to no number is `None`: "n/a" in the table, null in JSON, and left out of the drawing.
 """
 
 import math
@@ -34,6 +34,7 @@ class Row:
         targets: how many updates were attacked.
         seconds: that all of it took.
         note: what was left out and why.
+        bound: the most that a guess of 1 % becomes by any attack on one update, where that is bounded.
     """
 
     point: str
@@ -46,6 +47,7 @@ class Row:
     targets: int = 1
     seconds: float = 0.0
     note: str = ""
+    bound: float | None = None
 
     @property
     def leakage(self) -> float | None:
@@ -114,10 +116,10 @@ def read_rows(values: object, source: str = "the file") -> tuple[Row, ...]:
         raise InputError(f"{where}: {error}; name a defend.json or its folder") from error
 
 
-_NUMBERS = ("plain", "adaptive", "control", "accuracy", "epsilon", "delta")
+_NUMBERS = ("plain", "adaptive", "control", "accuracy", "epsilon", "delta", "bound")
 
 
-_RANGES = dict.fromkeys(("plain", "adaptive", "control"), (-1e4, 1e4)) | {"accuracy": (0.0, 1.0)}
+_RANGES = dict.fromkeys(("plain", "adaptive", "control"), (-1e4, 1e4)) | {"accuracy": (0.0, 1.0), "bound": (0.0, 1.0)}
 """What the numbers of a sweep lie between; a foreign file may hold others, which could not be drawn."""
 
 
@@ -149,7 +151,7 @@ def finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-COLUMNS = ("defense", "plain, dB", "adaptive, dB", "control, dB", "leakage, dB", "accuracy", "epsilon")
+COLUMNS = ("defense", "plain, dB", "adaptive, dB", "control, dB", "leakage, dB", "accuracy", "epsilon", "1 % becomes")
 """What `cells` gives of a row."""
 
 
@@ -157,7 +159,7 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as a table in Markdown, aligned so that it reads in a terminal.
 
     >>> print(table([Row("none", 30.0, 30.0, 15.0, 0.8)]).splitlines()[2])
-    | none    |      30.0 |         30.0 |        15.0 |        15.0 | 80.0 %   | -       |
+    | none    |      30.0 |         30.0 |        15.0 |        15.0 | 80.0 %   | -       | -           |
     """
     lines = [COLUMNS, *((cells(row)[0].replace("|", "/"), *cells(row)[1:]) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
@@ -175,12 +177,13 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row as text, by `COLUMNS`.
 
     >>> cells(Row("none", 30.0, 30.0, 15.0, 0.8))
-    ('none', '30.0', '30.0', '15.0', '15.0', '80.0 %', '-')
+    ('none', '30.0', '30.0', '15.0', '15.0', '80.0 %', '-', '-')
     """
     values = (row.plain, row.adaptive, row.control, row.leakage)
     decibels = ["n/a" if value is None else f"{value:.1f}" for value in values]
     accuracy = "-" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
-    return (row.point, *decibels, accuracy, "-" if row.epsilon is None else f"{row.epsilon:.3g}")
+    bound = "-" if row.bound is None else f"{100 * row.bound:.3g} %"
+    return (row.point, *decibels, accuracy, "-" if row.epsilon is None else f"{row.epsilon:.3g}", bound)
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

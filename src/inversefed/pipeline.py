@@ -139,8 +139,9 @@ def labels_recovered(scenario: Scenario, case: Assessment, right: Tensor | None)
         return None
     classes = class_count(case.observation.network)
     public = None if case.others is None else case.others.labels
-    counts = None if public is None or public.is_floating_point() or not len(public) else public.long().bincount()
-    majority = 1 / classes if counts is None else max(1 / classes, float(counts.max()) / len(public))
+    majority = 1 / classes
+    if public is not None and not public.is_floating_point() and len(public):
+        majority = max(majority, float(public.long().bincount().max()) / len(public))
     return label_leakage(int(right.sum()), len(right), majority)
 
 

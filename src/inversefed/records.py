@@ -35,9 +35,10 @@ def membership(
         candidates: the records that are asked for: pictures `[k, c, h, w]` in [0, 1], or with labels as a `Batch`.
         out: records of the same kind that are known not to be in the update, at least one; 19 let one be called at a
             level of 5 %, 100 and 1,000 tell of false alarms of 1 % and 0.1 %.
-        labels: of `candidates` where these are pictures alone, `[k]`; -1 is not known, and the class that fits best
-            counts. Where `out` has no labels, or these are not known, the others' are not used either, for all records
-            must be treated alike.
+        labels: of `candidates` where these are pictures alone, `[k]`, or of `candidates` and `out` one after the other,
+            `[k + m]`; -1 is not known, and the class that fits best counts. Where a candidate's is not known, no
+            record's is used, for all must be treated alike. Where those of `out` alone are not known, the best of all
+            classes raises their scores, so that p-values are too large rather than too small.
         members: which candidates were in the update, `[k]`, where that is known; the scores never see it.
 
     Returns:
@@ -55,7 +56,11 @@ def membership(
     >>> found.called.tolist()
     [True, True]
     """
-    asked, known_out = _batch(candidates, labels), _batch(out, None)
+    of_out = None
+    pictures = not isinstance(out, Batch) and not isinstance(candidates, Batch)
+    if labels is not None and pictures and len(labels) == len(candidates) + len(out):
+        labels, of_out = labels[: -len(out)], labels[-len(out) :]
+    asked, known_out = _batch(candidates, labels), _batch(out, of_out)
     shape, count = tuple(observation.network.image_shape), len(asked.images)
     for name, batch in (("candidates", asked), ("out", known_out)):
         if check_images(batch.images) != shape:
@@ -92,8 +97,8 @@ def _batch(records: Batch | Tensor, labels: Targets | None) -> Batch:
 
 
 def _alike(asked: Batch, out: Batch) -> Batch:
-    """All records, with labels only where all have them."""
+    """All records, with labels only where all that are asked for have them."""
     labels = torch.cat([asked.labels.cpu(), out.labels.cpu()])
-    if not labels.is_floating_point() and bool((labels == -1).any()):
+    if not labels.is_floating_point() and bool((asked.labels == -1).any()):
         labels = torch.full_like(labels, -1)
     return Batch(torch.cat([asked.images.cpu(), out.images.cpu()]), labels)

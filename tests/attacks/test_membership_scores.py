@@ -143,9 +143,24 @@ def test_the_score_is_the_likelihood_ratio_of_the_definition() -> None:
 def test_labels_that_nobody_knows_are_tried(data: Batch, trained: nn.Module) -> None:
     seen, _ = observed(trained, data.images[IN], data.labels[IN], mean=0.5, std=0.25)
     found = inversefed.membership(seen, data.images[IN], out=data.images[OUT])
-    half = inversefed.membership(seen, data.images[IN], out=data.images[OUT], labels=data.labels[IN])
     assert found.auc is not None and found.auc.mean > 0.9
-    assert torch.equal(found.scores, half.scores)  # the labels of one side alone would tell the sides apart
+    half = inversefed.membership(seen, data.images[IN], out=Batch(data.images[OUT], data.labels[OUT]))
+    assert torch.equal(found.scores, half.scores)  # the labels of the others alone would tell the sides apart
+    both = inversefed.membership(seen, data.images[IN], out=data.images[OUT], labels=data.labels[:128])
+    assert both.auc is not None and both.auc.mean > 0.99
+
+
+def test_records_that_are_out_and_have_no_labels_lower_no_p_value(data: Batch, trained: nn.Module) -> None:
+    seen, _ = observed(trained, data.images[IN], data.labels[IN], mean=0.5, std=0.25)
+    told = inversefed.membership(seen, data.images[IN], out=data.images[OUT], labels=data.labels[IN])
+    assert told.auc is not None and told.auc.mean > 0.9
+    called = 0.0
+    for seed in range(6):
+        other = pictures(seed)
+        seen, _ = observed(trained, other.images[128:], other.labels[128:], mean=0.5, std=0.25, seed=seed)
+        null = inversefed.membership(seen, other.images[IN], out=other.images[OUT], labels=other.labels[IN])
+        called += float(null.called.double().mean()) / 6
+    assert called < 0.1
 
 
 def test_a_layer_that_normalizes_by_the_batch_is_asked_with_all_records(data: Batch) -> None:

@@ -170,7 +170,7 @@ def information(mechanism: Mechanism) -> float:
         return math.exp(-(value**2) / 2 + log_ratio) * log_ratio / math.sqrt(2 * math.pi)
 
     one, _ = integrate.quad(integrand, -12, 12 + 1 / noise, points=[0, 1 / noise], limit=500)
-    return mechanism.steps * max(0.0, one)
+    return mechanism.steps * max(0.0, float(one))
 
 
 def fano_bound(guess: float, nats: float) -> float:

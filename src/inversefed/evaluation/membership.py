@@ -134,7 +134,7 @@ def _together(asked: Tensor, out: Tensor) -> float:
     both = torch.cat([asked, out])
     count = len(both)
     by_rank = (1 / torch.arange(1, count + 1, dtype=torch.float64)).flip(0).cumsum(0).flip(0)  # highest first
-    values, places = both.unique(return_inverse=True)
+    values, places = torch.unique(both, return_inverse=True)
     order = both.argsort(descending=True)
     sums = torch.zeros(len(values), dtype=torch.float64).index_add_(0, places[order], by_rank)
     weights = (sums / places.bincount())[places]

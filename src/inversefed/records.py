@@ -57,9 +57,10 @@ def membership(
     [True, True]
     """
     of_out = None
-    pictures = not isinstance(out, Batch) and not isinstance(candidates, Batch)
-    if labels is not None and pictures and len(labels) == len(candidates) + len(out):
-        labels, of_out = labels[: -len(out)], labels[-len(out) :]
+    if labels is not None and isinstance(candidates, Tensor) and isinstance(out, Tensor):
+        count = len(labels) - len(out)
+        if count == len(candidates):
+            labels, of_out = labels[:count], labels[count:]
     asked, known_out = _batch(candidates, labels), _batch(out, of_out)
     shape, count = tuple(observation.network.image_shape), len(asked.images)
     for name, batch in (("candidates", asked), ("out", known_out)):

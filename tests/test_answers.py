@@ -1,5 +1,7 @@
 """What a "no" means, in whole audits: the picture is in the update all the same, or it is not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Generator, nn
@@ -128,9 +130,12 @@ def test_where_there_is_no_limit_the_report_says_why_and_a_no_stays_open() -> No
 )
 def test_the_answer_follows_from_the_limit_over_the_best_control(room: float, answer: Answer) -> None:
     found = Verdict(False, "Not recovered by these attacks within this budget.", "One attack.")
-    limit = Limit((19.0 + room,), (7,), 192, "rounding to float32", "truth", 12.0, (8, 8))
+    limit = Limit((19.0 + room,), (7,), 192, "rounding to float32", "truth", 12.0)
     controls = {"gray": torch.tensor([15.0]), "constant": torch.tensor([19.0])}
     assert answered(found, limit, torch.tensor([9.0]), controls).answer == answer
+    window = replace(limit, whole=False)
+    assert answered(found, window, torch.tensor([9.0]), controls).answer in (answer, Answer.UNDECIDED)
+    assert answered(found, window, torch.tensor([9.0]), controls).answer != Answer.IN_THE_UPDATE
     assert answered(found, None).answer == Answer.UNDECIDED
     assert Verdict(True, "Leaked.", "One attack.").answer == Answer.RECOVERED
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from inversefed.attacks import Attack, SearchAttack
 from inversefed.attacks.identifiability.hidden import zero_head
-from inversefed.attacks.identifiability.limit import Tolerances, limit
+from inversefed.attacks.identifiability.limit import limit
 from inversefed.attacks.matching_error import matching_error
 from inversefed.controls.rehearsal import Rehearsals
 from inversefed.controls.runs import ControlRuns, own_repeat, plan, run
@@ -71,8 +71,6 @@ _NO_REPEAT = "the attack could not be repeated on the update, so there is nothin
 _SAME_TWICE = (
     "the method comes to the same from every start, so that two runs that agree show nothing; compare it with the truth"
 )
-_WINDOW = Tolerances(most=768)
-"""For the limit of an update on which no verdict rests: 16x16 pixels of three channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +229,7 @@ class Assessment:
         ended = [each.images for each in self.reconstruction.candidates if each.status not in lost]
         return [images for images in ended if not torch.equal(images, self.reconstruction.images)]
 
-    def limit(self, defenses: tuple[Defense, ...], seconds: float, judged: bool) -> Limit | str:
+    def limit(self, defenses: tuple[Defense, ...], seconds: float) -> Limit | str:
         """How much of the pictures the update holds, or why that is not known.
 
         It is taken at the truth, else at a result that makes about the same update, else at a stand-in.
@@ -239,17 +237,13 @@ class Assessment:
         Args:
             defenses: what the client ran.
             seconds: about how long it may take.
-            judged: whether a verdict rests on it; else a window in the middle of each picture will do.
         """
         if self.reconstruction.status is Status.INTERRUPTED:
             return "the audit was interrupted before it was computed"
         at, labels, point = self._near()
-        how = Tolerances() if judged else _WINDOW
         try:
             with foreign_code("the limit of the update"):
-                return limit(
-                    self.observation, at, labels, point=point, defenses=defenses, seconds=seconds, tolerances=how
-                )
+                return limit(self.observation, at, labels, point=point, defenses=defenses, seconds=seconds)
         except (InversefedError, MemoryError, torch.OutOfMemoryError) as error:
             return str(error) or "there was not enough memory for it"
 

@@ -36,7 +36,7 @@ from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.report import environment
 from inversefed.report.model import Report
 from inversefed.scenario import Scenario
-from inversefed.types import Batch, Budget, Finding, Step
+from inversefed.types import Batch, Budget, Finding, Limit, Step
 
 __all__ = ["audit", "audit_observation"]
 
@@ -101,7 +101,7 @@ def reported(
     """The last part of the line: what an attack and its controls came to, scored and judged."""
     features, truth, pictures = case.observation.network.features, case.truth, case.pictures(runs)
     facts, findings = scenario.described(case.observation)
-    limit = case.limit(scenario.defenses, _time_for_limit(scenario.time_budget, seconds), scenario.nulls != 0)
+    limit = _limit(scenario, case, seconds)
     known = None if isinstance(limit, str) else limit
     scores = {} if truth is None else score(case.found, truth, features)
     network, count = case.observation.network, case.observation.num_examples
@@ -128,9 +128,13 @@ def reported(
     )
 
 
-def _time_for_limit(budget: float | None, seconds: float) -> float:
-    """As long as the attack took, and ten seconds for a short one; of a budget a tenth."""
-    return max(LIMIT_SECONDS, seconds) if budget is None else min(LIMIT_SECONDS, LIMIT_SHARE * budget)
+def _limit(scenario: Scenario, case: Assessment, seconds: float) -> Limit | str:
+    """The limit of the update, in the time of the attack, or ten seconds for a short one; of a budget a tenth."""
+    if scenario.nulls == 0:
+        return "no null runs were asked for, so that nothing is judged; inversefed.limit computes it alone"
+    budget = scenario.time_budget
+    allowed = max(LIMIT_SECONDS, seconds) if budget is None else min(LIMIT_SECONDS, LIMIT_SHARE * budget)
+    return case.limit(scenario.defenses, allowed)
 
 
 def labels_recovered(scenario: Scenario, case: Assessment, right: Tensor | None) -> LabelLeakage | None:

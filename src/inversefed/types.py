@@ -178,23 +178,25 @@ class Limit:
     """How much of each picture an update holds, near the point where its derivative was taken.
 
     Args:
-        limit_psnr: the PSNR in dB that no method exceeds on average over pictures like these, one a picture.
+        limit_psnr: the PSNR in dB that no method exceeds on average over pictures like these, one a picture; `None` for
+            those of a batch that there was no time for.
         determined: directions of a picture that the update tells better than the prior does, one number a picture.
         of: values of a picture, from 1.
         noise: what was taken to blur the update.
         at: where the derivative was taken: a result or a stand-in is typical, and need not be this picture.
         prior: the PSNR where the update says nothing, in dB.
-        window: height and width of what was looked at, in the middle of each picture.
+        whole: whether whole pictures were looked at; else a window in the middle of one, with the rest taken as known,
+            which is a bound, and may be far above.
         seconds: wall time, from 0.
     """
 
-    limit_psnr: tuple[float, ...]
-    determined: tuple[int, ...]
+    limit_psnr: tuple[float | None, ...]
+    determined: tuple[int | None, ...]
     of: int
     noise: str
     at: Point
     prior: float
-    window: tuple[int, int]
+    whole: bool = True
     seconds: float = 0.0
 
 

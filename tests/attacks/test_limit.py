@@ -15,6 +15,8 @@ from inversefed.fl.simulate import observed
 from inversefed.networks.natural_noise import natural_noise
 from inversefed.zoo import networks, pictures
 
+SHAPE = (3, 8, 8)
+
 
 def smooth(side: int = 8) -> nn.Module:
     """Sees everything: strided convolutions and no average."""
@@ -145,23 +147,22 @@ def test_a_clipped_update_holds_as_much_and_half_a_pruned_one_less() -> None:
 def test_too_little_time_looks_at_a_window_and_none_at_nothing() -> None:
     observation, batch = seen(smooth())
     small = limit(observation, batch, tolerances=Tolerances(most=50))
-    assert small.window == (4, 4)
-    assert small.determined == (192,)
-    assert small.limit_psnr[0] >= limit(observation, batch).limit_psnr[0]
+    whole = limit(observation, batch)
+    assert (small.whole, whole.whole) == (False, True)
+    assert small.limit_psnr[0] >= whole.limit_psnr[0]
     with pytest.raises(UnsupportedNetworkError, match="longer than"):
         limit(observation, batch, seconds=1e-9)
 
 
-def test_a_window_is_held_to_the_number_of_equations() -> None:
-    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    observation, batch = seen(module, count=1)
-    observation = Observation(observation.network, FedSGD(), observation.update, 4)
-    network = observation.network
+def test_of_a_batch_as_many_pictures_are_looked_at_as_fit_and_held_to_the_number_of_equations() -> None:
+    network = freeze(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), SHAPE)
     images, labels = natural_noise(network, 4), torch.tensor([0, 1, 0, 1])
     update = FedSGD()(network, images, labels)
-    found = limit(Observation(network, FedSGD(), update, 4), Batch(images, labels), tolerances=Tolerances(most=100))
-    assert max(found.determined) <= (2 * 192 + 2) // 4
-    assert batch.images.shape == (1, 3, 8, 8)
+    found = limit(Observation(network, FedSGD(), update, 4), Batch(images, labels), tolerances=Tolerances(most=200))
+    assert found.whole
+    assert found.limit_psnr[1:] == found.determined[1:] == (None,) * 3
+    assert found.determined[0] is not None
+    assert found.determined[0] <= (2 * 192 + 2) // 4
 
 
 class Opaque(Client):

@@ -358,28 +358,34 @@ def answered(
         controls: the same of each control, by its name; nothing without a truth.
 
     >>> no = Verdict(False, "Not recovered by these attacks within this budget: far off.", "One attack.")
-    >>> limit = Limit((121.2,), (3072,), 3072, "rounding to float32", "truth", 12.0, (32, 32))
+    >>> limit = Limit((121.2,), (3072,), 3072, "rounding to float32", "truth", 12.0)
     >>> found = answered(no, limit, torch.tensor([7.0]), {"constant": torch.tensor([19.3])})
     >>> str(found.answer), round(float(found.figures.limit_over_controls)), found.leaked
     ('in the update, not recovered', 102, False)
     """
     if limit is None:
         return found
-    bound = torch.tensor(limit.limit_psnr, dtype=torch.float64)
+    known = [float("nan") if each is None else each for each in limit.limit_psnr]
+    bound = torch.tensor(known, dtype=torch.float64)
     room = margins(bound, controls or {}, floor=limit.prior)
     below = None if scores is None else bound - scores.double().cpu()
     figures = replace(found.figures, limit_over_controls=room, below_limit=below)
-    answer = _answer(found, greatest(room))
+    answer = _answer(found, greatest(room), limit.whole)
     return replace(found, figures=figures, answer=answer, sentence=_with_limit(found.sentence, answer, limit, room))
 
 
-def _answer(found: Verdict, room: float) -> Answer:
-    """What a verdict comes to, where the limit of the best picture is so far above all controls."""
+def _answer(found: Verdict, room: float, whole: bool) -> Answer:
+    """What a verdict comes to, where the limit of the best picture is so far above all controls.
+
+    A limit that took some of the picture as known can only deny.
+    """
     if found.leaked:
         return Answer.RECOVERED
     if not found.figures.decided or NOT_IN_THE_UPDATE_DB < room < IN_THE_UPDATE_DB:
         return Answer.UNDECIDED
-    return Answer.IN_THE_UPDATE if room >= IN_THE_UPDATE_DB else Answer.NOT_IN_THE_UPDATE
+    if room <= NOT_IN_THE_UPDATE_DB:
+        return Answer.NOT_IN_THE_UPDATE
+    return Answer.IN_THE_UPDATE if whole else Answer.UNDECIDED
 
 
 _POINTS = {
@@ -392,17 +398,18 @@ _POINTS = {
 
 def _with_limit(sentence: str, answer: Answer, limit: Limit, room: Scores) -> str:
     """The sentence of a verdict, with what the update holds before it, or after it where that decides nothing."""
-    best = int(room.argmax())
+    best = int(room.nan_to_num(nan=float("-inf")).argmax())
     which = "the picture" if len(room) == 1 else f"picture {best}"
     bound, told = limit.limit_psnr[best], limit.determined[best]
-    held = f"{told} of {limit.of} directions, to {bound:.1f} dB{_POINTS[limit.at]}"
+    most = "" if limit.whole else " at most, with all but its middle taken as known"
+    held = f"{told} of {limit.of} directions, to {bound or 0.0:.1f} dB{most}{_POINTS[limit.at]}"
     match answer:
         case Answer.RECOVERED:
             return sentence
         case Answer.IN_THE_UPDATE:
             return f"In the update, not recovered: the update holds {which} in {held}. {sentence}"
         case Answer.NOT_IN_THE_UPDATE:
-            alone = f"{bound - float(room[best]):.1f} dB can be had without the update"
+            alone = f"{(bound or 0.0) - float(room[best]):.1f} dB can be had without the update"
             return f"Not in the update: it holds {which} in {held}, where {alone}. {sentence}"
     return f"{sentence} The update holds {which} in {held}."
 

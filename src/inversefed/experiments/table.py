@@ -64,8 +64,8 @@ def outcome_of(report: Report, seconds: float) -> Outcome:
         "false_alarms_at_most": None if figures is None else figures.false_alarms_at_most,
         "pictures_leaked": 0 if figures is None else len(figures.pictures_leaked),
         "answer": None if report.verdict is None else str(report.verdict.answer),
-        "limit_psnr": None if report.limit is None else _mean(list(report.limit.limit_psnr)),
-        "determined": None if report.limit is None else sum(report.limit.determined),
+        "limit_psnr": None if report.limit is None else report.limit.limit_psnr[0],
+        "determined": None if report.limit is None else report.limit.determined[0],
         "seconds": seconds,
     }
     content = {name: plain(value) for name, value in content.items()}

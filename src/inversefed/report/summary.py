@@ -307,7 +307,7 @@ def _spread(values: Scores | None) -> str | None:
     """One number of decibels, or those of several pictures."""
     if values is None or len(values) > _MOST_MARGINS:
         return None
-    return f"{', '.join(f'{value:.1f}' for value in values.tolist())} dB"
+    return f"{', '.join(f'{value:.1f}' if math.isfinite(value) else 'not known' for value in values.tolist())} dB"
 
 
 def _limit(limit: Limit | None, why: str) -> str:
@@ -315,7 +315,7 @@ def _limit(limit: Limit | None, why: str) -> str:
     if limit is None:
         return f"not known: {why}" if why else ""
     both = zip(limit.limit_psnr, limit.determined, strict=True)
-    each = [f"{bound:.1f} dB ({told} of {limit.of} directions)" for bound, told in both]
+    each = [f"{bound:.1f} dB ({told} of {limit.of} directions)" for bound, told in both if bound is not None]
     more = f" and {len(each) - _MOST_MARGINS} more" if len(each) > _MOST_MARGINS else ""
     shown = ", ".join(each[:_MOST_MARGINS])
     return f"{shown}{more}, where the prior alone has {limit.prior:.1f} dB; at the {limit.at}; noise: {limit.noise}"

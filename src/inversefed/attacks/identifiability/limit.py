@@ -19,9 +19,10 @@ regularized inverse in a known way: with r = tr G (G + 1)^-1,
 
 Derivatives are right to single precision, so that eigenvalues below 1e-12 of the largest cannot be told from zero; they
 count as zero. No iteration can replace the factorization: eigenvalues of a float32 update spread over sixteen decades,
-and it is the smallest that decide. Where there are more values than columns fit into memory or time, a window in the
-middle of each picture is looked at, jointly for all pictures of the batch and with the rest taken as known: a bound
-still, and an optimistic one. It is held to the number of independent equations in the update, as `count` has it.
+and it is the smallest that decide. Of a batch as many pictures are looked at, jointly, as columns fit into
+memory and time, the others taken as known; of a larger picture a window in its middle, the rest taken as known. That is
+a bound still, and an optimistic one. It is held to the number of independent equations in the update, as `count` has
+it.
 """
 
 import math
@@ -135,8 +136,8 @@ def limit(
     known = defenses or observation.defenses
     sees = _Derivative.of(observation, pictures, targets, known, at is not None, point)
     with float32_products(observation.network.device):
-        window, columns = _columns(observation, sees, seconds, tolerances)
-    found = _solved(columns, sees, window, observation, tolerances)
+        window, looked_at, columns = _columns(observation, sees, seconds, tolerances)
+    found = _solved(columns, sees, window, looked_at, observation, tolerances)
     return replace(found, seconds=time.monotonic() - began)
 
 
@@ -359,13 +360,16 @@ def _rms(part: Tensor) -> float:
 
 def _columns(
     observation: Observation, sees: _Derivative, seconds: float, tolerances: Tolerances
-) -> tuple[tuple[int, int], tuple[Tensor, int]]:
-    """A^T with its hashed rows, a row a wave of a window, picture after picture; and how many rows it was hashed to."""
+) -> tuple[tuple[int, int], int, tuple[Tensor, int]]:
+    """The window, how many pictures it is looked at in, and A^T with its hashed rows.
+
+    A row of A^T is a wave in a window, picture after picture; the last number says how many rows A was hashed to.
+    """
     number, channels, height, width = observation.batch_shape
     share = min(1.0, seconds / tolerances.solving) ** (1 / 3)
     side, most = max(height, width), round(share * tolerances.most)
     while True:
-        while number * channels * min(side, height) * min(side, width) > most:
+        while channels * min(side, height) * min(side, width) > most:
             side -= 1
         if side < tolerances.least:
             raise UnsupportedNetworkError(
@@ -374,18 +378,18 @@ def _columns(
             )
         window = min(side, height), min(side, width)
         waves = _waves(channels, *window).to(sees.pictures)
-        found = _hashed(sees, waves, window, seconds, tolerances)
-        if isinstance(found, int):
-            most = min(found, most - 1)
-            continue
-        return window, found
+        count_pictures = max(1, min(number, most // len(waves))) if window == (height, width) else 1
+        found = _hashed(sees, waves, window, count_pictures, seconds, tolerances)
+        if not isinstance(found, int):
+            return window, count_pictures, found
+        most = min(found, most - 1)
 
 
 def _hashed(
-    sees: _Derivative, waves: Tensor, window: tuple[int, int], seconds: float, tolerances: Tolerances
+    sees: _Derivative, waves: Tensor, window: tuple[int, int], number: int, seconds: float, tolerances: Tolerances
 ) -> tuple[Tensor, int] | int:
     """The columns, or as many as there would be time for."""
-    number, _, height, width = sees.pictures.shape
+    height, width = sees.pictures.shape[2:]
     top, left = (height - window[0]) // 2, (width - window[1]) // 2
     total, push = number * len(waves), _pushing(sees)
     rows: list[Tensor] = []
@@ -467,24 +471,25 @@ def _solved(
     columns: tuple[Tensor, int],
     sees: _Derivative,
     window: tuple[int, int],
+    looked_at: int,
     observation: Observation,
     tolerances: Tolerances,
 ) -> Limit:
     """Solve for what the update leaves open of each picture."""
     rows, hashed = columns
     number, channels, height, width = observation.batch_shape
-    of, size = channels * height * width, len(rows) // number
+    of, size = channels * height * width, len(rows) // looked_at
     left = _left_open(rows, hashed, tolerances)
-    spread, generator = torch.zeros(number, dtype=torch.float64), Generator().manual_seed(0)
-    told = size - left.inverse.diagonal().view(number, size).sum(dim=1).cpu()
+    spread, generator = torch.zeros(looked_at, dtype=torch.float64), Generator().manual_seed(0)
+    told = size - left.inverse.diagonal().view(looked_at, size).sum(dim=1).cpu()
     root = _waves(channels, *window)
     prior, root = (each.flatten(1).to(left.inverse) for each in (_rooted(root), root))
-    for index in range(number):
+    for index in range(looked_at):
         block = slice(index * size, (index + 1) * size)
         open_part = left.inverse[block, block]
         spread[index] = float((prior * open_part).sum()) / left.floor
         if left.floor > 1:
-            probes = max(8, tolerances.probes // number)
+            probes = max(8, tolerances.probes // looked_at)
             random = torch.zeros(len(rows), probes, dtype=torch.float64)
             random[block] = torch.randn(size, probes, dtype=torch.float64, generator=generator)
             random = random.to(root)
@@ -494,14 +499,15 @@ def _solved(
     error, told = spread / size, told * (of / size)
     if len(rows) < number * of:
         error, told = _counted(observation, error, told, of)
+    unknown = (None,) * (number - looked_at)
     return Limit(
-        tuple((-10 * error.clamp(min=1e-300).log10()).tolist()),
-        tuple(int(each) for each in told.round().clamp(0, of).tolist()),
+        (*(-10 * error.clamp(min=1e-300).log10()).tolist(), *unknown),
+        (*(int(each) for each in told.round().clamp(0, of).tolist()), *unknown),
         of,
         sees.noise,
         sees.at,
         prior_psnr(),
-        window,
+        window == (height, width),
     )
 
 

@@ -80,7 +80,7 @@ def test_a_plan_of_points_is_a_frontier_with_leakage_and_accuracy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = parse_plan(FRONTIER, data_path=tmp_path)
+    plan = parse_plan(FRONTIER.replace("limit: 2", "limit: 1").replace("rounds: 2", "rounds: 1"), data_path=tmp_path)
     assert len(plan) == 3 and plan.points[2].num_images == 2 and parse_plan(json.dumps(plan.to_dict())) == plan
     ledger = Ledger("runs/ledger.db")
     run = add_run(ledger, plan)
@@ -90,9 +90,9 @@ def test_a_plan_of_points_is_a_frontier_with_leakage_and_accuracy(
     rows = [row_of(job, content) for job, content in ledger.rows(run)]
     ledger.close()
     assert [(row["client"], row["defenses"], row["num_images"], row["targets"]) for row in rows] == [
-        ("FedSGD", "none", 1, 2),
-        ("FedSGD", "Clip(max_norm=1.0) + GaussianNoise(std=0.1)", 1, 2),
-        ("FedSGD", "TopK(keep=0.1)", 2, 2),
+        ("FedSGD", "none", 1, 1),
+        ("FedSGD", "Clip(max_norm=1.0) + GaussianNoise(std=0.1)", 1, 1),
+        ("FedSGD", "TopK(keep=0.1)", 2, 1),
     ]
     for row in rows:
         assert row["leakage"] == row["margin"] == max(row["plain"], row["adaptive"]) - row["control"]

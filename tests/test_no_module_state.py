@@ -92,4 +92,4 @@ def test_what_does_not_change_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Asked, "once", ask)
     all_kinds()
     assert {name for name, _ in worked} == {name for _, name in questions} and set(worked.values()) == {1}
-    assert sum(asked.values()) > 2 * len(worked) and len(spent) == len(set(spent)) == 1 < asked["_Steps"]
+    assert sum(asked.values()) > 2 * len(worked) and len(spent) == len(set(spent)) == 1 < asked["NoisySteps"]

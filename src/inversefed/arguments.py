@@ -13,7 +13,7 @@ from inversefed.fl.foreign import Callback
 from inversefed.fl.threat import Observation
 from inversefed.types import Batch, Budget, Step
 
-__all__ = ["Stopper", "Watch", "check_attack", "check_nulls", "check_rehearsals", "check_taken_up", "checked_others"]
+__all__ = ["Stopper", "Watchers", "check_attack", "check_nulls", "check_rehearsals", "check_taken_up", "checked_others"]
 
 
 def check_attack(attack: Attack) -> None:
@@ -79,7 +79,7 @@ def checked_others(observation: Observation, others: Batch | None, truth: Batch 
 
 
 @dataclass(frozen=True, eq=False)
-class Watch:
+class Watchers:
     """Who looks on while an audit runs, and where its search is kept; no part of what the audit is."""
 
     on_step: Callable[[Step], object] | None = None

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from inversefed.arguments import Watch, check_nulls, check_rehearsals, checked_others
+from inversefed.arguments import Watchers, check_nulls, check_rehearsals, checked_others
 from inversefed.assessment import Assessment, as_seen, stand_ins
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
@@ -46,7 +46,7 @@ LIMIT_SHARE = 0.1
 """Of a time budget."""
 
 
-def carried_out(scenario: Scenario, watch: Watch, config: Mapping[str, Any] | None = None) -> Report:
+def carried_out(scenario: Scenario, watch: Watchers, config: Mapping[str, Any] | None = None) -> Report:
     """Attack what the server saw in a scenario whose tensors are at hand, run the controls, and judge."""
     check_nulls(scenario.nulls)
     check_rehearsals(scenario.rehearsals, scenario.nulls)
@@ -70,7 +70,7 @@ def carried_out(scenario: Scenario, watch: Watch, config: Mapping[str, Any] | No
 
 
 def rehearsals(
-    scenario: Scenario, observation: Observation, others: Batch | None, budget: Budget, watch: Watch
+    scenario: Scenario, observation: Observation, others: Batch | None, budget: Budget, watch: Watchers
 ) -> Rehearsals:
     """The same attack on updates of public pictures, made as the real one was as far as that is known."""
     held, planned = scenario.at_hand, scenario.rehearsals or 0
@@ -216,7 +216,7 @@ def audit(
     >>> bool(report.scores["peak_signal_noise_ratio"] > 80)
     True
     """
-    watch = Watch(on_step, on_control, checkpoint, resume)
+    watch = Watchers(on_step, on_control, checkpoint, resume)
     if isinstance(module, Scenario):
         given = (images, labels, mean, std, attack, loss, time_budget, max_iterations, nulls, others)
         rehearsed = (rehearsals, rehearsal_time)
@@ -290,7 +290,7 @@ def audit_observation(
     >>> audit_observation(observation, truth=truth, attack=recipes.linear()).verdict.leaked
     True
     """
-    attack, watch = recipes.best() if attack is None else attack, Watch(on_step, on_control, checkpoint, resume)
+    attack, watch = recipes.best() if attack is None else attack, Watchers(on_step, on_control, checkpoint, resume)
     watch.check(attack)
     scenario = Scenario(
         client=observation.client, threat=threat, loss=observation.network.loss, attack=attack, seed=seed,

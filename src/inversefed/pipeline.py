@@ -42,7 +42,7 @@ __all__ = ["audit", "audit_observation"]
 
 LIMIT_SECONDS = 10.0
 """For the limit of an update beside a short attack."""
-LIMIT_SHARE = 0.1
+LIMIT_SHARE = 0.2
 """Of a time budget."""
 
 
@@ -129,7 +129,7 @@ def reported(
 
 
 def _limit(scenario: Scenario, case: Assessment, seconds: float) -> Limit | str:
-    """The limit of the update, in the time of the attack, or ten seconds for a short one; of a budget a tenth."""
+    """The limit of the update, in the time of the attack, or ten seconds for a short one; of a budget a fifth."""
     if scenario.nulls == 0:
         return "no null runs were asked for, so that nothing is judged; inversefed.limit computes it alone"
     budget = scenario.time_budget

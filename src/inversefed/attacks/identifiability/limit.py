@@ -67,7 +67,7 @@ class Tolerances:
     """
 
     most: int = 3072
-    solving: float = 8.0
+    solving: float = 3.0
     rows: float = 1.5
     fewest: int = 2048
     adds: int = 4

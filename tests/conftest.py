@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import tests.shape_checks  # noqa: F401 (before anything of the package is imported)
+from inversefed import pipeline
 from inversefed.zoo import pictures
 
 
@@ -17,6 +18,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def brief_limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of an update looks at a window of larger pictures, but where a test asks for `whole_limit`."""
+    if "whole_limit" not in request.fixturenames:
+        monkeypatch.setattr(pipeline, "LIMIT_SECONDS", 0.3)
+
+
+@pytest.fixture(scope="session")
+def whole_limit() -> None:
+    """For tests that look at what an audit says of the limit."""
 
 
 @pytest.fixture

@@ -136,8 +136,8 @@ def limit(
     known = defenses or observation.defenses
     sees = _Derivative.of(observation, pictures, targets, known, at is not None, point)
     with float32_products(observation.network.device):
-        window, looked_at, columns = _columns(observation, sees, seconds, tolerances)
-    found = _solved(columns, sees, window, looked_at, observation, tolerances)
+        waves, looked_at, columns = _columns(observation, sees, seconds, tolerances)
+    found = _solved(columns, sees, waves, looked_at, observation, tolerances)
     return replace(found, seconds=time.monotonic() - began)
 
 
@@ -360,8 +360,8 @@ def _rms(part: Tensor) -> float:
 
 def _columns(
     observation: Observation, sees: _Derivative, seconds: float, tolerances: Tolerances
-) -> tuple[tuple[int, int], int, tuple[Tensor, int]]:
-    """The window, how many pictures it is looked at in, and A^T with its hashed rows.
+) -> tuple[Tensor, int, tuple[Tensor, int]]:
+    """The waves of a window, in how many pictures it is looked at, and A^T with its hashed rows.
 
     A row of A^T is a wave in a window, picture after picture; the last number says how many rows A was hashed to.
     """
@@ -381,7 +381,7 @@ def _columns(
         count_pictures = max(1, min(number, most // len(waves))) if window == (height, width) else 1
         found = _hashed(sees, waves, window, count_pictures, seconds, tolerances)
         if not isinstance(found, int):
-            return window, count_pictures, found
+            return waves, count_pictures, found
         most = min(found, most - 1)
 
 
@@ -470,7 +470,7 @@ def _variances(channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
 def _solved(
     columns: tuple[Tensor, int],
     sees: _Derivative,
-    window: tuple[int, int],
+    waves: Tensor,
     looked_at: int,
     observation: Observation,
     tolerances: Tolerances,
@@ -478,12 +478,11 @@ def _solved(
     """Solve for what the update leaves open of each picture."""
     rows, hashed = columns
     number, channels, height, width = observation.batch_shape
-    of, size = channels * height * width, len(rows) // looked_at
+    of, size, window = channels * height * width, len(waves), tuple(waves.shape[2:])
     left = _left_open(rows, hashed, tolerances)
     spread, generator = torch.zeros(looked_at, dtype=torch.float64), Generator().manual_seed(0)
     told = size - left.inverse.diagonal().view(looked_at, size).sum(dim=1).cpu()
-    root = _waves(channels, *window)
-    prior, root = (each.flatten(1).to(left.inverse) for each in (_rooted(root), root))
+    prior, root = (each.flatten(1).to(left.inverse) for each in (_rooted(waves.double()), waves))
     for index in range(looked_at):
         block = slice(index * size, (index + 1) * size)
         open_part = left.inverse[block, block]

@@ -291,6 +291,7 @@ def _recipes() -> dict[str, Point]:
             "small grouped", replace(recipes.separated(), initial=recipes.in_range(4), evaluations=20), count=4
         ),
         "smoothed": Audit("small max-pool", recipes.smoothed(6), count=4),
+        "steady": Audit("small max-pool", recipes.steady(6), count=4),
         "sparse": Audit("small mlp", recipes.sparse(), count=4),
         "spear": Audit("small mlp", recipes.spear(8), count=4),
         "spectral": Audit("small average-pool", recipes.spectral(6)),

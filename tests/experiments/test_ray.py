@@ -246,7 +246,7 @@ def _descends(pid: int, of: int) -> bool:
 def test_a_ray_of_this_machine_listens_on_loopback_and_ends_when_it_is_asked(
     tmp_path: Path, asked: signal.Signals
 ) -> None:
-    (tmp_path / "plan.yaml").write_text(PLAN.format(iterations=4000))
+    (tmp_path / "plan.yaml").write_text(PLAN.format(iterations=100_000))
     command = [sys.executable, "-m", "inversefed", "sweep", "plan.yaml", "--executor", "ray", "--workers", "1"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with subprocess.Popen(command, cwd=tmp_path, env=clean, stderr=subprocess.PIPE, text=True) as sweep:
@@ -263,7 +263,7 @@ def test_a_ray_of_this_machine_listens_on_loopback_and_ends_when_it_is_asked(
         assert sweep.returncode == 130 and "inversefed resume demo" in error
     assert sweep.returncode in (130, 143, 1), "1 where Ray itself is asked while it waits"
     assert len(folders) == 1 and not folders[0].exists()
-    assert progress and progress[0]["iterations"] == 8000
+    assert progress and progress[0]["iterations"] == 200_000
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert len(addresses) >= 4 and set(addresses.values()) <= loopback, addresses
     ledger = Ledger(str(tmp_path / "runs" / "ledger.db"))

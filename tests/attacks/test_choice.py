@@ -21,12 +21,14 @@ from inversefed.types import Candidate, Reconstruction, Step
 from inversefed.zoo import pictures
 
 SHAPE = (3, 8, 8)
-HEADS = {
-    "smooth": [nn.Conv2d(3, 12, 3), nn.GELU(), nn.Flatten(), nn.Linear(432, 4)],
-    "kinked": [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Flatten(), nn.Linear(432, 4)],
-    "pooled": [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(108, 4)],
-    "averaged": [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)],
-}
+with torch.random.fork_rng():
+    torch.manual_seed(1)  # how many numbers an update holds depends on which ReLUs are dead
+    HEADS = {
+        "smooth": [nn.Conv2d(3, 12, 3), nn.GELU(), nn.Flatten(), nn.Linear(432, 4)],
+        "kinked": [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Flatten(), nn.Linear(432, 4)],
+        "pooled": [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(108, 4)],
+        "averaged": [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)],
+    }
 
 
 def observed(layers: list[nn.Module], count: int = 1) -> Observation:
@@ -79,7 +81,7 @@ SEARCHES = {
 def trying(*methods: object, search: object = None, polish: object = None) -> object:
     """The default with these exact methods and no others, one search if it is given, and this behind it."""
     chosen = recipes.best()
-    searches = [replace(rule, polish=polish, attack=search or rule.attack) for rule in chosen.searches]
+    searches = [replace(rule, polish=polish, attack=search or rule.attack, also=()) for rule in chosen.searches]
     return replace(chosen, exact=tuple(Rule((), each, "") for each in methods), searches=tuple(searches))
 
 
@@ -107,8 +109,9 @@ def test_several_examples_have_a_search_of_their_own() -> None:
 
 
 def test_an_update_of_few_numbers_has_a_search_with_a_strong_prior() -> None:
+    torch.manual_seed(0)
     few = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4)]
-    for count, rule, said in ((1, "few", "79%"), (2, "fewest", "49%")):
+    for count, rule, said in ((1, "few", "78%"), (2, "fewest", "49%")):
         plan = recipes.best().plan(observed(few, count))
         assert plan.search == SEARCHES[rule].attack and plan.steady and said in plan.why
     averaged = observed(HEADS["averaged"], 3)

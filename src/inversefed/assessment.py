@@ -48,7 +48,7 @@ from inversefed.report.scope import scope
 from inversefed.thresholds import EXACT, EXACT_DB, LEAST_DB, NEARBY, NULLS, OPEN, PIXEL_SLACK
 from inversefed.types import Batch, Budget, Finding, Images, Limit, Point, Reconstruction, Scores, Status, Targets
 
-__all__ = ["Assessment", "as_seen", "paired", "stand_ins"]
+__all__ = ["Assessment", "as_seen", "paired", "public_batches"]
 
 _MORE = "give it more time"
 _STOPPED = "the attack was stopped by whoever watched it, and no runs on random updates followed; run it to its end"
@@ -451,11 +451,11 @@ def another(observation: Observation, others: Batch | None) -> Observation | Non
 
     No defense is applied, and the client is the one that the attacker believes in; one that is unknown cannot be run.
     """
-    batches = stand_ins(observation, others, 1) if observation.client_known else ()
+    batches = public_batches(observation, others, 1) if observation.client_known else ()
     return as_seen(observation, batches[0]) if batches else None
 
 
-def stand_ins(observation: Observation, others: Batch | None, most: int) -> tuple[Batch, ...]:
+def public_batches(observation: Observation, others: Batch | None, most: int) -> tuple[Batch, ...]:
     """Public pictures in batches as large as the private one, no picture twice, on the network's device.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from inversefed.arguments import Watchers, check_nulls, check_rehearsals, checked_others
-from inversefed.assessment import Assessment, as_seen, stand_ins
+from inversefed.assessment import Assessment, as_seen, public_batches
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
 from inversefed.attacks.shown import shown
@@ -65,15 +65,17 @@ def carried_out(scenario: Scenario, watch: Watchers, config: Mapping[str, Any] |
         until = None if left is None else time.monotonic() + left / 2
         case = Assessment(observation, truth, scenario.threat, reconstruction, others, until)
         runs = case.trials(attack, budget, scenario.nulls, seed, left, watch.controlled, watch.stopper.stopped)
-        rehearsed = rehearsals(scenario, observation, others, budget, watch)
+        rehearsed = _rehearsed(scenario, observation, others, budget, watch)
         return reported(scenario, case, runs, seconds, config, rehearsed)
 
 
-def rehearsals(
+def _rehearsed(
     scenario: Scenario, observation: Observation, others: Batch | None, budget: Budget, watch: Watchers
 ) -> Rehearsals:
     """The same attack on updates of public pictures, made as the real one was as far as that is known."""
-    held, planned = scenario.at_hand, scenario.rehearsals or 0
+    held, planned = scenario.at_hand, scenario.rehearsals
+    if not planned:
+        return Rehearsals()
 
     def seen(batch: Batch, seed: int) -> Observation:
         if held.received is not None:
@@ -83,7 +85,7 @@ def rehearsals(
         )
 
     known = held.received is None or observation.client_known
-    batches = stand_ins(observation, others, planned) if known else ()
+    batches = public_batches(observation, others, planned) if known else ()
     return rehearse(
         scenario.attack, batches, seen,
         planned=planned, seed=scenario.seed, budget=budget, seconds=scenario.rehearsal_time, watch=watch.controlled,

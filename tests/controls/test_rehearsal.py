@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import inversefed
 from inversefed import Scenario, recipes
-from inversefed.assessment import stand_ins
+from inversefed.assessment import public_batches
 from inversefed.attacks import Attack
 from inversefed.cli import main
 from inversefed.controls.rehearsal import rehearse
@@ -53,7 +53,7 @@ def test_a_rehearsal_is_the_same_whatever_the_real_update_holds(tiny: nn.Module,
     found = []
     for private in (small[:1], small[1:2]):
         observation, _ = observed(tiny, private, torch.tensor([1]))
-        batches = stand_ins(observation, other, 4)
+        batches = public_batches(observation, other, 4)
         run = rehearse(
             recipes.geiping(max_iterations=3), batches, lambda batch, _: observed(tiny, batch.images, batch.labels)[0],
             planned=4, seed=5, budget=Budget(),

@@ -27,7 +27,6 @@ from torch import Generator, Tensor
 from inversefed.attacks import Attack
 from inversefed.attacks.adaptive import Adaptive
 from inversefed.attacks.constant_color import matched_color
-from inversefed.attacks.identifiability import layer_counts
 from inversefed.attacks.matching_error import completed, matching_error
 from inversefed.attacks.rules import Facts, Polish, Rule, applies
 from inversefed.attacks.search.inversion import GradientInversion
@@ -48,6 +47,8 @@ an underdetermined search is as often farther from the truth than one color as i
 _MUCH = 0.5
 """Matching cost below which pictures of one color each explain much of the update; a search that explains more than
 colors that explain hardly anything is not given up for them."""
+_SCARCE = 0.5
+"""Share of the pictures' values below which an update holds few independent numbers."""
 _CHOOSING = 0.25
 """Of the time, what equations may take that a choice asks for."""
 _NOT_BEGUN = "not begun"
@@ -232,11 +233,6 @@ def _part(attack: Attack, following: Sequence[Attack]) -> float:
     return iterations[0] / sum(iterations) if len(iterations) > len(following) else 0.5
 
 
-def _scarce(observation: Observation) -> bool:
-    """Whether an update holds less than half as many independent numbers as its pictures have values."""
-    return 2 * sum(row.numbers for row in layer_counts.count(observation)) < math.prod(observation.batch_shape)
-
-
 @dataclass(eq=False)
 class _Best:
     """Of all that was found, what matches the update best."""
@@ -345,7 +341,7 @@ class _Best:
         if isinstance(self.attack, GradientInversion) and self.attack.agrees:
             ended = (Status.FINISHED, Status.CONVERGED)
             return sum(each.status in ended for each in self.found.candidates) > 1
-        return not _scarce(self.observation)
+        return Facts(self.observation).share_known >= _SCARCE
 
     def explains_more(self, cost: float) -> bool:
         """Whether what was found explains clearly more than colors of this matching cost."""

@@ -138,7 +138,7 @@ def _searches(early: EarlyBFloat16, pixels: tuple[GradientInversion, ...]) -> tu
     """
     masks, kinks = OptimizedMasks(), HasKinks()
     strong = steady(total_variation=_STRONG)
-    few = "the update holds few numbers ({}), so the prior has to say the rest"
+    few = "the update holds few numbers ({1}), so the prior has to say the rest"
     misleads = "the network has kinks ({}), where curvature misleads"
     return (
         Rule(
@@ -161,8 +161,8 @@ def _searches(early: EarlyBFloat16, pixels: tuple[GradientInversion, ...]) -> tu
             (KeepsPlacesNormalized(),), in_range(100),
             "the network normalizes its features ({}), which hides contrast", masks, Polish(pixels), bounded=True,
         ),
-        Rule((FewNumbers(0.5), KeepsPlaces()), strong, few, masks, steady=True),
-        Rule((FewNumbers(_MIXED), KeepsPlaces()), steady(), few, masks, steady=True, also=(strong,)),
+        Rule((KeepsPlaces(), FewNumbers(0.5)), strong, few, masks, steady=True),
+        Rule((KeepsPlaces(), FewNumbers(_MIXED)), steady(), few, masks, steady=True, also=(strong,)),
         Rule(
             (Smooth(), SeveralExamples()), smoothed(),
             "the network is smooth, and curvature misleads where {1} are mixed", masks,

@@ -15,7 +15,7 @@ from torch import Generator
 
 from inversefed.attacks import Attack, ExactMethod
 from inversefed.attacks.head.inputs import recover_head_inputs
-from inversefed.attacks.identifiability import layer_counts
+from inversefed.attacks.identifiability.layer_counts import independent_numbers
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.simulations import Simulation
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
@@ -70,8 +70,7 @@ class Facts:
     @cached_property
     def share_known(self) -> float:
         """Independent numbers of the update, at most, over the values of its pictures."""
-        known = sum(row.numbers for row in layer_counts.count(self.observation))
-        return known / math.prod(self.observation.batch_shape)
+        return independent_numbers(self.observation) / math.prod(self.observation.batch_shape)
 
 
 Condition = Callable[[Facts], str | None]

@@ -49,12 +49,14 @@ class Power:
         """The exact interval of that share."""
         return share_interval(self.recovered, self.rehearsals, self.level)
 
-    def __str__(self) -> str:
+    @property
+    def reach(self) -> str:
+        """That interval in words."""
         low, high = self.interval
+        return f"{100 * low:.0f} to {high:.0%} at {self.level:.0%} confidence"
+
+    def __str__(self) -> str:
         many = "1 public stand-in" if self.rehearsals == 1 else f"{self.rehearsals} public stand-ins"
-        text = (
-            f"In rehearsals on {many} the same attack recovered {self.recovered} ({self.share:.0%}; "
-            f"{100 * low:.0f} to {high:.0%} at {self.level:.0%} confidence)."
-        )
+        text = f"In rehearsals on {many} the same attack recovered {self.recovered} ({self.share:.0%}; {self.reach})."
         missing = f" {self.planned} were asked for: {self.why}." if self.rehearsals < self.planned else ""
         return text + missing

@@ -261,9 +261,7 @@ def _which(pictures: tuple[int, ...], count: int) -> str | None:
 def _rehearsed(power: Power | None) -> str | None:
     if power is None:
         return None
-    low, high = power.interval
-    share = f"{power.share:.0%} ({100 * low:.0f} to {high:.0%} at {power.level:.0%} confidence)"
-    return f"{power.recovered} of {power.rehearsals} recovered: power {share}"
+    return f"{power.recovered} of {power.rehearsals} recovered: power {power.share:.0%} ({power.reach})"
 
 
 def _chance(figures: Figures) -> str | None:

@@ -21,7 +21,7 @@ from inversefed.fl.threat import Observation
 from inversefed.networks.layer_shapes import Geometry, geometry, residues
 from inversefed.types import Params
 
-__all__ = ["TOLERANCE", "LayerEquations", "count", "numerical_rank"]
+__all__ = ["TOLERANCE", "LayerEquations", "count", "independent_numbers", "numerical_rank"]
 
 TOLERANCE = 32
 """Singular values up to this many roundings of the number format, times the norm of the matrix, count as zero."""
@@ -77,6 +77,11 @@ class LayerEquations:
     def suffices(self) -> bool:
         """Whether its own equations are as many as the unknowns."""
         return self.unknowns > 0 and self.own >= self.unknowns
+
+
+def independent_numbers(observation: Observation) -> int:
+    """How many independent numbers an update holds at most, over all layers."""
+    return sum(row.numbers for row in count(observation))
 
 
 def count(observation: Observation) -> tuple[LayerEquations, ...]:

@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.identifiability.layer_counts import count
+from inversefed.attacks.identifiability.layer_counts import independent_numbers
 from inversefed.errors import InputError, InversefedError, ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.defenses.protocols import Context, Defense, update_defenses
 from inversefed.fl.foreign import foreign_code
@@ -393,6 +393,8 @@ def _hashed(
     top, left = (height - window[0]) // 2, (width - window[1]) // 2
     total, push = number * len(waves), _pushing(sees)
     rows: list[Tensor] = []
+    most = min(sees.entries, max(tolerances.fewest, math.ceil(tolerances.rows * total)))
+    places = _places(sees.entries, most, tolerances.adds, sees.pictures) if most < sees.entries else []
     chunk = max(1, min(tolerances.chunk, tolerances.entries // sees.entries))
     began = time.monotonic()
     for index in range(number):
@@ -400,9 +402,7 @@ def _hashed(
             changes = torch.zeros(len(part), 1, *sees.pictures.shape[1:]).to(sees.pictures)
             changes[:, 0, :, top : top + window[0], left : left + window[1]] = part
             columns = push(changes, index)
-            size = columns.shape[1]
-            most = min(size, max(tolerances.fewest, math.ceil(tolerances.rows * total)))
-            rows.append(_fold(columns, most, tolerances.adds) if most < size else columns)
+            rows.append(_fold(columns, most, places) if places else columns)
             done, took = sum(map(len, rows)), time.monotonic() - began
             # Told from two chunks, for the first one is slow; later only where it takes twice as long as they said.
             late = took / done * total > seconds if len(rows) == 2 else took > 2 * seconds
@@ -414,7 +414,7 @@ def _hashed(
             "the derivative of the update with respect to the pictures is zero: its client detaches them, rounds, or "
             "takes signs, and has no limit that a derivative could tell"
         )
-    return found, 0 if most == size else most
+    return found, most if places else 0
 
 
 def _pushing(sees: _Derivative) -> Callable[[Tensor, int], Tensor]:
@@ -425,21 +425,28 @@ def _pushing(sees: _Derivative) -> Callable[[Tensor, int], Tensor]:
     """
     try:
         sees.along(torch.zeros_like(sees.pictures[None, :1]), 0, sees.single)
-    except (RuntimeError, InversefedError, NotImplementedError):
+    except (RuntimeError, InversefedError):
         with foreign_code("the derivative of the update with respect to the pictures, which its limit needs,"):
             sees.backward(torch.zeros_like(sees.pictures[None, :1]), 0)
         return sees.backward
     return lambda changes, index: sees.along(changes, index, sees.single)
 
 
-def _fold(columns: Tensor, rows: int, adds: int) -> Tensor:
-    """Every entry added, with a sign by lot, to a few of so many rows."""
-    generator, size = Generator().manual_seed(0), columns.shape[1]
-    folded = torch.zeros(len(columns), rows, dtype=columns.dtype, device=columns.device)
+def _places(entries: int, rows: int, adds: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """To which row each entry is added, and with which sign, by lot, a few times."""
+    generator, found = Generator().manual_seed(0), []
     for _ in range(adds):
-        place = torch.randint(rows, (size,), generator=generator).to(columns.device)
-        sign = (torch.randint(2, (size,), generator=generator) * 2.0 - 1.0).to(columns)
-        folded.index_add_(1, place, columns * (sign / adds**0.5))
+        place = torch.randint(rows, (entries,), generator=generator).to(like.device)
+        sign = (torch.randint(2, (entries,), generator=generator) * 2.0 - 1.0).to(like)
+        found.append((place, sign / adds**0.5))
+    return found
+
+
+def _fold(columns: Tensor, rows: int, places: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Every entry added, with its signs, to its few of so many rows."""
+    folded = torch.zeros(len(columns), rows, dtype=columns.dtype, device=columns.device)
+    for place, sign in places:
+        folded.index_add_(1, place, columns * sign)
     return folded
 
 
@@ -550,7 +557,7 @@ def _counted(observation: Observation, error: Tensor, told: Tensor, of: int) -> 
     """
     number, channels, height, width = observation.batch_shape
     with foreign_code("counting the equations of the update"):
-        most = sum(row.numbers for row in count(observation)) // number
+        most = independent_numbers(observation) // number
     if most >= of:
         return error, told
     variances, shared = _variances(channels, height, width)

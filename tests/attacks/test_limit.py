@@ -209,3 +209,35 @@ def test_of_a_whole_picture_the_hashed_equations_say_what_all_of_them_say() -> N
     assert hashed.determined == whole.determined == (3072,)
     assert hashed.limit_psnr == pytest.approx(whole.limit_psnr, abs=1.0)
     assert 110 < whole.limit_psnr[0] < 130
+
+
+class _Doubled(torch.autograd.Function):
+    """Twice its input, without a forward mode."""
+
+    @staticmethod
+    def forward(context, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(context, slope):
+        return 2 * slope
+
+
+class _Counted(nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        type(self).calls += 1
+        return _Doubled.apply(x)
+
+
+def test_without_a_forward_mode_the_time_is_looked_at_after_each_column() -> None:
+    torch.manual_seed(0)
+    network = freeze(nn.Sequential(_Counted(), nn.Flatten(), nn.Linear(192, 4)).eval(), (3, 8, 8))
+    truth = Batch(torch.rand(1, 3, 8, 8), torch.tensor([1]))
+    observation = Observation(network, FedSGD(), FedSGD()(network, truth.images, truth.labels), 1)
+    assert limit(observation, truth).determined == (192,)
+    before = _Counted.calls
+    with pytest.raises(UnsupportedNetworkError, match="longer than"):
+        limit(observation, truth, seconds=1e-6)
+    assert _Counted.calls - before < 10  # a window of 12 columns would have taken as many more

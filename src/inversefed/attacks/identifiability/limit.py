@@ -253,10 +253,12 @@ class _Derivative:
 
         return _pushed(placed, own, changes)
 
-    def backward(self, changes: Tensor, index: int) -> Tensor:
-        """The same as `along` by two backward passes, one change after another."""
-        found = []
+    def backward(self, changes: Tensor, index: int, until: float = math.inf) -> Tensor:
+        """The same as `along` by two backward passes, one change after another; only the first few if time ends it."""
+        found: list[Tensor] = []
         for change in changes:
+            if found and time.monotonic() > until:
+                break
             batch = torch.zeros_like(self.pictures)
             batch[index : index + 1] = change
             found.append(self.slow(batch).detach())
@@ -401,7 +403,7 @@ def _hashed(
         for part in torch.split(waves, chunk):
             changes = torch.zeros(len(part), 1, *sees.pictures.shape[1:]).to(sees.pictures)
             changes[:, 0, :, top : top + window[0], left : left + window[1]] = part
-            columns = push(changes, index)
+            columns = push(changes, index, began + 2 * seconds)
             rows.append(_fold(columns, most, places) if places else columns)
             done, took = sum(map(len, rows)), time.monotonic() - began
             # Told from two chunks, for the first one is slow; later only where it takes twice as long as they said.
@@ -417,8 +419,8 @@ def _hashed(
     return found, most if places else 0
 
 
-def _pushing(sees: _Derivative) -> Callable[[Tensor, int], Tensor]:
-    """Forward mode where the client has one, else two backward passes.
+def _pushing(sees: _Derivative) -> Callable[[Tensor, int, float], Tensor]:
+    """Forward mode where the client has one, else two backward passes, which end when there is no more time.
 
     Raises:
         UnsupportedNetworkError: it has neither.
@@ -429,7 +431,7 @@ def _pushing(sees: _Derivative) -> Callable[[Tensor, int], Tensor]:
         with foreign_code("the derivative of the update with respect to the pictures, which its limit needs,"):
             sees.backward(torch.zeros_like(sees.pictures[None, :1]), 0)
         return sees.backward
-    return lambda changes, index: sees.along(changes, index, sees.single)
+    return lambda changes, index, _: sees.along(changes, index, sees.single)
 
 
 def _places(entries: int, rows: int, adds: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:

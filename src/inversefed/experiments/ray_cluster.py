@@ -14,7 +14,9 @@ which queues its job again and keeps one result. The import of Ray is late.
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -92,10 +94,16 @@ class RayCluster(Executor):
             StorageError: results cannot be written.
         """
         ledger.release_dead()
-        with self._connected() as ray, _told(ray):
+        with self._connected() as ray, _told(ray), _asked_to_end() as asked:
             coordinator = _Coordinator(ray, ledger, run, self)
             try:
-                return until_done(ledger, run, coordinator.look, on_look)
+
+                def look(standing: Standing) -> None:
+                    if asked:
+                        raise KeyboardInterrupt
+                    coordinator.look(standing)
+
+                return until_done(ledger, run, look, on_look)
             finally:
                 coordinator.end()
 
@@ -367,6 +375,25 @@ class _Coordinator:
             write_private(preview, news.picture)
             if news.checkpoint is not None:
                 write_private(self._places.checkpoint(job.hash), news.checkpoint)
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[list[int]]:
+    """Remember that Ctrl-C was pressed: raised while Ray lets go of a reference, the interrupt itself is lost."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(number: int, _: Any) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ _HOMES = {
     "FedAvg": "fl.clients",
     "FedSGD": "fl.clients",
     "LocalAdam": "fl.clients.local_optimizers",
+    "LocalAdamW": "fl.clients.local_optimizers",
     "LocalSGD": "fl.clients.local_optimizers",
     "SumOfClients": "fl.clients.secure_sum",
     "GradientInversion": "attacks.search.inversion",

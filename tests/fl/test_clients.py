@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from inversefed import FedAvg, FedSGD, LocalAdam, LocalSGD, freeze
+from inversefed import FedAvg, FedSGD, LocalAdam, LocalAdamW, LocalSGD, freeze
 from inversefed.attacks.search import memory
 from inversefed.errors import ConfigError
 
@@ -38,6 +38,11 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, slices: list[slic
         ),
         (LocalAdam(), lambda p: torch.optim.Adam(p, lr=0.05)),
         (LocalAdam(weight_decay=0.1), lambda p: torch.optim.Adam(p, lr=0.05, weight_decay=0.1)),
+        (LocalAdamW(), lambda p: torch.optim.AdamW(p, lr=0.05)),
+        (
+            LocalAdamW(0.8, 0.99, 1e-6, 0.3),
+            lambda p: torch.optim.AdamW(p, lr=0.05, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.3),
+        ),
     ],
 )
 @pytest.mark.parametrize("sends", ["delta", "weights"])
@@ -72,7 +77,7 @@ def test_one_plain_step_reads_as_the_gradient(tiny: nn.Module) -> None:
             torch.testing.assert_close(read[name], gradient[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("local", [LocalSGD(), LocalSGD(momentum=0.5), LocalAdam()])
+@pytest.mark.parametrize("local", [LocalSGD(), LocalSGD(momentum=0.5), LocalAdam(), LocalAdamW()])
 def test_several_steps_can_be_differentiated(tiny: nn.Module, local: object) -> None:
     network, (images, labels) = freeze(tiny.double(), SHAPE), batch(2)
     client = FedAvg(local_steps=3, lr=0.1, optimizer=local)
@@ -98,7 +103,13 @@ DROPPING = nn.Sequential(
 @pytest.mark.parametrize("steps", [{"local_steps": 7, "batch_size": 2}, {"epochs": 3, "batch_size": 2}, {}])
 @pytest.mark.parametrize(
     "local",
-    [LocalSGD(), LocalSGD(momentum=0.9, weight_decay=0.01, nesterov=True), LocalAdam(), LocalAdam(weight_decay=0.1)],
+    [
+        LocalSGD(),
+        LocalSGD(momentum=0.9, weight_decay=0.01, nesterov=True),
+        LocalAdam(),
+        LocalAdam(weight_decay=0.1),
+        LocalAdamW(weight_decay=0.1),
+    ],
 )
 def test_steps_that_run_again_change_no_bit(dtype: torch.dtype, steps: dict, local: object) -> None:
     network = freeze(copy.deepcopy(DROPPING).train().to(dtype), SHAPE, mean=0.5, std=0.25)

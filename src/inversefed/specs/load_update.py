@@ -140,7 +140,7 @@ def stated(sources: Stated) -> Metadata:
     Raises:
         ConfigError: a value out of range.
     """
-    return Metadata(**{each.name: getattr(sources, each.name) for each in fields(Metadata)})
+    return Metadata(**{each.name: getattr(sources, each.name) for each in fields(Stated)})
 
 
 def believed_client(asked: Client) -> Client | None:

@@ -95,6 +95,14 @@ class Stated:
     """Whether the loss of a batch is the mean or the sum over its examples."""
     bn_mode: Literal["train", "eval"] | None = None
     """Whether BatchNorm normalized by the batch (train) or by its running statistics (eval)."""
+    optimizer: Literal["sgd", "nesterov", "adam", "adamw"] | None = None
+    """The client's optimizer; nesterov is SGD with Nesterov momentum."""
+    weight_decay: float | None = None
+    """Of the client's optimizer."""
+    epochs: int | None = None
+    """How many passes over its examples the client made, instead of --local-steps; a last, smaller batch counts."""
+    micro_batch_size: int | None = None
+    """How many examples of a step went through the network at once, where gradients were accumulated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from inversefed.errors import InversefedError, MetadataError
 from inversefed.fl.clients import Client, FedAvg, FedSGD
-from inversefed.fl.clients.local_optimizers import LocalSGD
+from inversefed.fl.clients.local_optimizers import LocalAdam, LocalAdamW, LocalOptimizer, LocalSGD
 from inversefed.fl.clients.views import UnknownClient, inner_client
 from inversefed.fl.losses import reduction_of
 from inversefed.fl.network import Network
@@ -39,10 +39,37 @@ def described(told: Metadata, kind: Kind, count: int, summed: bool) -> Client:
     if size > count:
         message = f"the update has {count} examples and a batch size of {size}; change --batch-size or --num-examples"
         raise MetadataError(message, "batch_size")
-    # The gradient of a sum is so many times that of the mean, and so is the step.
-    lr = told.learning_rate * ((size or count) if summed else 1)
-    optimizer = LocalSGD(momentum=told.momentum or 0.0)
-    return FedAvg(told.local_steps or 1, lr, batch_size=size, optimizer=optimizer, sends=sent)
+    times = (size or count) if summed else 1
+    optimizer = _optimizer(told, times)
+    # The gradient of a sum is so many times that of the mean, and so is a step that is linear in it.
+    lr = told.learning_rate * (times if isinstance(optimizer, LocalSGD) else 1)
+    client = FedAvg(told.local_steps or 1, lr, batch_size=size, optimizer=optimizer, sends=sent)
+    return client if told.epochs is None else replace(client, epochs=told.epochs)
+
+
+def _optimizer(told: Metadata, times: int) -> LocalOptimizer:
+    """The local optimizer that steps by mean gradients as the stated one does by gradients so many times as long."""
+    decay = told.weight_decay or 0.0
+    if told.optimizer not in ("adam", "adamw"):
+        return LocalSGD(told.momentum or 0.0, decay / times, nesterov=told.optimizer == "nesterov")
+    usual = LocalAdam() if told.optimizer == "adam" else LocalAdamW(weight_decay=0.0)
+    given = {"beta1": told.beta1, "beta2": told.beta2, "eps": told.eps}
+    kept: Any = {name: value for name, value in given.items() if value is not None}
+    adam = replace(usual, **kept)
+    own = decay / times if told.optimizer == "adam" else decay
+    return replace(adam, eps=adam.eps / times, weight_decay=own)
+
+
+def _words(optimizer: LocalOptimizer) -> dict[str, Any]:
+    """What `_optimizer` reads, of one that metadata have words for; of another, nothing of the stated one is left."""
+    names = ("momentum", "weight_decay", "beta1", "beta2", "eps")
+    if isinstance(optimizer, LocalSGD):
+        own = {"optimizer": "nesterov" if optimizer.nesterov else None, "momentum": optimizer.momentum or None}
+        return {**dict.fromkeys(names), **own, "weight_decay": optimizer.weight_decay or None}
+    if isinstance(optimizer, LocalAdam | LocalAdamW):
+        kind = "adam" if isinstance(optimizer, LocalAdam) else "adamw"
+        return {"optimizer": kind, "momentum": None, **vars(optimizer)}
+    return {"optimizer": None, **dict.fromkeys(names)}
 
 
 def is_summed(told: Metadata, network: Network) -> bool:
@@ -65,10 +92,10 @@ def stated_by(client: Client | None, told: Metadata) -> Metadata:
         return told
     try:
         count = told.num_examples or told.batch_size or 1
-        momentum = inner.optimizer.momentum if isinstance(inner.optimizer, LocalSGD) else 0.0
         steps = len(inner.slices(count)) if inner.epochs is not None else inner.local_steps
         size = inner.batch_size or told.num_examples or told.batch_size
-        return replace(told, learning_rate=inner.lr, local_steps=steps, momentum=momentum or None, batch_size=size)
+        words = _words(inner.optimizer)
+        return replace(told, learning_rate=inner.lr, local_steps=steps, batch_size=size, epochs=inner.epochs, **words)
     except InversefedError:  # a client that no file could describe, such as one of 20,000 steps
         return told
 

@@ -11,19 +11,39 @@ from typing import Any, Literal, get_args
 
 from inversefed.errors import ConfigError, MetadataError, shown
 
-__all__ = ["BatchNormMode", "Kind", "Metadata", "Reduction", "read_metadata"]
+__all__ = ["Autocast", "BatchNormMode", "Kind", "Metadata", "OptimizerName", "Reduction", "read_metadata"]
 
 Kind = Literal["gradient", "weight_delta", "new_weights"]
 Reduction = Literal["mean", "sum"]
 BatchNormMode = Literal["train", "eval"]
+OptimizerName = Literal["sgd", "nesterov", "adam", "adamw"]
+Autocast = Literal["bfloat16", "float16"]
 
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "kind": get_args(Kind),
     "loss_reduction": get_args(Reduction),
     "bn_mode": get_args(BatchNormMode),
+    "optimizer": get_args(OptimizerName),
+    "autocast": get_args(Autocast),
 }
-_COUNTS: Mapping[str, int] = {"local_steps": 10_000, "num_examples": 1_000_000, "batch_size": 1_000_000}
+_COUNTS: Mapping[str, int] = {
+    "local_steps": 10_000,
+    "num_examples": 1_000_000,
+    "batch_size": 1_000_000,
+    "epochs": 10_000,
+    "micro_batch_size": 1_000_000,
+}
 """Numbers from 1 up to what a client could have, and what an attack could simulate."""
+_RANGES: Mapping[str, tuple[float, str]] = {
+    "momentum": (1, "a number from 0 to below 1"),
+    "beta1": (1, "a number from 0 to below 1"),
+    "beta2": (1, "a number from 0 to below 1"),
+    "weight_decay": (1e3, "a number from 0 to below 1000"),
+    "eps": (1e3, "a number from 0 to below 1000"),
+}
+"""Numbers from 0 to below a bound."""
+_NO_OPTION = ("beta1", "beta2", "eps", "autocast")
+"""What only a file says; another client is written as a whole."""
 _LONGEST = 64
 """Characters of a value."""
 
@@ -42,6 +62,17 @@ class Metadata:
         momentum: of the local optimizer, from 0 to below 1.
         loss_reduction: whether the loss of a batch is the mean or the sum over its examples.
         bn_mode: whether BatchNorm normalized by the batch (`"train"`) or by its running statistics.
+        optimizer: the local update rule: `"sgd"`, `"nesterov"` for SGD with Nesterov momentum, `"adam"` or `"adamw"`;
+            `None` for SGD.
+        weight_decay: of the local optimizer: an L2 penalty that is added to the gradient, and with `"adamw"` what is
+            taken off the weights beside it.
+        beta1: decay of Adam's first moment; `None` for 0.9.
+        beta2: decay of its second; `None` for 0.999.
+        eps: what is added to the root of its second moment; `None` for 1e-8.
+        epochs: passes over the examples instead of `local_steps`; a last, smaller batch counts as well.
+        micro_batch_size: how many examples of a step went through the network at once, where gradients of several such
+            parts were averaged into one step (gradient accumulation).
+        autocast: the number format that the network's operations ran in where PyTorch lowers it by `torch.autocast`.
 
     Raises:
         ConfigError: a value out of range.
@@ -58,6 +89,14 @@ class Metadata:
     momentum: float | None = None
     loss_reduction: Reduction | None = None
     bn_mode: BatchNormMode | None = None
+    optimizer: OptimizerName | None = None
+    weight_decay: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    epochs: int | None = None
+    micro_batch_size: int | None = None
+    autocast: Autocast | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():
@@ -115,8 +154,8 @@ def _read(name: str, value: object) -> str | int | float | None:
 
 
 def _unusable(name: str, expected: str, value: object) -> MetadataError:
-    option = f"--{name.replace('_', '-')}"
-    message = f"the file says of itself that {name} is {shown(str(value))}, but it is {expected}; give {option}"
+    cure = "correct the file, or give --client" if name in _NO_OPTION else f"give --{name.replace('_', '-')}"
+    message = f"the file says of itself that {name} is {shown(str(value))}, but it is {expected}; {cure}"
     return MetadataError(message, name)
 
 
@@ -139,6 +178,7 @@ def _refusal(name: str, value: object) -> str:
         fine = type(value) is int and 1 <= value <= _COUNTS[name]
         return "" if fine else _whole_number(name)
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if name == "momentum":
-        return "" if 0 <= number < 1 else "a number from 0 to below 1"
+    if name in _RANGES:
+        below, expected = _RANGES[name]
+        return "" if 0 <= number < below else expected
     return "" if 1e-9 <= number < 1e9 else "a number above 0, from 1e-9 on"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inversefed.types import Params
 
-__all__ = ["LocalAdam", "LocalSGD"]
+__all__ = ["LocalAdam", "LocalAdamW", "LocalSGD"]
 
 State: TypeAlias = Mapping[str, tuple[Tensor, ...]]
 """Per weight: the moments; empty before the first step."""
@@ -29,7 +29,7 @@ class LocalOptimizer(Protocol):
 
 @runtime_checkable
 class DecaysWeights(Protocol):
-    """A local optimizer that says what L2 penalty it adds to the gradient, as both of ours do."""
+    """A local optimizer that says how it decays weights, as ours do."""
 
     @property
     def weight_decay(self) -> float:
@@ -38,7 +38,7 @@ class DecaysWeights(Protocol):
 
 
 def weight_decay_of(optimizer: LocalOptimizer) -> float:
-    """The L2 penalty of a local optimizer; 0 if it does not say.
+    """The weight decay of a local optimizer; 0 if it does not say. Of one that is linear it is an L2 penalty.
 
     >>> weight_decay_of(LocalSGD(weight_decay=0.01))
     0.01
@@ -92,16 +92,53 @@ class LocalAdam:
 
     def __call__(self, params: Params, gradients: Params, state: State, lr: float, step: int) -> tuple[Params, State]:
         """Take one step."""
-        new_params, new_state = {}, {}
-        for name, weight in params.items():
-            gradient = _decayed(gradients[name], weight, self.weight_decay)
-            first, second = state.get(name, (0.0 * gradient.detach(), 0.0 * gradient.detach()))
-            first = self.beta1 * first + (1 - self.beta1) * gradient
-            second = self.beta2 * second + (1 - self.beta2) * gradient**2
-            new_state[name] = (first, second)
-            root = (second / (1 - self.beta2 ** (step + 1))).clamp_min(self.eps**2).sqrt()
-            new_params[name] = weight - lr * first / (1 - self.beta1 ** (step + 1)) / (root + self.eps)
-        return new_params, new_state
+        decayed = {name: _decayed(gradients[name], weight, self.weight_decay) for name, weight in params.items()}
+        return _adam(self, params, decayed, state, lr, step)
+
+
+@dataclass(frozen=True)
+class LocalAdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101), as `torch.optim.AdamW` has it.
+
+        w_{i+1} = (1 - lr decay) w_i - lr m / (sqrt(v) + eps)
+
+    Args:
+        beta1: decay of the first moment.
+        beta2: decay of the second.
+        eps: as for `LocalAdam`.
+        weight_decay: of the weights themselves, times the learning rate; no part of the gradient.
+
+    >>> import torch
+    >>> weight = {"w": torch.ones(1)}
+    >>> LocalAdamW(weight_decay=0.5)(weight, {"w": torch.ones(1)}, {}, 0.1, 0)[0]["w"]
+    tensor([0.8500])
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __call__(self, params: Params, gradients: Params, state: State, lr: float, step: int) -> tuple[Params, State]:
+        """Take one step."""
+        shrunk = {name: (1 - lr * self.weight_decay) * weight for name, weight in params.items()}
+        return _adam(self, shrunk, gradients, state, lr, step)
+
+
+def _adam(
+    settings: LocalAdam | LocalAdamW, params: Params, gradients: Params, state: State, lr: float, step: int
+) -> tuple[Params, State]:
+    """The step of Adam, from weights and gradients that weight decay has changed already."""
+    new_params, new_state = {}, {}
+    for name, weight in params.items():
+        gradient = gradients[name]
+        first, second = state.get(name, (0.0 * gradient.detach(), 0.0 * gradient.detach()))
+        first = settings.beta1 * first + (1 - settings.beta1) * gradient
+        second = settings.beta2 * second + (1 - settings.beta2) * gradient**2
+        new_state[name] = (first, second)
+        root = (second / (1 - settings.beta2 ** (step + 1))).clamp_min(settings.eps**2).sqrt()
+        new_params[name] = weight - lr * first / (1 - settings.beta1 ** (step + 1)) / (root + settings.eps)
+    return new_params, new_state
 
 
 def _decayed(gradient: Tensor, weight: Tensor, decay: float) -> Tensor:

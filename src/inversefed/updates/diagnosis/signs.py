@@ -280,8 +280,8 @@ def _left(steps: Steps, told: Metadata, times: float, count: int) -> str:
     left = []
     if steps.decay:
         left.append(
-            f"changes by {-steps.decay:.2g} times the weights, decoupled weight decay as in AdamW, of about "
-            f"{steps.decay / (told.learning_rate or steps.size):.2g}, which LocalAdam does not have"
+            f"changes by {-steps.decay:.2g} times the weights, decoupled weight decay as in AdamW: "
+            f"optimizer=LocalAdamW(weight_decay={steps.decay / (told.learning_rate or steps.size):.2g}) has about it"
         )
     elif steps.towards:
         left.append(f"the L2 penalty on the weights, which units without a gradient show; {_DECAY:g} stands for it")

@@ -41,7 +41,7 @@ class Moments(NamedTuple):
 def moments(network: Network, images: Images) -> dict[str, Moments]:
     """Statistics of what pictures put into each BatchNorm layer, by the layer's name, in the order the layers run.
 
-    They can be differentiated with respect to the pictures. The network runs in its own mode.
+    They can be differentiated with respect to the pictures. The network runs in its own mode, on all of them at once.
     """
 
     def of_batch(_: str, __: nn.Module, inputs: Tensor) -> Moments:
@@ -49,7 +49,8 @@ def moments(network: Network, images: Images) -> dict[str, Moments]:
         variance, mean = torch.var_mean(channels, dim=1, correction=0)
         return Moments(mean, variance, channels.shape[1])
 
-    _, runs = record(_layers(network), lambda: network.apply(network.params, images), of_batch)
+    at_once = replace(network, micro_batch=0)
+    _, runs = record(_layers(network), lambda: at_once.apply(network.params, images), of_batch)
     return {run.name: run.inputs for run in runs}
 
 

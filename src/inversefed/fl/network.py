@@ -9,7 +9,7 @@ its buffers are never written. Pictures come in pixel space; the normalization b
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TypeAlias
 
@@ -58,6 +58,10 @@ class Network(Asked):
             random layers are not fixed then.
         carried: running buffers by name, where they are to be taken from one call to the next: each call starts from
             them and leaves in this dictionary what it made of them. `None`: each starts from the module's own.
+        micro_batch: how many pictures the module is run on at once, one such part of a batch after another, as a
+            client that accumulates gradients does; 0 for the whole batch. It tells where BatchNorm normalizes by what
+            it is given, and in the last digits.
+        autocast: the number format that `torch.autocast` lowers operations to; `None` for none.
     """
 
     module: nn.Module = field(repr=False)
@@ -75,6 +79,8 @@ class Network(Asked):
     carried: dict[str, Tensor] | None = field(default=None, repr=False)
     replaces: bool = False
     masks: Params = field(default_factory=dict, repr=False)
+    micro_batch: int = 0
+    autocast: torch.dtype | None = None
 
     _is_plain: bool = field(init=False, repr=False)
     """Pixels are inputs as they are; a product with 1 would still round the gradient in another order."""
@@ -113,19 +119,30 @@ class Network(Asked):
             return self._run(params, inputs)
 
     def _run(self, params: Params, inputs: Tensor) -> Tensor:
+        if self.micro_batch and len(inputs) > self.micro_batch:
+            places = range(0, len(inputs), self.micro_batch)
+            parts = [slice(start, start + self.micro_batch) for start in places]
+            return torch.cat([self._masked(part)._run_at_once(params, inputs[part]) for part in parts])
+        return self._run_at_once(params, inputs)
+
+    def _masked(self, part: slice) -> "Network":
+        """The same network with the masks of a part of the batch."""
+        return replace(self, masks={name: mask[part] for name, mask in self.masks.items()}) if self.masks else self
+
+    def _run_at_once(self, params: Params, inputs: Tensor) -> Tensor:
         before = self.module.named_buffers() if self.carried is None else self.carried.items()
         buffers = {name: buffer.clone() for name, buffer in before}
         # Fused attention kernels have no double backward.
         fixed = nullcontext() if self.functional else self._fixed_masks()
         twice = TwiceDifferentiable() if self.replaces else nullcontext()
-        with sdpa_kernel(SDPBackend.MATH), fixed, given_masks(self.module, self.masks), twice:
+        with sdpa_kernel(SDPBackend.MATH), fixed, given_masks(self.module, self.masks), twice, self._lowered():
             # A first layer that works in place would write into the caller's pictures.
             outputs = functional_call(self.module, {**params, **buffers}, (inputs.clone(),))
         if not isinstance(outputs, Tensor):
             raise _no_tensor(outputs)
         if self.carried is not None:
             self.carried.update(buffers)
-        return outputs
+        return outputs if self.autocast is None else outputs.to(self.dtype)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Take pictures from pixel space into the network's input space."""
@@ -163,7 +180,8 @@ class Network(Asked):
     def linear_inputs(self, images: Images) -> dict[str, Tensor]:
         """What goes into each linear layer that runs on these pictures, in the order they run."""
         layers = {name: self.module.get_submodule(name) for name in self.linear_layers()}
-        _, runs = record(layers, lambda: self.features(images), lambda _, __, inputs: inputs.detach())
+        at_once = replace(self, micro_batch=0)
+        _, runs = record(layers, lambda: at_once.features(images), lambda _, __, inputs: inputs.detach())
         return {run.name: run.inputs for run in runs}
 
     def operations(self) -> int:
@@ -192,6 +210,12 @@ class Network(Asked):
         constants = {name: getattr(self, name).to(dtype) for name in ("mean", "std", "low", "high")}
         loss = in_precision(self.loss, self.num_classes, self.dtype, dtype, self.device)
         return replace(self, module=apart(self.module).to(dtype), params=params, loss=loss, **constants)
+
+    def _lowered(self) -> AbstractContextManager[object]:
+        """Operations run in a lower number format; without a cache, for each part of a batch casts weights anew."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast, cache_enabled=False)
 
     @contextmanager
     def _fixed_masks(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from inversefed.errors import ConfigError, MetadataError, UpdateMismatchError
@@ -24,6 +25,7 @@ from inversefed.fl.clients.views import inner_client
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, check_labels
 from inversefed.fl.threat import Observation, check_update
+from inversefed.fl.train_mode import batchnorm_by_batch
 from inversefed.types import Finding, Params, Targets
 from inversefed.updates.described import described, is_summed, kind_of
 from inversefed.updates.files import read_tensors, write_tensors
@@ -35,6 +37,7 @@ __all__ = [
     "Metadata",
     "Update",
     "as_observation",
+    "as_run",
     "assumptions",
     "expected_tensors",
     "read_update",
@@ -144,7 +147,7 @@ def as_observation(
             "as --num-examples to look for them all",
             "num_examples",
         )
-    network = _in_mode(network, told.bn_mode)
+    network = _in_parts(_in_mode(network, told.bn_mode), told)
     params, buffers = parted(network, update.tensors, kind)
     summed = is_summed(told, network)
     if summed and kind == "gradient":
@@ -221,6 +224,21 @@ def _kind(told: Metadata, after: bool, client: Client | None) -> Kind:
             f"where {word} sends it"
         )
     return kind or sent or "gradient"
+
+
+def as_run(network: Network, told: Metadata) -> Network:
+    """The same network, run as the client ran it: in micro-batches, and by `torch.autocast` in its number format.
+
+    An attack simulates it in full precision, for a coarse format would hide the small differences that it looks for.
+    """
+    formats = {"bfloat16": torch.bfloat16, "float16": torch.float16, None: None}
+    return replace(network, micro_batch=told.micro_batch_size or 0, autocast=formats[told.autocast])
+
+
+def _in_parts(network: Network, told: Metadata) -> Network:
+    """The same network, run in the client's micro-batches where they matter: where BatchNorm couples a batch."""
+    coupled = bool(batchnorm_by_batch(network.module))
+    return replace(network, micro_batch=told.micro_batch_size or 0) if coupled else network
 
 
 def _in_mode(network: Network, mode: str | None) -> Network:

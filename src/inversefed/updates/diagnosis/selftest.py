@@ -24,7 +24,7 @@ from inversefed.networks.natural_noise import natural_noise
 from inversefed.types import Finding, Images, Params, Targets
 from inversefed.updates.described import is_summed
 from inversefed.updates.metadata import Metadata
-from inversefed.updates.update import Update, as_observation
+from inversefed.updates.update import Update, as_observation, as_run
 
 __all__ = ["check_example", "self_test"]
 
@@ -113,7 +113,7 @@ def check_example(
     try:
         labels = as_targets(network, labels)
         theirs = as_observation(network, Update(tensors, told))
-        cosine, ratio = _match(theirs, images, labels)
+        cosine, ratio = _match(theirs, told, images, labels)
     except UnsupportedNetworkError as error:  # foreign code of the network or the loss
         return (_cannot_run("The believed client cannot run on the example", error),)
     except InversefedError as error:
@@ -161,7 +161,7 @@ def _tried(
     """The cosine that other settings give, with finding code and options; 0 where the client cannot run with them."""
     for code, cure, other, stated in _others(network, told):
         try:
-            yield _match(as_observation(other, Update(tensors, stated)), images, labels)[0], code, cure
+            yield _match(as_observation(other, Update(tensors, stated)), stated, images, labels)[0], code, cure
         except Exception:  # foreign code of the network, such as BatchNorm that refuses one example in train mode
             yield 0.0, code, cure
 
@@ -197,10 +197,10 @@ def _normalizing(network: Network, mean: _Constants, std: _Constants) -> Network
     return replace(network, mean=constant(mean, network.mean), std=constant(std, network.std))
 
 
-def _match(seen: Observation, images: Images, labels: Targets) -> tuple[float, float]:
+def _match(seen: Observation, told: Metadata, images: Images, labels: Targets) -> tuple[float, float]:
     """Cosine between the real update and that of the believed client, and the real one's norm over the other."""
     where = seen.network.device
-    ours = seen.client(seen.network, images.to(where, seen.network.dtype), labels.to(where))
+    ours = seen.client(as_run(seen.network, told), images.to(where, seen.network.dtype), labels.to(where))
     return _compare(_change(seen, seen.update), _change(seen, ours))
 
 

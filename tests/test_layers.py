@@ -33,6 +33,7 @@ MAY = {
     "frontier": GROUND | {"bounded", "fl", "attacks", "evaluation", "report", "assessment"},
     "experiments": GROUND
     | {"fl", "attacks", "evaluation", "report", "scenario", "specs", "pipeline", "zoo", "frontier"},
+    "integrations": GROUND | {"fl", "networks", "updates"},
     "cli": GROUND
     | {"fl", "updates", "attacks", "controls", "evaluation", "report", "zoo", "specs"}
     | {"records", "scenario", "pipeline", "frontier", "experiments"},

@@ -14,6 +14,7 @@ _HOMES = {
     # the line of the program
     "audit": "pipeline",
     "audit_observation": "pipeline",
+    "capture": "integrations.capture",
     "freeze": "fl.network",
     "observe": "fl.threat",
     "Network": "fl.network",

@@ -1,13 +1,15 @@
 """The optimizers that a client runs, as functions on named weights that can be differentiated through.
 
 Each follows the update rule of `torch.optim` of the same name, without writing in place, so that an
-attack can unroll the client's local steps.
+attack can unroll the client's local steps; the operations and their order are torch's own for one tensor after another,
+so that on one machine the bits are, too.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from inversefed.types import Params
@@ -68,8 +70,8 @@ class LocalSGD:
             if self.momentum:
                 moment = gradient if step == 0 else self.momentum * state[name][0] + gradient
                 new_state[name] = (moment,)
-                gradient = gradient + self.momentum * moment if self.nesterov else moment
-            new_params[name] = weight - lr * gradient
+                gradient = torch.add(gradient, moment, alpha=self.momentum) if self.nesterov else moment
+            new_params[name] = torch.add(weight, gradient, alpha=-lr)
         return new_params, new_state
 
 
@@ -133,13 +135,22 @@ def _adam(
     for name, weight in params.items():
         gradient = gradients[name]
         first, second = state.get(name, (0.0 * gradient.detach(), 0.0 * gradient.detach()))
-        first = settings.beta1 * first + (1 - settings.beta1) * gradient
-        second = settings.beta2 * second + (1 - settings.beta2) * gradient**2
+        first = torch.lerp(first, gradient, 1 - settings.beta1)
+        second = torch.addcmul(settings.beta2 * second, gradient, gradient, value=1 - settings.beta2)
         new_state[name] = (first, second)
-        root = (second / (1 - settings.beta2 ** (step + 1))).clamp_min(settings.eps**2).sqrt()
-        new_params[name] = weight - lr * first / (1 - settings.beta1 ** (step + 1)) / (root + settings.eps)
+        root = _root(second, 1 - settings.beta2 ** (step + 1), settings.eps) + settings.eps
+        new_params[name] = torch.addcdiv(weight, first, root, value=-lr / (1 - settings.beta1 ** (step + 1)))
     return new_params, new_state
 
 
+def _root(second: Tensor, share: float, eps: float) -> Tensor:
+    """The root of the second moment over `share`, which corrects for few steps; differentiated at `eps**2` or more."""
+    root = second.detach().sqrt() / share**0.5
+    if not second.requires_grad:
+        return root
+    smooth = (second / share).clamp_min(eps**2).sqrt()
+    return root + (smooth - smooth.detach())
+
+
 def _decayed(gradient: Tensor, weight: Tensor, decay: float) -> Tensor:
-    return gradient + decay * weight if decay else gradient
+    return torch.add(gradient, weight, alpha=decay) if decay else gradient

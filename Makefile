@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test test-mlflow proofs check bench fuzz chaos paper docs clean
+.PHONY: install audit test test-mlflow test-transformers proofs check bench fuzz chaos paper docs clean
 
 install: $(VENV)/installed
 
@@ -26,6 +26,19 @@ $(VENV)/mlflow/installed: $(VENV)/installed
 test-mlflow: $(VENV)/mlflow/installed
 	PYTHONPATH=$(VENV)/mlflow $(BIN)/python -c "import mlflow"
 	PYTHONPATH=$(VENV)/mlflow $(BIN)/python -m pytest tests/experiments/test_tracking.py -k mlflow
+
+# Trainers of others stand in an environment above this one: they need its torch, and pin a hundred packages of their own.
+SITE = import sysconfig; print(sysconfig.get_path("purelib"))
+$(VENV)/transformers/installed: $(VENV)/installed
+	$(BIN)/python -m venv $(VENV)/transformers
+	site=$$($(BIN)/python -c '$(SITE)') && echo "import site; site.addsitedir('$$site')" > \
+		"$$($(VENV)/transformers/bin/python -c '$(SITE)')/beneath.pth"
+	$(VENV)/transformers/bin/pip install --quiet "transformers>=5" "accelerate>=1.10" "lightning>=2.5"
+	touch $@
+
+test-transformers: $(VENV)/transformers/installed
+	$(VENV)/transformers/bin/python -c "import lightning, transformers"
+	$(VENV)/transformers/bin/python -m pytest tests/integrations/test_trainers.py
 
 proofs: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow

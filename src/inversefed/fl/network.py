@@ -61,7 +61,8 @@ class Network(Asked):
         micro_batch: how many pictures the module is run on at once, one such part of a batch after another, as a
             client that accumulates gradients does; 0 for the whole batch. It tells where BatchNorm normalizes by what
             it is given, and in the last digits.
-        autocast: the number format that `torch.autocast` lowers operations to; `None` for none.
+        autocast: the number format that `torch.autocast` lowers operations to, in the kernels that PyTorch chooses,
+            some of which cannot be differentiated twice; `None` for none.
     """
 
     module: nn.Module = field(repr=False)
@@ -132,10 +133,11 @@ class Network(Asked):
     def _run_at_once(self, params: Params, inputs: Tensor) -> Tensor:
         before = self.module.named_buffers() if self.carried is None else self.carried.items()
         buffers = {name: buffer.clone() for name, buffer in before}
-        # Fused attention kernels have no double backward.
+        # Fused attention kernels have no double backward; in a lower format they round otherwise.
+        attention = sdpa_kernel(SDPBackend.MATH) if self.autocast is None else nullcontext()
         fixed = nullcontext() if self.functional else self._fixed_masks()
         twice = TwiceDifferentiable() if self.replaces else nullcontext()
-        with sdpa_kernel(SDPBackend.MATH), fixed, given_masks(self.module, self.masks), twice, self._lowered():
+        with attention, fixed, given_masks(self.module, self.masks), twice, self._lowered():
             # A first layer that works in place would write into the caller's pictures.
             outputs = functional_call(self.module, {**params, **buffers}, (inputs.clone(),))
         if not isinstance(outputs, Tensor):

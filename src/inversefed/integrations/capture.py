@@ -62,6 +62,8 @@ class Capture:
         num_examples: how many different examples the loop goes through; `None` if no step sees one again.
         loss_reduction: of the loop's loss over a batch; `None` for the mean.
         folder: where to write the files at the end; `None`: nowhere, until `write` is called.
+        processes: how many processes put their gradients together before each step, with as many examples each; `None`
+            for one, or those of a DistributedDataParallel. One of them is enough to write the files.
 
     Raises:
         ConfigError: no optimizer of this model, a setting that cannot be, or at the end of the `with`: no step was
@@ -86,6 +88,7 @@ class Capture:
         num_examples: int | None = None,
         loss_reduction: Literal["mean", "sum"] | None = None,
         folder: str | Path | None = None,
+        processes: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigError(f"capture needs the model, a torch.nn.Module, and its optimizer; got {model!r}")
@@ -95,7 +98,7 @@ class Capture:
             )
         self._stated = Metadata(num_examples=num_examples, loss_reduction=loss_reduction)
         self._sends, self._folder = sends, None if folder is None else Path(folder).expanduser()
-        self._seen = Recorder(model, optimizer, steps, keeps_gradient=sends in (None, "gradient"))
+        self._seen = Recorder(model, optimizer, steps, sends in (None, "gradient"), processes)
         self._found: _Result | None = None
 
     def __enter__(self) -> "Capture":
@@ -115,9 +118,19 @@ class Capture:
         if self._folder is not None:
             self.write(self._folder)
 
-    def examples(self, count: int) -> None:
-        """Say that the next backward pass is of so many examples, where the model is not called as a whole."""
-        self._seen.count(count)
+    def examples(self, count: int, shape: Sequence[int] = ()) -> None:
+        """Say that the next backward pass is of so many examples, where the model is not called as a whole.
+
+        Args:
+            count: in this process.
+            shape: of one example.
+        """
+        self._seen.count(count, tuple(shape))
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps were taken so far."""
+        return len(self._seen.taken)
 
     @property
     def complete(self) -> bool:

@@ -19,7 +19,7 @@ from inversefed.fl.second_derivatives import unwrapped
 from inversefed.integrations.optimizer_settings import OptimizerSettings, inner_optimizer, rate_of, settings_of
 from inversefed.integrations.recorded_steps import StepTaken
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "tensors_in"]
 
 
 class Recorder:
@@ -30,12 +30,15 @@ class Recorder:
         optimizer: of its weights, or of some of them.
         limit: how many steps are recorded; `None` for all.
         keeps_gradient: whether the gradient of the first step is kept, as long as it is the only one.
+        processes: how many put their gradients together before each step; `None` to ask DistributedDataParallel.
 
     Raises:
         ConfigError: no optimizer of this model.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, limit: int | None, keeps_gradient: bool) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, limit: int | None, keeps_gradient: bool, processes: int | None
+    ) -> None:
         self.module = unwrapped(model)
         """The model without its wrappers."""
         self.settings = OptimizerSettings({})
@@ -58,6 +61,7 @@ class Recorder:
         """What operations were lowered to."""
         self._model, self._optimizer = model, inner_optimizer(optimizer)
         self._limit, self._keeps_gradient = limit, keeps_gradient
+        self._processes = _processes(model) if processes is None else processes
         self._handles: list[RemovableHandle] = []
         self._parts: list[int] = []
         self._is_told = False
@@ -95,11 +99,11 @@ class Recorder:
             handle.remove()
         self._handles, self.before, self.after, self.gradient = [], {}, {}, {}
 
-    def count(self, examples: int) -> None:
+    def count(self, examples: int, shape: tuple[int, ...] = ()) -> None:
         """Be told that the next backward pass is of so many examples; from then on nothing else is counted."""
         if not self._is_told:
             self._parts.clear()
-        self._is_told = True
+        self._is_told, self.shape = True, shape or self.shape
         self._add(examples)
 
     def _ids(self) -> dict[int, str]:
@@ -116,8 +120,8 @@ class Recorder:
 
     def _ran(self, _: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
         """After the model ran: its examples count once a gradient comes back to its outputs."""
-        given = next(_tensors((args, kwargs)), None)
-        if self.complete or self._is_told or given is None or not given.ndim or not torch.is_grad_enabled():
+        given = next(tensors_in((args, kwargs)), None)
+        if self.complete or given is None or not given.ndim or not torch.is_grad_enabled():
             return
         shape = tuple(given.shape)
         back: list[bool] = []
@@ -125,12 +129,17 @@ class Recorder:
         def reached(_: Tensor) -> None:
             if not back:
                 back.append(True)
-                self.shape = shape[1:]
-                self._add(shape[0])
+                self._reached(shape)
 
-        for each in _tensors(outputs):
+        for each in tensors_in(outputs):
             if each.requires_grad:
                 each.register_hook(reached)  # type: ignore[no-untyped-call]
+
+    def _reached(self, shape: tuple[int, ...]) -> None:
+        """A gradient came back to outputs of inputs of that shape."""
+        self.shape = self.shape or shape[1:]
+        if not self._is_told:
+            self._add(shape[0])
 
     def _add(self, examples: int) -> None:
         if self.complete:
@@ -148,7 +157,7 @@ class Recorder:
             self.skipped += 1
             return
         self.modes = self.modes or _modes(self.module)
-        self.taken.append(StepTaken(tuple(self._parts) * _processes(self._model), rate_of(optimizer, self._ids())))
+        self.taken.append(StepTaken(tuple(self._parts) * self._processes, rate_of(optimizer, self._ids())))
         self._parts.clear()
         self.gradient = self._gradients() if self._keeps_gradient and len(self.taken) == 1 else {}
         self.after = _state(self.module) if len(self.taken) == self._limit else {}
@@ -193,13 +202,13 @@ def _processes(model: nn.Module) -> int:
     return torch.distributed.get_world_size() if isinstance(model, nn.parallel.DistributedDataParallel) else 1
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
+def tensors_in(value: object) -> Iterator[Tensor]:
     """The tensors in arguments or outputs, however these are nested."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for each in value.values():
-            yield from _tensors(each)
+            yield from tensors_in(each)
     elif isinstance(value, tuple | list):
         for each in value:
-            yield from _tensors(each)
+            yield from tensors_in(each)

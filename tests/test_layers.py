@@ -33,10 +33,11 @@ MAY = {
     "frontier": GROUND | {"bounded", "fl", "attacks", "evaluation", "report", "assessment"},
     "experiments": GROUND
     | {"fl", "attacks", "evaluation", "report", "scenario", "specs", "pipeline", "zoo", "frontier"},
-    "integrations": GROUND | {"fl", "networks", "updates"},
+    "integrations": GROUND
+    | {"fl", "networks", "updates", "attacks", "evaluation", "report", "specs", "scenario", "pipeline", "experiments"},
     "cli": GROUND
     | {"fl", "updates", "attacks", "controls", "evaluation", "report", "zoo", "specs"}
-    | {"records", "scenario", "pipeline", "frontier", "experiments"},
+    | {"records", "scenario", "pipeline", "frontier", "experiments", "integrations"},
     "compat": GROUND | {"fl", "attacks", "evaluation", "report", "zoo", "pipeline"},
     "__main__": {"cli"},
     "__init__": set(),

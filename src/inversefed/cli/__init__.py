@@ -25,6 +25,7 @@ from inversefed.cli.options import (
     ShowStatus,
     Sweep,
     Train,
+    Watch,
     parse,
 )
 from inversefed.errors import InversefedError
@@ -46,6 +47,7 @@ _RUNS: dict[type[Command], tuple[str, str]] = {
     ShowStatus: ("ledger_views", "run_status"),
     Sweep: ("sweep", "run_sweep"),
     Train: ("train", "run_train"),
+    Watch: ("watch_run", "run_watch"),
 }
 """Where each command is carried out."""
 

@@ -36,6 +36,7 @@ __all__ = [
     "ShowStatus",
     "Sweep",
     "Train",
+    "Watch",
     "parse",
 ]
 
@@ -438,6 +439,24 @@ class Resume(Executing, InLedger):
 
 
 @dataclass(frozen=True)
+class Watch(InLedger):
+    """Audit the updates of a federation as its server keeps them, until it is over and none is left.
+
+    The server begins this by itself; by hand it audits what was kept of a run whose auditing process was killed.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """The run."""
+    trust_code: bool = False
+    """Let the run name its network as pkg.mod:factory, and pieces of your own as pkg.mod:Name. This IMPORTS AND RUNS
+    that code."""
+    threads: int = 1
+    """CPU threads."""
+    nice: int = 19
+    """How far the process stands back for others, from 0 to 19."""
+
+
+@dataclass(frozen=True)
 class ShowStatus(InLedger):
     """Say how far a run is, with the time left."""
 
@@ -502,7 +521,7 @@ class List:
     """The kind of piece."""
 
 
-Plain: TypeAlias = Convert | Purge | Train | Sweep | Resume | ShowStatus | Results | Runs | Serve | List
+Plain: TypeAlias = Convert | Purge | Train | Sweep | Resume | Watch | ShowStatus | Results | Runs | Serve | List
 """Commands whose options stand in one group."""
 Command: TypeAlias = Audit | Defend | Gate | Inspect | Plain
 
@@ -550,7 +569,7 @@ def _in_help(group: type) -> None:
             hints[each.name] = Annotated[hints[each.name], arg(help_behavior_hint="", metavar=many)]
 
 
-_PLAIN = {Asked, Train, Purge, InLedger, Executing, Sweep, Resume, ShowStatus, Results, Runs, Serve}
+_PLAIN = {Asked, Train, Purge, InLedger, Executing, Sweep, Resume, Watch, ShowStatus, Results, Runs, Serve}
 for _group in {*_GROUPS.values(), *_PLAIN}:
     _in_help(_group)
 
@@ -578,6 +597,7 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Train, subcommand("train")]
         | Annotated[Sweep, subcommand("sweep")]
         | Annotated[Resume, subcommand("resume")]
+        | Annotated[Watch, subcommand("watch")]
         | Annotated[ShowStatus, subcommand("status")]
         | Annotated[Results, subcommand("results")]
         | Annotated[Runs, subcommand("runs")]

@@ -90,7 +90,7 @@ def work(
         parent: the process that began this one, which ends when that is gone; `None` for nobody.
         jobs: how many to take at most; `None` for all.
         tracker: where curves and results are kept beside the ledger, if anywhere.
-        trust_code: whether a network that a point names as `pkg.mod:factory` may be imported, which runs that code.
+        trust_code: whether a network that a job names as `pkg.mod:factory` may be imported, which runs that code.
 
     Returns:
         How many were taken.
@@ -190,7 +190,7 @@ def keep(files: Mapping[str, bytes], folder: Path) -> None:
 def _audited(ledger: Ledger, job: Job, shared: Memory, pulse: "Pulse") -> Outcome:
     """Audit, from the checkpoint of an earlier attempt if there is one, write the files, and say what came of it."""
     began = time.perf_counter()
-    scenario = shared.audits.loaded(Scenario.from_dict(json.loads(job.scenario)))
+    scenario = shared.audits.loaded(Scenario.from_dict(json.loads(job.scenario), shared.trust_code))
     places = Places(ledger.folder)
     checkpoint = places.checkpoint(job.hash)
     make_private(checkpoint.parent)

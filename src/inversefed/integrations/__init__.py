@@ -1,1 +1,1 @@
-"""Adapters: updates taken where they are made, in training loops and frameworks that are not ours."""
+"""Where updates come from: training loops and federated-learning frameworks, each adapter beside its framework."""

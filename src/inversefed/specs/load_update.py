@@ -14,6 +14,7 @@ from inversefed.specs.sources import Sources, Stated
 from inversefed.types import Batch, Finding
 from inversefed.updates.described import stated_by
 from inversefed.updates.diagnosis import diagnose, require_usable
+from inversefed.updates.finding_notes import read_notes
 from inversefed.updates.update import Metadata, Update, as_observation, assumptions, expected_tensors, read_update
 
 __all__ = [
@@ -88,8 +89,8 @@ def read_received(sources: Sources, setting: Setting, strict: bool = True) -> Up
     """
     told = stated(sources)
     told = replace(told, kind="new_weights") if sources.after else told
-    path = Path(sources.update or str(sources.after))
-    return _with_count(read_update(path, expected_tensors(setting.module), strict=strict, stated=told), setting)
+    found = read_update(_file(sources), expected_tensors(setting.module), strict=strict, stated=told)
+    return _with_count(found, setting)
 
 
 def receive(sources: Sources, setting: Setting, asked: Client, loss: Loss, threat: ThreatModel) -> Received:
@@ -118,8 +119,13 @@ def receive(sources: Sources, setting: Setting, asked: Client, loss: Loss, threa
     observation = as_observation(network, update, num_examples=count, client=client, labels=labels)
     if threat.client == "unknown":
         observation = replace(observation, client=unknown(observation.client, network))
-    findings = (*diagnosis, *assumptions(stated_by(client, update.metadata)))
+    noted = read_notes(_file(sources))
+    findings = (*noted, *diagnosis, *assumptions(stated_by(client, update.metadata)))
     return Received(observation, _threat(threat, observation), _truth(setting, observation), findings)
+
+
+def _file(sources: Sources) -> Path:
+    return Path(sources.update or str(sources.after)).expanduser()
 
 
 def insisted(sources: Sources, setting: Setting) -> int | None:

@@ -257,6 +257,7 @@ def audit_observation(
     others: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     findings: Sequence[Finding] = (),
+    client: Client | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Report:
     """Attack what a server saw, run the controls, and judge.
@@ -279,6 +280,8 @@ def audit_observation(
             to tell how often the true picture is the nearest of several. Those that are a truth are left out.
         on_control: told of the control runs (done, of how many); a true answer ends them.
         findings: what is known of the update, for the report.
+        client: the client as its owner knows it, for what it promises: epsilon, and the bound on any attack; `None` for
+            the one that the observation holds, without noise. The attack is not told of it.
         config: the options of a command line that runs this again, for the report.
 
     Raises:
@@ -295,8 +298,8 @@ def audit_observation(
     attack, watch = recipes.best() if attack is None else attack, Watchers(on_step, on_control, checkpoint, resume)
     watch.check(attack)
     scenario = Scenario(
-        client=observation.client, threat=threat, loss=observation.network.loss, attack=attack, seed=seed,
-        time_budget=time_budget, max_iterations=max_iterations, nulls=nulls,
+        client=observation.client if client is None else client, threat=threat, loss=observation.network.loss,
+        attack=attack, seed=seed, time_budget=time_budget, max_iterations=max_iterations, nulls=nulls,
         rehearsals=rehearsals, rehearsal_time=rehearsal_time,
     )  # fmt: skip
     return carried_out(scenario.received(observation, truth, others, findings), watch, config)

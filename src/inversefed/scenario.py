@@ -29,7 +29,13 @@ from inversefed.fl.clients.client import check_client
 from inversefed.fl.defenses import Defense
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network
-from inversefed.fl.settings import describe_observation, describe_setting, setting_findings
+from inversefed.fl.settings import (
+    describe_observation,
+    describe_promise,
+    describe_setting,
+    promise_findings,
+    setting_findings,
+)
 from inversefed.fl.simulate import frozen, simulate
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.report import environment
@@ -71,7 +77,7 @@ class Scenario:
 
     Args:
         sources: how network, pictures and update are named; `None` where they are values of the program.
-        client: how the update is made; of an update from outside its sources say that.
+        client: how the update is made; of an update from outside its sources say that, and here is what it promises.
         defenses: what is done to it before it leaves, in order.
         threat: what the server knows beside it.
         loss: the client's training loss.
@@ -253,7 +259,9 @@ class Scenario:
         held, threat = self.at_hand, self.threat
         facts = describe_observation(observation, threat, self.seed)
         if held.received is not None or held.truth is None:
-            return facts | self.to_dict(), held.findings
+            count = observation.num_examples
+            facts |= describe_promise(self.client, count)
+            return facts | self.to_dict(), (*held.findings, *promise_findings(self.client, count))
         network, truth = observation.network, held.truth
         facts |= describe_setting(network, self.client, self.defenses, threat, truth, self.seed)
         return facts | self.to_dict(), setting_findings(network, self.defenses, truth, self.client, threat)

@@ -44,6 +44,7 @@ __all__ = [
     "broken_by",
     "clipped_noise",
     "dp_client",
+    "epsilon_of_history",
     "epsilon_spent",
     "noisy_steps",
     "privacy_of",
@@ -245,22 +246,49 @@ def epsilon_spent(
     Raises:
         ConfigError: Opacus is not installed.
     """
+    return epsilon_of_history([(noise_multiplier, sample_rate, steps)], delta, accountant)
+
+
+def epsilon_of_history(
+    history: Sequence[tuple[float, float, int]], delta: float = 1e-5, accountant: Literal["prv", "rdp"] = "prv"
+) -> PrivacySpent:
+    """Epsilon of steps whose noise or sample rate changed on the way, as an accountant of Opacus keeps them.
+
+    Args:
+        history: noise multiplier, sample rate and number of steps, in turn.
+        delta: at which epsilon is stated.
+        accountant: the one to ask, as for `epsilon_spent`.
+
+    Returns:
+        The figure, with the least noise and the largest rate of all steps.
+
+    Raises:
+        ConfigError: Opacus is not installed, or there is no step.
+
+    >>> print(epsilon_of_history([(1.0, 0.1, 20), (2.0, 0.1, 20)], 1e-5, "rdp"))
+    epsilon 4.35 at delta 1e-05 (RDP accountant, 40 steps, sample rate 0.1)
+    """
+    if not history:
+        raise ConfigError("an accountant that has seen no step has nothing to add up; take a step first")
+    least, rate = min(noise for noise, _, _ in history), max(each for _, each, _ in history)
+    steps = sum(number for _, _, number in history)
+    changed = "noise or sample rate changed on the way: the least and the largest are shown" if len(history) > 1 else ""
 
     def spent(epsilon: float, by: Literal["prv", "rdp"], note: str = "") -> PrivacySpent:
-        return PrivacySpent(epsilon, delta, by, noise_multiplier, steps, sample_rate, note)
+        return _noted(PrivacySpent(epsilon, delta, by, least, steps, rate, note), changed)
 
-    if noise_multiplier == 0:
+    if least == 0:
         return spent(math.inf, accountant, "there is no noise")
     if accountant == "rdp":
-        return spent(_rdp(noise_multiplier, steps, sample_rate, delta), "rdp")
-    points = _prv_points(noise_multiplier, steps, sample_rate, delta)
+        return spent(_rdp(history, delta), "rdp")
+    points = _prv_points(history, delta)
     why = f"PRV would need a grid of {points:.2g} points"
     if points <= _MOST_POINTS:
         try:
-            return spent(_prv(noise_multiplier, steps, sample_rate, delta), "prv")
+            return spent(_prv(history, delta), "prv")
         except (ArithmeticError, RuntimeError, ValueError) as error:
             why = f"PRV failed: {error}"
-    return spent(_rdp(noise_multiplier, steps, sample_rate, delta), "rdp", f"{why}; RDP is an upper bound")
+    return spent(_rdp(history, delta), "rdp", f"{why}; RDP is an upper bound")
 
 
 def _often(client: DPSGD, num_examples: int) -> int:
@@ -272,35 +300,33 @@ def _often(client: DPSGD, num_examples: int) -> int:
     return max(taken)
 
 
-def _rdp(noise_multiplier: float, steps: int, sample_rate: float, delta: float) -> float:
+def _rdp(history: Sequence[tuple[float, float, int]], delta: float) -> float:
     accountants = _opacus()
     accountant = accountants.RDPAccountant()
-    accountant.history = [(noise_multiplier, sample_rate, steps)]
+    accountant.history = list(history)
     try:
         return _quietly(lambda: float(accountant.get_epsilon(delta)))
     except ZeroDivisionError:  # the square of the noise is 0
         return math.inf
 
 
-def _prv(noise_multiplier: float, steps: int, sample_rate: float, delta: float) -> float:
+def _prv(history: Sequence[tuple[float, float, int]], delta: float) -> float:
     accountant = _opacus().PRVAccountant()
-    accountant.history = [(noise_multiplier, sample_rate, steps)]
+    accountant.history = list(history)
     epsilon = _quietly(lambda: float(accountant.get_epsilon(delta, eps_error=_EPSILON_ERROR)))
     if not 0 <= epsilon < math.inf:
         raise ArithmeticError(f"it gave {epsilon}")
     return epsilon
 
 
-def _prv_points(noise_multiplier: float, steps: int, sample_rate: float, delta: float) -> float:
+def _prv_points(history: Sequence[tuple[float, float, int]], delta: float) -> float:
     """How large PRV's grid will be: from minus to plus an epsilon at a far smaller delta, at a mesh that composes.
 
     Gopi et al., remark 5.6, with Opacus' share of delta for errors, 1/1000.
     """
-    error = delta / 1000
-    widest = max(
-        _rdp(noise_multiplier, steps, sample_rate, error / 4),
-        _rdp(noise_multiplier, 1, sample_rate, error / (8 * steps)),
-    )
+    error, steps = delta / 1000, sum(number for _, _, number in history)
+    alone = [_rdp([(noise, rate, 1)], error / (8 * steps)) for noise, rate, _ in history]
+    widest = max(_rdp(history, error / 4), *alone)
     mesh = _EPSILON_ERROR / math.sqrt(steps * math.log(12 / error) / 2)
     return 2 * (widest + 3) / mesh
 

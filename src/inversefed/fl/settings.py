@@ -17,7 +17,7 @@ from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.fl.train_mode import batchnorm_in_train_mode, dropout_in_train_mode
 from inversefed.types import Batch, Finding
 
-__all__ = ["describe_observation", "describe_setting", "setting_findings"]
+__all__ = ["describe_observation", "describe_promise", "describe_setting", "promise_findings", "setting_findings"]
 
 
 def describe_setting(
@@ -27,7 +27,7 @@ def describe_setting(
     facts = _facts(network, client, threat, truth.images.shape[0], seed)
     return facts | {
         "defenses": [repr(defense) for defense in defenses],
-        **_promised(client, truth.images.shape[0], defenses),
+        **describe_promise(client, truth.images.shape[0], defenses),
     }
 
 
@@ -93,7 +93,7 @@ def setting_findings(
         message = f"The attack is not told of the defenses ({named}): one that knows them may recover more."
         evidence = {repr(defense): _first_sentence(defense) for defense in defenses}
         found.append(Finding(Code.DEFENSE_UNKNOWN, "warning", message, evidence))
-    found += _client_defense_findings(client, len(truth.images), defenses)
+    found += promise_findings(client, len(truth.images), defenses)
     classes = [] if truth.labels.is_floating_point() else truth.labels.tolist()
     repeated = len(classes) - len(set(map(str, classes)))
     if repeated:
@@ -102,7 +102,7 @@ def setting_findings(
     return tuple(found)
 
 
-def _client_defense_findings(client: Client, num_examples: int, defenses: Sequence[Defense]) -> list[Finding]:
+def promise_findings(client: Client, num_examples: int, defenses: Sequence[Defense] = ()) -> list[Finding]:
     """What a client does by itself so that less leaks, and what that promises."""
     found, private, steps = [], dp_client(client), client.steps(num_examples)
     if steps is not None and steps.clients:
@@ -155,7 +155,7 @@ def _privacy_finding(client: DPSGD, num_examples: int, broken: str) -> Finding:
     )
 
 
-def _promised(client: Client, num_examples: int, defenses: Sequence[Defense]) -> Mapping[str, Any]:
+def describe_promise(client: Client, num_examples: int, defenses: Sequence[Defense] = ()) -> Mapping[str, Any]:
     """The part of a scenario that says what DP-SGD promises; empty for other clients, or where there is no epsilon."""
     private = dp_client(client)
     if private is None or broken_by(defenses):

@@ -18,7 +18,7 @@ from inversefed.fl.targets import check_labels
 from inversefed.fl.threat_model import ThreatModel as ThreatModel
 from inversefed.types import Batch, Params, Targets
 
-__all__ = ["Observation", "observe"]
+__all__ = ["Observation", "noise_of", "observe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,11 +144,11 @@ def observe(
     count, hidden = batch.images.shape[0], threat.client == "unknown"
     believed = unknown(client, network) if hidden else client.believed(threat, count, network.mask_seed)
     # The draws of dropout, and the order, are the client's own: the server's copy starts from another seed.
-    told = (*_noise(client, count), *defenses) if threat.defenses == "known" else ()
+    told = (*noise_of(client, count), *defenses) if threat.defenses == "known" else ()
     return Observation(network.with_masks(0), believed, dict(update), count, labels, sent, told)
 
 
-def _noise(client: Client, num_examples: int) -> tuple[Defense, ...]:
+def noise_of(client: Client, num_examples: int) -> tuple[Defense, ...]:
     """The noise of DP-SGD as one on the finished update; of local steps that are not plain SGD only its order."""
     steps = client.steps(num_examples)
     if steps is None or not steps.noise:

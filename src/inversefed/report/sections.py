@@ -113,7 +113,7 @@ def _bound(report: "Report") -> Section:
     ]
     if one.labels is not None:
         facts.append(("A label", f"a chance of {one.labels[0]:.3g} becomes at most {one.labels[1]:.3g} (Fano)"))
-    facts += _measured(report, one.mechanism)
+    facts += [*_epsilons(report), *_measured(report, one.mechanism)]
     if every is not None and every.mechanism is not None:
         facts.append(("All rounds", _noise(every.mechanism)))
     if every is not None and every.note:
@@ -131,9 +131,23 @@ def _after_all(every: Bound | None, index: int) -> str:
     return "" if every is None or not every.success else f", after all rounds at most {every.success[index]:.4g}"
 
 
+def _epsilons(report: "Report") -> list[tuple[str, str]]:
+    """What DP-SGD promises in the usual words, where that was computed; the bound is of the same noise."""
+    promised = report.scenario.get("privacy", {})
+    names = {"per_release": "Epsilon of this update", "cumulative": "Epsilon of all rounds"}
+    return [
+        (name, f"{spent['epsilon']:.3g} at delta {spent['delta']:g}, by the {spent['accountant'].upper()} accountant")
+        for key, name in names.items()
+        if (spent := promised.get(key)) is not None
+    ]
+
+
 def _measured(report: "Report", mechanism: Mechanism) -> list[tuple[str, str]]:
     """What was measured beside what is the most that it can be."""
-    facts, figures = [], report.verdict.figures if report.verdict else None
+    facts: list[tuple[str, str]] = []
+    figures = report.verdict.figures if report.verdict else None
+    if figures is not None and figures.score is not None:
+        facts.append(("Best picture measured", f"{figures.score:+.1f} {figures.unit}"))
     if figures is not None and figures.identified is not None and figures.identified_by_chance is not None:
         (most,) = success_bound([figures.identified_by_chance], mechanism)
         facts.append((f"Nearest of {figures.candidates} candidates", f"{figures.identified:.3g}, at most {most:.3g}"))

@@ -8,7 +8,7 @@ from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.clients.views import unknown
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.targets import as_targets, class_count
-from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.fl.threat import Observation, ThreatModel, noise_of
 from inversefed.specs.load_setting import Setting
 from inversefed.specs.sources import Sources, Stated
 from inversefed.types import Batch, Finding
@@ -119,6 +119,8 @@ def receive(sources: Sources, setting: Setting, asked: Client, loss: Loss, threa
     observation = as_observation(network, update, num_examples=count, client=client, labels=labels)
     if threat.client == "unknown":
         observation = replace(observation, client=unknown(observation.client, network))
+    if threat.defenses == "known" and client is not None:
+        observation = replace(observation, defenses=noise_of(client, observation.num_examples))
     noted = read_notes(_file(sources))
     findings = (*noted, *diagnosis, *assumptions(stated_by(client, update.metadata)))
     return Received(observation, _threat(threat, observation), _truth(setting, observation), findings)

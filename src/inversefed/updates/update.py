@@ -26,6 +26,7 @@ from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, check_labels
 from inversefed.fl.threat import Observation, check_update
 from inversefed.fl.train_mode import batchnorm_by_batch
+from inversefed.fl.threat_model import ThreatModel
 from inversefed.types import Finding, Params, Targets
 from inversefed.updates.described import described, is_summed, kind_of
 from inversefed.updates.files import read_tensors, write_tensors
@@ -124,7 +125,8 @@ def as_observation(
         update: its tensors and metadata.
         after: they are new weights, whatever the metadata say.
         num_examples: how many examples made it; `None` for what the metadata say, else a batch, else one.
-        client: the client as the attacker believes it to be; `None` for the one that the metadata describe.
+        client: the client as its owner knows it, of which the attacker believes all but what it draws, such as noise;
+            `None` for the one that the metadata describe.
         labels: the labels, where they are handed to the attack, in any form that the loss takes.
 
     Returns:
@@ -152,7 +154,7 @@ def as_observation(
     summed = is_summed(told, network)
     if summed and kind == "gradient":
         params = {name: part / count for name, part in params.items()}
-    believed = described(told, kind, count, summed) if client is None else client
+    believed = described(told, kind, count, summed) if client is None else client.believed(ThreatModel(), count, 0)
     _check_parts(network, believed, params)
     if labels is not None:
         check_labels(labels, count, network)

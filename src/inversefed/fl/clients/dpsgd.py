@@ -45,11 +45,13 @@ class DPSGD(Client, Asked):
         loss_reduction: `"mean"`, or `"sum"` to leave the division out.
         local_steps: how many steps.
         batch_size: examples a step, in consecutive slices as in `FedAvg`; 0 for all of them.
-        poisson_sampling: instead each step takes each example with probability `expected_batch_size / n`.
+        poisson_sampling: instead each step takes each example with a probability.
         lr: learning rate of the local steps.
         optimizer: their update rule, which sees only noised gradients.
         sends: `"gradient"` of a single step, `"delta"` for new minus old weights, or `"weights"` for the new ones.
         accounting: how epsilon is counted; it changes no number of the update.
+        sample_rate: the probability of Poisson sampling, where it is not `expected_batch_size / n`: Opacus takes one
+            over the number of batches, and rounds the expected size down.
 
     Raises:
         ConfigError: settings out of range, or that exclude each other.
@@ -74,6 +76,7 @@ class DPSGD(Client, Asked):
     optimizer: LocalOptimizer = LocalSGD()
     sends: Literal["gradient", "delta", "weights"] = "gradient"
     accounting: Accounting = Accounting()
+    sample_rate: float = 0.0
 
     def __post_init__(self) -> None:
         if self.noise_multiplier < 0 or self.max_grad_norm <= 0 or self.expected_batch_size < 0 or self.lr <= 0:
@@ -85,6 +88,11 @@ class DPSGD(Client, Asked):
             raise ConfigError(f"DPSGD needs local_steps >= 1 and batch_size >= 0; got {self!r}")
         if self.poisson_sampling and (self.batch_size or not self.expected_batch_size):
             raise ConfigError("DPSGD with poisson_sampling needs expected_batch_size, and no batch_size")
+        if not 0 <= self.sample_rate <= 1 or (self.sample_rate and not self.poisson_sampling):
+            raise ConfigError(
+                f"DPSGD needs a sample_rate in (0, 1], and poisson_sampling=True beside it; got {self.sample_rate} and "
+                f"{self.poisson_sampling}"
+            )
         if self.sends not in ("gradient", "delta", "weights") or self.loss_reduction not in ("mean", "sum"):
             raise ConfigError(
                 "DPSGD sends 'gradient', 'delta' or 'weights' and reduces by 'mean' or 'sum'; got "
@@ -123,7 +131,8 @@ class DPSGD(Client, Asked):
         """
         if not self.poisson_sampling:
             return replace(self, noise_multiplier=0.0)
-        return replace(self, noise_multiplier=0.0, poisson_sampling=False, expected_batch_size=0)
+        divisor = round(self.expected_batch_size / self.sample_rate) if self.sample_rate else 0
+        return replace(self, noise_multiplier=0.0, poisson_sampling=False, expected_batch_size=divisor, sample_rate=0.0)
 
     def noise_std(self, num_examples: int) -> float:
         """Standard deviation of the noise in each entry of one step's gradient."""
@@ -132,7 +141,9 @@ class DPSGD(Client, Asked):
 
     def sampled(self, num_examples: int) -> float:
         """The probability with which a step takes an example, where that is drawn; else 1."""
-        return min(1.0, self.expected_batch_size / num_examples) if self.poisson_sampling else 1.0
+        if not self.poisson_sampling:
+            return 1.0
+        return self.sample_rate or min(1.0, self.expected_batch_size / num_examples)
 
     def steps(self, num_examples: int) -> LocalSteps:
         """The local steps, on all examples where it is drawn which of them a step takes.
@@ -171,7 +182,7 @@ class DPSGD(Client, Asked):
     def _parts(self, num_examples: int, generator: Generator | None) -> Sequence[slice | Tensor]:
         if not self.poisson_sampling or generator is None:
             return self.steps(num_examples).slices
-        if self.expected_batch_size > num_examples:
+        if self.expected_batch_size > num_examples and not self.sample_rate:
             raise ConfigError(
                 f"DPSGD cannot draw {self.expected_batch_size} of {num_examples} examples on average; lower "
                 "expected_batch_size"
@@ -187,13 +198,13 @@ class DPSGD(Client, Asked):
         return Generator().manual_seed(network.mask_seed ^ _SALT)
 
     def _divisor(self, num_examples: int) -> int:
-        return self.expected_batch_size or self._step_size(num_examples)
+        return self.expected_batch_size or self.batch_size or num_examples
 
-    def _step_size(self, num_examples: int) -> int:
+    def _step_size(self, num_examples: int) -> float:
         """Examples a step, on average."""
         if self.poisson_sampling:
-            return self.expected_batch_size
-        return self.batch_size or num_examples
+            return num_examples * self.sampled(num_examples)
+        return float(self.batch_size or num_examples)
 
 
 def check_no_coupling(network: Network) -> None:

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "Adaptive": (recipes.geiping(),),
     "Clip": (1.0,),
     "DPSGD": (0.0, 1e3),
+    "ExcludeVars": ("bias",),
     "GaussianNoise": (0.1,),
     "LaplaceNoise": (0.1,),
     "GaussianLikelihood": (0.1,),

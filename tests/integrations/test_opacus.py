@@ -94,7 +94,13 @@ def test_a_step_of_a_privacy_engine_is_audited_with_epsilon_bound_and_leakage_in
     told = read_training(training.module, training.optimizer, training.engine, num_examples=len(drawn[0]))
     seen = told.observed(frozen(before), noised_gradient(training.module))
     report = audit_observation(
-        seen, truth=Batch(*drawn), client=told.client, findings=told.findings, max_iterations=3, nulls=1, time_budget=8.0
+        seen,
+        truth=Batch(*drawn),
+        client=told.client,
+        findings=told.findings,
+        max_iterations=3,
+        nulls=1,
+        time_budget=8.0,
     )
     assert told.client == DPSGD(0.8, 0.7, expected_batch_size=2, lr=0.2, accounting=told.client.accounting)
     assert seen.client == DPSGD(0.0, 0.7, expected_batch_size=2, lr=0.2, accounting=told.client.accounting)

@@ -195,11 +195,22 @@ def adapted(search: GradientInversion, defense: Defense, observation: Observatio
             return _stated(search, RoundingLikelihood(bits, "stochastic"), _an_entry(observation))
         case fl.SignQuantization(scaled=scaled):
             return _stated(search, SignError(scaled), _SMALL)
+    return _partly_sent(search, defense, observation)
+
+
+def _partly_sent(search: GradientInversion, defense: Defense, observation: Observation) -> GradientInversion:
+    """The search that compares what was sent, where a defense sends some entries only."""
+    match defense:
         case fl.TopK():
             return _stated(search, PrunedError(), _SMALL)
         case fl.RandomPruning(keep=keep, rescale=rescale):
             objective = Masked(RelativeSquaredError(), keep if rescale else 1.0)
             return _stated(search, objective, _SMALL)
+        case fl.PercentilePrivacy(gamma=gamma, steps=steps):
+            return _stated(search, PrunedError(most=gamma * steps), _SMALL)
+        case fl.SVTPrivacy(gamma=gamma, steps=steps, noise_scale=scale):
+            objective = Masked(LaplaceLikelihood(scale), most=gamma * steps)
+            return _stated(search, objective, _an_entry(observation))
     return _simulated(search, defense, observation)
 
 
@@ -207,6 +218,9 @@ def _simulated(search: GradientInversion, defense: Defense, observation: Observa
     """The search whose simulation does what the defense does."""
     inner = search.simulation
     match defense:
+        case fl.ExcludeVars():
+            out = defense.left_out(tuple(observation.update))
+            return replace(search, simulation=Leaving(out, inner), features=0.0)
         case fl.Clip(max_norm=max_norm):
             return replace(search, simulation=Clipped(max_norm, inner), features=0.0)
         case fl.Soteria():

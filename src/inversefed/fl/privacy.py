@@ -35,6 +35,7 @@ from inversefed.fl.defenses.protocols import (
     reads_examples,
     update_defenses,
 )
+from inversefed.fl.defenses.selective_sharing import SVTPrivacy
 
 __all__ = [
     "NoisySteps",
@@ -173,7 +174,9 @@ def clipped_noise(defenses: Sequence[Defense]) -> tuple[float, str]:
             return 0.0, read or f"{each!r} is added to an update of any length: clip it before"
         else:
             length = 0.0
-            why = why or (f"{each!r} adds noise that is not Gaussian" if isinstance(each, LaplaceNoise) else "")
+            why = why or (
+                f"{each!r} adds noise that is not Gaussian" if isinstance(each, LaplaceNoise | SVTPrivacy) else ""
+            )
     return 0.0, why
 
 

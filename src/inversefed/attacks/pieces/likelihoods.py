@@ -8,6 +8,7 @@ of the noise: a cosine or a cost that weighs entries by size trusts noise where 
 statement about every entry: those sent are what they are, and those left out were no larger.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -20,6 +21,9 @@ from inversefed.errors import ConfigError
 from inversefed.types import Params, Scalar
 
 __all__ = ["GaussianLikelihood", "LaplaceLikelihood", "PrunedError"]
+
+_ROUNDING = 1e-5
+"""Relative, of an entry that was cut to a size, divided by the number of steps and multiplied again."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,12 @@ class PrunedError:
         sum over sent |g - g*|^p  +  sum over unsent max(0, |g| - t)^p,     all over  sum |g*|^p
 
     A tensor's threshold t is its smallest sent entry: a guess whose entry is larger would have sent it. An entry of
-    exactly 0 counts as unsent.
+    exactly 0 counts as unsent. For `PercentilePrivacy` as well, which cuts what it sends to a size: of an entry that
+    is as large as that only a guess that is smaller, or of the other sign, is wrong.
 
     Args:
         power: 2 for the squared error, 1 for the absolute one.
+        most: the size that entries were cut to; infinite if they were not.
 
     >>> update = {"w": torch.tensor([3.0, 0.0, -2.0])}
     >>> [PrunedError()({"w": torch.tensor(w)}, update).item() for w in ([3.0, 1.5, -2.0], [3.0, 3.0, -2.0])]
@@ -83,10 +89,11 @@ class PrunedError:
     """
 
     power: float = 2.0
+    most: float = math.inf
 
     def __post_init__(self) -> None:
-        if self.power not in (1, 2):
-            raise ConfigError(f"PrunedError's power is 1 or 2, not {self.power}")
+        if self.power not in (1, 2) or not self.most > 0:
+            raise ConfigError(f"PrunedError's power is 1 or 2, and its most above 0; got {self!r}")
 
     def __call__(self, predicted: Params, observed: Params) -> Scalar:
         """Error relative to the observed update."""
@@ -98,6 +105,9 @@ class PrunedError:
         # A tensor of which nothing was sent has no threshold, and so says nothing.
         threshold = torch.where(sent, theirs.abs(), torch.inf).amin()
         error = torch.where(sent, (ours - theirs).abs(), (ours.abs() - threshold).clamp(min=0))
+        if math.isfinite(self.most):
+            cut = theirs.abs() >= self.most * (1 - _ROUNDING)
+            error = torch.where(cut, (self.most - ours * theirs.sign()).clamp(min=0), error)
         return error.pow(self.power).sum()
 
 

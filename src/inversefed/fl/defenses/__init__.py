@@ -23,6 +23,7 @@ from inversefed.fl.defenses.protocols import network_defenses as network_defense
 from inversefed.fl.defenses.protocols import update_defenses as update_defenses
 from inversefed.fl.defenses.pruning import RandomPruning, TopK
 from inversefed.fl.defenses.quantization import SignQuantization, StochasticQuantization, UniformQuantization
+from inversefed.fl.defenses.selective_sharing import ExcludeVars, PercentilePrivacy, SVTPrivacy
 from inversefed.fl.defenses.soteria import Soteria
 
 __all__ = [
@@ -30,10 +31,13 @@ __all__ = [
     "PRECODE",
     "Clip",
     "Dropout",
+    "ExcludeVars",
     "GaussianNoise",
     "LaplaceNoise",
     "Mixup",
+    "PercentilePrivacy",
     "RandomPruning",
+    "SVTPrivacy",
     "SignQuantization",
     "Soteria",
     "StochasticQuantization",

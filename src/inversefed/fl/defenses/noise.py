@@ -15,7 +15,7 @@ from inversefed.errors import ConfigError
 from inversefed.fl.defenses.protocols import Context
 from inversefed.types import Params
 
-__all__ = ["GaussianNoise", "LaplaceNoise"]
+__all__ = ["GaussianNoise", "LaplaceNoise", "laplace_like"]
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class LaplaceNoise:
 
     def __call__(self, update: Params, context: Context, generator: Generator) -> Params:
         """Add noise from the generator."""
-        return {name: part + self.scale * _laplace_like(part, generator) for name, part in update.items()}
+        return {name: part + self.scale * laplace_like(part, generator) for name, part in update.items()}
 
 
 def _normal_like(part: Tensor, generator: Generator) -> Tensor:
     return torch.randn(part.shape, generator=generator, dtype=part.dtype, device=generator.device).to(part.device)
 
 
-def _laplace_like(part: Tensor, generator: Generator) -> Tensor:
-    """The difference of two exponential draws of mean 1."""
+def laplace_like(part: Tensor, generator: Generator) -> Tensor:
+    """Laplacian noise of scale 1, in the shape of a tensor: the difference of two exponential draws of mean 1."""
     draws = torch.empty((2, *part.shape), dtype=part.dtype, device=generator.device).exponential_(generator=generator)
     return (draws[0] - draws[1]).to(part.device)

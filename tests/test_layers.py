@@ -27,7 +27,9 @@ MAY = {
     "records": GROUND | {"fl", "attacks", "evaluation"},
     "scenario": GROUND | {"fl", "attacks", "report", "specs"},
     "pipeline": GROUND
-    | {"arguments", "bounded", "fl", "attacks", "controls", "evaluation", "report", "assessment", "scenario"},
+    | {"arguments", "bounded", "fl", "attacks", "controls", "evaluation", "report", "scenario"}
+    | {"assessment", "rehearsed"},
+    "rehearsed": GROUND | {"arguments", "assessment", "attacks", "controls", "evaluation", "fl", "scenario"},
     "specs": GROUND | {"fl", "attacks", "updates", "zoo"},
     "zoo": GROUND,
     "frontier": GROUND | {"bounded", "fl", "attacks", "evaluation", "report", "assessment"},
@@ -62,7 +64,8 @@ ATTACKS_MAY = {
     "rules": {"head", "identifiability", "search", "simulations"},
     "auto": {"adaptive", "constant_color", "identifiability", "matching_error", "rules", "search"},
     "recipes": PIECES | {"auto", "exact", "rules", "search", "simulations"},
-    "shown": {"adaptive", "recipes", "search"},
+    "portfolio": {"auto", "pieces", "recipes", "search"},
+    "shown": {"adaptive", "auto", "portfolio", "recipes", "search", "simulations"},
 }
 """Inside `attacks`."""
 PIECES_MAY = {

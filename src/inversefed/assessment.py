@@ -26,7 +26,6 @@ from inversefed.attacks import Attack, SearchAttack
 from inversefed.attacks.identifiability.hidden import zero_head
 from inversefed.attacks.identifiability.limit import limit
 from inversefed.attacks.matching_error import matching_error
-from inversefed.controls.rehearsal import Rehearsals
 from inversefed.controls.runs import ControlRuns, own_repeat, plan, run
 from inversefed.controls.uniqueness import undetermined_share
 from inversefed.errors import InversefedError
@@ -34,7 +33,7 @@ from inversefed.evaluation import align, controls
 from inversefed.evaluation.agreement import agreement
 from inversefed.evaluation.identification import nearest, unlike
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
-from inversefed.evaluation.power import Power
+from inversefed.evaluation.power import Rehearsed
 from inversefed.evaluation.verdict import Evidence, Verdict, answered, decide, greatest, margins
 from inversefed.findings import Code
 from inversefed.fl.batchnorm import sent_buffers
@@ -45,7 +44,7 @@ from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.numerics import float32_products
 from inversefed.report.scope import scope
-from inversefed.thresholds import EXACT, EXACT_DB, LEAST_DB, NEARBY, NULLS, OPEN, PIXEL_SLACK
+from inversefed.thresholds import EXACT, EXACT_DB, NEARBY, NULLS, OPEN, PIXEL_SLACK
 from inversefed.types import Batch, Budget, Finding, Images, Limit, Point, Reconstruction, Scores, Status, Targets
 
 __all__ = ["Assessment", "as_seen", "paired", "public_batches"]
@@ -260,7 +259,7 @@ class Assessment:
         attack: str,
         seconds: float,
         scenario: Mapping[str, Any],
-        rehearsed: Rehearsals = Rehearsals(),
+        rehearsed: Rehearsed = Rehearsed(),
         limit: Limit | None = None,
     ) -> Verdict | None:
         """Judge.
@@ -270,7 +269,8 @@ class Assessment:
             attack: its `repr`.
             seconds: that it took.
             scenario: what was audited.
-            rehearsed: the same attack on public stand-ins.
+            rehearsed: the same attack on public stand-ins. Their bar is that of the real audit: its null runs hold the
+                numbers of an update of the same client.
             limit: of the update; `None` where that is not known.
         """
         evidence = self.evidence(done)
@@ -296,31 +296,19 @@ class Assessment:
             identified=identified,
             candidates=candidates,
             identified_by_chance=None if candidates is None else 1 / candidates,
-            power=self.power(rehearsed, evidence.bar),
+            power=rehearsed.power(evidence.bar if self.truth is not None else 0.0),
         )
         said = found.sentence if figures.power is None else f"{found.sentence} {figures.power}"
         scores = None if self.truth is None else self._decibels(self.found.images)
         told = replace(found, sentence=said, figures=figures)
         return answered(told, limit, scores, self._bars(done))
 
-    def power(self, rehearsed: Rehearsals, bar: float) -> Power | None:
-        """How many of the stand-ins the verdict would have called: exact, or above the controls and all null runs.
-
-        The bar is that of the real audit: its null runs hold the numbers of an update of the same client.
-
-        Args:
-            rehearsed: the runs on stand-ins, whose truth is known.
-            bar: the best null run, in dB over the best control; minus infinity where there was none.
-        """
-        if not rehearsed.done:
-            return None
-        least, recovered = max(LEAST_DB, bar if self.truth is not None else 0.0), 0
-        for each in rehearsed.done:
-            if each.found is not None:
-                case = Assessment(each.observation, each.truth, self.threat, each.found)
-                score = greatest(case._over_controls(ControlRuns())((each.found,)))
-                recovered += bool(case.exact.any()) or score > least
-        return Power(recovered, len(rehearsed.done), rehearsed.planned, rehearsed.why, rehearsed.seconds)
+    @property
+    def rehearsed(self) -> float:
+        """The score of a stand-in: its best picture in dB over the best plain picture; infinity where one is exact."""
+        return (
+            math.inf if bool(self.exact.any()) else greatest(self._over_controls(ControlRuns())((self.reconstruction,)))
+        )
 
     def evidence(self, done: ControlRuns) -> Evidence:
         """The scores of all runs, and whether the result is exact."""

@@ -31,6 +31,8 @@ class Code(StrEnum):
     """Steps in bfloat16 differed from plain ones or failed, and were not used."""
     CHECKPOINT_FAILED = "checkpoint-failed"
     """The state of the search could not be written to its file."""
+    CHOSEN_BY_REHEARSAL = "chosen-by-rehearsal"
+    """Which attack did best on public stand-ins, and by how much; or why none was chosen."""
     CLIENT_RULE = "client-rule"
     """The client's own rule, such as clipping of single examples, stands between gradients and update."""
     CLIENT_UNKNOWN = "client-unknown"

@@ -14,29 +14,31 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from inversefed.arguments import Watchers, check_nulls, check_rehearsals, checked_others
-from inversefed.assessment import Assessment, as_seen, public_batches
+from inversefed.assessment import Assessment
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
 from inversefed.attacks.shown import shown
 from inversefed.bounded import bounds_of
-from inversefed.controls.rehearsal import Rehearsals, rehearse
 from inversefed.controls.runs import SHARE, ControlRuns
 from inversefed.errors import ConfigError, InputError
+from inversefed.evaluation.choice import Choice
 from inversefed.evaluation.label_leakage import LabelLeakage, label_leakage
+from inversefed.evaluation.power import Rehearsed
 from inversefed.evaluation.score import score
+from inversefed.findings import Code
 from inversefed.fl.checks import check_pieces
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.defenses import Defense
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss
-from inversefed.fl.simulate import simulate
 from inversefed.fl.targets import class_count
 from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.rehearsed import StandIns
 from inversefed.report import environment
 from inversefed.report.model import Report
 from inversefed.scenario import Scenario
-from inversefed.types import Batch, Budget, Finding, Limit, Step
+from inversefed.types import Batch, Finding, Limit, Step
 
 __all__ = ["audit", "audit_observation"]
 
@@ -50,12 +52,14 @@ def carried_out(scenario: Scenario, watch: Watchers, config: Mapping[str, Any] |
     """Attack what the server saw in a scenario whose tensors are at hand, run the controls, and judge."""
     check_nulls(scenario.nulls)
     check_rehearsals(scenario.rehearsals, scenario.nulls)
-    held, attack, seed, seconds_in_all = scenario.at_hand, scenario.attack, scenario.seed, scenario.time_budget
+    held, seed, seconds_in_all = scenario.at_hand, scenario.seed, scenario.time_budget
     observation, truth = scenario.observe().anew(), held.truth
     others = checked_others(observation, held.others, truth)
     share = seconds_in_all if seconds_in_all is None or scenario.nulls == 0 else SHARE * seconds_in_all
     budget = watch.budget(share, scenario.max_iterations)
+    stand_ins = StandIns(scenario, observation, others, budget, watch)
     with foreign_code("the audit", watch.told, watch.controlled):
+        attack, choice = stand_ins.choice()
         began = time.perf_counter()
         reconstruction = attack(observation, Generator().manual_seed(2 * seed + 1), budget)
         reconstruction = completed(reconstruction, attack, observation)
@@ -65,31 +69,8 @@ def carried_out(scenario: Scenario, watch: Watchers, config: Mapping[str, Any] |
         until = None if left is None else time.monotonic() + left / 2
         case = Assessment(observation, truth, scenario.threat, reconstruction, others, until)
         runs = case.trials(attack, budget, scenario.nulls, seed, left, watch.controlled, watch.stopper.stopped)
-        rehearsed = _rehearsed(scenario, observation, others, budget, watch)
-        return reported(scenario, case, runs, seconds, config, rehearsed)
-
-
-def _rehearsed(
-    scenario: Scenario, observation: Observation, others: Batch | None, budget: Budget, watch: Watchers
-) -> Rehearsals:
-    """The same attack on updates of public pictures, made as the real one was as far as that is known."""
-    held, planned = scenario.at_hand, scenario.rehearsals
-    if not planned:
-        return Rehearsals()
-
-    def seen(batch: Batch, seed: int) -> Observation:
-        if held.received is not None:
-            return as_seen(observation, batch)
-        return simulate(
-            held.network, batch, client=scenario.client, defenses=scenario.defenses, threat=scenario.threat, seed=seed
-        )
-
-    known = held.received is None or observation.client_known
-    batches = public_batches(observation, others, planned) if known else ()
-    return rehearse(
-        scenario.attack, batches, seen,
-        planned=planned, seed=scenario.seed, budget=budget, seconds=scenario.rehearsal_time, watch=watch.controlled,
-    )  # fmt: skip
+        rehearsed = stand_ins.rehearsed(attack, choice)
+        return reported(scenario, case, runs, seconds, config, attack, rehearsed, choice)
 
 
 def reported(
@@ -98,9 +79,12 @@ def reported(
     runs: ControlRuns,
     seconds: float,
     config: Mapping[str, Any] | None,
-    rehearsed: Rehearsals = Rehearsals(),
+    attack: Attack | None = None,
+    rehearsed: Rehearsed = Rehearsed(),
+    choice: Choice | None = None,
 ) -> Report:
     """The last part of the line: what an attack and its controls came to, scored and judged."""
+    attack = scenario.attack if attack is None else attack
     features, truth, pictures = case.observation.network.features, case.truth, case.pictures(runs)
     facts, findings = scenario.described(case.observation)
     limit = _limit(scenario, case, seconds)
@@ -109,25 +93,34 @@ def reported(
     network, count = case.observation.network, case.observation.num_examples
     return Report(
         scenario=facts,
-        attack=shown(scenario.attack),
+        attack=shown(attack),
         reconstruction=case.reconstruction,
         truth=truth,
         permutation=case.order,
         scores=scores,
         baselines={} if truth is None else {name: score(guess, truth, features) for name, guess in pictures.items()},
-        findings=(*findings, *case.reconstruction.findings, *case.findings(runs)),
+        findings=(*findings, *_told(choice), *case.reconstruction.findings, *case.findings(runs)),
         seconds=seconds,
         config=dict(config or {}),
         environment=environment.describe(),
-        verdict=case.verdict(runs, repr(scenario.attack), seconds, facts, rehearsed, known),
+        verdict=case.verdict(runs, repr(attack), seconds, facts, rehearsed, known),
         limit=known,
         without_limit=limit if isinstance(limit, str) else "",
         agreement=case.agreement(runs),
         reproduces=case.reproduces,
         controls=pictures,
         label_leakage=labels_recovered(scenario, case, scores.get("label_accuracy")),
+        choice=choice,
         bounds=bounds_of(scenario.client, scenario.defenses, count, network.num_classes, scenario.threat),
     )
+
+
+def _told(choice: Choice | None) -> tuple[Finding, ...]:
+    """What rehearsals say of the attack."""
+    if choice is None:
+        return ()
+    evidence = {"attack": choice.attack, "tried": len(choice.attacks), "stand_ins": choice.stand_ins}
+    return (Finding(Code.CHOSEN_BY_REHEARSAL, "info", str(choice), evidence),)
 
 
 def _limit(scenario: Scenario, case: Assessment, seconds: float) -> Limit | str:
@@ -172,6 +165,7 @@ def audit(
     nulls: int | None = None,
     rehearsals: int | None = None,
     rehearsal_time: float | None = None,
+    choose: bool = False,
     others: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -202,6 +196,9 @@ def audit(
         rehearsals: how many updates of public pictures, those of `others`, are attacked in the same way, to tell how
             often the verdict calls a leak where there is one, its power; `None` for none.
         rehearsal_time: seconds for all of them, beside `time_budget`; `None` for no limit.
+        choose: whether the attack's search and the weight of its prior are chosen by how several do on updates of
+            public pictures, those of `others`; it takes about as long as the attack on a dozen of them. It is not asked
+            what the private update holds.
         others: public pictures of the same kind, with labels, none of them private: for more controls.
         on_control: told of the control runs (done, of how many); a true answer ends them.
         config: the options of a command line that runs this again, kept in the report as they are.
@@ -221,7 +218,7 @@ def audit(
     watch = Watchers(on_step, on_control, checkpoint, resume)
     if isinstance(module, Scenario):
         given = (images, labels, mean, std, attack, loss, time_budget, max_iterations, nulls, others)
-        rehearsed = (rehearsals, rehearsal_time)
+        rehearsed = (rehearsals, rehearsal_time, choose or None)
         if any(each is not None for each in (*given, *rehearsed)) or (client, tuple(defenses), threat, seed) != _USUAL:
             raise ConfigError("a scenario holds all settings of its audit; change one by replace(scenario, seed=1)")
         watch.check(module.attack)
@@ -232,7 +229,7 @@ def audit(
     scenario = Scenario(
         client=client, defenses=tuple(defenses), threat=threat, loss=CrossEntropy() if loss is None else loss,
         attack=attack, seed=seed, time_budget=time_budget, max_iterations=max_iterations, nulls=nulls,
-        rehearsals=rehearsals, rehearsal_time=rehearsal_time,
+        rehearsals=rehearsals, rehearsal_time=rehearsal_time, choose=choose,
     )  # fmt: skip
     if images is None or labels is None:
         raise InputError("an audit needs private pictures and their labels beside a module; or give a Scenario")
@@ -254,6 +251,7 @@ def audit_observation(
     nulls: int | None = None,
     rehearsals: int | None = None,
     rehearsal_time: float | None = None,
+    choose: bool = False,
     others: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     findings: Sequence[Finding] = (),
@@ -276,6 +274,7 @@ def audit_observation(
         nulls: how many null runs; `None` for 19, or at most 1 beside an exact result; 0 for none.
         rehearsals: as for `audit`; stand-ins have no defense, for who sees an update knows of none.
         rehearsal_time: as for `audit`.
+        choose: as for `audit`.
         others: public pictures of the same kind, with labels: for the mean picture, for another example's update, and
             to tell how often the true picture is the nearest of several. Those that are a truth are left out.
         on_control: told of the control runs (done, of how many); a true answer ends them.
@@ -300,7 +299,7 @@ def audit_observation(
     scenario = Scenario(
         client=observation.client if client is None else client, threat=threat, loss=observation.network.loss,
         attack=attack, seed=seed, time_budget=time_budget, max_iterations=max_iterations, nulls=nulls,
-        rehearsals=rehearsals, rehearsal_time=rehearsal_time,
+        rehearsals=rehearsals, rehearsal_time=rehearsal_time, choose=choose,
     )  # fmt: skip
     return carried_out(scenario.received(observation, truth, others, findings), watch, config)
 

@@ -90,6 +90,7 @@ class Scenario:
         nulls: how many null runs the verdict rests on; `None` for as many as it needs.
         rehearsals: how many public stand-ins the same attack is run on, for the verdict's power; `None` for none.
         rehearsal_time: seconds for all of them; `None` for no limit.
+        choose: whether the search is chosen by how several do on public stand-ins.
         sha256: of what was loaded.
         versions: with which versions, machine and threads; no part of the hash.
         held: the tensors, where they are at hand.
@@ -115,6 +116,7 @@ class Scenario:
     nulls: int | None = None
     rehearsals: int | None = None
     rehearsal_time: float | None = None
+    choose: bool = False
     sha256: Hashes = Hashes()
     versions: Mapping[str, str] = field(default_factory=environment.describe, repr=False, compare=False)
     held: Held | None = field(default=None, repr=False, compare=False)
@@ -307,6 +309,7 @@ class Scenario:
             "max_iterations": self.max_iterations,
             "nulls": self.nulls,
             **{name: value for name in _REHEARSED if (value := getattr(self, name)) is not None},
+            **({"choose": True} if self.choose else {}),
             "sha256": asdict(self.sha256),
         }
 

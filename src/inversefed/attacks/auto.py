@@ -111,6 +111,21 @@ class AutoAttack:
             in_range=self.in_range.with_settings(**changes),
         )
 
+    def with_search(self, search: GradientInversion) -> "AutoAttack":
+        """The same choice with one search for all rules; each of them still says how the client is simulated.
+
+        Args:
+            search: what is run where no exact method recovers the pictures.
+        """
+        rules = (
+            replace(
+                rule, attack=replace(search, simulation=rule.attack.simulation), why="this search was asked for",
+                polish=None, bounded=search == self.in_range, steady=True, also=(),
+            )
+            for rule in self.searches
+        )  # fmt: skip
+        return replace(self, searches=tuple(rules))
+
     def search(self, observation: Observation) -> GradientInversion:
         """The search that fits; where defenses are known, with these in its model."""
         return self.informed().search(observation) if observation.defenses else self._chosen(Facts(observation))[0]

@@ -8,12 +8,15 @@ A record holds the attack whole; `repr(recipes.best())` alone has 18,000 charact
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeAlias
 
 from inversefed.attacks import Attack, SearchAttack, recipes
 from inversefed.attacks.adaptive import Adaptive
+from inversefed.attacks.auto import AutoAttack
+from inversefed.attacks.portfolio import settings_of
 from inversefed.attacks.search.inversion import GradientInversion
+from inversefed.attacks.simulations import KnownClient
 from inversefed.errors import ConfigError
 
 __all__ = ["shown"]
@@ -35,7 +38,16 @@ def shown(attack: Attack) -> str:
         return f"Adaptive(attack={shown(attack.attack)}, defenses={attack.defenses!r}, beside={attack.beside!r})"
     whole = repr(attack)
     made = [text for name in recipes.__all__ for text in _made_by(name, getattr(recipes, name), attack, whole)]
-    return min([*made, whole], key=len)
+    return min([*made, *_with_search(attack, whole), whole], key=len)
+
+
+def _with_search(attack: Attack, whole: str) -> Iterator[str]:
+    """The text by which the default, with one search for all rules, makes this attack."""
+    if isinstance(attack, AutoAttack):
+        changed, search = settings_of(attack), replace(attack.searches[0].attack, simulation=KnownClient())
+        usual = recipes.best().with_settings(**changed) if changed else recipes.best()
+        if repr(usual.with_search(search)) == whole:
+            yield f"{shown(usual)}.with_search({shown(search)})"
 
 
 def _made_by(name: str, recipe: Callable[..., Attack], attack: Attack, whole: str) -> Iterator[str]:

@@ -117,6 +117,7 @@ def read_scenario(options: Audit) -> Scenario:
         nulls=options.nulls,
         rehearsals=rehearsals,
         rehearsal_time=limit,
+        choose=options.choose,
     )
 
 

@@ -85,6 +85,8 @@ class Attacking:
     rehearse: str | None = None
     """How many public pictures, or how long (such as 2m): their updates are attacked in the same way, to tell how
     often the verdict calls a leak where there is one."""
+    choose: bool = False
+    """Choose the search and the weight of its prior by how several do on updates of public pictures."""
     checkpoint: Path | None = None
     """A file for the state of the search, if there is one, written from its start on; --resume goes on from it."""
     resume: Path | None = None
@@ -700,7 +702,8 @@ def _of_scenario(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     seconds = {} if record.get("time_budget") is None else {"time_budget": f"{record['time_budget']}s"}
     count, limit = record.get("rehearsals"), record.get("rehearsal_time")
     rehearsed = {} if count is None else {"rehearse": str(count) if limit is None else f"{limit}s"}
-    return {**sources, **same, **granted, **hidden, **client, **seconds, **rehearsed}
+    chosen = {"choose": True} if record.get("choose") else {}
+    return {**sources, **same, **granted, **hidden, **client, **seconds, **rehearsed, **chosen}
 
 
 def _of_update(sources: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from inversefed.fl.threat import Observation
 from inversefed.seeds import seed_for
 from inversefed.types import Batch, Budget, Reconstruction, Status
 
-__all__ = ["Rehearsal", "Rehearsals", "rehearse"]
+__all__ = ["Rehearsal", "Rehearsals", "StandIn", "attempt", "rehearse"]
 
 StandIn = Callable[[Batch, int], Observation]
 """(public batch, its number) -> what the server would see of it."""
@@ -97,7 +97,7 @@ def rehearse(
             break
         limit = min(left, math.inf if budget.seconds is None else budget.seconds)
         own = Budget(limit if math.isfinite(limit) else None, budget.max_iterations)
-        found = _attempt(attack, observation, seed_for(seed, "rehearsed attack", number), own)
+        found = attempt(attack, observation, seed_for(seed, "rehearsed attack", number), own)
         if found is not None and (found.status is Status.INTERRUPTED or _cut(found, limit, budget.seconds)):
             why = "somebody ended them" if found.status is Status.INTERRUPTED else "there was no time for more"
             break
@@ -115,7 +115,18 @@ def _cut(found: Reconstruction, limit: float, own: float | None) -> bool:
     return found.status is Status.STOPPED and limit < (math.inf if own is None else own)
 
 
-def _attempt(attack: Attack, observation: Observation, seed: int, budget: Budget) -> Reconstruction | None:
+def attempt(attack: Attack, observation: Observation, seed: int, budget: Budget) -> Reconstruction | None:
+    """Run an attack once on the update of a stand-in.
+
+    Args:
+        attack: what is run.
+        observation: what the server sees of a stand-in.
+        seed: of its draws.
+        budget: seconds and iterations.
+
+    Returns:
+        What it found, with its matching error; `None` where it refuses the update.
+    """
     try:
         with foreign_code("a rehearsal of the attack"):
             return completed(attack(observation, Generator().manual_seed(seed), budget), attack, observation)

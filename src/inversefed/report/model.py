@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from inversefed.evaluation.align import Permutation
 from inversefed.evaluation.bounds import Bounds
+from inversefed.evaluation.choice import Choice
 from inversefed.evaluation.label_leakage import LabelLeakage
 from inversefed.evaluation.membership import Membership
 from inversefed.evaluation.verdict import Answer, Verdict
@@ -63,6 +64,7 @@ class Report:
         without_limit: why it is not known; empty where it is, or nobody asked.
         membership: which records that somebody asked for were in the update; `None` where nobody did.
         label_leakage: how sure it is that labels were recovered; `None` where they were granted, or are not known.
+        choice: how the attack was chosen on public stand-ins; `None` where it was not.
         bounds: what no attack exceeds; `None` where nothing limits them and no noise was added.
 
     >>> import torch
@@ -95,6 +97,7 @@ class Report:
     without_limit: str = ""
     membership: Membership | None = field(default=None, repr=False)
     label_leakage: LabelLeakage | None = None
+    choice: Choice | None = None
     bounds: Bounds | None = None
 
     @property
@@ -196,7 +199,7 @@ class Report:
         return {name: plain(value) for name, value in (whole | beside | points).items()}
 
     def _beside(self) -> dict[str, Any]:
-        """What some audits have: records, labels, bounds."""
+        """What some audits have: records, labels, a choice, bounds."""
         records = self.membership
         return {
             "membership": records
@@ -207,6 +210,7 @@ class Report:
                 "called": records.called,
             },
             "label_leakage": self.label_leakage and vars(self.label_leakage),
+            "choice": self.choice and self.choice.plain(),
             "bounds": self.bounds and asdict(self.bounds),
         }
 

@@ -1,4 +1,4 @@
-"""What a report says beside its pictures: records that were asked for, labels, and the bound on any attack.
+"""What a report says beside its pictures: records that were asked for, labels, the choice, the bound on any attack.
 
 Each is a title, a sentence, and figures by name; text, page and Markdown show them alike.
 """
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inversefed.evaluation.bounds import Bound, Mechanism, success_bound
+from inversefed.evaluation.choice import Choice, told
 from inversefed.evaluation.label_leakage import LabelLeakage
 from inversefed.evaluation.membership import Called, Membership
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Section", "sections"]
 
+_COMPARED = "mean dB (PSNR) over each picture's own best color, at that share of the iterations of a whole run"
 _MOST_NAMED = 16
 """Records that are called by number; `report.json` has all."""
 
@@ -45,6 +47,8 @@ def sections(report: "Report") -> tuple[Section, ...]:
         found.append(_records(report.membership))
     if report.label_leakage is not None:
         found.append(_labels(report.label_leakage))
+    if report.choice is not None:
+        found.append(_choice(report.choice))
     if report.bounds is not None:
         found.append(_bound(report))
     return tuple(found)
@@ -93,6 +97,18 @@ def _labels(found: LabelLeakage) -> Section:
         f"each time has {found.majority:.0%} of them on average ({sure})."
     )
     return Section("Labels", sentence)
+
+
+def _choice(found: Choice) -> Section:
+    """The scores of each attack, a row each, from the first comparison to the last that it was in."""
+    facts = []
+    for number, attack in enumerate(found.attacks):
+        scores = [(rung.share, rung.scores[number]) for rung in found.rungs if number in rung.scores]
+        if scores:
+            facts.append((attack, ", ".join(f"{told(score)} at {share:.0%}" for share, score in scores)))
+    if facts:
+        facts.append(("What the figures are", _COMPARED))
+    return Section("The attack, chosen on public stand-ins", str(found), tuple(facts))
 
 
 def _bound(report: "Report") -> Section:

@@ -29,6 +29,7 @@ _NUMBERS = {
     "nulls": (int, _NONE),
     "rehearsals": (int, _NONE),
     "rehearsal_time": (float, int, _NONE),
+    "choose": (bool,),
 }
 _FACTS = {
     "network", "parameters", "tensors", "num_examples", "image_shape", "num_classes", "dtype", "device", "privacy",

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from inversefed.errors import ConfigError
 from inversefed.fl.network import Network
 
-__all__ = ["InRange", "Pixels", "SpansRange", "Spectral"]
+__all__ = ["InRange", "OneColor", "Pixels", "SpansRange", "Spectral"]
 
 _TAIL = 0.005
 """Share of the pixels that may be darker than the dark end, and of those brighter than the bright one."""
@@ -61,6 +61,15 @@ class Pixels:
     def __call__(self, variables: Tensor) -> Tensor:
         """Nothing changes."""
         return variables
+
+
+@dataclass(frozen=True)
+class OneColor:
+    """One color an example: the mean of the variables of each channel."""
+
+    def __call__(self, variables: Tensor) -> Tensor:
+        """From `[n, c, h, w]` to network inputs of the same shape."""
+        return variables.mean(dim=(-2, -1), keepdim=True).expand_as(variables)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,10 @@ class Tolerances:
     levels: int = 8
 
 
+_LEAST_SHARE = 1e-6
+"""Of the truth's own update in the one observed, below which a derivative would count as none at all."""
+
+
 def prior_psnr() -> float:
     """The PSNR of the mean of all pictures by the prior, in dB.
 
@@ -299,13 +303,13 @@ def _noise(
         kept = {name: made[name].double() * (part != 0) for name, part in sent.items()}
         squares = sum(float(part.square().sum()) for part in kept.values())
         product = sum(float((part * sent[name]).sum()) for name, part in kept.items())
-        factor = min(1.0, product / squares) if squares and product > 0 else 1.0  # clipping only shrinks
+        factor = min(1.0, max(-1.0, product / squares)) if squares else 1.0  # clipping only shrinks
         rest = {name: _rms((part - factor * kept[name])[part != 0]) for name, part in sent.items()}
         if any(rest[name] > 2 * deviation for name, deviation in blur.items()):
             said += "; what the truth leaves unexplained"
         blur = {name: max(deviation, rest[name]) for name, deviation in blur.items()}
     least = max(blur.values()) * 1e-6 or torch.finfo(torch.float32).tiny
-    return {name: max(deviation, least) for name, deviation in blur.items()}, factor, said
+    return {name: max(deviation, least) for name, deviation in blur.items()}, max(abs(factor), _LEAST_SHARE), said
 
 
 def _rounding(observation: Observation) -> tuple[dict[str, float], str]:

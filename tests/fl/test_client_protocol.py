@@ -74,7 +74,7 @@ class TwoSteps(Client):
         params = network.params
         for step in range(2):
             gradient = loss_gradient(network.at_step(step), params, images, labels)
-            params = {name: weight - self.lr * gradient[name] for name, weight in params.items()}
+            params = {name: torch.add(weight, gradient[name], alpha=-self.lr) for name, weight in params.items()}
         return {name: new - network.params[name].detach() for name, new in params.items()}
 
 

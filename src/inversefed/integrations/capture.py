@@ -1,8 +1,10 @@
 """Capture: the update that a training loop makes, recorded while it runs.
 
-with capture(model, optimizer) as update:      one optimizer step or several, however they are made
-    ...
-update.write(folder)                           before.safetensors, update.safetensors
+    capture(model, optimizer)      around one optimizer step or several, however they are made
+    write(folder)                  before.safetensors, update.safetensors
+
+What looks on is the recorder, what the steps come to is said by the metadata, and the client is the one that these
+describe: whoever reads the files believes in the same.
 """
 
 import shlex

@@ -145,10 +145,10 @@ def _adam(
 
 def _root(second: Tensor, share: float, eps: float) -> Tensor:
     """The root of the second moment over `share`, which corrects for few steps; differentiated at `eps**2` or more."""
-    root = second.detach().sqrt() / share**0.5
+    root: Tensor = second.detach().sqrt() / share**0.5
     if not second.requires_grad:
         return root
-    smooth = (second / share).clamp_min(eps**2).sqrt()
+    smooth: Tensor = (second / share).clamp_min(eps**2).sqrt()
     return root + (smooth - smooth.detach())
 
 

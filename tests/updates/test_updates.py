@@ -3,6 +3,7 @@
 import copy
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from inversefed import FedAvg, FedSGD, LocalSGD, freeze
+from inversefed import FedAvg, FedSGD, LocalAdam, LocalAdamW, LocalSGD, freeze
 from inversefed.errors import ConfigError, InputError, UpdateMismatchError
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients.partial import Shares, _fits
@@ -565,3 +566,46 @@ def test_tied_weights_are_diagnosed_under_either_name():
     assert not [
         each for each in diagnose(network, other, Metadata("gradient", num_examples=1)) if each.level == "error"
     ]
+
+
+def test_words_for_the_optimizer_make_the_client_that_steps_so(batch):
+    network = freeze(network_with_norm(), SHAPE)
+
+    def client(**words):
+        told = Metadata("weight_delta", 0.1, num_examples=4, **words)
+        update = Update({name: 0 * weight.detach() for name, weight in network.params.items()}, told)
+        return as_observation(network, update).client
+
+    assert client(optimizer="nesterov", momentum=0.9).optimizer == LocalSGD(0.9, nesterov=True)
+    assert client(weight_decay=0.01).optimizer == LocalSGD(weight_decay=0.01)
+    assert client(optimizer="adam", eps=1e-6, weight_decay=0.1).optimizer == LocalAdam(eps=1e-6, weight_decay=0.1)
+    assert client(optimizer="adamw", beta1=0.8).optimizer == LocalAdamW(beta1=0.8, weight_decay=0.0)
+    assert client(batch_size=3, epochs=2).slices(4) == [slice(0, 3), slice(3, 4)] * 2
+    summed = client(optimizer="adamw", weight_decay=0.1, loss_reduction="sum")
+    assert (summed.lr, summed.optimizer) == (0.1, LocalAdamW(eps=1e-8 / 4, weight_decay=0.1)), "Adam has no scale"
+    summed = client(weight_decay=0.1, loss_reduction="sum")
+    assert (summed.lr, summed.optimizer) == (0.4, LocalSGD(weight_decay=0.025))
+    for name, wrong in (("optimizer", "lion"), ("beta1", "1"), ("weight_decay", "-1"), ("autocast", "int8")):
+        with pytest.raises(InputError, match=r"--optimizer|--client|--weight-decay"):
+            read_metadata({name: wrong})
+    again = stated_by(FedAvg(2, 0.1, optimizer=LocalAdamW(beta1=0.8)), Metadata(momentum=0.9))
+    assert (again.optimizer, again.momentum, again.beta1, again.weight_decay) == ("adamw", None, 0.8, 0.01)
+
+
+def test_micro_batches_are_simulated_where_batchnorm_couples_them(batch):
+    module, (images, labels) = network_with_norm(), batch
+    told = Metadata("gradient", num_examples=4, bn_mode="train", micro_batch_size=2)
+    parts = []
+    for these in (slice(0, 2), slice(2, 4)):
+        trains = copy.deepcopy(module)
+        trains[1].train()
+        parts.append(gradient_of(trains, images[these], labels[these]))
+    accumulated = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
+    network = freeze(module, SHAPE, mean=MEAN, std=STD)
+    seen = as_observation(network, Update(accumulated, told))
+    assert seen.network.micro_batch == 2
+    assert close(seen.client(seen.network, images, labels), accumulated)
+    whole = as_observation(network, Update(accumulated, replace(told, micro_batch_size=None)))
+    assert not close(whole.client(whole.network, images, labels), accumulated, 1e-3)
+    still = as_observation(network, Update(accumulated, replace(told, bn_mode="eval")))
+    assert still.network.micro_batch == 0, "nothing couples the examples"

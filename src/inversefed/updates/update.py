@@ -25,8 +25,8 @@ from inversefed.fl.clients.views import inner_client
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, check_labels
 from inversefed.fl.threat import Observation, check_update
-from inversefed.fl.train_mode import batchnorm_by_batch
 from inversefed.fl.threat_model import ThreatModel
+from inversefed.fl.train_mode import batchnorm_by_batch
 from inversefed.types import Finding, Params, Targets
 from inversefed.updates.described import described, is_summed, kind_of
 from inversefed.updates.files import read_tensors, write_tensors

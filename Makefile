@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test test-mlflow test-transformers proofs check bench fuzz chaos paper docs clean
+.PHONY: install audit test test-mlflow test-transformers test-flower proofs check bench fuzz chaos paper docs clean
 
 install: $(VENV)/installed
 
@@ -39,6 +39,15 @@ $(VENV)/transformers/installed: $(VENV)/installed
 test-transformers: $(VENV)/transformers/installed
 	$(VENV)/transformers/bin/python -c "import lightning, transformers"
 	$(VENV)/transformers/bin/python -m pytest tests/integrations/test_trainers.py
+
+# Flower stands beside it for the same reason: its simulation pins a Ray of its own, which has to come first.
+$(VENV)/flower/installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --target $(VENV)/flower "flwr[simulation]>=1.42"
+	touch $@
+
+test-flower: $(VENV)/flower/installed
+	PYTHONPATH=$(VENV)/flower $(BIN)/python -c "import flwr"
+	PYTHONPATH=$(abspath $(VENV)/flower) PATH=$(abspath $(VENV)/flower/bin):$$PATH $(BIN)/python -m pytest tests/integrations/test_flower.py tests/integrations/test_flower_runs.py -m "slow or not slow"
 
 proofs: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow

@@ -11,6 +11,8 @@ ASKED = {
     ("cli/__init__.py", "verbose"): "a line that could not be read as a command has no options",
     ("fl/apart.py", "__dict__"): "of any object of the user's",
     ("fl/network.py", "_fields"): "tells a named tuple that a user's network returned",
+    ("integrations/flower_protections.py", "__dict__"): "of any mod or strategy of the user's",
+    ("integrations/flower_protections.py", "__name__"): "of any mod, which may be a function",
     ("networks/graph.py", "__name__"): "of any function that torch.fx traced",
     ("networks/layer_chain.py", "weight"): "of any module of the user's",
     ("arguments.py", "__name__"): "of anything that was given as an attack",

@@ -36,7 +36,8 @@ MAY = {
     "experiments": GROUND
     | {"fl", "attacks", "evaluation", "report", "scenario", "specs", "pipeline", "zoo", "frontier"},
     "integrations": GROUND
-    | {"fl", "networks", "updates", "attacks", "evaluation", "report", "specs", "scenario", "pipeline", "experiments"},
+    | {"fl", "networks", "updates", "attacks", "evaluation", "report", "specs", "scenario", "pipeline"}
+    | {"experiments", "zoo"},
     "cli": GROUND
     | {"fl", "updates", "attacks", "controls", "evaluation", "report", "zoo", "specs"}
     | {"records", "scenario", "pipeline", "frontier", "experiments", "integrations"},

@@ -45,7 +45,7 @@ from inversefed.experiments.schema import (
     run_job,
 )
 
-__all__ = ["LEASE", "Job", "Ledger", "NewJob", "Outcome", "Run", "Standing", "is_dead", "new_owner"]
+__all__ = ["LEASE", "Job", "Ledger", "NewJob", "Outcome", "Run", "Standing", "is_dead", "new_owner", "shown_url"]
 
 LEASE = 60.0
 """Seconds that a job stays with a process that says nothing."""
@@ -607,6 +607,8 @@ _LOCK = 0x1F3D
 
 def shown_url(url: str) -> str:
     """A URL as a message may show it, without its password."""
+    if "://" not in url:
+        return url
     try:
         return sa.make_url(url).render_as_string(hide_password=True)
     except sa.exc.ArgumentError:

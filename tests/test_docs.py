@@ -31,7 +31,7 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-COMMANDS = "audit|convert|defend|gate|inspect|purge|train|list|sweep|resume|status|results|runs|serve"
+COMMANDS = "audit|convert|defend|gate|inspect|purge|train|list|sweep|resume|watch|status|results|runs|serve"
 
 
 def commands() -> list:

@@ -130,7 +130,7 @@ def test_the_example_runs_on_a_deployed_superlink(tmp_path: Path, environment: d
         def node(number: int) -> list[str]:
             config = f"partition-id={number} num-partitions=2"
             return ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--node-config", config,
-                    "--clientappio-api-address", f"127.0.0.1:{free_port()}"]  # fmt: skip
+                    "--host", "127.0.0.1", "--port", str(free_port())]  # fmt: skip
 
         with begun(node(0), tmp_path, environment, "node0.log"), begun(node(1), tmp_path, environment, "node1.log"):
             said = flwr_run(
@@ -139,3 +139,14 @@ def test_the_example_runs_on_a_deployed_superlink(tmp_path: Path, environment: d
             assert "Received 2 results and 0 failures" in said
             _, _, standing = audited(tmp_path, 2)
     assert standing.counts["done"] == 2
+
+
+def test_clients_with_local_differential_privacy_audit_themselves(tmp_path: Path, environment: dict[str, str]) -> None:
+    with superlink(tmp_path, environment, "--simulation", "--isolation", "subprocess"):
+        said = flwr_run(ROOT / "examples" / "flower_dp", environment, "--run-config", f"{QUICK} num-server-rounds=1")
+        ledger, run, standing = audited(tmp_path, 2)
+    assert standing.counts["done"] == 2, ledger.jobs(run, "failed")
+    assert said.count("round 1: passed") == 2
+    for page in tmp_path.glob("runs/jobs/*/*/report.md"):
+        text = page.read_text()
+        assert "LocalDpMod: each client clips its update" in text and "Noise of standard deviation" in text

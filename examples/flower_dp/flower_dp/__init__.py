@@ -1,0 +1,1 @@
+"""A first app of Flower with PyTorch."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inversefed.cli import main
 from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.experiments.ledger import Ledger
@@ -321,3 +322,13 @@ def test_a_federation_whose_process_is_gone_is_over(federation: Federation) -> N
     ledger = Ledger(federation.ledger)
     standing = watch(federation.folder, ledger, trust_code=True)  # ends though nobody said that it is over
     assert standing is not None and standing.counts["failed"] == 1
+
+
+def test_a_run_is_removed_with_the_updates_that_it_kept(federation: Federation, capsys: pytest.CaptureFixture) -> None:
+    with Inbox(federation) as inbox:
+        inbox.keep(1, "a", sent_weights(), after=sent_weights())
+    ledger = Ledger(federation.ledger)
+    ledger.add_run("demo", "{}")
+    (ledger.folder / "updates" / "mine").mkdir()
+    assert main(["runs", "--ledger", federation.ledger, "--remove", "demo", "--yes"]) == 0
+    assert not inbox.folder.exists() and (ledger.folder / "updates" / "mine").exists()

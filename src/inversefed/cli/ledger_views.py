@@ -11,6 +11,7 @@ from inversefed.experiments.ledger import Ledger, is_dead
 from inversefed.experiments.table import csv_text, markdown, row_of, summary, to_parquet
 from inversefed.experiments.words import length, progress, said
 from inversefed.experiments.work import remove_files
+from inversefed.integrations.federation import remove_kept
 
 __all__ = ["run_results", "run_runs", "run_status"]
 
@@ -117,6 +118,7 @@ def _remove(ledger: Ledger, name: str, quiet: bool) -> None:
     hashes = ledger.remove_run(name)
     for each in hashes:
         remove_files(ledger.folder, each)
+    remove_kept(ledger.folder / "updates" / name)
     if not quiet:
         print(f"{name}: {len(hashes)} audits removed, with their reports and pictures")
 

@@ -36,7 +36,7 @@ from inversefed.updates.files import write_tensors
 from inversefed.updates.finding_notes import write_notes
 from inversefed.updates.metadata import Metadata
 
-__all__ = ["Arrays", "Capture", "Federation", "Inbox", "captures", "folder_of", "read_federation"]
+__all__ = ["Arrays", "Capture", "Federation", "Inbox", "captures", "folder_of", "read_federation", "remove_kept"]
 
 Arrays: TypeAlias = Mapping[str, Any] | Sequence[Any]
 """Tensors or arrays of numpy by name, or without names in the order of the network's state dict."""
@@ -361,6 +361,20 @@ def is_over(folder: Path) -> bool:
         return True
     owner = _read_json(folder / _SETTINGS, "its settings are gone").get("owner")
     return isinstance(owner, str) and is_dead(owner)
+
+
+def remove_kept(folder: Path) -> None:
+    """Remove what is kept of a run; a folder that keeps no updates of a federation is left alone.
+
+    Raises:
+        StorageError: it may not be removed.
+    """
+    if not (folder / _SETTINGS).is_file():
+        return
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise StorageError(f"cannot remove the updates in {folder}: {error.strerror or error}") from error
 
 
 def lock_of(folder: Path) -> Path:

@@ -20,7 +20,7 @@ def private(context):
 local_dp = LocalDpMod(clipping_norm=1.0, sensitivity=2.0, epsilon=1.0, delta=1e-5)
 policy = Policy(max_leakage=3.0, above="withhold", seconds=20.0, nulls=0)
 own = audit_mod(policy, network=Net, mean=0.5, std=0.5, truth=private, attack="geiping(max_iterations=100)")
-app = ClientApp(mods=[own, local_dp])
+app = ClientApp()
 
 
 def data_of(context):
@@ -29,7 +29,7 @@ def data_of(context):
     return load_data(context.node_config["partition-id"], config["examples"], config["batch-size"])
 
 
-@app.train()
+@app.train(mods=[own, local_dp])  # of this kind of message alone: LocalDpMod answers no other
 def train(message: Message, context: Context) -> Message:
     """Train on the client's own data."""
     net, loader = Net(), data_of(context)

@@ -1,7 +1,7 @@
 """Flower: a strategy that has its clients' updates audited, and a mod by which a client audits its own.
 
     strategy = AuditedStrategy(FedAvg(), network=Net, mean=0.5, std=0.5)        on the server
-    app = ClientApp(mods=[audit_mod(Policy(), network=Net, mean=0.5, std=0.5)])    on a client
+    @app.train(mods=[audit_mod(Policy(), network=Net, mean=0.5, std=0.5)])         on a client
 
 The strategy decides nothing otherwise than the one it wraps: it writes down what each client was sent and sent back,
 and another process audits that (see `federation`). Clients of Flower send new weights; arrays of a `NumPyClient` have

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test test-mlflow test-transformers test-flower proofs check bench fuzz chaos paper docs clean
+.PHONY: install audit test test-mlflow test-transformers test-flower test-nvflare proofs check bench fuzz chaos paper docs clean
 
 install: $(VENV)/installed
 
@@ -48,6 +48,14 @@ $(VENV)/flower/installed: $(VENV)/installed
 test-flower: $(VENV)/flower/installed
 	PYTHONPATH=$(VENV)/flower $(BIN)/python -c "import flwr"
 	PYTHONPATH=$(abspath $(VENV)/flower) PATH=$(abspath $(VENV)/flower/bin):$$PATH $(BIN)/python -m pytest tests/integrations/test_flower.py tests/integrations/test_flower_runs.py -m "slow or not slow"
+# So does NVFlare, which pins a web server and more.
+$(VENV)/nvflare/installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --target $(VENV)/nvflare "nvflare>=2.8"
+	touch $@
+
+test-nvflare: $(VENV)/nvflare/installed
+	PYTHONPATH=$(VENV)/nvflare $(BIN)/python -c "import nvflare"
+	PYTHONPATH=$(CURDIR)/$(VENV)/nvflare $(BIN)/python -m pytest tests/integrations/test_nvflare.py -m "slow or not slow"
 
 proofs: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow

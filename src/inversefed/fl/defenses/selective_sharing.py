@@ -13,6 +13,7 @@ each detail are those of FLARE 2.9. All numbers are of one local step: an update
 first and multiplied by it again.
 """
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -133,10 +134,10 @@ class SVTPrivacy:
         sent = torch.zeros_like(flat)
         noise = self.noise_scale / self.steps * laplace_like(flat[chosen], generator)
         sent[chosen] = (cut[chosen] + noise) * self.steps
-        parts = sent.split([part.numel() for part in update.values()])
+        starts = itertools.accumulate((part.numel() for part in update.values()), initial=0)
         return {
-            name: new.view_as(part) if part.ndim else part
-            for (name, part), new in zip(update.items(), parts, strict=True)
+            name: sent[start : start + part.numel()].view_as(part) if part.ndim else part
+            for (name, part), start in zip(update.items(), starts, strict=False)
         }
 
     def _chosen(self, sizes: Tensor, count: int, generator: Generator) -> Tensor:
@@ -158,7 +159,8 @@ class SVTPrivacy:
 
     def _draw(self, among: int, count: int, generator: Generator) -> Tensor:
         if self.replace:
-            return torch.randint(among, (count,), generator=generator, device=generator.device).unique()
+            draws = torch.randint(among, (count,), generator=generator, device=generator.device)
+            return torch.zeros(among, device=generator.device).index_fill(0, draws, 1.0).nonzero().flatten()
         return torch.randperm(among, generator=generator, device=generator.device)[:count]
 
 

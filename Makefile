@@ -48,6 +48,7 @@ $(VENV)/flower/installed: $(VENV)/installed
 test-flower: $(VENV)/flower/installed
 	PYTHONPATH=$(VENV)/flower $(BIN)/python -c "import flwr"
 	PYTHONPATH=$(abspath $(VENV)/flower) PATH=$(abspath $(VENV)/flower/bin):$$PATH $(BIN)/python -m pytest tests/integrations/test_flower.py tests/integrations/test_flower_runs.py -m "slow or not slow"
+
 # So does NVFlare, which pins a web server and more.
 $(VENV)/nvflare/installed: $(VENV)/installed
 	$(BIN)/pip install --quiet --target $(VENV)/nvflare "nvflare>=2.8"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from scipy.stats import chi2, kstest, norm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from inversefed import DPSGD, Batch, LocalAdam, LocalSGD, ThreatModel, freeze, recipes
+from inversefed import DPSGD, Batch, LocalAdam, LocalSGD, Scenario, ThreatModel, defenses, freeze, recipes
 from inversefed.errors import ConfigError, InputError
 from inversefed.fl.network import Network
 from inversefed.integrations.opacus import noised_gradient, plain_module, read_training, without_prefix
 from inversefed.pipeline import audit_observation
-from inversefed.zoo import pictures
+from inversefed.specs.sources import Sources
+from inversefed.updates.metadata import Metadata
+from inversefed.updates.update import Update, write_update
+from inversefed.zoo import networks, pictures
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
@@ -321,3 +325,20 @@ def test_a_copy_has_neither_opacus_hooks_nor_its_traces(private: Batch) -> None:
         assert not layer._forward_hooks and not layer._backward_hooks
     assert not any("grad_sample" in vars(weight) for weight in copied.parameters())
     training.step(private.images, private.labels)  # and the training goes on
+
+
+def test_a_file_with_opacus_names_is_attacked_without_the_client_s_draws(tmp_path: Path) -> None:
+    module = networks.build("LeNetZhu", seed=0)
+    network, client = freeze(module, (3, 32, 32), mean=0.5, std=0.25), DPSGD(0.8, 0.7, expected_batch_size=2)
+    sent = client(network.with_masks(5), pictures.photo("coffee", (3, 32, 32))[None], torch.tensor([3]))
+    file = tmp_path / "update.safetensors"
+    named = {f"_module.{name}": part.contiguous() for name, part in sent.items()}
+    write_update(file, Update(named, Metadata(kind="gradient", num_examples=1)))
+    scenario = Scenario(Sources(network="LeNetZhu", update=file), client=client, threat=ThreatModel(defenses="known"))
+    seen = scenario.loaded().observe()
+    assert list(seen.update) == list(sent) and seen.client == replace(client, noise_multiplier=0.0)
+    assert seen.defenses == (defenses.GaussianNoise(0.8 * 0.7 / 2),)
+    hidden = replace(scenario, threat=ThreatModel()).loaded()
+    facts, findings = hidden.described(hidden.observe())
+    assert hidden.observe().defenses == () and facts["privacy"]["per_release"]["noise_multiplier"] == 0.8
+    assert any("This release: epsilon" in finding.message for finding in findings)

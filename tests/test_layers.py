@@ -29,7 +29,10 @@ MAY = {
     "pipeline": GROUND
     | {"arguments", "bounded", "fl", "attacks", "controls", "evaluation", "report", "scenario"}
     | {"assessment", "rehearsed"},
-    "rehearsed": GROUND | {"arguments", "assessment", "attacks", "controls", "evaluation", "fl", "scenario"},
+    "rehearsed": GROUND
+    | {"arguments", "assessment", "attacks", "controls", "evaluation", "fl", "scenario"}
+    | {"rehearsal_cache", "report", "specs"},
+    "rehearsal_cache": GROUND | {"evaluation"},
     "specs": GROUND | {"fl", "attacks", "updates", "zoo"},
     "zoo": GROUND,
     "frontier": GROUND | {"bounded", "fl", "attacks", "evaluation", "report", "assessment"},

@@ -80,12 +80,13 @@ def checked_others(observation: Observation, others: Batch | None, truth: Batch 
 
 @dataclass(frozen=True, eq=False)
 class Watchers:
-    """Who looks on while an audit runs, and where its search is kept; no part of what the audit is."""
+    """Who looks on while an audit runs, and where its search and rehearsals are kept; not what the audit is."""
 
     on_step: Callable[[Step], object] | None = None
     on_control: Callable[[int, int], object] | None = None
     checkpoint: str | Path | None = None
     resume: str | Path | None = None
+    rehearsal_cache: str | Path | None = None
 
     @cached_property
     def told(self) -> Callback[[Step], object] | None:

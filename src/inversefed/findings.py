@@ -101,6 +101,8 @@ class Code(StrEnum):
     """The update stands on few levels, or in a coarse number format."""
     RANK = "rank-exceeds-examples"
     """A gradient has a higher rank than the stated number of examples allows."""
+    REHEARSAL_CACHE = "rehearsal-cache"
+    """Rehearsals of an earlier audit that could not be used, or new ones that could not be kept."""
     RELU_SIDES = "relu-sides"
     """Negative inputs of inactive ReLUs cannot be recovered; only their sign is known."""
     REPEATED_LABELS = "repeated-labels"

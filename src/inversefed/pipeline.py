@@ -70,7 +70,8 @@ def carried_out(scenario: Scenario, watch: Watchers, config: Mapping[str, Any] |
         case = Assessment(observation, truth, scenario.threat, reconstruction, others, until)
         runs = case.trials(attack, budget, scenario.nulls, seed, left, watch.controlled, watch.stopper.stopped)
         rehearsed = stand_ins.rehearsed(attack, choice)
-        return reported(scenario, case, runs, seconds, config, attack, rehearsed, choice)
+        told = (*_told(choice), *stand_ins.cache.findings)
+        return reported(scenario, case, runs, seconds, config, attack, rehearsed, choice, told)
 
 
 def reported(
@@ -82,6 +83,7 @@ def reported(
     attack: Attack | None = None,
     rehearsed: Rehearsed = Rehearsed(),
     choice: Choice | None = None,
+    told: tuple[Finding, ...] = (),
 ) -> Report:
     """The last part of the line: what an attack and its controls came to, scored and judged."""
     attack = scenario.attack if attack is None else attack
@@ -99,7 +101,7 @@ def reported(
         permutation=case.order,
         scores=scores,
         baselines={} if truth is None else {name: score(guess, truth, features) for name, guess in pictures.items()},
-        findings=(*findings, *_told(choice), *case.reconstruction.findings, *case.findings(runs)),
+        findings=(*findings, *told, *case.reconstruction.findings, *case.findings(runs)),
         seconds=seconds,
         config=dict(config or {}),
         environment=environment.describe(),
@@ -166,6 +168,7 @@ def audit(
     rehearsals: int | None = None,
     rehearsal_time: float | None = None,
     choose: bool = False,
+    rehearsal_cache: str | Path | None = None,
     others: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -199,6 +202,8 @@ def audit(
         choose: whether the attack's search and the weight of its prior are chosen by how several do on updates of
             public pictures, those of `others`; it takes about as long as the attack on a dozen of them. It is not asked
             what the private update holds.
+        rehearsal_cache: a folder that keeps what rehearsals came to, in figures alone: a later audit of the same
+            setting, whatever its private pictures, takes them from there. `None` keeps nothing.
         others: public pictures of the same kind, with labels, none of them private: for more controls.
         on_control: told of the control runs (done, of how many); a true answer ends them.
         config: the options of a command line that runs this again, kept in the report as they are.
@@ -215,7 +220,7 @@ def audit(
     >>> bool(report.scores["peak_signal_noise_ratio"] > 80)
     True
     """
-    watch = Watchers(on_step, on_control, checkpoint, resume)
+    watch = Watchers(on_step, on_control, checkpoint, resume, rehearsal_cache)
     if isinstance(module, Scenario):
         given = (images, labels, mean, std, attack, loss, time_budget, max_iterations, nulls, others)
         rehearsed = (rehearsals, rehearsal_time, choose or None)
@@ -252,6 +257,7 @@ def audit_observation(
     rehearsals: int | None = None,
     rehearsal_time: float | None = None,
     choose: bool = False,
+    rehearsal_cache: str | Path | None = None,
     others: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     findings: Sequence[Finding] = (),
@@ -275,6 +281,7 @@ def audit_observation(
         rehearsals: as for `audit`; stand-ins have no defense, for who sees an update knows of none.
         rehearsal_time: as for `audit`.
         choose: as for `audit`.
+        rehearsal_cache: as for `audit`.
         others: public pictures of the same kind, with labels: for the mean picture, for another example's update, and
             to tell how often the true picture is the nearest of several. Those that are a truth are left out.
         on_control: told of the control runs (done, of how many); a true answer ends them.
@@ -294,7 +301,10 @@ def audit_observation(
     >>> audit_observation(observation, truth=truth, attack=recipes.linear()).verdict.leaked
     True
     """
-    attack, watch = recipes.best() if attack is None else attack, Watchers(on_step, on_control, checkpoint, resume)
+    attack, watch = (
+        recipes.best() if attack is None else attack,
+        Watchers(on_step, on_control, checkpoint, resume, rehearsal_cache),
+    )
     watch.check(attack)
     scenario = Scenario(
         client=observation.client if client is None else client, threat=threat, loss=observation.network.loss,

@@ -3,14 +3,18 @@
     stand-ins = others in batches as large as the private one:   first those of the choice, then those of the power
 
 Nothing here looks at the update that is audited: stand-ins, their updates, all draws, and so the choice and what it
-rests on, are the same whatever it holds.
+rests on, are the same whatever it holds. Both can be kept (see `rehearsal_cache`), so that a sweep, or a federation of
+many rounds, pays once.
 """
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from inversefed.arguments import Watchers
 from inversefed.assessment import Assessment, as_seen, paired, public_batches
@@ -26,8 +30,11 @@ from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.evaluation.power import Rehearsed
 from inversefed.fl.simulate import simulate
 from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.rehearsal_cache import RehearsalCache
+from inversefed.report import environment
 from inversefed.scenario import Scenario
 from inversefed.seeds import seed_for
+from inversefed.specs.written import hash_of_batch, hash_of_network, written
 from inversefed.thresholds import EXACT_DB
 from inversefed.types import Batch, Budget, Reconstruction, Status
 
@@ -93,12 +100,18 @@ class StandIns:
             return self.scenario.attack, None
         members = portfolio(self.scenario.attack)
         names = tuple(shown(each) for each in members)
+        key = self.fingerprint("choice", members, self.batches[: self.compared])
+        if (kept := self.cache.choice(key, names)) is not None:
+            return members[kept.number], kept
         if not self.compared:
             return members[0], Choice(names, why="there are no public pictures to compare attacks on")
+        run = _Comparison(self, members, self._seconds())
         try:
-            found = _Comparison(self, members, self._seconds()).chosen(names)
+            found = run.chosen(names)
         except InversefedError as error:
             return members[0], Choice(names, why=f"no update can be made of public pictures: {error}")
+        if not run.ended:
+            self.cache.keep(key, found)
         return members[found.number], found
 
     def _seconds(self) -> float | None:
@@ -118,14 +131,54 @@ class StandIns:
         used = self.compared if choice is not None and choice.rungs else 0
         again = 0 < used == len(self.batches)
         left = self.batches if again else self.batches[used:]
-        seconds, spent = scenario.rehearsal_time, 0.0 if choice is None else choice.seconds
+        key = self.fingerprint("power", (attack,), left[:planned])
+        if (kept := self.cache.rehearsed(key)) is not None:
+            return kept
+        seconds, spent = scenario.rehearsal_time, 0.0 if choice is None or choice.cached else choice.seconds
         done = rehearse(
             attack, left[:planned], self.seen, planned=planned, seed=scenario.seed, budget=self.budget,
             seconds=None if seconds is None else max(0.0, seconds - spent), watch=self.watch.controlled,
         )  # fmt: skip
         note = "The attack was chosen on these very stand-ins, so that on others it does worse, if anything"
         scores = tuple(_score(each, scenario.threat) for each in done.done)
-        return Rehearsed(scores, planned, done.why, note if again else "", done.seconds)
+        found = Rehearsed(scores, planned, done.why, note if again else "", done.seconds)
+        if scores and not done.ended:
+            self.cache.keep(key, found)
+        return found
+
+    @cached_property
+    def cache(self) -> RehearsalCache:
+        """Where rehearsals are kept."""
+        folder = self.watch.rehearsal_cache
+        return RehearsalCache(None if folder is None else Path(folder).expanduser())
+
+    def fingerprint(self, what: str, attacks: Sequence[Attack], batches: Sequence[Batch]) -> str:
+        """SHA-256 of all that decides what rehearsals come to; nothing of the private update is in it.
+
+        Args:
+            what: choice or power.
+            attacks: those that are run.
+            batches: the stand-ins.
+        """
+        scenario, held = self.scenario, self.scenario.at_hand
+        client = scenario.client if held.received is None else self.observation.client
+        asked = (scenario.rehearsals, scenario.rehearsal_time, scenario.time_budget, scenario.max_iterations)
+        content = [
+            what,
+            [written(each) for each in attacks],
+            [hash_of_batch(each) for each in batches],
+            hash_of_network(held.network),
+            [
+                written(held.network.loss),
+                held.network.mean.tolist(),
+                held.network.std.tolist(),
+                str(held.network.device),
+            ],
+            [written(client), [written(each) for each in scenario.defenses], asdict(scenario.threat)],
+            [self.observation.num_examples, self.observation.labels is None, self.observation.buffers is None],
+            [scenario.seed, scenario.nulls == 0, *asked, dict(environment.describe())],
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(eq=False)

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 import inversefed
-from inversefed import Scenario, recipes
+from inversefed import Scenario, recipes, rehearsed
+from inversefed.attacks import Attack
 from inversefed.attacks import portfolio as members
 from inversefed.attacks.auto import AutoAttack
 from inversefed.attacks.portfolio import ONE_COLOR, SEARCHES, portfolio
 from inversefed.attacks.search.precision import Double
 from inversefed.attacks.shown import shown
 from inversefed.cli import main
+from inversefed.controls import rehearsal
 from inversefed.errors import ConfigError
-from inversefed.evaluation.choice import Choice, chosen
+from inversefed.evaluation.choice import Choice, Rung, chosen
+from inversefed.evaluation.power import Power, Rehearsed
+from inversefed.rehearsal_cache import RehearsalCache
 from inversefed.report.model import Report
 from inversefed.types import Batch
 from inversefed.zoo import pictures
@@ -34,6 +38,12 @@ def small() -> Tensor:
 def public(small: Tensor) -> Tensor:
     """Twelve pictures beside the first four photographs: the others, mirrored too."""
     return torch.cat([small[4:], small[4:].flip(-1), small[4:].flip(-2)])
+
+
+@pytest.fixture(autouse=True)
+def two_stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attacks are compared on two batches: enough to see how, and half the time."""
+    monkeypatch.setattr(rehearsed, "_MOST", 2)
 
 
 def few() -> nn.Module:
@@ -86,13 +96,13 @@ def test_the_portfolio_begins_with_the_attack_itself_and_keeps_its_settings() ->
 
 
 def test_the_choice_is_the_same_whatever_the_private_update_holds(small: Tensor, public: Tensor, monkeypatch) -> None:
-    monkeypatch.setattr(members, "SEARCHES", (SEARCHES[1], ONE_COLOR))
-    reports = [audited(private, public[:10], rehearsals=2, nulls=1, seed=1) for private in (small[:2], small[2:4])]
+    monkeypatch.setattr(members, "SEARCHES", (SEARCHES[1], recipes.spectral()))
+    reports = [audited(private, public[:6], rehearsals=2, nulls=1, seed=1) for private in (small[:2], small[2:4])]
     first, second = (report.choice for report in reports)
     assert isinstance(first, Choice) and second is not None
     assert first.rungs == second.rungs and first.attack == second.attack and len(first.rungs) == 2
     powers = [report.verdict and report.verdict.figures.power for report in reports]
-    assert all(power is not None and power.rehearsals == 1 and not power.note for power in powers)  # the fifth
+    assert all(power is not None and power.rehearsals == 1 and not power.note for power in powers)  # the third
     assert not torch.equal(reports[0].images, reports[1].images)
     again = audited(small[:2], public[:4], rehearsals=2, nulls=1)
     power = again.verdict and again.verdict.figures.power
@@ -111,7 +121,7 @@ def test_what_does_best_on_stand_ins_attacks_the_private_update(small: Tensor, g
     for text in (report.summary(), report.to_markdown(), report.to_html()):
         assert "chosen on public stand-ins" in text and "OneColor" in text
     content = json.loads(report.to_json())["choice"]
-    assert content["chosen"] == report.attack and content["rungs"][0]["share"] == 1.0 and content["stand_ins"] == 4
+    assert content["chosen"] == report.attack and content["rungs"][0]["share"] == 1.0 and content["stand_ins"] == 2
     assert content["rungs"][0]["scores"][report.attack] == report.choice.rungs[0].scores[1]
 
 
@@ -139,7 +149,7 @@ def test_whoever_watches_ends_the_choice(small: Tensor, public: Tensor) -> None:
 
     report = audited(small[:2], public, on_control=watch, nulls=0)
     assert report.choice is not None and report.choice.number == 0 and "ended" in report.choice.why
-    assert seen == [(1, 80), (2, 80), (3, 80)]
+    assert seen == [(1, 40), (2, 40), (3, 40)]
 
 
 def test_scenario_and_command_know_the_choice(tmp_path: Path) -> None:
@@ -150,3 +160,68 @@ def test_scenario_and_command_know_the_choice(tmp_path: Path) -> None:
     plain = replace(scenario, choose=False)
     assert scenario.hash() != plain.hash() and "choose" not in plain.to_dict()  # as records had it before
     assert main(["audit", "--choose", "--attack", "geiping", "--quiet", "--output", str(tmp_path / "no")]) == 2
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each run of an attack on a stand-in, as it comes."""
+    runs, real = [], rehearsal.attempt
+
+    def attempt(attack: Attack, *arguments: object) -> object:
+        runs.append(type(attack).__name__)
+        return real(attack, *arguments)
+
+    monkeypatch.setattr(rehearsal, "attempt", attempt)
+    monkeypatch.setattr(rehearsed, "attempt", attempt)
+    return runs
+
+
+def test_a_later_audit_of_the_same_setting_rehearses_nothing(
+    tmp_path: Path, small: Tensor, public: Tensor, monkeypatch
+) -> None:
+    monkeypatch.setattr(members, "SEARCHES", (recipes.spectral(),))
+    runs, folder = counted(monkeypatch), tmp_path / "kept"
+
+    def audit(private: Tensor, **changes: object) -> tuple[Choice, Power, list[str], int]:
+        before = len(runs)
+        report = audited(private, public[:6], rehearsals=1, nulls=1, rehearsal_cache=folder, **changes)
+        assert report.choice is not None and report.verdict is not None and report.verdict.figures.power is not None
+        codes = [str(each.code) for each in report.findings if each.code == "rehearsal-cache"]
+        return report.choice, report.verdict.figures.power, codes, len(runs) - before
+
+    first, then = audit(small[:2]), audit(small[2:4])  # another private picture, the same setting
+    assert first[3] > 0 == then[3] and not first[0].cached and then[0].cached and not then[2]
+    assert (then[0].rungs, then[0].attack) == (first[0].rungs, first[0].attack)
+    assert len(list(folder.glob("*.json"))) == 2 and folder.stat().st_mode & 0o077 == 0
+    assert "pixels" not in "".join(path.read_text() for path in folder.iterdir())
+    for path, text in zip(folder.glob("*.json"), ("{", '{"format": 1}'), strict=True):
+        path.write_text(text)
+    again = audit(small[:2])
+    assert again[3] == first[3] and again[2] == ["rehearsal-cache"] * 2 and again[0].rungs == first[0].rungs
+    assert audit(small[:2], seed=5)[3] > 0  # another seed draws anew
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"number": 9}, {"rungs": 3}, {"rungs": [{"share": 1, "scores": {"7": 0}}]}, {"seconds": None}, {"format": "x"}],
+)
+def test_a_damaged_entry_is_ignored_and_said_so(tmp_path: Path, changes: dict) -> None:
+    cache, found = RehearsalCache(tmp_path), Choice(("a", "b"), 1, (Rung(1.0, {0: -math.inf, 1: 2.0}),), 2)
+    cache.keep("key", found)
+    assert cache.choice("key", ("a", "b")) == replace(found, cached=True)
+    content = json.loads((tmp_path / "key.json").read_text())
+    (tmp_path / "key.json").write_text(json.dumps(content | changes))
+    assert cache.choice("key", ("a", "b")) is None and [str(each.code) for each in cache.findings] == [
+        "rehearsal-cache"
+    ]
+    assert cache.choice("other", ("a", "b")) is None and len(cache.findings) == 1
+
+
+def test_rehearsals_are_kept_whole_and_a_folder_that_is_none_is_said_so(tmp_path: Path) -> None:
+    found = Rehearsed((math.inf, -math.inf, 1.5), 4, "there were no more", "", 2.0)
+    cache = RehearsalCache(tmp_path / "folder")
+    cache.keep("key", found)
+    assert cache.rehearsed("key") == replace(found, cached=True) and not cache.findings
+    (tmp_path / "file").write_text("")
+    none = RehearsalCache(tmp_path / "file")
+    none.keep("key", found)
+    assert none.rehearsed("key") is None and none.findings and RehearsalCache(None).rehearsed("key") is None

@@ -182,6 +182,7 @@ def _run(options: Audit, scenario: Scenario) -> Report:
             on_step=lambda step: _tell(tell, step),
             checkpoint=options.checkpoint,
             resume=options.resume,
+            rehearsal_cache=options.rehearsal_cache,
             on_control=lambda done, total: tell(done, total, "runs for the controls"),
             config=to_config(_resolve(options, scenario)),
         )

@@ -87,6 +87,9 @@ class Attacking:
     often the verdict calls a leak where there is one."""
     choose: bool = False
     """Choose the search and the weight of its prior by how several do on updates of public pictures."""
+    rehearsal_cache: Path | None = None
+    """A folder that keeps what --rehearse and --choose came to, in figures alone, for later audits of the same setting.
+    """
     checkpoint: Path | None = None
     """A file for the state of the search, if there is one, written from its start on; --resume goes on from it."""
     resume: Path | None = None
@@ -713,7 +716,8 @@ def _of_update(sources: Mapping[str, Any]) -> bool:
 def to_config(options: Audit) -> dict[str, Any]:
     """The options as values that JSON can hold, less those that only say where and how results appear."""
     silent = {"output", "overwrite", "checkpoint", "resume", "frontier", "config", "json", "quiet", "verbose"} | {
-        "trust_code"
+        "rehearsal_cache",
+        "trust_code",
     }
     values = {each.name: getattr(options, each.name) for each in fields(options) if each.name not in silent}
     return {name: plain_json(value) for name, value in values.items()}

@@ -29,6 +29,9 @@ StandIn = Callable[[Batch, int], Observation]
 """(public batch, its number) -> what the server would see of it."""
 
 
+_ENDED, _LATE = "somebody ended them", "there was no time for more"
+
+
 @dataclass(frozen=True, eq=False)
 class Rehearsal:
     """One stand-in batch and what became of it.
@@ -53,12 +56,14 @@ class Rehearsals:
         planned: how many were asked for.
         seconds: wall time of all.
         why: why fewer were carried out than asked for, as a sentence without its stop; empty where none is missing.
+        ended: whether somebody ended them.
     """
 
     done: tuple[Rehearsal, ...] = ()
     planned: int = 0
     seconds: float = 0.0
     why: str = ""
+    ended: bool = False
 
 
 def rehearse(
@@ -84,11 +89,11 @@ def rehearse(
         seconds: for all of them; one that does not end in time is left out. `None` for no limit.
         watch: told of each one that is done; a true answer ends them.
     """
-    began, done, why = time.monotonic(), [], ""
+    began, done, why, ended = time.monotonic(), [], "", False
     for number, batch in enumerate(batches):
         left = math.inf if seconds is None else seconds - (time.monotonic() - began)
         if left <= 0:
-            why = "there was no time for more"
+            why = _LATE
             break
         try:
             observation = seen(batch, seed_for(seed, "rehearsal", number))
@@ -99,15 +104,16 @@ def rehearse(
         own = Budget(limit if math.isfinite(limit) else None, budget.max_iterations)
         found = attempt(attack, observation, seed_for(seed, "rehearsed attack", number), own)
         if found is not None and (found.status is Status.INTERRUPTED or _cut(found, limit, budget.seconds)):
-            why = "somebody ended them" if found.status is Status.INTERRUPTED else "there was no time for more"
+            ended = found.status is Status.INTERRUPTED
+            why = _ENDED if ended else _LATE
             break
         done.append(Rehearsal(batch, observation, found))
         if watch is not None and watch(number + 1, len(batches)) and number + 1 < len(batches):
-            why = "somebody ended them"
+            why, ended = _ENDED, True
             break
     if not why and len(done) < planned:
         why = f"there are public pictures for {len(batches)} only"
-    return Rehearsals(tuple(done), planned, time.monotonic() - began, why)
+    return Rehearsals(tuple(done), planned, time.monotonic() - began, why, ended)
 
 
 def _cut(found: Reconstruction, limit: float, own: float | None) -> bool:

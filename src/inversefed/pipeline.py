@@ -200,8 +200,8 @@ def audit(
             often the verdict calls a leak where there is one, its power; `None` for none.
         rehearsal_time: seconds for all of them, beside `time_budget`; `None` for no limit.
         choose: whether the attack's search and the weight of its prior are chosen by how several do on updates of
-            public pictures, those of `others`; it takes about as long as the attack on a dozen of them. It is not asked
-            what the private update holds.
+            public pictures, those of `others`; it takes about as long as a dozen attacks, or two. It is not asked what
+            the private update holds.
         rehearsal_cache: a folder that keeps what rehearsals came to, in figures alone: a later audit of the same
             setting, whatever its private pictures, takes them from there. `None` keeps nothing.
         others: public pictures of the same kind, with labels, none of them private: for more controls.

@@ -63,7 +63,8 @@ class RehearsalCache:
                 raise ValueError("a member that there is not")
             return found
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            return self._ignored(key, error)
+            self._ignored(key, error)
+            return None
 
     def rehearsed(self, key: str) -> Rehearsed | None:
         """The rehearsals that are kept under a fingerprint; `None` where there are none."""
@@ -75,7 +76,8 @@ class RehearsalCache:
             scores = tuple(float(score) for score in content["scores"])
             return Rehearsed(scores, int(content["planned"]), why, note, float(content["seconds"]), cached=True)
         except (KeyError, TypeError, ValueError) as error:
-            return self._ignored(key, error)
+            self._ignored(key, error)
+            return None
 
     def keep(self, key: str, found: _Kept) -> None:
         """Write what was found, all of it or nothing."""
@@ -115,9 +117,11 @@ class RehearsalCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            return self._ignored(key, error)
+            self._ignored(key, error)
+            return None
         if not isinstance(content, dict) or (content.get("format"), content.get("fingerprint")) != (_FORMAT, key):
-            return self._ignored(key, "it is of something else")
+            self._ignored(key, "it is of something else")
+            return None
         return content
 
     def _ignored(self, key: str, why: object) -> None:

@@ -149,7 +149,7 @@ def test_whoever_watches_ends_the_choice(small: Tensor, public: Tensor) -> None:
 
     report = audited(small[:2], public, on_control=watch, nulls=0)
     assert report.choice is not None and report.choice.number == 0 and "ended" in report.choice.why
-    assert seen == [(1, 40), (2, 40), (3, 40)]
+    assert seen == [(1, 44), (2, 44), (3, 44)]
 
 
 def test_scenario_and_command_know_the_choice(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The portfolio: attacks among which rehearsals on public stand-ins choose.
 
     the attack as it is, then the same with each of these searches in place of those that its rules name:
-    a strong prior (four weights), a weak one, smoothing, bounds, the paper's search in pixels, one color
+    a strong prior (five weights), a weak one, smoothing, bounds, the paper's search in pixels, one color
 
 The first is what the rules choose, and what is kept where no other does better. Exact methods are those of the attack
 in all of them. The weight of a prior is what rules know least about: it depends on how much the update leaves open.
@@ -23,7 +23,7 @@ ONE_COLOR = replace(curvature(4), parametrization=OneColor())
 """One color an example, by matching the update: what is left where an update tells no more of a picture."""
 
 SEARCHES: tuple[GradientInversion, ...] = (
-    *(steady(total_variation=weight) for weight in (0.3, 1.0, 0.1, 0.03)),
+    *(steady(total_variation=weight) for weight in (0.3, 1.0, 3.0, 0.1, 0.03)),
     spectral(),
     smoothed(),
     in_range(),

@@ -88,8 +88,8 @@ class Choice:
 def rungs(members: int) -> list[tuple[int, float]]:
     """How many members are compared in each rung, and with what share of their iterations.
 
-    >>> rungs(10)
-    [(10, 0.125), (5, 0.25), (3, 0.5), (2, 1.0)]
+    >>> rungs(11)
+    [(11, 0.125), (6, 0.25), (3, 0.5), (2, 1.0)]
     """
     left, found = members, []
     while left > 1:

@@ -22,8 +22,8 @@ config = ViTConfig(
 )  # fmt: skip
 model = ViTForImageClassification(config)
 arguments = TrainingArguments(
-    output_dir=tempfile.mkdtemp(), max_steps=1, per_device_train_batch_size=1, max_grad_norm=0, use_cpu=True, report_to=[],
-    save_strategy="no", disable_tqdm=True,
+    output_dir=tempfile.mkdtemp(), max_steps=1, per_device_train_batch_size=1, max_grad_norm=0, use_cpu=True,
+    report_to=[], save_strategy="no", disable_tqdm=True,
 )  # fmt: skip
 capture = TrainerCapture(options.output, sends="gradient")
 data = [{"pixel_values": (image - 0.5) / 0.25, "labels": label}]

@@ -13,7 +13,8 @@ from inversefed.fl.foreign import Callback
 from inversefed.fl.threat import Observation
 from inversefed.types import Batch, Budget, Step
 
-__all__ = ["Stopper", "Watchers", "check_attack", "check_nulls", "check_rehearsals", "check_taken_up", "checked_others"]
+__all__ = ["Stopper", "Watchers", "check_attack", "check_nulls", "check_rehearsals", "check_taken_up", "checked_others",
+           "checked_out"]  # fmt: skip
 
 
 def check_attack(attack: Attack) -> None:
@@ -59,6 +60,28 @@ def check_rehearsals(rehearsals: object, nulls: object) -> None:
         raise ConfigError(f"rehearsals is a number of public stand-ins from 0, or None; got {rehearsals!r}")
     if rehearsals and nulls == 0:
         raise ConfigError("rehearsals tell how often the verdict calls a leak, and nulls=0 asks for none; leave it out")
+
+
+def checked_out(candidates: Batch | None, known_out: Batch | None, others: Batch | None) -> Batch | None:
+    """Records that are known to be out beside those that are asked for; public pictures where none are named.
+
+    Raises:
+        ConfigError: records that are out, and none that is asked for; or none that is known to be out.
+    """
+    if candidates is None:
+        if known_out is not None:
+            raise ConfigError(
+                "candidates_out (--candidates-out) are records that are known to be out; give those asked for, "
+                "candidates (--candidates), too"
+            )
+        return None
+    out = others if known_out is None else known_out
+    if out is None:
+        raise ConfigError(
+            "records are judged beside such that are known not to be in the update: give them as candidates_out "
+            "(--candidates-out)"
+        )
+    return out
 
 
 def checked_others(observation: Observation, others: Batch | None, truth: Batch | None) -> Batch | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from inversefed.arguments import Watchers, check_nulls, check_rehearsals, checked_others
+from inversefed.arguments import Watchers, check_nulls, check_rehearsals, checked_others, checked_out
 from inversefed.assessment import Assessment
 from inversefed.attacks import Attack, recipes
 from inversefed.attacks.matching_error import completed
@@ -23,8 +23,10 @@ from inversefed.controls.runs import SHARE, ControlRuns
 from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation.choice import Choice
 from inversefed.evaluation.label_leakage import LabelLeakage, label_leakage
+from inversefed.evaluation.membership import Membership
 from inversefed.evaluation.power import Rehearsed
 from inversefed.evaluation.score import score
+from inversefed.evaluation.verdict import with_records
 from inversefed.findings import Code
 from inversefed.fl.checks import check_pieces
 from inversefed.fl.clients import Client, FedSGD
@@ -34,6 +36,7 @@ from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss
 from inversefed.fl.targets import class_count
 from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.records import are_of, membership
 from inversefed.rehearsed import StandIns
 from inversefed.report import environment
 from inversefed.report.model import Report
@@ -55,6 +58,7 @@ def carried_out(scenario: Scenario, watch: Watchers, config: Mapping[str, Any] |
     held, seed, seconds_in_all = scenario.at_hand, scenario.seed, scenario.time_budget
     observation, truth = scenario.observe().anew(), held.truth
     others = checked_others(observation, held.others, truth)
+    asked = _asked(scenario, observation, others)
     share = seconds_in_all if seconds_in_all is None or scenario.nulls == 0 else SHARE * seconds_in_all
     budget = watch.budget(share, scenario.max_iterations)
     stand_ins = StandIns(scenario, observation, others, budget, watch)
@@ -71,7 +75,17 @@ def carried_out(scenario: Scenario, watch: Watchers, config: Mapping[str, Any] |
         runs = case.trials(attack, budget, scenario.nulls, seed, left, watch.controlled, watch.stopper.stopped)
         rehearsed = stand_ins.rehearsed(attack, choice)
         told = (*_told(choice), *stand_ins.cache.findings)
-        return reported(scenario, case, runs, seconds, config, attack, rehearsed, choice, told)
+        return reported(scenario, case, runs, seconds, config, attack, rehearsed, choice, told, asked)
+
+
+def _asked(scenario: Scenario, observation: Observation, others: Batch | None) -> Membership | None:
+    """Whether records that were asked for were in the update; looked at before the attack, which takes longer."""
+    held = scenario.at_hand
+    out = checked_out(held.candidates, held.candidates_out, others)
+    if held.candidates is None or out is None:
+        return None
+    members = None if held.truth is None else are_of(held.candidates.images, held.truth)
+    return membership(observation, held.candidates, out=out, members=members)
 
 
 def reported(
@@ -84,6 +98,7 @@ def reported(
     rehearsed: Rehearsed = Rehearsed(),
     choice: Choice | None = None,
     told: tuple[Finding, ...] = (),
+    asked: Membership | None = None,
 ) -> Report:
     """The last part of the line: what an attack and its controls came to, scored and judged."""
     attack = scenario.attack if attack is None else attack
@@ -93,6 +108,7 @@ def reported(
     known = None if isinstance(limit, str) else limit
     scores = {} if truth is None else score(case.found, truth, features)
     network, count = case.observation.network, case.observation.num_examples
+    verdict = case.verdict(runs, repr(attack), seconds, facts, rehearsed, known)
     return Report(
         scenario=facts,
         attack=shown(attack),
@@ -105,12 +121,13 @@ def reported(
         seconds=seconds,
         config=dict(config or {}),
         environment=environment.describe(),
-        verdict=case.verdict(runs, repr(attack), seconds, facts, rehearsed, known),
+        verdict=verdict if verdict is None or asked is None else with_records(verdict, asked),
         limit=known,
         without_limit=limit if isinstance(limit, str) else "",
         agreement=case.agreement(runs),
         reproduces=case.reproduces,
         controls=pictures,
+        membership=asked,
         label_leakage=labels_recovered(scenario, case, scores.get("label_accuracy")),
         choice=choice,
         bounds=bounds_of(scenario.client, scenario.defenses, count, network.num_classes, scenario.threat),
@@ -170,6 +187,8 @@ def audit(
     choose: bool = False,
     rehearsal_cache: str | Path | None = None,
     others: Batch | None = None,
+    candidates: Batch | None = None,
+    candidates_out: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -205,6 +224,9 @@ def audit(
         rehearsal_cache: a folder that keeps what rehearsals came to, in figures alone: a later audit of the same
             setting, whatever its private pictures, takes them from there. `None` keeps nothing.
         others: public pictures of the same kind, with labels, none of them private: for more controls.
+        candidates: records that are asked for, whether they were in the update, with labels, -1 where one is not known;
+            the verdict says so where the update shows that some of them were (see `membership`).
+        candidates_out: records of the same kind that are known not to be in it, 19 or more; `None` for `others`.
         on_control: told of the control runs (done, of how many); a true answer ends them.
         config: the options of a command line that runs this again, kept in the report as they are.
 
@@ -223,8 +245,8 @@ def audit(
     watch = Watchers(on_step, on_control, checkpoint, resume, rehearsal_cache)
     if isinstance(module, Scenario):
         given = (images, labels, mean, std, attack, loss, time_budget, max_iterations, nulls, others)
-        rehearsed = (rehearsals, rehearsal_time, choose or None)
-        if any(each is not None for each in (*given, *rehearsed)) or (client, tuple(defenses), threat, seed) != _USUAL:
+        more = (rehearsals, rehearsal_time, choose or None, candidates, candidates_out)
+        if any(each is not None for each in (*given, *more)) or (client, tuple(defenses), threat, seed) != _USUAL:
             raise ConfigError("a scenario holds all settings of its audit; change one by replace(scenario, seed=1)")
         watch.check(module.attack)
         return carried_out(module.loaded(), watch, config)
@@ -238,7 +260,8 @@ def audit(
     )  # fmt: skip
     if images is None or labels is None:
         raise InputError("an audit needs private pictures and their labels beside a module; or give a Scenario")
-    return carried_out(scenario.of(module, images, labels, others, mean, std), watch, config)
+    asked = (candidates, candidates_out)
+    return carried_out(scenario.of(module, images, labels, others, mean, std, *asked), watch, config)
 
 
 def audit_observation(
@@ -259,6 +282,8 @@ def audit_observation(
     choose: bool = False,
     rehearsal_cache: str | Path | None = None,
     others: Batch | None = None,
+    candidates: Batch | None = None,
+    candidates_out: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     findings: Sequence[Finding] = (),
     client: Client | None = None,
@@ -284,6 +309,8 @@ def audit_observation(
         rehearsal_cache: as for `audit`.
         others: public pictures of the same kind, with labels: for the mean picture, for another example's update, and
             to tell how often the true picture is the nearest of several. Those that are a truth are left out.
+        candidates: as for `audit`.
+        candidates_out: as for `audit`.
         on_control: told of the control runs (done, of how many); a true answer ends them.
         findings: what is known of the update, for the report.
         client: the client as its owner knows it, for what it promises: epsilon, and the bound on any attack; `None` for
@@ -311,7 +338,8 @@ def audit_observation(
         attack=attack, seed=seed, time_budget=time_budget, max_iterations=max_iterations, nulls=nulls,
         rehearsals=rehearsals, rehearsal_time=rehearsal_time, choose=choose,
     )  # fmt: skip
-    return carried_out(scenario.received(observation, truth, others, findings), watch, config)
+    asked = (candidates, candidates_out)
+    return carried_out(scenario.received(observation, truth, others, findings, *asked), watch, config)
 
 
 _USUAL = (FedSGD(), (), ThreatModel(), 0)

@@ -40,9 +40,9 @@ from inversefed.fl.simulate import frozen, simulate
 from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.report import environment
 from inversefed.report.read import read_report
-from inversefed.specs.record import Hashes, hash_of_record, read_record, require_same
-from inversefed.specs.sources import Sources, as_json
-from inversefed.specs.written import hash_of_batch, hash_of_network, hash_of_observation, written
+from inversefed.specs.record import ASKED, Hashes, hash_of_record, read_record, require_same
+from inversefed.specs.sources import Records, Sources, as_json
+from inversefed.specs.written import hash_of_batch, hash_of_network, hash_of_observation, hash_of_tensors, written
 from inversefed.types import Batch, Finding
 
 __all__ = ["Hashes", "Held", "Scenario"]
@@ -60,6 +60,8 @@ class Held:
         received: what the server saw, where the update came from outside.
         findings: what was found out about such an update.
         name: what the pictures or the update are called.
+        candidates: records that are asked for, whether they were in the update.
+        candidates_out: records that are known not to be in it; `None` for `others`.
     """
 
     network: Network = field(repr=False)
@@ -69,6 +71,8 @@ class Held:
     received: Observation | None = field(default=None, repr=False)
     findings: tuple[Finding, ...] = ()
     name: str = ""
+    candidates: Batch | None = field(default=None, repr=False)
+    candidates_out: Batch | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Scenario:
         rehearsals: how many public stand-ins the same attack is run on, for the verdict's power; `None` for none.
         rehearsal_time: seconds for all of them; `None` for no limit.
         choose: whether the search is chosen by how several do on public stand-ins.
+        records: folders of records that are asked for; `None` where there are none, or they are values of the program.
         sha256: of what was loaded.
         versions: with which versions, machine and threads; no part of the hash.
         held: the tensors, where they are at hand.
@@ -117,6 +122,7 @@ class Scenario:
     rehearsals: int | None = None
     rehearsal_time: float | None = None
     choose: bool = False
+    records: Records | None = None
     sha256: Hashes = Hashes()
     versions: Mapping[str, str] = field(default_factory=environment.describe, repr=False, compare=False)
     held: Held | None = field(default=None, repr=False, compare=False)
@@ -150,6 +156,7 @@ class Scenario:
         from inversefed.specs.load_setting import load  # data sets, networks and file formats take a while to import
         from inversefed.specs.load_update import is_received, receive
         from inversefed.specs.public_images import stand_ins
+        from inversefed.specs.record_folder import read_asked
 
         if self.held is not None:
             return self
@@ -164,11 +171,14 @@ class Scenario:
             before(module)
         others = stand_ins(self.sources, (shape[0], shape[1], shape[2]))
         if not is_received(self.sources, bool(self.defenses)):
-            found = self.of(module, setting.images, setting.labels, others, setting.mean, setting.std)
+            images, labels, mean, std = setting.images, setting.labels, setting.mean, setting.std
+            network, truth = frozen(module, images, labels, mean=mean, std=std, loss=self.loss)
+            found = self._made(network, truth, others, *read_asked(self.records, network))
         else:
             brought = receive(self.sources, replace(setting, module=module), self.client, self.loss, self.threat)
             found = replace(self, threat=brought.threat)
-            found = found.received(brought.observation, brought.truth, others, brought.findings)
+            asked = read_asked(self.records, brought.observation.network)
+            found = found.received(brought.observation, brought.truth, others, brought.findings, *asked)
         assert found.held is not None
         return replace(found, held=replace(found.held, name=setting.source))
 
@@ -180,6 +190,8 @@ class Scenario:
         others: Batch | None = None,
         mean: float | Sequence[float] | Tensor | None = None,
         std: float | Sequence[float] | Tensor | None = None,
+        candidates: Batch | None = None,
+        candidates_out: Batch | None = None,
     ) -> "Scenario":
         """The same scenario of this network and these private pictures; the client makes its update of them.
 
@@ -190,14 +202,23 @@ class Scenario:
             others: public pictures of the same kind, with labels.
             mean: what the client's input normalization subtracts.
             std: what it divides by.
+            candidates: records that are asked for, whether they were in the update; -1 for a label that is not known.
+            candidates_out: records of the same kind that are known not to be; `None` for `others`.
 
         Raises:
             InputError: pictures or labels that cannot be used, or others than those recorded.
             UnsupportedNetworkError: the module cannot be audited.
         """
         network, truth = frozen(module, images, labels, mean=mean, std=std, loss=self.loss)
-        hashes = Hashes(hash_of_network(network), *hash_of_batch(truth), None, _hash_of_others(others))
-        return self._holding(Held(network, truth, others, hashes))
+        return self._made(network, truth, others, candidates, candidates_out)
+
+    def _made(
+        self, network: Network, truth: Batch, others: Batch | None, asked: Batch | None, out: Batch | None
+    ) -> "Scenario":
+        """The same scenario of an update that the client makes."""
+        public = (_hash_of_others(others), _hash_of_asked(asked), _hash_of_asked(out))
+        hashes = Hashes(hash_of_network(network), *hash_of_batch(truth), None, *public)
+        return self._holding(Held(network, truth, others, hashes, candidates=asked, candidates_out=out))
 
     def received(
         self,
@@ -205,6 +226,8 @@ class Scenario:
         truth: Batch | None = None,
         others: Batch | None = None,
         findings: Sequence[Finding] = (),
+        candidates: Batch | None = None,
+        candidates_out: Batch | None = None,
     ) -> "Scenario":
         """The same scenario of an update that came from outside.
 
@@ -213,6 +236,8 @@ class Scenario:
             truth: the pictures behind it, where they are known.
             others: public pictures of the same kind.
             findings: what was found out about the update.
+            candidates: records that are asked for, whether they were in the update; -1 for a label that is not known.
+            candidates_out: records of the same kind that are known not to be; `None` for `others`.
 
         Raises:
             InputError: another update or network than those recorded, or a truth that does not fit the update.
@@ -220,8 +245,10 @@ class Scenario:
         check_truth(observation, truth)
         images, labels = (None, None) if truth is None else hash_of_batch(truth)
         network, update = hash_of_network(observation.network), hash_of_observation(observation)
-        hashes = Hashes(network, images, labels, update, _hash_of_others(others))
-        return self._holding(Held(observation.network, truth, others, hashes, observation, tuple(findings)))
+        public = (_hash_of_others(others), _hash_of_asked(candidates), _hash_of_asked(candidates_out))
+        hashes = Hashes(network, images, labels, update, *public)
+        told = (observation, tuple(findings), "", candidates, candidates_out)
+        return self._holding(Held(observation.network, truth, others, hashes, *told))
 
     @property
     def at_hand(self) -> Held:
@@ -292,7 +319,8 @@ class Scenario:
         """The record: names, numbers and hashes as JSON holds them; no pixel, no weight, no code."""
         whole = {"hash": self.hash()} if self.sha256.network is not None else {}
         sources = None if self.sources is None else as_json(self.sources)
-        return {**whole, **self._record(), "sources": sources, "versions": dict(self.versions)}
+        records = {} if self.records is None else {"records": as_json(self.records)}
+        return {**whole, **self._record(), "sources": sources, **records, "versions": dict(self.versions)}
 
     def _record(self) -> dict[str, Any]:
         received = self.sha256.update is not None
@@ -310,7 +338,9 @@ class Scenario:
             "nulls": self.nulls,
             **{name: value for name in _REHEARSED if (value := getattr(self, name)) is not None},
             **({"choose": True} if self.choose else {}),
-            "sha256": asdict(self.sha256),
+            "sha256": {
+                name: each for name, each in asdict(self.sha256).items() if each is not None or name not in ASKED
+            },
         }
 
     @classmethod
@@ -378,6 +408,10 @@ _REHEARSED = ("rehearsals", "rehearsal_time")
 
 def _hash_of_others(others: Batch | None) -> str | None:
     return None if others is None else "".join(hash_of_batch(others)[:1])
+
+
+def _hash_of_asked(records: Batch | None) -> str | None:
+    return None if records is None else hash_of_tensors({"images": records.images, "labels": records.labels})
 
 
 def _missing(path: str | Path, found: Scenario) -> str:

@@ -12,9 +12,7 @@ from inversefed.cli.options import Audit, to_config
 from inversefed.cli.progress import Tell, progress
 from inversefed.errors import ConfigError
 from inversefed.evaluation.lpips import read_perceptual
-from inversefed.evaluation.membership import Membership
 from inversefed.pipeline import audit
-from inversefed.records import are_of, membership
 from inversefed.report.folder import check_folder, check_writable
 from inversefed.report.frontier import read_sweep
 from inversefed.report.model import Report
@@ -22,9 +20,8 @@ from inversefed.report.perceptual import judged
 from inversefed.report.read import read_json
 from inversefed.scenario import Hashes, Scenario
 from inversefed.specs import registry
-from inversefed.specs.record import read_hashes
-from inversefed.specs.record_folder import read_records
-from inversefed.specs.sources import absolute, sources_of
+from inversefed.specs.record import ASKED, read_hashes
+from inversefed.specs.sources import absolute, records_of, sources_of
 from inversefed.specs.written import written
 from inversefed.types import Status, Step
 
@@ -59,37 +56,12 @@ def carry_out(options: Audit) -> Report:
     check_writable(folder)
     frontier = read_sweep(options.frontier) if options.frontier else ()
     perceptual = read_perceptual(options.lpips_weights) if options.lpips_weights else None
-    asked = _asked(options, scenario)
-    report = replace(_run(options, scenario), frontier=frontier, membership=asked)
+    report = replace(_run(options, scenario), frontier=frontier)
     if perceptual is not None:
         report = judged(report, perceptual)
     report.save(folder, options.overwrite, images=not options.no_images)
     _show(report, folder, options)
     return report
-
-
-def _asked(options: Audit, scenario: Scenario) -> Membership | None:
-    """Whether records that were asked for were in the update; looked at before the attack, which takes longer.
-
-    Raises:
-        InputError: folders that cannot be read.
-        ConfigError: records that are known to be out, and none that is asked for; or no such records at all.
-    """
-    if options.candidates is None:
-        if options.candidates_out is not None:
-            raise ConfigError("--candidates-out says which records are out; name those asked for: --candidates")
-        return None
-    held, observation = scenario.at_hand, scenario.observe().anew()
-    shape, classes = observation.network.image_shape, observation.network.num_classes
-    candidates = read_records(options.candidates.expanduser(), shape, classes)
-    if options.candidates_out is not None:
-        out = read_records(options.candidates_out.expanduser(), shape, classes)
-    elif held.others is not None:
-        out = held.others
-    else:
-        raise ConfigError("name a folder of records that are known not to be in the update: --candidates-out")
-    members = None if held.truth is None else are_of(candidates.images, held.truth)
-    return membership(observation, candidates, out=out, members=members)
 
 
 def read_scenario(options: Audit) -> Scenario:
@@ -118,6 +90,7 @@ def read_scenario(options: Audit) -> Scenario:
         rehearsals=rehearsals,
         rehearsal_time=limit,
         choose=options.choose,
+        records=records_of(options),
     )
 
 
@@ -129,6 +102,8 @@ def recorded(options: Audit, scenario: Scenario) -> Hashes:
         return Hashes()
     now, found = scenario.to_dict(), read_hashes(record)
     same = all(record.get(name) == now[name] for name in ("sources", "seed", "loss"))
+    if record.get("records") != now.get("records"):
+        found = replace(found, **dict.fromkeys(ASKED))
     return found if same and record.get("threat_model", {}).get("labels") == scenario.threat.labels else Hashes()
 
 

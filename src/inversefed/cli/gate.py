@@ -28,14 +28,17 @@ def run_gate(options: Gate) -> int:
         ConfigError: a limit that is no number, or a report together with options of an audit.
         InputError: no report, or one that is evidence for neither side.
     """
-    outcome(Leakage(None), options.max_leakage, options.min_power)  # a wrong limit is refused before the work
+    limits = (options.max_leakage, options.min_power, options.max_members)
+    outcome(Leakage(None), *limits)  # a wrong limit is refused before the work
     if options.min_power is not None and not options.report and options.rehearse is None:
         raise ConfigError("--min-power holds an audit to its rehearsals, and it has none; give --rehearse 8 too")
+    if options.max_members is not None and not options.report and options.candidates is None:
+        raise ConfigError("--max-members holds an audit to its records, and it asks for none; give --candidates too")
     report, status = _read(options) if options.report else _audited(options)
     found = leakage(report)
-    side = outcome(found, options.max_leakage, options.min_power)
+    side = outcome(found, *limits)
     if side == "unknown" and not status:
-        raise InputError(f"this report is no evidence for a gate: {_why_unknown(found, options.min_power)}")
+        raise InputError(f"this report is no evidence for a gate: {_why_unknown(found, options)}")
     _show(found, side, options)
     return ABOVE if side == "above" else status
 
@@ -61,7 +64,10 @@ def _audited(options: Gate) -> tuple[dict[str, Any], int]:
     return report.to_dict(), {Status.INTERRUPTED: 130, Status.NON_FINITE: 1}.get(report.status, 0)
 
 
-def _why_unknown(found: Leakage, min_power: float | None) -> str:
+def _why_unknown(found: Leakage, options: Gate) -> str:
+    min_power = options.min_power
+    if options.max_members is not None and found.members is None:
+        return "no records were asked for, and --max-members was given; audit with --candidates"
     if found.evidence:
         return found.evidence
     if min_power is not None and found.power is None:
@@ -97,12 +103,20 @@ def _measured(found: Leakage) -> str:
         than = "no control" if found.control == "none" else f"the best control ({name})"
         side = "above" if found.decibels > 0 else "below"
         margin = f"picture {found.picture} is {abs(found.decibels):.1f} dB {side} {than}"
-    return ", ".join(part for part in (margin, exact, verdict) if part) or "nothing was measured"
+    return ", ".join(part for part in (margin, exact, verdict, _records(found)) if part) or "nothing was measured"
+
+
+def _records(found: Leakage) -> str:
+    """How many records that were asked for are called, where somebody asked."""
+    if found.members is None:
+        return ""
+    sure = "some were in the update" if found.members_found else "nothing shows that any was in the update"
+    return f"{found.members} records called, and {sure}"
 
 
 def _answer(found: Leakage) -> str:
     """What a "no" of the verdict means, where the limit of the update tells."""
-    told = {Answer.IN_THE_UPDATE, Answer.NOT_IN_THE_UPDATE}
+    told = {Answer.IN_THE_UPDATE, Answer.RECORDS, Answer.NOT_IN_THE_UPDATE}
     return found.answer if found.answer is not None and found.answer in told else ""
 
 

@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from inversefed.errors import ConfigError, InputError
-from inversefed.specs.sources import Asked, Model, Pictures, Received, Sources, Stated, plain_json, read_fields
+from inversefed.specs.sources import Asked, Model, Pictures, Received, Records, Sources, Stated, plain_json, read_fields
 
 __all__ = [
     "Audit",
@@ -98,18 +98,6 @@ class Attacking:
     """Numbers of the search: native, double, tf32, or EarlyBFloat16(until=0.6)."""
     compile: Literal["off", "on", "auto"] | None = None
     """Compile the search's step with torch.compile: on, or auto where that pays for itself by measurement."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Records:
-    """Records that are asked for: were they in the update?"""
-
-    candidates: Path | None = None
-    """A folder of pictures that are asked for. Their classes are sub-folders named by number, or file names such as
-    dog_5.png; where no class is known, all are tried."""
-    candidates_out: Path | None = None
-    """A folder of pictures of the same kind that are known not to be in the update, 19 or more. By default the public
-    pictures of the controls stand for them, which need not be of the same kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +186,9 @@ class Limit:
     held to 3 dB, which is half the best control's squared error."""
     min_power: float | None = None
     """Share of rehearsals, from 0 to 1, that the attack must have recovered for its "no" to count; see --rehearse."""
+    max_members: int | None = None
+    """How many of the --candidates may be called in the update. Without it none may where the update shows that some of
+    them were in it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,20 @@ class Membership:
         """Whether all records together show that some were in the update."""
         return self.p_value <= self.level
 
+    @property
+    def sentence(self) -> str:
+        """Whether the update shows that some were in it, in one sentence.
+
+        >>> judge_members(torch.tensor([1.0]), torch.arange(19.0)).sentence
+        'Nothing shows that the record was in the update (p = 0.95); that is no proof that it was not.'
+        """
+        count, sure = len(self.scores), f"p = {self.p_value:.2g}"
+        if self.found:
+            asked = "the record that was" if count == 1 else f"some of the {count} records that were"
+            return f"The update shows that {asked} asked for {'was' if count == 1 else 'were'} in it ({sure})."
+        which = "the record" if count == 1 else f"any of the {count} records"
+        return f"Nothing shows that {which} was in the update ({sure}); that is no proof that it was not."
+
 
 def judge_members(scores: Tensor, out_scores: Tensor, members: Tensor | None = None) -> Membership:
     """Judge the scores of records by those of records that are out.

@@ -40,12 +40,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inversefed.evaluation.membership import Membership
 from inversefed.evaluation.power import Power
 from inversefed.thresholds import AGREEMENT_DB, IN_THE_UPDATE_DB, LEAST_DB, NOT_IN_THE_UPDATE_DB
 from inversefed.types import Limit, Scores
 
 __all__ = ["AGREED", "COMPARED", "Answer", "Evidence", "Figures", "Judgement", "Verdict", "answered", "decide",
-           "greatest", "margins"]  # fmt: skip
+           "greatest", "margins", "with_records"]  # fmt: skip
 
 
 COMPARED = "dB of PSNR over the best control"
@@ -61,6 +62,8 @@ class Answer(StrEnum):
     """A picture was recovered exactly, or beyond chance."""
     IN_THE_UPDATE = "in the update, not recovered"
     """The limit of the update is far above all controls, and the attack was not."""
+    RECORDS = "records found, not recovered"
+    """Records that were asked for are in the update, which does not show that a picture can be had from it."""
     NOT_IN_THE_UPDATE = "not in the update"
     """The limit is near what a picture scores that needs no update: no attack does better, near where it was taken."""
     UNDECIDED = "undecided"
@@ -105,6 +108,9 @@ class Figures:
         power: how often the verdict calls public stand-ins in the same setting; `None` without rehearsals.
         limit_over_controls: by how many dB the limit of the update is above the best control, and the prior, `[n]`;
             `None` without a limit.
+        records_asked: how many records were asked for; `None` where nobody asked.
+        records_called: how many of them are called in the update, each with chance 5 % at most if it was not.
+        records_p_value: of all of them together, that none was, in (0, 1].
         below_limit: by how many dB each picture of the result is below the limit, `[n]`; `None` without a limit or a
             truth. What was computed in another number format than the update may be above.
     """
@@ -138,6 +144,9 @@ class Figures:
     power: Power | None = None
     limit_over_controls: Scores | None = None
     below_limit: Scores | None = None
+    records_asked: int | None = None
+    records_called: int | None = None
+    records_p_value: float | None = None
 
     def __getitem__(self, name: str) -> Any:
         """A figure by its name, for scripts that read `verdict.figures["score"]`.
@@ -372,6 +381,34 @@ def answered(
     figures = replace(found.figures, limit_over_controls=room, below_limit=below)
     answer = _answer(found, greatest(room), limit.whole)
     return replace(found, figures=figures, answer=answer, sentence=_with_limit(found.sentence, answer, limit, room))
+
+
+def with_records(found: Verdict, records: Membership) -> Verdict:
+    """A verdict that tells of records that were asked for, so that an update that has them does not read as safe.
+
+    All records together are judged at their own level of false alarms, 5 %, beside that of the pictures.
+
+    Args:
+        found: the verdict on the attack.
+        records: whether they were in the update.
+
+    >>> from inversefed.evaluation.membership import judge_members
+    >>> no = Verdict(False, "Not recovered by these attacks within this budget: far off.", "One attack.")
+    >>> asked = judge_members(torch.arange(20.0, 40.0), torch.arange(19.0))
+    >>> told = with_records(no, asked)
+    >>> str(told.answer), told.leaked, told.figures.records_called, told.sentence[:60]
+    ('records found, not recovered', False, 20, 'The update shows that some of the 20 records that were asked')
+    """
+    figures = replace(
+        found.figures,
+        records_asked=len(records.scores),
+        records_called=int(records.called.sum()),
+        records_p_value=records.p_value,
+    )
+    if not records.found or found.leaked:
+        return replace(found, figures=figures, sentence=f"{found.sentence} {records.sentence}")
+    answer = found.answer if found.answer is Answer.IN_THE_UPDATE else Answer.RECORDS
+    return replace(found, figures=figures, answer=answer, sentence=f"{records.sentence} {found.sentence}")
 
 
 def _answer(found: Verdict, room: float, whole: bool) -> Answer:

@@ -47,6 +47,9 @@ class Leakage:
         undecided: whether the verdict is neither a yes nor a no.
         power: share of public stand-ins that the verdict would have called, in [0, 1]; `None` without rehearsals.
         answer: what the verdict comes to, `None` where it does not say.
+        members: how many records that were asked for are called in the update, at least one where `members_found`;
+            `None` where nobody asked.
+        members_found: whether all of them together show that some were.
     """
 
     decibels: float | None
@@ -58,6 +61,8 @@ class Leakage:
     undecided: bool = False
     power: float | None = None
     answer: str | None = None
+    members: int | None = None
+    members_found: bool = False
 
 
 def leakage(report: Mapping[str, Any]) -> Leakage:
@@ -91,10 +96,13 @@ def leakage(report: Mapping[str, Any]) -> Leakage:
     undecided = figures.get("decided") is False
     evidence, answer = _evidence(report, unmeasured, figures), verdict.get("answer")
     said = None if answer is None else str(answer)
-    return Leakage(decibels, picture, control, exact, leaked, evidence, undecided, _power(figures), said)
+    power, records = _power(figures), _members(report)
+    return Leakage(decibels, picture, control, exact, leaked, evidence, undecided, power, said, *records)
 
 
-def outcome(found: Leakage, limit: float | None = None, min_power: float | None = None) -> Outcome:
+def outcome(
+    found: Leakage, limit: float | None = None, min_power: float | None = None, max_members: int | None = None
+) -> Outcome:
     """Hold a leakage to a limit.
 
     Args:
@@ -102,14 +110,16 @@ def outcome(found: Leakage, limit: float | None = None, min_power: float | None 
         limit: decibels over the best control; `None` leaves it to the report's verdict, and to `DEFAULT_LIMIT` where
             there is none.
         min_power: in [0, 1]; a report with less power, or without rehearsals, is no evidence that little leaked.
+        max_members: how many records may be called where the update shows that some were in it; `None` for none. With a
+            number, a report that no records were asked for in is no evidence.
 
     Returns:
-        `"above"` where more leaked than that, or an exact recovery that no verdict contradicts; `"below"` where it did
+        `"above"` where more leaked than that, an exact recovery that no verdict contradicts, or more records; `"below"` where it did
         not; `"unknown"` where the report is no evidence for either, or is held to its verdict, and that says that the
         picture is in the update.
 
     Raises:
-        ConfigError: a limit that is no number of decibels, or a least power that is no share.
+        ConfigError: a limit that is no number of decibels, a least power that is no share, or no number of records.
 
     >>> outcome(Leakage(2.0), 3.0), outcome(Leakage(4.0), 3.0), outcome(Leakage(None), 3.0)
     ('below', 'above', 'unknown')
@@ -118,8 +128,12 @@ def outcome(found: Leakage, limit: float | None = None, min_power: float | None 
         raise ConfigError(f"a limit on leakage is a number of decibels such as 3, got {limit!r}")
     if min_power is not None and not 0 <= min_power <= 1:
         raise ConfigError(f"the least power is a share such as 0.8, from 0 to 1, got {min_power!r}")
-    if _above(found, limit):
+    if max_members is not None and max_members < 0:
+        raise ConfigError(f"the most records that may be called is a number from 0, got {max_members!r}")
+    if _above(found, limit) or (found.members_found and (found.members or 1) > (max_members or 0)):
         return "above"
+    if max_members is not None and found.members is None:
+        return "unknown"
     if min_power is not None and (found.power is None or found.power < min_power):
         return "unknown"
     if limit is None and found.answer == Answer.IN_THE_UPDATE:
@@ -165,6 +179,18 @@ def _best_null(figures: Mapping[str, Any]) -> float:
 def _power(figures: Mapping[str, Any]) -> float | None:
     share = _table(figures, "power").get("share")
     return float(share) if isinstance(share, int | float) else None
+
+
+def _members(report: Mapping[str, Any]) -> tuple[int | None, bool]:
+    """How many records are called in the update, and whether all together show that some were in it."""
+    records = _table(report, "membership")
+    p_value, level, called = (records.get(name) for name in ("p_value", "level", "called"))
+    if not records:
+        return None, False
+    if not isinstance(p_value, int | float) or not isinstance(level, int | float) or not isinstance(called, list):
+        raise InputError("the report's entry 'membership' must have numbers p_value and level, and a list called")
+    found, count = p_value <= level, sum(each is True for each in called)
+    return max(count, 1) if found else count, found
 
 
 def _evidence(report: Mapping[str, Any], unmeasured: int, figures: Mapping[str, Any]) -> str:

@@ -132,8 +132,12 @@ class Report:
     @property
     def headline(self) -> str:
         """What was recovered, in one sentence, with what the controls score."""
-        held = self.verdict is not None and self.verdict.answer == Answer.IN_THE_UPDATE
-        return headline(self.scores, self.baselines, self.count, held)
+        also, leaked = "", self.verdict is not None and self.verdict.leaked
+        if self.verdict is not None and self.verdict.answer == Answer.IN_THE_UPDATE:
+            also = "it is in it" if self.count == 1 else "more is in it"
+        elif self.membership is not None and self.membership.found and not leaked:
+            also = "records that were asked for are in it"
+        return headline(self.scores, self.baselines, self.count, also)
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:

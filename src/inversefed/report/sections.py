@@ -59,13 +59,6 @@ def _records(found: Membership) -> Section:
     called = found.called.nonzero().flatten().tolist()
     named = f": number {', '.join(map(str, called[:_MOST_NAMED]))}" if 0 < len(called) < count else ""
     more = f" and {len(called) - _MOST_NAMED} more" if named and len(called) > _MOST_NAMED else ""
-    sure = f"p = {found.p_value:.2g}"
-    if found.found:
-        asked = "the record that was" if count == 1 else f"some of the {count} records that were"
-        sentence = f"The update shows that {asked} asked for {'was' if count == 1 else 'were'} in it ({sure})."
-    else:
-        asked = "the record" if count == 1 else f"any of the {count} records"
-        sentence = f"Nothing shows that {asked} was in the update ({sure}); that is no proof that it was not."
     chance = f"{len(called)} of {count}{named}{more}; one that was not in it is called with chance {found.level:.0%}"
     if (out + 1) * found.level < 1:
         need = round(1 / found.level) - 1
@@ -80,7 +73,7 @@ def _records(found: Membership) -> Section:
         *((f"Called at {each.rate:.1%} false alarms", _called(each)) for each in found.called_at),
         ("Records known to be out", str(out)),
     ]
-    return Section("Records that were asked for", sentence, tuple((name, text) for name, text in facts if text))
+    return Section("Records that were asked for", found.sentence, tuple((name, text) for name, text in facts if text))
 
 
 def _called(found: Called) -> str:

@@ -52,7 +52,7 @@ def recovery(margin: float) -> Recovery:
 
 
 def headline(
-    scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, Scores]], count: int, held: bool = False
+    scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, Scores]], count: int, also: str = ""
 ) -> str:
     """Say in one sentence what was recovered, with the controls beside it.
 
@@ -60,7 +60,7 @@ def headline(
         scores: one number per image, by the metric's name.
         baselines: the same, by the control's name.
         count: how many pictures there are.
-        held: whether the update holds pictures that were not recovered, so that nobody takes that for safety.
+        also: what is in the update all the same, so that nobody takes that for safety; empty for nothing.
 
     >>> import torch
     >>> score, gray = ({"peak_signal_noise_ratio": torch.tensor([value])} for value in (24.31, 11.8))
@@ -71,8 +71,7 @@ def headline(
         return f"The attack produced {count} picture{'s'[: count != 1]}, and there is no truth to compare with."
     controls = {name: found[PSNR] for name, found in baselines.items() if PSNR in found}
     kinds = Counter(map(recovery, margins(scores[PSNR], controls, floor=0.0).tolist()))
-    also = ", though it is in it" if held and count == 1 else ", though more is in it" if held else ""
-    return f"{_count(kinds, count)}{also}: {_decibels(scores[PSNR], controls)}."
+    return f"{_count(kinds, count)}{also and ', though '}{also}: {_decibels(scores[PSNR], controls)}."
 
 
 def believed(agreed: Scores | None) -> str:

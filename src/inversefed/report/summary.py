@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Audited", "Measure", "Outcome", "Summary", "audited", "summarize"]
 
-Outcome = Literal["exact", "leaked", "part", "present", "open", "absent", "none", "unknown"]
+Outcome = Literal["exact", "leaked", "part", "present", "records", "open", "absent", "none", "unknown"]
 
 _MARKS: Mapping[Outcome, str] = {
     "exact": "leaked",
     "leaked": "leaked",
     "part": "leaked in part",
     "present": "in the update, not recovered",
+    "records": "records found, not recovered",
     "absent": "not in the update",
     "open": "not decided",
     "none": "not recovered",
@@ -245,6 +246,7 @@ def evidence(figures: Figures, count: int) -> tuple[tuple[str, str], ...]:
         ("Time of all control runs", _number(figures.seconds_of_controls or None, "{:.1f} s")),
         ("Nearest of all candidates", _nearest(figures)),
         ("Rehearsals on public stand-ins", _rehearsed(figures.power)),
+        ("Records that were asked for", _records(figures)),
     ]
     return tuple((name, text) for name, text in said if text)
 
@@ -262,6 +264,12 @@ def _rehearsed(power: Power | None) -> str | None:
     if power is None:
         return None
     return f"{power.recovered} of {power.rehearsals} recovered: power {power.share:.0%} ({power.reach})"
+
+
+def _records(figures: Figures) -> str | None:
+    if figures.records_asked is None or figures.records_p_value is None:
+        return None
+    return f"{figures.records_called} of {figures.records_asked} called; p = {figures.records_p_value:.2g} for all"
 
 
 def _chance(figures: Figures) -> str | None:
@@ -341,7 +349,14 @@ def _nearest(figures: Figures) -> str | None:
 
 
 def _outcome(report: "Report") -> Outcome:
-    """What came of the attack, in one word: by the verdict where there is one."""
+    """What came of the attack, in one word; records that were found are told where no picture was."""
+    told = _of_pictures(report)
+    records = report.membership is not None and report.membership.found
+    return "records" if records and told in ("absent", "open", "none", "unknown") else told
+
+
+def _of_pictures(report: "Report") -> Outcome:
+    """What came of the pictures: by the verdict where there is one."""
     if report.verdict is not None:
         return _judged(report.verdict)
     same = report.reconstruction.proven or report.reproduces
@@ -387,6 +402,7 @@ def _answer(report: "Report", told: Outcome) -> tuple[str, str]:
 _SUBJECTS: Mapping[Outcome, str] = {
     "open": "It is not decided whether a private picture was recovered",
     "present": "{who} in the update, though not recovered by these attacks",
+    "records": "Records that were asked for are in the update, though nothing shows that a picture was recovered",
     "absent": "{who} not in the update, as far as its noise and its derivative tell",
 }
 """The first sentence beside the truth, where nothing was recovered for sure."""
@@ -416,6 +432,8 @@ def _alone(report: "Report", told: Outcome) -> str:
             return f"The update comes out the same from {found} that the attack found, but perhaps from others too"
         case "present":
             return "Such an update holds its picture, though nothing shows that these attacks recovered it"
+        case "records":
+            return _SUBJECTS["records"]
         case "absent":
             return "Such an update does not hold its picture, as far as its noise and its derivative tell"
         case "none":
@@ -454,6 +472,8 @@ _ALONE: Mapping[Outcome, str] = {
     "no private picture here to compare with, and another attack might find more.",
     "present": "The attack did not find a picture that the update settles, but an update like this one holds {what}: "
     "a better search may find what this one did not. There is no private picture here to compare with.",
+    "records": "The update gives away that records that were asked for were in it: who has a picture can tell that it "
+    "was used. Do not take it for safety that the attack did not show the picture.",
     "absent": "An update like this one tells hardly more of {what} than any picture of the kind would. There is no "
     "private picture here to compare with.",
     "unknown": "There is no private picture here to compare with, so look at what it found with care.",
@@ -469,6 +489,8 @@ _COMPARED: Mapping[Outcome, str] = {
     "chance were too short.",
     "present": "It did not find {what}, but the update holds what it takes: a better search may find what this one did "
     "not. Do not take this for safety.",
+    "records": "It was not shown to find {what}, but the update gives away that records that were asked for were in it: "
+    "who has a picture can tell that it was used. Do not take this for safety.",
     "absent": "It found nothing, and near {what} no other attack would: what the update tells is lost in its noise, or "
     "was never in it.",
     "none": "What it found proves nothing: without the update one gets as close. Another attack might get closer.",
@@ -566,7 +588,7 @@ def _labels(report: "Report", told: Outcome, facts: Audited) -> str:
     if facts.labels != "unknown" or found is None or not len(found):
         return ""
     right = int(found.sum())
-    if right and told in ("none", "open", "unknown", "present", "absent"):
+    if right and told in ("none", "open", "unknown", "present", "records", "absent"):
         return (
             " But it named the right class." if len(found) == 1 else f" But it named {right} of {len(found)} classes."
         )

@@ -19,6 +19,9 @@ __all__ = ["judged", "limited", "plain"]
 _WITH_PUBLIC_PICTURES = ("identified", "candidates", "identified_by_chance")
 """Figures that a report names only where there were public pictures to look for the truth among."""
 
+_OF_RECORDS = ("records_asked", "records_called", "records_p_value")
+"""Figures that a report names only where records were asked for."""
+
 
 def plain(value: Any) -> Any:
     """Turn a value into dictionaries, lists, strings, numbers, booleans and `None`.
@@ -57,6 +60,8 @@ def judged(verdict: Verdict) -> dict[str, Any]:
     figures = dict(vars(verdict.figures))
     if verdict.figures.identified is None:
         figures = {name: value for name, value in figures.items() if name not in _WITH_PUBLIC_PICTURES}
+    if verdict.figures.records_asked is None:
+        figures = {name: value for name, value in figures.items() if name not in _OF_RECORDS}
     if (power := verdict.figures.power) is not None:
         figures["power"] = vars(power) | {"share": power.share, "interval": power.interval}
     found: dict[str, Any] = plain(vars(verdict) | {"figures": figures})

@@ -15,10 +15,10 @@ from typing import Any
 from inversefed.errors import ConfigError, InputError, unknown_name
 from inversefed.fl.threat_model import ThreatModel
 from inversefed.specs import registry
-from inversefed.specs.sources import Sources, read_fields
+from inversefed.specs.sources import Records, Sources, read_fields
 from inversefed.specs.written import UNNAMED
 
-__all__ = ["Hashes", "hash_of_record", "read_hashes", "read_record", "require_same"]
+__all__ = ["ASKED", "Hashes", "hash_of_record", "read_hashes", "read_record", "require_same"]
 
 _PIECES = ("client", "loss", "attack")
 _NONE = type(None)
@@ -47,6 +47,8 @@ class Hashes:
         labels: theirs.
         update: an update from outside, with the client that is believed in and what is known with it.
         others: public pictures for the controls.
+        candidates: records that are asked for, with their labels.
+        candidates_out: records that are known to be out.
     """
 
     network: str | None = None
@@ -54,11 +56,17 @@ class Hashes:
     labels: str | None = None
     update: str | None = None
     others: str | None = None
+    candidates: str | None = None
+    candidates_out: str | None = None
+
+
+ASKED = ("candidates", "candidates_out")
+"""Hashes that are left out of a record where no records are asked for; an audit that was recorded without may ask."""
 
 
 def hash_of_record(record: Mapping[str, Any]) -> str:
     """The hash of a record by its texts and numbers, which need not be built for that."""
-    silent = {"hash", "sources", "versions", *_FACTS}
+    silent = {"hash", "sources", "records", "versions", *_FACTS}
     if (record.get("sha256") or {}).get("update") is not None:
         silent.add("client")  # the update's own hash holds the client that is believed in
     payload = {name: value for name, value in record.items() if name not in silent}
@@ -96,6 +104,7 @@ def read_record(record: Mapping[str, Any], trust_code: bool = False) -> dict[str
     constants = {name: record.get(name) for name in ("mean", "std")}
     return {
         "sources": named,
+        "records": None if "records" not in record else Records(**read_fields(Records, record["records"])),
         "defenses": tuple(_built("defense", each, trust_code) for each in record.get("defenses", ())),
         "threat": ThreatModel(**record.get("threat_model", {})),
         "sha256": Hashes(**record.get("sha256", {})),
@@ -131,7 +140,7 @@ def require_same(here: Hashes, recorded: Hashes, then: Mapping[str, str], now: M
     """
     for each in fields(Hashes):
         found, expected = getattr(here, each.name), getattr(recorded, each.name)
-        if found != expected:
+        if found != expected and not (expected is None and each.name in ASKED):
             raise InputError(_differs(each.name, found, expected, then, now))
 
 
@@ -148,7 +157,19 @@ def _built(kind: str, text: Any, trust_code: bool) -> Any:
 
 def _check(record: Mapping[str, Any]) -> None:
     """Refuse what is no record, or not the one that its hash was made of."""
-    own = {*_PIECES, *_NUMBERS, "mean", "std", "defenses", "threat_model", "sha256", "sources", "versions", "hash"}
+    own = {
+        *_PIECES,
+        *_NUMBERS,
+        "mean",
+        "std",
+        "defenses",
+        "threat_model",
+        "sha256",
+        "sources",
+        "records",
+        "versions",
+        "hash",
+    }
     _check_names("entry of a scenario", record, own, _FACTS)
     _check_names("entry of threat_model", record.get("threat_model", {}), {each.name for each in fields(ThreatModel)})
     _check_names("entry of sha256", record.get("sha256", {}), {each.name for each in fields(Hashes)})
@@ -170,7 +191,9 @@ def _check_names(what: str, found: Any, own: set[str], beside: Iterable[str] = (
 
 
 def _differs(name: str, here: str | None, recorded: str | None, then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    what = {"images": "pictures", "others": "public pictures"}.get(name, name)
+    what = {"images": "pictures", "others": "public pictures", "candidates_out": "candidates that are out"}.get(
+        name, name
+    )
     shown = [f"SHA-256 {each[:12]}.." if each else "none" for each in (recorded, here)]
     other = [key for key in now if then.get(key, now[key]) != now[key]]
     changed = [f"{key} {then[key]} then and {now[key]} now" for key in other]

@@ -5,13 +5,32 @@ from pathlib import Path
 
 import torch
 
-from inversefed.errors import InputError
+from inversefed.errors import ConfigError, InputError
+from inversefed.fl.network import Network
+from inversefed.specs.sources import Records
 from inversefed.types import Batch
 from inversefed.zoo.folders import pictures_in
 from inversefed.zoo.picture_sources import Shape
 from inversefed.zoo.pictures import read_picture
 
-__all__ = ["read_records"]
+__all__ = ["read_asked", "read_records"]
+
+
+def read_asked(records: Records | None, network: Network) -> tuple[Batch | None, Batch | None]:
+    """The records that are asked for, and those that are known to be out, as far as they are named.
+
+    Raises:
+        ConfigError: records that are known to be out, and none that is asked for.
+        InputError: a folder that cannot be used.
+    """
+    if records is None:
+        return None, None
+    if records.candidates is None:
+        raise ConfigError("--candidates-out says which records are out; name those asked for: --candidates")
+    shape, classes = network.image_shape, network.num_classes
+    folders = (records.candidates, records.candidates_out)
+    asked, out = (None if each is None else read_records(each.expanduser(), shape, classes) for each in folders)
+    return asked, out
 
 
 def read_records(folder: Path, shape: Shape, num_classes: int) -> Batch:

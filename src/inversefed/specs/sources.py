@@ -17,12 +17,14 @@ __all__ = [
     "Model",
     "Pictures",
     "Received",
+    "Records",
     "Sources",
     "Stated",
     "absolute",
     "as_json",
     "plain_json",
     "read_fields",
+    "records_of",
     "sources_of",
 ]
 
@@ -114,6 +116,18 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Records:
+    """Records that are asked for: were they in the update?"""
+
+    candidates: Path | None = None
+    """A folder of pictures that are asked for. Their classes are sub-folders named by number, or file names such as
+    dog_5.png; where no class is known, all are tried."""
+    candidates_out: Path | None = None
+    """A folder of pictures of the same kind that are known not to be in the update, 19 or more. By default the public
+    pictures of the controls stand for them, which need not be of the same kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sources(Pictures, Model, Received, Stated, Asked):
     """Where network, pictures and update of an audit come from.
 
@@ -141,9 +155,15 @@ def _absolute(value: Any) -> Any:
     return value.expanduser().absolute() if isinstance(value, Path) else value
 
 
-def as_json(sources: Sources) -> dict[str, Any]:
+def records_of(options: Records) -> Records | None:
+    """The part of a command's options that says which records are asked for, paths absolute; nothing for none."""
+    found = Records(**{each.name: _absolute(getattr(options, each.name)) for each in fields(Records)})
+    return None if found == Records() else found
+
+
+def as_json(sources: Sources | Records) -> dict[str, Any]:
     """All of it as values that JSON can hold, paths absolute, defaults too: another version may have others."""
-    return {name: plain_json(value) for name, value in vars(absolute(sources)).items()}
+    return {name: plain_json(_absolute(value)) for name, value in vars(sources).items()}
 
 
 def plain_json(value: Any) -> Any:

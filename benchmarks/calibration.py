@@ -25,20 +25,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
-import inversefed
 from benchmarks import record
 from benchmarks.cases import chosen
 from benchmarks.pictures import CLASSES, read_folder
 from inversefed import FedAvg, FedSGD, ThreatModel, recipes
 from inversefed.attacks import Search
 from inversefed.controls.null_update import null_observation
-from inversefed.errors import ConfigError, InputError, InversefedError
+from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation.align import align
 from inversefed.evaluation.controls import guesses
 from inversefed.evaluation.intervals import share_interval
@@ -94,7 +94,9 @@ class Setting:
 def lenet() -> nn.Module:
     """The LeNet of Zhu et al. (2019), for 8x8."""
     layers = (nn.Conv2d(3, 12, 5, 2, 2), nn.Conv2d(12, 12, 5, 2, 2), nn.Conv2d(12, 12, 5, 1, 2))
-    net = nn.Sequential(*(part for each in layers for part in (each, nn.Sigmoid())), nn.Flatten(), nn.Linear(48, CLASSES))
+    net = nn.Sequential(
+        *(part for each in layers for part in (each, nn.Sigmoid())), nn.Flatten(), nn.Linear(48, CLASSES)
+    )
     for weight in net.parameters():
         nn.init.uniform_(weight, -0.5, 0.5)
     return net
@@ -109,8 +111,7 @@ def two_pools() -> nn.Module:
 
 def perceptron(*widths: int) -> nn.Sequential:
     """Linear layers of these widths with ReLU, and the classes."""
-    hidden = zip(widths, widths[1:], strict=False)
-    layers = (part for inputs, outputs in hidden for part in (nn.Linear(inputs, outputs), nn.ReLU()))
+    layers = (part for inputs, outputs in pairwise(widths) for part in (nn.Linear(inputs, outputs), nn.ReLU()))
     return nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
 
 
@@ -126,10 +127,10 @@ def resnet8() -> nn.Module:
     return resnet(ResNetSpec((1, 1, 1), 16), CLASSES)
 
 
-_STEPS = 15
+_STEPS = 6
 SETTINGS: Mapping[str, Setting] = {
     "perceptron b=1": Setting(lambda: nn.Sequential(nn.Flatten(), perceptron(192, 32)), recipes.spectral(_STEPS)),
-    "LeNet b=1": Setting(lenet, recipes.curvature(10)),
+    "LeNet b=1": Setting(lenet, recipes.smoothed(_STEPS)),
     "LeNet b=4": Setting(lenet, recipes.smoothed(_STEPS), 4),
     "LeNet b=8": Setting(lenet, recipes.smoothed(_STEPS), 8, every=5),
     "LeNet b=16": Setting(lenet, recipes.smoothed(_STEPS), 16, every=20),

@@ -14,7 +14,7 @@ from inversefed.fl.simulate import observed
 from inversefed.pipeline import audit_observation
 from inversefed.report.gate import leakage, outcome
 from inversefed.report.several_targets import judge
-from inversefed.thresholds import IN_THE_UPDATE_DB, NOT_IN_THE_UPDATE_DB
+from inversefed.thresholds import IN_THE_UPDATE_DB, MISFIT, NOT_IN_THE_UPDATE_DB
 from inversefed.types import Limit
 from inversefed.zoo import pictures
 
@@ -96,6 +96,14 @@ def test_an_update_of_random_numbers_holds_no_picture(seed: int) -> None:
     report = audit_observation(nothing, truth=batch, attack=CRIPPLED)
     assert report.verdict is not None
     assert report.verdict.answer != Answer.IN_THE_UPDATE
+
+
+def test_the_update_of_another_picture_does_not_hold_this_one() -> None:
+    observation, _ = observed(convolutions(), photo("coffee"), torch.tensor([1]), mean=0.5, std=0.25)
+    report = audit_observation(observation, truth=Batch(photo(), torch.tensor([1])), attack=CRIPPLED)
+    assert report.verdict is not None and report.limit is not None and report.limit.misfit is not None
+    assert report.limit.misfit > MISFIT and report.verdict.answer == Answer.UNDECIDED
+    assert "Other pictures than the truth made this update" in report.verdict.sentence
 
 
 def test_without_the_truth_the_report_says_where_the_limit_was_taken() -> None:

@@ -28,7 +28,7 @@ MAY = {
     "scenario": GROUND | {"fl", "attacks", "report", "specs"},
     "pipeline": GROUND
     | {"arguments", "bounded", "fl", "attacks", "controls", "evaluation", "report", "scenario"}
-    | {"assessment", "rehearsed"},
+    | {"assessment", "records", "rehearsed"},
     "rehearsed": GROUND
     | {"arguments", "assessment", "attacks", "controls", "evaluation", "fl", "scenario"}
     | {"rehearsal_cache", "report", "specs"},
@@ -43,7 +43,7 @@ MAY = {
     | {"experiments", "zoo"},
     "cli": GROUND
     | {"fl", "updates", "attacks", "controls", "evaluation", "report", "zoo", "specs"}
-    | {"records", "scenario", "pipeline", "frontier", "experiments", "integrations"},
+    | {"scenario", "pipeline", "frontier", "experiments", "integrations"},
     "compat": GROUND | {"fl", "attacks", "evaluation", "report", "zoo", "pipeline"},
     "__main__": {"cli"},
     "__init__": set(),

@@ -11,10 +11,10 @@ from torch import Generator, nn
 import inversefed
 from inversefed import Batch, Report, defenses, recipes
 from inversefed.cli import main
-from inversefed.errors import ConfigError, InversefedError
 from inversefed.controls.null_update import null_observation
-from inversefed.evaluation.verdict import Answer, Verdict, with_records
+from inversefed.errors import ConfigError, InversefedError
 from inversefed.evaluation.membership import judge_members
+from inversefed.evaluation.verdict import Answer, Verdict, with_records
 from inversefed.fl.simulate import observed
 from inversefed.pipeline import audit_observation
 from inversefed.report.gate import leakage, outcome

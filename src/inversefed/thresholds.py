@@ -25,6 +25,7 @@ __all__ = [
     "IN_THE_UPDATE_DB",
     "LEAST_DB",
     "MEMBER_LEVEL",
+    "MISFIT",
     "NEARBY",
     "NOT_IN_THE_UPDATE_DB",
     "NULLS",
@@ -93,6 +94,11 @@ mean or a color of the picture gives is 2 to 3 dB above the prior."""
 NOT_IN_THE_UPDATE_DB = 3.0
 """By how much it may be above them at most for a picture to be called not in the update: half the squared error, from
 which on a reconstruction is said to be recovered (`CLEARLY_DB`). Between the two it is not decided."""
+
+MISFIT = 3.0
+"""What the truth leaves unexplained of an update, along changes of the pictures over elsewhere, from which on other
+pictures made the update, so that the limit at the truth says nothing of it. Noise has about 1 (0.7 to 1.5 measured),
+updates of other pictures with the same labels 7 to 35."""
 
 NEARBY = 0.1
 """Matching error up to which a result makes about the same update as the private pictures, so that the limit taken at

@@ -188,6 +188,9 @@ class Limit:
         whole: whether whole pictures were looked at; else a window in the middle of one, with the rest taken as known,
             which is a bound, and may be far above.
         seconds: wall time, from 0.
+        misfit: how much more of what the truth leaves unexplained lies along changes of the pictures than noise would
+            have there: about 1 for noise, and many times that where other pictures made the update; `None` where
+            nothing is left unexplained, or there is no truth.
     """
 
     limit_psnr: tuple[float | None, ...]
@@ -198,6 +201,7 @@ class Limit:
     prior: float
     whole: bool = True
     seconds: float = 0.0
+    misfit: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

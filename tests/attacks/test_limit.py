@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from inversefed import Batch, FedAvg, FedSGD, Observation, ThreatModel, defenses, freeze, limit, observe
 from inversefed.attacks.identifiability.limit import Tolerances, prior_psnr
+from inversefed.controls.null_update import null_observation
 from inversefed.errors import InputError, ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients import Client
 from inversefed.fl.simulate import observed
 from inversefed.networks.natural_noise import natural_noise
+from inversefed.thresholds import MISFIT
 from inversefed.zoo import networks, pictures
 
 SHAPE = (3, 8, 8)
@@ -241,3 +243,33 @@ def test_without_a_forward_mode_the_time_is_looked_at_after_each_column() -> Non
     with pytest.raises(UnsupportedNetworkError, match="longer than"):
         limit(observation, truth, seconds=1e-6)
     assert _Counted.calls - before < 10  # a window of 12 columns would have taken as many more
+
+
+def misfit(observation: Observation, batch: Batch) -> float | None:
+    return limit(observation, batch, seconds=60.0).misfit
+
+
+@pytest.mark.parametrize("client", [FedSGD(), FedAvg(local_steps=2, lr=0.01)])
+def test_what_the_truth_leaves_unexplained_is_told_from_noise_where_other_pictures_made_the_update(
+    client: Client,
+) -> None:
+    plain, batch = seen(smooth(), 2, client)
+    assert misfit(plain, batch) is None
+    parts = [part.detach().square().sum() for part in plain.update.values()]
+    size = float((sum(parts) / sum(part.numel() for part in plain.update.values())) ** 0.5)
+    for share in (0.1, 1.0):
+        noisy, _ = seen(smooth(), 2, client, 8, defenses.GaussianNoise(share * size))
+        found = misfit(noisy, batch)
+        assert found is not None and found < MISFIT / 1.5
+    other = Batch(natural_noise(plain.network, 2, seed=4), batch.labels)
+    found = misfit(plain, other)
+    assert found is not None and found > 1.5 * MISFIT
+    quantized, _ = seen(smooth(), 2, client, 8, defenses.SignQuantization())
+    assert misfit(quantized, batch) is None
+
+
+def test_an_update_of_random_numbers_holds_nothing_of_any_picture() -> None:
+    observation, batch = seen(smooth())
+    for seed in range(4):
+        null = null_observation(observation, torch.Generator().manual_seed(seed))
+        assert limit(null, batch, seconds=60.0).limit_psnr[0] < prior_psnr() + 3

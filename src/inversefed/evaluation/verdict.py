@@ -42,7 +42,7 @@ from torch import Tensor
 
 from inversefed.evaluation.membership import Membership
 from inversefed.evaluation.power import Power
-from inversefed.thresholds import AGREEMENT_DB, IN_THE_UPDATE_DB, LEAST_DB, NOT_IN_THE_UPDATE_DB
+from inversefed.thresholds import AGREEMENT_DB, IN_THE_UPDATE_DB, LEAST_DB, MISFIT, NOT_IN_THE_UPDATE_DB
 from inversefed.types import Limit, Scores
 
 __all__ = ["AGREED", "COMPARED", "Answer", "Evidence", "Figures", "Judgement", "Verdict", "answered", "decide",
@@ -379,7 +379,7 @@ def answered(
     room = margins(bound, controls or {}, floor=limit.prior)
     below = None if scores is None else bound - scores.double().cpu()
     figures = replace(found.figures, limit_over_controls=room, below_limit=below)
-    answer = _answer(found, greatest(room), limit.whole)
+    answer = _answer(found, greatest(room), limit)
     return replace(found, figures=figures, answer=answer, sentence=_with_limit(found.sentence, answer, limit, room))
 
 
@@ -411,10 +411,10 @@ def with_records(found: Verdict, records: Membership) -> Verdict:
     return replace(found, figures=figures, answer=answer, sentence=f"{records.sentence} {found.sentence}")
 
 
-def _answer(found: Verdict, room: float, whole: bool) -> Answer:
+def _answer(found: Verdict, room: float, limit: Limit) -> Answer:
     """What a verdict comes to, where the limit of the best picture is so far above all controls.
 
-    A limit that took some of the picture as known can only deny.
+    A limit that took some of the picture as known can only deny; so can one at a truth that did not make the update.
     """
     if found.leaked:
         return Answer.RECOVERED
@@ -422,7 +422,12 @@ def _answer(found: Verdict, room: float, whole: bool) -> Answer:
         return Answer.UNDECIDED
     if room <= NOT_IN_THE_UPDATE_DB:
         return Answer.NOT_IN_THE_UPDATE
-    return Answer.IN_THE_UPDATE if whole else Answer.UNDECIDED
+    return Answer.IN_THE_UPDATE if limit.whole and not _misfits(limit) else Answer.UNDECIDED
+
+
+def _misfits(limit: Limit) -> bool:
+    """Whether other pictures than those where the limit was taken made the update."""
+    return limit.misfit is not None and limit.misfit > MISFIT
 
 
 _POINTS = {
@@ -448,6 +453,8 @@ def _with_limit(sentence: str, answer: Answer, limit: Limit, room: Scores) -> st
         case Answer.NOT_IN_THE_UPDATE:
             alone = f"{(bound or 0.0) - float(room[best]):.1f} dB can be had without the update"
             return f"Not in the update: it holds {which} in {held}, where {alone}. {sentence}"
+    if _misfits(limit):
+        return f"{sentence} Other pictures than the truth made this update, as far as its derivative tells."
     return f"{sentence} The update holds {which} in {held}."
 
 

@@ -114,9 +114,9 @@ def outcome(
             number, a report that no records were asked for in is no evidence.
 
     Returns:
-        `"above"` where more leaked than that, an exact recovery that no verdict contradicts, or more records; `"below"` where it did
-        not; `"unknown"` where the report is no evidence for either, or is held to its verdict, and that says that the
-        picture is in the update.
+        `"above"` where more leaked than that, an exact recovery that no verdict contradicts, or more records; `"below"`
+        where it did not; `"unknown"` where the report is no evidence for either, or is held to its verdict, and that
+        says that the picture is in the update.
 
     Raises:
         ConfigError: a limit that is no number of decibels, a least power that is no share, or no number of records.

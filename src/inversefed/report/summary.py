@@ -432,13 +432,11 @@ def _alone(report: "Report", told: Outcome) -> str:
             return f"The update comes out the same from {found} that the attack found, but perhaps from others too"
         case "present":
             return "Such an update holds its picture, though nothing shows that these attacks recovered it"
-        case "records":
-            return _SUBJECTS["records"]
         case "absent":
             return "Such an update does not hold its picture, as far as its noise and its derivative tell"
         case "none":
             return "Nothing shows that these attacks recovered a picture"
-    return ""
+    return _SUBJECTS["records"] if told == "records" else ""
 
 
 def _meaning(report: "Report", found: Outcome, facts: Audited) -> str:
@@ -489,8 +487,8 @@ _COMPARED: Mapping[Outcome, str] = {
     "chance were too short.",
     "present": "It did not find {what}, but the update holds what it takes: a better search may find what this one did "
     "not. Do not take this for safety.",
-    "records": "It was not shown to find {what}, but the update gives away that records that were asked for were in it: "
-    "who has a picture can tell that it was used. Do not take this for safety.",
+    "records": "It was not shown to find {what}, but the update gives away that records that were asked for were in "
+    "it: who has a picture can tell that it was used. Do not take this for safety.",
     "absent": "It found nothing, and near {what} no other attack would: what the update tells is lost in its noise, or "
     "was never in it.",
     "none": "What it found proves nothing: without the update one gets as close. Another attack might get closer.",

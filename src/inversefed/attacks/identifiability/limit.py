@@ -23,6 +23,12 @@ and it is the smallest that decide. Of a batch as many pictures are looked at, j
 memory and time, the others taken as known; of a larger picture a window in its middle, the rest taken as known. That is
 a bound still, and an optimistic one. It is held to the number of independent equations in the update, as `count` has
 it.
+
+With the truth at hand, what its own update leaves unexplained counts as noise. It is none where other pictures made the
+update: then it lies along changes of the pictures, e = J (x - x*), as no noise does. Of whitened e with k entries, the
+score test (Rao 1948) compares both parts,
+
+    misfit = [e^T A (A^T A + 1)^-1 A^T e / r] / [rest of |e|^2 / (k - r)],      about 1 for noise
 """
 
 import math
@@ -175,6 +181,8 @@ class _Derivative:
         slow: the same derivative by two backward passes, for what has no forward mode; J times a change of the batch.
         noise: what blurs the update.
         at: what the pictures are.
+        unexplained: what the truth's own update leaves of the one observed, whitened, `[entries]`; `None` where that is
+            no more than what is known to blur it.
     """
 
     whole: Callable[[Tensor], Tensor]
@@ -185,6 +193,7 @@ class _Derivative:
     slow: Callable[[Tensor], Tensor]
     noise: str
     at: Point
+    unexplained: Tensor | None
 
     @staticmethod
     def of(
@@ -199,14 +208,15 @@ class _Derivative:
         network, client, number = observation.network, observation.client, len(pictures)
         with torch.no_grad():
             made = _changes(observation, client(network, pictures, labels))
-        blur, scale, noise = _noise(observation, made, Batch(pictures, labels), defenses, at)
-        sent = _changes(observation, observation.update)
+        blur, factor, noise, more = _noise(observation, made, Batch(pictures, labels), defenses, at)
+        sent, scale = _changes(observation, observation.update), max(abs(factor), _LEAST_SHARE)
         keep = torch.cat([(sent[name] != 0).flatten() for name in sent])
         if not bool(keep.any()):
             raise InputError("every entry of the update is zero: it says nothing of any picture, and has no limit")
         weight = torch.cat([torch.full((part.numel(),), scale / blur[name]) for name, part in sent.items()])
         weight = weight.to(pictures)[keep]
         functional = replace(network, functional=True)
+        rest = torch.cat([(sent[name] - factor * made[name]).flatten() for name in sent]).detach()[keep] * weight
 
         def whitened(update: Params) -> Tensor:
             return torch.cat([update[name].flatten() for name in sent])[keep] * weight
@@ -233,6 +243,7 @@ class _Derivative:
             slow,
             noise,
             at,
+            rest / scale if more else None,
         )
         return replace(derivative, single=additive and derivative.adds_up())
 
@@ -285,11 +296,14 @@ def _changes(observation: Observation, update: Params) -> Params:
 
 def _noise(
     observation: Observation, made: Params, batch: Batch, defenses: tuple[Defense, ...], at: Point
-) -> tuple[dict[str, float], float, str]:
-    """The standard deviation of each tensor's entries, the factor between what is made and what was sent, and words."""
+) -> tuple[dict[str, float], float, str, bool]:
+    """The standard deviation of each tensor's entries, the factor between what is made and what was sent, and words.
+
+    The last says whether the truth leaves more of the update unexplained than what is known to blur it.
+    """
     sent = {name: part.double() for name, part in _changes(observation, observation.update).items()}
     blur, said = _rounding(observation)
-    factor = 1.0
+    factor, more = 1.0, False
     if steps := {name: step for name, part in sent.items() if (step := _step(part))}:
         blur = {name: max(deviation, steps.get(name, 0.0) / 12**0.5) for name, deviation in blur.items()}
         said += "; steps between levels"
@@ -305,11 +319,13 @@ def _noise(
         product = sum(float((part * sent[name]).sum()) for name, part in kept.items())
         factor = min(1.0, max(-1.0, product / squares)) if squares else 1.0  # clipping only shrinks
         rest = {name: _rms((part - factor * kept[name])[part != 0]) for name, part in sent.items()}
-        if any(rest[name] > 2 * deviation for name, deviation in blur.items()):
+        more = any(rest[name] > 2 * deviation for name, deviation in blur.items())
+        if more:
             said += "; what the truth leaves unexplained"
         blur = {name: max(deviation, rest[name]) for name, deviation in blur.items()}
     least = max(blur.values()) * 1e-6 or torch.finfo(torch.float32).tiny
-    return {name: max(deviation, least) for name, deviation in blur.items()}, max(abs(factor), _LEAST_SHARE), said
+    # What a quantizer leaves depends on the entry that it rounds, and so on the pictures: it is not held to noise.
+    return {name: max(deviation, least) for name, deviation in blur.items()}, factor, said, more and not steps
 
 
 def _rounding(observation: Observation) -> tuple[dict[str, float], str]:
@@ -511,7 +527,7 @@ def _solved(
     error, told = spread / size, told * (of / size)
     if len(rows) < number * of:
         error, told = _counted(observation, error, told, of)
-    unknown = (None,) * (number - looked_at)
+    unknown, misfit = (None,) * (number - looked_at), _misfit(rows, hashed, sees, left, tolerances)
     return Limit(
         (*(-10 * error.clamp(min=1e-300).log10()).tolist(), *unknown),
         (*(int(each) for each in told.round().clamp(0, of).tolist()), *unknown),
@@ -520,7 +536,24 @@ def _solved(
         sees.at,
         prior_psnr(),
         window == (height, width),
+        misfit=misfit,
     )
+
+
+def _misfit(rows: Tensor, hashed: int, sees: _Derivative, left: "_Open", tolerances: Tolerances) -> float | None:
+    """By how much what the truth leaves unexplained lies along changes of the pictures; `None` where none is left."""
+    if sees.unexplained is None:
+        return None
+    rest, count = sees.unexplained[None], hashed or sees.entries
+    if hashed:
+        rest = _fold(rest, hashed, _places(sees.entries, hashed, tolerances.adds, sees.pictures))
+    told, rest = len(rows) - float(left.inverse.trace()), rest.double()
+    if not 1 <= told < count:
+        return None
+    score = rows.double() @ rest[0]
+    along = float(score @ (left.inverse @ score)) / left.added
+    other = max(float(rest.square().sum()) - along, 1e-12 * along)
+    return along / told / (other / (count - told)) if other > 0 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -530,10 +563,12 @@ class _Open:
     Args:
         inverse: M, `[d, d]`.
         floor: t, from 1: more where single precision cannot tell less from nothing.
+        added: what stands for t beside hashed rows.
     """
 
     inverse: Tensor
     floor: float
+    added: float
 
 
 def _left_open(rows: Tensor, hashed: int, tolerances: Tolerances) -> _Open:
@@ -552,7 +587,7 @@ def _left_open(rows: Tensor, hashed: int, tolerances: Tolerances) -> _Open:
         inverse = added * torch.cholesky_inverse(factor)
         found = size - float(inverse.trace())
         if not hashed or abs(found - told) < 0.005 * size:
-            return _Open(inverse, floor)
+            return _Open(inverse, floor, added)
         told = found
 
 

@@ -185,6 +185,7 @@ class Outcome:
         limit: of each picture, dB; `None` where it was not looked at.
         reached: PSNR of the longer attack, dB; nothing in null updates.
         over: dB of its best picture over plain pictures.
+        misfit: of what the truth leaves unexplained; `None` where that is nothing.
         seconds: of the audit.
     """
 
@@ -198,6 +199,7 @@ class Outcome:
     limit: tuple[float | None, ...]
     reached: tuple[float, ...] = ()
     over: float | None = None
+    misfit: float | None = None
     seconds: float = 0.0
 
 
@@ -285,7 +287,7 @@ def measured(world: World, kind: Kind, noise: float = 0.0) -> Outcome:
     room = None if figures.limit_over_controls is None else greatest(figures.limit_over_controls)
     found = Outcome(
         world.name, world.seed, kind, noise, str(report.verdict.answer), figures.p_value, room,
-        () if limit is None else limit.limit_psnr, seconds=time.perf_counter() - began,
+        () if limit is None else limit.limit_psnr, misfit=None if limit is None else limit.misfit, seconds=time.perf_counter() - began,
     )  # fmt: skip
     return found if kind != "noise" else _reached(world, seen, found)
 
@@ -417,8 +419,8 @@ def _carried_out(options: Options, names: Sequence[str], found: Sequence[Outcome
     with ProcessPoolExecutor(options.jobs, context) as pool:
         waiting = [pool.submit(outcomes, options.images, *each) for each in todo]
         try:
-            for each in as_completed(waiting):
-                yield each.result()
+            for done in as_completed(waiting):
+                yield done.result()
         finally:
             pool.shutdown(cancel_futures=True)
 

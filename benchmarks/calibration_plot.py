@@ -59,8 +59,8 @@ def _power(axes: Axes, noisy: Sequence["Outcome"]) -> None:
         if any(shares):
             axes.plot(range(len(levels)), shares, color=color, marker="o", ms=3, label=str(answer))
         if answer is Answer.RECOVERED:
-            ends = [share_interval(sum(row), len(row)) for row in rows]
-            axes.fill_between(range(len(levels)), *zip(*ends, strict=True), color=color, alpha=0.15, lw=0)
+            low, high = zip(*(share_interval(sum(row), len(row)) for row in rows), strict=True)
+            axes.fill_between(range(len(levels)), low, high, color=color, alpha=0.15, lw=0)
     axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
     axes.set(ylim=(-0.02, 1.02), xlabel="noise over the root mean square of the update", ylabel="share of audits")
     axes.set_title("Answers over noise, all settings", loc="left")

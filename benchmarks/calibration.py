@@ -287,7 +287,8 @@ def measured(world: World, kind: Kind, noise: float = 0.0) -> Outcome:
     room = None if figures.limit_over_controls is None else greatest(figures.limit_over_controls)
     found = Outcome(
         world.name, world.seed, kind, noise, str(report.verdict.answer), figures.p_value, room,
-        () if limit is None else limit.limit_psnr, misfit=None if limit is None else limit.misfit, seconds=time.perf_counter() - began,
+        () if limit is None else limit.limit_psnr,
+        misfit=None if limit is None else limit.misfit, seconds=time.perf_counter() - began,
     )  # fmt: skip
     return found if kind != "noise" else _reached(world, seen, found)
 

@@ -102,8 +102,18 @@ def test_the_update_of_another_picture_does_not_hold_this_one() -> None:
     observation, _ = observed(convolutions(), photo("coffee"), torch.tensor([1]), mean=0.5, std=0.25)
     report = audit_observation(observation, truth=Batch(photo(), torch.tensor([1])), attack=CRIPPLED)
     assert report.verdict is not None and report.limit is not None and report.limit.misfit is not None
-    assert report.limit.misfit > MISFIT and report.verdict.answer == Answer.UNDECIDED
-    assert "Other pictures than the truth made this update" in report.verdict.sentence
+    assert report.limit.misfit > MISFIT
+    assert report.verdict.answer in (Answer.UNDECIDED, Answer.NOT_IN_THE_UPDATE)
+
+
+def test_a_limit_far_above_the_controls_is_none_of_an_update_that_other_pictures_made() -> None:
+    no = Verdict(False, "Not recovered by these attacks.", "One attack.")
+    scores, controls = torch.tensor([7.0]), {"constant": torch.tensor([19.0])}
+    for misfit, answer in ((MISFIT + 0.1, Answer.UNDECIDED), (1.0, Answer.IN_THE_UPDATE), (None, Answer.IN_THE_UPDATE)):
+        limit = Limit((60.0,), (192,), 192, "rounding", "truth", 12.0, misfit=misfit)
+        told = answered(no, limit, scores, controls)
+        assert told.answer == answer
+        assert ("Other pictures than the truth made this update" in told.sentence) == (answer is Answer.UNDECIDED)
 
 
 def test_without_the_truth_the_report_says_where_the_limit_was_taken() -> None:

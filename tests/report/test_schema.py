@@ -80,7 +80,8 @@ def test_what_is_no_report_is_not_valid(report, validator, entries):
 
 
 def test_figures_of_a_verdict_have_their_names_in_json_and_each_is_described(report):
-    whole = {"identified": 0.5, "candidates": 4, "identified_by_chance": 0.25, "records_asked": 2}
+    whole = {"identified": 0.5, "candidates": 4, "identified_by_chance": 0.25}
+    whole |= {"records_asked": 2, "records_called": 1, "records_p_value": 0.5}
     found = report(1, verdict=Verdict(True, "Leaked.", "Scope.", Figures(**whole))).to_dict()["verdict"]["figures"]
     assert list(found) == [each.name for each in fields(Figures)]
     assert all(f"        {name}: " in Figures.__doc__ for name in found)

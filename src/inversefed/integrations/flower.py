@@ -5,7 +5,7 @@
 
 The strategy decides nothing otherwise than the one it wraps: it writes down what each client was sent and sent back,
 and another process audits that (see `federation`). Clients of Flower send new weights; arrays of a `NumPyClient` have
-no names, and are taken in the order of the network's state dict. Needs Flower 1.2x or later with its message API.
+no names, and are taken in the order of the network's state dict. Run with Flower 1.42.
 """
 
 import atexit

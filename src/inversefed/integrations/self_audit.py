@@ -156,7 +156,7 @@ class SelfAudit:
         action = self.policy.action(side)
         done = {"pass": "passed", "noise": f"noise of {self.policy.std:g} added", "withhold": "withheld"}[action]
         reason = f"round {number}: {done}: {why}"
-        _LOG.log(logging.WARNING if action != "pass" or side != "below" else logging.INFO, "%s", reason)
+        _LOG.warning("%s", reason)  # at the level that is seen without any setting
         return Decision(action, reason, side)
 
     def noised(self, arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from inversefed.evaluation.power import Rehearsed
 from inversefed.evaluation.verdict import Evidence, Verdict, answered, decide, greatest, margins
 from inversefed.findings import Code
 from inversefed.fl.batchnorm import sent_buffers
+from inversefed.fl.clients import Client
 from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.network import Network
@@ -93,6 +94,12 @@ class Assessment:
     until: float | None = None
 
     @cached_property
+    def read(self) -> Observation:
+        """The observation, of the client as the attack came to read it where its settings were hidden."""
+        client = self.reconstruction.client
+        return replace(self.observation, client=client) if isinstance(client, Client) else self.observation
+
+    @cached_property
     def order(self) -> align.Permutation | None:
         """Which reconstruction belongs to which truth."""
         return None if self.truth is None else paired(self.reconstruction, self.truth, self.threat)
@@ -107,7 +114,7 @@ class Assessment:
         """How far the update of the result is from the one observed, as it was measured already, or now."""
         if self.reconstruction.matching_error is not None:
             return self.reconstruction.matching_error
-        return matching_error(self.observation, self.reconstruction.images, self.reconstruction.labels)
+        return matching_error(self.read, self.reconstruction.images, self.reconstruction.labels)
 
     @cached_property
     def exact(self) -> Tensor:
@@ -140,7 +147,7 @@ class Assessment:
             return cut
 
         found, random = self.reconstruction, torch.Generator().manual_seed(0)
-        return undetermined_share(self.observation, found.images, found.labels, random, stop=stop), cut
+        return undetermined_share(self.read, found.images, found.labels, random, stop=stop), cut
 
     @cached_property
     def reproduces(self) -> bool:
@@ -187,7 +194,7 @@ class Assessment:
         proven = exact and nulls is None
         again = scored and self.observation.num_examples > 1 and not exact and not self._finalists()
         repeat = None if proven else own_repeat(attack, budget, self.reconstruction, planned)
-        other = another(self.observation, self.others) if scored else None
+        other = another(self.read, self.others) if scored else None
         return run(replace(planned, again=again), self.observation, other, repeat, watch, prior=scored)
 
     def _usual(self, attack: Attack) -> int:
@@ -242,7 +249,7 @@ class Assessment:
         at, labels, point = self._near()
         try:
             with foreign_code("the limit of the update"):
-                return limit(self.observation, at, labels, point=point, defenses=defenses, seconds=seconds)
+                return limit(self.read, at, labels, point=point, defenses=defenses, seconds=seconds)
         except (InversefedError, MemoryError, torch.OutOfMemoryError) as error:
             return str(error) or "there was not enough memory for it"
 

@@ -33,6 +33,8 @@ class Code(StrEnum):
     """The state of the search could not be written to its file."""
     CHOSEN_BY_REHEARSAL = "chosen-by-rehearsal"
     """Which attack did best on public stand-ins, and by how much; or why none was chosen."""
+    CLIENT_READ = "client-read"
+    """The client's settings, which nobody stated, were read from its update."""
     CLIENT_RULE = "client-rule"
     """The client's own rule, such as clipping of single examples, stands between gradients and update."""
     CLIENT_UNKNOWN = "client-unknown"

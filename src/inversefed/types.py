@@ -158,6 +158,8 @@ class Reconstruction:
         made_by: the `repr` of the attack that made it, which is another than the one called where that chose one.
         proven: whether the attack proved that the update is that of these images.
         cut_short: exact methods that a time budget ended before they were done, and that might have found more.
+        client: the client as the attack came to read it from the update, where nobody knows its settings; `None` for
+            the one that was observed.
     """
 
     images: Images = field(repr=False)
@@ -171,6 +173,7 @@ class Reconstruction:
     made_by: str = field(default="", repr=False)
     proven: bool = False
     cut_short: tuple[str, ...] = ()
+    client: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from inversefed.attacks.matching_error import completed, matching_error
 from inversefed.attacks.rules import Facts, Polish, Rule, applies
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.time_schedule import as_fits
+from inversefed.attacks.unknown_client import attacked
 from inversefed.errors import ConfigError, InversefedError, ThreatModelError, UnsupportedNetworkError
 from inversefed.findings import Code
 from inversefed.fl.dropout import dropout_layers
@@ -171,7 +172,33 @@ class AutoAttack:
         """
         if observation.defenses:
             return self.informed()(observation, generator, budget)
+        if not observation.client_known and observation.client.sends != "gradient":
+            return self._of_unknown_client(observation, generator, budget)
         return self._carried_out(observation, generator, budget)
+
+    def _of_unknown_client(self, observation: Observation, generator: Generator, budget: Budget) -> Reconstruction:
+        """Attack with the client's settings as they are read from the update; only the first search is kept."""
+        began, watcher = time.monotonic(), None if budget.on_step is None else Callback(budget.on_step)
+        asked, kept = False, budget
+
+        def look(step: Step) -> bool:
+            nonlocal asked
+            asked |= watcher is not None and bool(watcher(replace(step, seconds=time.monotonic() - began)))
+            return asked
+
+        def attack(seen: Observation, share: float) -> Reconstruction | None:
+            nonlocal asked, kept
+            over = kept is not budget and budget.seconds is not None and time.monotonic() - began >= budget.seconds
+            if asked or over:
+                return None
+            left = budget.left(began)
+            turn = replace(kept, on_step=look, seconds=None if left is None else share * left)
+            kept = replace(budget, checkpoint=None, resume=None, restart=None)
+            found = self._carried_out(seen, generator, turn)
+            asked |= found.status is Status.INTERRUPTED
+            return found
+
+        return attacked(observation, attack, budget.within(1.0))
 
     def _carried_out(self, observation: Observation, generator: Generator, budget: Budget) -> Reconstruction:
         watcher = None if budget.on_step is None else Callback(budget.on_step)

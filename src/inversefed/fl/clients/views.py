@@ -8,7 +8,7 @@ from inversefed.fl.clients.partial import Shares
 from inversefed.fl.network import Network
 from inversefed.types import Images, Params, Targets
 
-__all__ = ["UnknownClient", "gradients_summed", "inner_client", "new_weights", "unknown"]
+__all__ = ["UnknownClient", "gradients_summed", "inner_client", "new_weights", "taken_for", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,16 @@ def unknown(client: Client, network: Network) -> Client:
         return nothing if len(names) == len(network.params) else Shares(nothing, names)
 
     return hidden(client)
+
+
+def taken_for(client: Client, settings: Client) -> Client:
+    """A client of hidden settings, taken for one that makes its update like this; it sends the same tensors.
+
+    >>> from inversefed.fl.clients.fedavg import FedAvg
+    >>> taken_for(Shares(UnknownClient(), ("*.bias",)), FedAvg(2, 0.1)).client.local_steps
+    2
+    """
+    return replace(client, client=taken_for(client.client, settings)) if isinstance(client, Shares) else settings
 
 
 def gradients_summed(client: Client, num_examples: int) -> int | None:

@@ -196,9 +196,9 @@ def assumptions(metadata: Metadata, after: bool = False, num_examples: int | Non
     if kind in ("weight_delta", "new_weights"):
         if metadata.learning_rate is None:
             found.append(
-                (Code.CLIENT_UNKNOWN, "The learning rate is not known, so the default attack reads the client's settings "
-                 "from the update, as far as it tells them; with the true ones, --learning-rate and --local-steps, more "
-                 "may be recovered.")
+                (Code.CLIENT_UNKNOWN, "The learning rate is not known, so the default attack reads the client's "
+                 "settings from the update, as far as it tells them; with the true ones, --learning-rate and "
+                 "--local-steps, more may be recovered.")
             )  # fmt: skip
         elif metadata.local_steps is None:
             found.append(

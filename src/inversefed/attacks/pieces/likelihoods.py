@@ -8,7 +8,6 @@ of the noise: a cosine or a cost that weighs entries by size trusts noise where 
 statement about every entry: those sent are what they are, and those left out were no larger.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -81,7 +80,7 @@ class PrunedError:
 
     Args:
         power: 2 for the squared error, 1 for the absolute one.
-        most: the size that entries were cut to; infinite if they were not.
+        most: the size that entries were cut to; `None` if they were not.
 
     >>> update = {"w": torch.tensor([3.0, 0.0, -2.0])}
     >>> [PrunedError()({"w": torch.tensor(w)}, update).item() for w in ([3.0, 1.5, -2.0], [3.0, 3.0, -2.0])]
@@ -89,10 +88,10 @@ class PrunedError:
     """
 
     power: float = 2.0
-    most: float = math.inf
+    most: float | None = None
 
     def __post_init__(self) -> None:
-        if self.power not in (1, 2) or not self.most > 0:
+        if self.power not in (1, 2) or (self.most is not None and not self.most > 0):
             raise ConfigError(f"PrunedError's power is 1 or 2, and its most above 0; got {self!r}")
 
     def __call__(self, predicted: Params, observed: Params) -> Scalar:
@@ -105,7 +104,7 @@ class PrunedError:
         # A tensor of which nothing was sent has no threshold, and so says nothing.
         threshold = torch.where(sent, theirs.abs(), torch.inf).amin()
         error = torch.where(sent, (ours - theirs).abs(), (ours.abs() - threshold).clamp(min=0))
-        if math.isfinite(self.most):
+        if self.most is not None:
             cut = theirs.abs() >= self.most * (1 - _ROUNDING)
             error = torch.where(cut, (self.most - ours * theirs.sign()).clamp(min=0), error)
         return error.pow(self.power).sum()

@@ -7,7 +7,6 @@
 A plain cost takes a rounded value for the value, and what was not sent for zero. Own derivation.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -96,7 +95,7 @@ class Masked:
     Args:
         objective: of the rest.
         share: what was sent was divided by this.
-        most: the size that entries were cut to before they were noised and sent; infinite if they were not.
+        most: the size that entries were cut to before they were noised and sent; `None` if they were not.
 
     >>> from inversefed.attacks.pieces.objectives import SquaredError
     >>> Masked(SquaredError())({"w": torch.tensor([3.0, 9.0])}, {"w": torch.tensor([2.0, 0.0])})
@@ -105,16 +104,16 @@ class Masked:
 
     objective: Objective
     share: float = 1.0
-    most: float = math.inf
+    most: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or not self.most > 0:
+        if not 0 < self.share <= 1 or (self.most is not None and not self.most > 0):
             raise ConfigError(f"Masked needs a share in (0, 1], and most above 0; got {self.share} and {self.most}")
 
     def __call__(self, predicted: Params, observed: Params) -> Scalar:
         """The objective of what was sent."""
         cut = predicted
-        if math.isfinite(self.most):
+        if self.most is not None:
             cut = {name: part.clamp(-self.most, self.most) for name, part in predicted.items()}
         sent = {name: part * (observed[name] != 0) / self.share for name, part in cut.items()}
         return self.objective(sent, observed)

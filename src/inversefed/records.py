@@ -49,8 +49,8 @@ def membership(
         ThreatModelError: labels that are not known, of a loss that takes no classes.
 
     >>> from inversefed.fl.simulate import observed
-    >>> images, labels = torch.rand(40, 1, 4, 4), torch.arange(40) % 4
-    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4))
+    >>> images = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> labels, net = torch.arange(40) % 4, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 4))
     >>> observation, _ = observed(net, images[:4], labels[:4])
     >>> found = membership(observation, images[:2], out=Batch(images[4:], labels[4:]), labels=labels[:2])
     >>> found.called.tolist()

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 
@@ -32,6 +33,10 @@ from inversefed.thresholds import SOLVED
 from inversefed.types import Finding, Images, Reconstruction, Targets
 
 __all__ = ["Reading", "attacked", "counted_steps", "of_one_step", "readings"]
+
+Attacked: TypeAlias = Callable[[Observation, float], Reconstruction | None]
+"""(the update of a client as it was read, share of the time that is left) -> what an attack came to; `None` where it is
+not to go on."""
 
 STEPS = (1, 2, 4, 8, 16)
 """Numbers of local steps that are tried where nothing counts them, until more of them fit worse."""
@@ -93,19 +98,14 @@ class Reading:
         return f"{steps}{size} with learning rate {client.lr:.3g}"
 
 
-def attacked(
-    observation: Observation,
-    attack: Callable[[Observation, float], Reconstruction | None],
-    stop: Callable[[], bool] = lambda: False,
-) -> Reconstruction:
+def attacked(observation: Observation, attack: Attacked, stop: Callable[[], bool] = lambda: False) -> Reconstruction:
     """Attack an update whose client's settings nobody stated: as of one step, and as of what that picture tells.
 
     What matches the update best under the reading that fits it best is the result.
 
     Args:
         observation: the update.
-        attack: (the update of a client as it was read, share of the time that is left) -> what it came to; `None`
-            where it is not to go on.
+        attack: what is run on each reading.
         stop: whether the time for readings is over.
 
     Raises:
@@ -115,23 +115,30 @@ def attacked(
     found = attack(one.observation, _FIRST)
     assert found is not None
     fitting: tuple[Reading, ...] = (one,)
-    best = read_as(found, fitting)
-    if (best.matching_error or 0.0) < SOLVED:
-        return best
-    with suppress(InversefedError):
-        fitting = readings(observation, best.images, best.labels, stop) or fitting
-        best = read_as(best, fitting)
-        # A picture that was found under one reading fits that one best, so the next likeliest are attacked too.
-        for each in [each for each in fitting if each.error < POOR and not each.near(one)][:_MORE]:
-            if (best.matching_error or 0.0) >= SOLVED and (again := attack(each.observation, _FIRST)) is not None:
-                near = readings(observation, again.images, again.labels, stop) or (each,)
-                if near[0].error < _HALF * fitting[0].error:
-                    best, fitting = read_as(again, near), near
-        if (best.matching_error or 0.0) >= _ROUGH and (again := attack(observation, _FIRST)) is not None:
-            other = readings(observation, again.images, again.labels, stop)
-            if other and other[0].error < _CLEARLY * fitting[0].error:
-                best = read_as(again, other)
-    return best
+    best = _read_as(found, one)
+    if (best.matching_error or 0.0) >= SOLVED:
+        with suppress(InversefedError):
+            best, fitting = _read_anew(observation, best, one, attack, stop)
+    return _told(best, fitting)
+
+
+def _read_anew(
+    observation: Observation, found: Reconstruction, one: Reading, attack: Attacked, stop: Callable[[], bool]
+) -> tuple[Reconstruction, tuple[Reading, ...]]:
+    """Read the settings from what was found as one step, and attack as the likeliest of them, and without any."""
+    fitting = readings(observation, found.images, found.labels, stop) or (one,)
+    best = _read_as(found, fitting[0])
+    # A picture that was found under one reading fits that one best, so the next likeliest are attacked too.
+    for each in [each for each in fitting if each.error < POOR and not each.near(one)][:_MORE]:
+        if (best.matching_error or 0.0) >= SOLVED and (again := attack(each.observation, _FIRST)) is not None:
+            near = readings(observation, again.images, again.labels, stop) or (each,)
+            if near[0].error < _HALF * fitting[0].error:
+                best, fitting = _read_as(again, near[0]), near
+    if (best.matching_error or 0.0) >= _ROUGH and (again := attack(observation, _FIRST)) is not None:
+        other = readings(observation, again.images, again.labels, stop)
+        if other and other[0].error < _CLEARLY * fitting[0].error:
+            best, fitting = _read_as(again, other[0]), other
+    return best, fitting
 
 
 def counted_steps(observation: Observation) -> int | None:
@@ -216,16 +223,16 @@ def readings(
     return (*(best or tried[:1]), *tried[1:])
 
 
-def read_as(found: Reconstruction, fitting: tuple[Reading, ...]) -> Reconstruction:
-    """A result of a client with the settings that were read, and what is said of them.
+def _read_as(found: Reconstruction, reading: Reading) -> Reconstruction:
+    """A result of a client with the settings that were read."""
+    error = min(reading.error, math.inf if found.matching_error is None else found.matching_error)
+    return replace(found, client=reading.observation.client, matching_error=error)
 
-    Args:
-        found: what an attack came to.
-        fitting: the readings, the likeliest first; the result is one under that.
-    """
+
+def _told(found: Reconstruction, fitting: tuple[Reading, ...]) -> Reconstruction:
+    """A result with what is said of its reading, the first, and of others that fit nearly as well."""
     best, *others = fitting
     also = [str(each) for each in others if each.error < _AS_WELL * best.error]
-    error = min(best.error, math.inf if found.matching_error is None else found.matching_error)
     message = (
         f"Nobody said how the client trained. Read from its update: {best}. "
         + (f"Nearly as well fit: {'; '.join(also)}. " if also else "")
@@ -234,8 +241,7 @@ def read_as(found: Reconstruction, fitting: tuple[Reading, ...]) -> Reconstructi
     )
     evidence = {"readings": [{"client": repr(each.client), "matching_error": each.error} for each in fitting]}
     finding = Finding(Code.CLIENT_READ, "info", message, evidence)
-    told = (*(each for each in found.findings if each.code != Code.CLIENT_READ), finding)
-    return replace(found, client=best.observation.client, matching_error=error, findings=told)
+    return replace(found, findings=(*found.findings, finding))
 
 
 def _sizes(num_examples: int, steps: int) -> tuple[int, ...]:

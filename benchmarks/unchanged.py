@@ -298,6 +298,7 @@ def _recipes() -> dict[str, Point]:
         "surrogate": Audit("small relu", recipes.surrogate(6), client=FedAvg(2, 1e-2), threat=BLIND),
         "tag": Audit("small gelu", recipes.tag(1, 6)),
         "train_mode": Audit("small batchnorm", recipes.train_mode(6), mode="train", count=4),
+        "without_prior": Audit("small relu", recipes.without_prior(4)),
     }
     further = {
         "gradinversion batch": Audit(

@@ -6,13 +6,14 @@ from pathlib import Path
 import inversefed
 
 ROOT = Path(inversefed.__file__).parent
-GROUND = {"types", "findings", "errors", "numerics", "seeds", "thresholds"}
+GROUND = {"types", "findings", "errors", "numerics", "seeds", "thresholds", "inputs"}
 MAY = {
     "errors": set(),
     "findings": set(),
     "types": {"findings", "errors"},
     "numerics": {"types", "errors"},
     "seeds": set(),
+    "inputs": {"types", "findings", "errors"},
     "thresholds": set(),
     "fl": GROUND,
     "networks": GROUND | {"fl"},

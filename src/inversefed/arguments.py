@@ -8,7 +8,7 @@ from pathlib import Path
 from inversefed.attacks import Attack, recipes
 from inversefed.errors import ConfigError, InputError
 from inversefed.evaluation.identification import unlike
-from inversefed.fl.checks import check_images, check_pieces
+from inversefed.fl.checks import check_pieces, check_public
 from inversefed.fl.foreign import Callback
 from inversefed.fl.threat import Observation
 from inversefed.types import Batch, Budget, Step
@@ -92,9 +92,7 @@ def checked_others(observation: Observation, others: Batch | None, truth: Batch 
     """
     if others is None:
         return None
-    if check_images(others.images) != tuple(observation.network.image_shape):
-        expected, found = tuple(observation.network.image_shape), tuple(others.images.shape)
-        raise InputError(f"others must be pictures of the network's shape {expected}; got {found}")
+    check_public(observation.network.space, others.images, "others")
     if truth is None:
         return others
     public = unlike(others.images, truth.images)

@@ -43,10 +43,11 @@ from inversefed.fl.foreign import foreign_code
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.inputs import InputSpace
 from inversefed.numerics import float32_products
 from inversefed.report.scope import scope
 from inversefed.thresholds import EXACT, EXACT_DB, NEARBY, NULLS, OPEN, PIXEL_SLACK
-from inversefed.types import Batch, Budget, Finding, Images, Limit, Point, Reconstruction, Scores, Status, Targets
+from inversefed.types import Batch, Budget, Finding, Inputs, Limit, Point, Reconstruction, Scores, Status, Targets
 
 __all__ = ["Assessment", "as_seen", "paired", "public_batches"]
 
@@ -105,6 +106,10 @@ class Assessment:
         return None if self.truth is None else paired(self.reconstruction, self.truth, self.threat)
 
     @property
+    def _space(self) -> InputSpace:
+        return self.observation.network.space
+
+    @property
     def found(self) -> Batch:
         """What was recovered, in the order of the truth."""
         return _ordered(self.reconstruction, self.order)
@@ -153,7 +158,8 @@ class Assessment:
     def reproduces(self) -> bool:
         """Whether the result makes the update again, and is made of pixels."""
         images = self.reconstruction.images
-        inside = bool(((images >= -PIXEL_SLACK) & (images <= 1 + PIXEL_SLACK)).all())
+        real = images.is_floating_point()
+        inside = not real or bool(((images >= -PIXEL_SLACK) & (images <= 1 + PIXEL_SLACK)).all())
         return self.cost < EXACT and inside
 
     def trials(
@@ -208,11 +214,11 @@ class Assessment:
             return 1 if search else 0
         return 0 if self.reproduces and self.truth is None and not search else NULLS
 
-    def pictures(self, done: ControlRuns) -> dict[str, Images]:
+    def pictures(self, done: ControlRuns) -> dict[str, Inputs]:
         """The pictures of every control, paired with the truth; none without one."""
         if self.truth is None:
             return {}
-        found = controls.guesses(self.truth, None if self.others is None else self.others.images)
+        found = controls.guesses(self.truth, None if self.others is None else self.others.images, self._space)
         runs: dict[str, list[tuple[Reconstruction, ...]]] = {
             "prior": [(each,) for each in done.prior],
             "other": [done.other],
@@ -227,9 +233,9 @@ class Assessment:
     def agreement(self, done: ControlRuns) -> Scores | None:
         """How far other starts agree with each picture, in the attack's own order; `None` where there was no other."""
         others = self._finalists() or [each.images for each in (*done.again, *done.repeat[1:])]
-        return agreement(self.reconstruction.images, others) if others else None
+        return agreement(self.reconstruction.images, others, self._space) if others else None
 
-    def _finalists(self) -> list[Images]:
+    def _finalists(self) -> list[Inputs]:
         """What other restarts came to that went to the end."""
         lost = (Status.PRUNED, Status.NON_FINITE)
         ended = [each.images for each in self.reconstruction.candidates if each.status not in lost]
@@ -253,7 +259,7 @@ class Assessment:
         except (InversefedError, MemoryError, torch.OutOfMemoryError) as error:
             return str(error) or "there was not enough memory for it"
 
-    def _near(self) -> tuple[Images | None, Targets, Point]:
+    def _near(self) -> tuple[Inputs | None, Targets, Point]:
         """Pictures near the private ones, as far as there are any, with their labels."""
         if self.truth is not None:
             return self.truth.images, self.truth.labels, "truth"
@@ -369,11 +375,11 @@ class Assessment:
         """What two runs from different starts agree on, in the result's own order; nothing of those that have none."""
         alone = any(_error(each) < EXACT for null in done.nulls for each in null)
         exact = torch.zeros_like(self.exact) if alone else self.exact
-        nulls = [_agreement(each) if each else none for each in done.nulls]
+        nulls = [_agreement(each, self._space) if each else none for each in done.nulls]
         if not done.repeat or all(torch.equal(done.repeat[0].images, each.images) for each in done.repeat[1:]):
             return Evidence(exact, None, None, nulls, done.planned, self.reproduces)
         order = align.align(done.repeat[0].images, self.reconstruction.images)
-        return Evidence(exact, None, _agreement(done.repeat)[order], nulls, done.planned, self.reproduces)
+        return Evidence(exact, None, _agreement(done.repeat, self._space)[order], nulls, done.planned, self.reproduces)
 
     def _over_controls(self, done: ControlRuns) -> Callable[[tuple[Reconstruction, ...]], Scores]:
         """Scores a run by its margins over the best control; the null runs are no control here."""
@@ -425,7 +431,7 @@ class Assessment:
     def _margins(self, images: Tensor) -> Scores:
         """Over the plain pictures alone."""
         assert self.truth is not None
-        plain = {name: self._decibels(each) for name, each in controls.guesses(self.truth).items()}
+        plain = {name: self._decibels(each) for name, each in controls.guesses(self.truth, space=self._space).items()}
         return margins(self._decibels(images), plain)
 
     def _identified(self) -> tuple[float | None, int | None]:
@@ -465,7 +471,7 @@ def public_batches(observation: Observation, others: Batch | None, most: int) ->
     labels = None if others is None else _of_others(network, others.labels)
     if others is None or labels is None:
         return ()
-    images = others.images.to(network.device, network.dtype)
+    images = network.held(others.images)
     parts = (slice(number * count, (number + 1) * count) for number in range(min(most, len(images) // count)))
     return tuple(Batch(images[part], labels[part]) for part in parts)
 
@@ -495,10 +501,10 @@ def _ordered(found: Reconstruction, order: align.Permutation | None) -> Batch:
     return Batch(found.images, found.labels) if order is None else Batch(found.images[order], found.labels[order])
 
 
-def _agreement(runs: tuple[Reconstruction, ...]) -> Scores:
+def _agreement(runs: tuple[Reconstruction, ...], space: InputSpace) -> Scores:
     """By how many decibels two runs agree better than with one color, and explain the update, whichever is less."""
     first, second = (each.images for each in runs)
-    return agreement(first, [second]).clamp(max=_explained(runs))
+    return agreement(first, [second], space).clamp(max=_explained(runs))
 
 
 def _repeats(done: ControlRuns) -> str:

@@ -36,6 +36,7 @@ from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss
 from inversefed.fl.targets import class_count
 from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.inputs import InputSpace
 from inversefed.records import are_of, membership
 from inversefed.rehearsed import StandIns
 from inversefed.report import environment
@@ -105,8 +106,8 @@ def reported(
     features, truth, pictures = case.observation.network.features, case.truth, case.pictures(runs)
     facts, findings = scenario.described(case.observation)
     limit = _limit(scenario, case, seconds)
-    known = None if isinstance(limit, str) else limit
-    scores = {} if truth is None else score(case.found, truth, features)
+    known, space = None if isinstance(limit, str) else limit, case.observation.network.space
+    scores = {} if truth is None else score(case.found, truth, features, space=space)
     network, count = case.observation.network, case.observation.num_examples
     verdict = case.verdict(runs, repr(attack), seconds, facts, rehearsed, known)
     return Report(
@@ -114,9 +115,12 @@ def reported(
         attack=shown(attack),
         reconstruction=case.reconstruction,
         truth=truth,
+        inputs=space,
         permutation=case.order,
         scores=scores,
-        baselines={} if truth is None else {name: score(guess, truth, features) for name, guess in pictures.items()},
+        baselines={}
+        if truth is None
+        else {name: score(guess, truth, features, space=space) for name, guess in pictures.items()},
         findings=(*findings, *told, *case.reconstruction.findings, *case.findings(runs)),
         seconds=seconds,
         config=dict(config or {}),
@@ -191,13 +195,14 @@ def audit(
     candidates_out: Batch | None = None,
     on_control: Callable[[int, int], object] | None = None,
     config: Mapping[str, Any] | None = None,
+    inputs: InputSpace | None = None,
 ) -> Report:
     """Let a client make an update from private pictures, attack it as the server would, and compare.
 
     Args:
         module: any classifier, in the mode (train or eval) that the client uses; it is not changed. Or a `Scenario`,
             which holds all that an audit is: then nothing stands beside it but callbacks and checkpoints.
-        images: the private pictures, `[n, c, h, w]`, pixel space, [0, 1].
+        images: the private pictures, `[n, c, h, w]`, pixel space, [0, 1]; or the examples of another input space.
         labels: their classes, `[n]`, or numbers, `[n]` or `[n, k]`, as the loss takes them; the attack sees them only
             if `threat` says so.
         mean: what the client's input normalization subtracts, one number or one a channel; `None` for 0.
@@ -229,6 +234,7 @@ def audit(
         candidates_out: records of the same kind that are known not to be in it, 19 or more; `None` for `others`.
         on_control: told of the control runs (done, of how many); a true answer ends them.
         config: the options of a command line that runs this again, kept in the report as they are.
+        inputs: what the examples are, such as `inputs.Columns(..)` for rows of a table; `None` for pictures.
 
     Raises:
         InputError: pictures or labels that cannot be used, an update that is not finite, a checkpoint of another
@@ -245,7 +251,7 @@ def audit(
     watch = Watchers(on_step, on_control, checkpoint, resume, rehearsal_cache)
     if isinstance(module, Scenario):
         given = (images, labels, mean, std, attack, loss, time_budget, max_iterations, nulls, others)
-        more = (rehearsals, rehearsal_time, choose or None, candidates, candidates_out)
+        more = (rehearsals, rehearsal_time, choose or None, candidates, candidates_out, inputs)
         if any(each is not None for each in (*given, *more)) or (client, tuple(defenses), threat, seed) != _USUAL:
             raise ConfigError("a scenario holds all settings of its audit; change one by replace(scenario, seed=1)")
         watch.check(module.attack)
@@ -261,7 +267,7 @@ def audit(
     if images is None or labels is None:
         raise InputError("an audit needs private pictures and their labels beside a module; or give a Scenario")
     asked = (candidates, candidates_out)
-    return carried_out(scenario.of(module, images, labels, others, mean, std, *asked), watch, config)
+    return carried_out(scenario.of(module, images, labels, others, mean, std, *asked, inputs), watch, config)
 
 
 def audit_observation(

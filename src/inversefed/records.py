@@ -12,7 +12,7 @@ from torch import Tensor
 from inversefed.attacks.membership_scores import membership_scores
 from inversefed.errors import InputError
 from inversefed.evaluation.membership import Membership, judge_members
-from inversefed.fl.checks import check_images
+from inversefed.fl.checks import check_public
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.threat import Observation
 from inversefed.types import Batch, Targets
@@ -62,10 +62,9 @@ def membership(
         if count == len(candidates):
             labels, of_out = labels[:count], labels[count:]
     asked, known_out = _batch(candidates, labels), _batch(out, of_out)
-    shape, count = tuple(observation.network.image_shape), len(asked.images)
+    space, count = observation.network.space, len(asked.images)
     for name, batch in (("candidates", asked), ("out", known_out)):
-        if check_images(batch.images) != shape:
-            raise InputError(f"{name} must be of the network's shape {shape}; got {tuple(batch.images.shape[1:])}")
+        check_public(space, batch.images, name)
     if members is not None and (members.shape != (count,) or members.dtype != torch.bool):
         raise InputError(f"members must be {count} truth values, one a candidate; got {members.dtype} {members.shape}")
     both = _alike(asked, known_out)
@@ -89,7 +88,8 @@ def _batch(records: Batch | Tensor, labels: Targets | None) -> Batch:
         if labels is not None:
             raise InputError("candidates have their labels with them; give pictures alone beside labels=")
         return records
-    check_images(records)
+    if not isinstance(records, Tensor):
+        raise InputError(f"candidates are a tensor of examples, or a Batch with labels; got {type(records).__name__}")
     if labels is None:
         labels = torch.full((len(records),), -1)
     if len(labels) != len(records):

@@ -38,6 +38,7 @@ from inversefed.fl.settings import (
 )
 from inversefed.fl.simulate import frozen, simulate
 from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.inputs import Images, InputSpace
 from inversefed.report import environment
 from inversefed.report.read import read_report
 from inversefed.specs.record import ASKED, Hashes, hash_of_record, read_record, require_same
@@ -95,6 +96,7 @@ class Scenario:
         rehearsals: how many public stand-ins the same attack is run on, for the verdict's power; `None` for none.
         rehearsal_time: seconds for all of them; `None` for no limit.
         choose: whether the search is chosen by how several do on public stand-ins.
+        inputs: what the examples are, where they are no pictures.
         records: folders of records that are asked for; `None` where there are none, or they are values of the program.
         sha256: of what was loaded.
         versions: with which versions, machine and threads; no part of the hash.
@@ -122,6 +124,7 @@ class Scenario:
     rehearsals: int | None = None
     rehearsal_time: float | None = None
     choose: bool = False
+    inputs: InputSpace | None = None
     records: Records | None = None
     sha256: Hashes = Hashes()
     versions: Mapping[str, str] = field(default_factory=environment.describe, repr=False, compare=False)
@@ -192,24 +195,27 @@ class Scenario:
         std: float | Sequence[float] | Tensor | None = None,
         candidates: Batch | None = None,
         candidates_out: Batch | None = None,
+        inputs: InputSpace | None = None,
     ) -> "Scenario":
         """The same scenario of this network and these private pictures; the client makes its update of them.
 
         Args:
             module: any classifier, in the mode that the client uses.
-            images: the private pictures, `[n, c, h, w]`, in [0, 1].
+            images: the private pictures, `[n, c, h, w]`, in [0, 1], or examples of another input space.
             labels: theirs.
-            others: public pictures of the same kind, with labels.
+            others: public examples of the same kind, with labels.
             mean: what the client's input normalization subtracts.
             std: what it divides by.
             candidates: records that are asked for, whether they were in the update; -1 for a label that is not known.
             candidates_out: records of the same kind that are known not to be; `None` for `others`.
+            inputs: what the examples are; `None` for pictures, or as this scenario has it.
 
         Raises:
             InputError: pictures or labels that cannot be used, or others than those recorded.
             UnsupportedNetworkError: the module cannot be audited.
         """
-        network, truth = frozen(module, images, labels, mean=mean, std=std, loss=self.loss)
+        space = self.inputs if inputs is None else inputs
+        network, truth = frozen(module, images, labels, mean=mean, std=std, loss=self.loss, inputs=space)
         return self._made(network, truth, others, candidates, candidates_out)
 
     def _made(
@@ -300,9 +306,17 @@ class Scenario:
         if self.sha256.network is not None:
             require_same(held.hashes, self.sha256, self.versions, environment.describe())
         mean, std = (tuple(part.flatten().tolist()) for part in (held.network.mean, held.network.std))
+        space = None if isinstance(held.network.space, Images) else held.network.space
         loss = held.network.loss  # of a margin loss the equal form that can be searched
         return replace(
-            self, held=held, sha256=held.hashes, loss=loss, mean=mean, std=std, versions=environment.describe()
+            self,
+            held=held,
+            sha256=held.hashes,
+            loss=loss,
+            mean=mean,
+            std=std,
+            inputs=space,
+            versions=environment.describe(),
         )
 
     def hash(self) -> str:
@@ -338,6 +352,7 @@ class Scenario:
             "nulls": self.nulls,
             **{name: value for name in _REHEARSED if (value := getattr(self, name)) is not None},
             **({"choose": True} if self.choose else {}),
+            **({} if self.inputs is None else {"inputs": written(self.inputs)}),
             "sha256": {
                 name: each for name, each in asdict(self.sha256).items() if each is not None or name not in ASKED
             },

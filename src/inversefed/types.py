@@ -36,6 +36,7 @@ __all__ = [
     "Candidate",
     "Finding",
     "Images",
+    "Inputs",
     "Labels",
     "Limit",
     "Logits",
@@ -52,6 +53,9 @@ __all__ = [
 
 Images: TypeAlias = Float[Tensor, "n c h w"]
 """Pictures in pixel space, [0, 1], unless a name says otherwise."""
+
+Inputs: TypeAlias = Shaped[Tensor, "n *shape"]
+"""Examples of any input space: real numbers in [0, 1], pictures among them, or integer ids."""
 
 Labels: TypeAlias = Int[Tensor, "n"]
 """Class indices."""
@@ -104,11 +108,11 @@ class Batch:
     """A client's private examples: the truth, which no attack ever sees.
 
     Args:
-        images: pictures in pixel space, [0, 1].
+        images: the examples: pictures in pixel space, [0, 1], or those of another input space, `[n, *shape]`.
         labels: class indices, -1 where the owner of pictures did not tell them; or numbers, as the loss takes them.
     """
 
-    images: Images = field(repr=False)
+    images: Inputs = field(repr=False)
     labels: Targets
 
 
@@ -117,7 +121,7 @@ class Candidate:
     """What one restart of an attack came to.
 
     Args:
-        images: pictures in pixel space.
+        images: the examples, as they travel (`inputs`).
         labels: the labels that go with them.
         loss: the matching cost of these images, priors left out.
         status: how the restart ended.
@@ -128,7 +132,7 @@ class Candidate:
         seed: of the random numbers that its steps drew; `None` where they drew none.
     """
 
-    images: Images = field(repr=False)
+    images: Inputs = field(repr=False)
     labels: Targets
     loss: float
     status: Status = Status.FINISHED
@@ -144,7 +148,7 @@ class Reconstruction:
     """What an attack recovered.
 
     Args:
-        images: the chosen pictures, in pixel space.
+        images: the chosen examples, as they travel (`inputs`).
         labels: the labels that go with them.
         loss: what the attack minimized, priors left out, in the unit of its own objective.
         status: how the attack ended.
@@ -162,7 +166,7 @@ class Reconstruction:
             the one that was observed.
     """
 
-    images: Images = field(repr=False)
+    images: Inputs = field(repr=False)
     labels: Targets
     loss: float
     status: Status

@@ -60,6 +60,9 @@ SEARCHES = {
     rule: recipes.best().searches[number]
     for number, rule in enumerate(
         (
+            "bare-unknown",
+            "bare-smooth",
+            "bare",
             "unknown",
             "shuffled",
             "training",
@@ -243,7 +246,7 @@ def test_who_stops_an_exact_method_stops_the_attack_though_there_is_time_left() 
 
 def test_its_searches_are_changed_together() -> None:
     chosen = recipes.best().with_settings(restarts=4, precision=precision.Double())
-    for search in (*(rule.attack for rule in chosen.searches[5:]), chosen.pooled):
+    for search in (*(rule.attack for rule in chosen.searches[8:]), chosen.pooled):
         assert search.restarts == 4 and search.precision == precision.Double()
         assert search.pruning == restart_pruning.SuccessiveHalving() and search.width is None
     assert chosen.exact == recipes.best().exact

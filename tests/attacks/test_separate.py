@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 import inversefed
 from inversefed import Batch, Budget, FedAvg, FedSGD, Observation, ThreatModel, freeze, observe, recipes
-from inversefed.attacks.head.inputs import recover_head_inputs
+from inversefed.attacks.head.head_inputs import recover_head_inputs
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.defenses import Context, GaussianNoise
 from inversefed.zoo import networks
@@ -134,7 +134,7 @@ def test_an_observation_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = recover_head_inputs(good)
     with pytest.raises(ThreatModelError) as refused:
         recover_head_inputs(noisy)
-    monkeypatch.setattr("inversefed.attacks.head.inputs.read_head", lambda _: pytest.fail("solved again"))
+    monkeypatch.setattr("inversefed.attacks.head.head_inputs.read_head", lambda _: pytest.fail("solved again"))
     assert recover_head_inputs(good) is first
     with pytest.raises(ThreatModelError, match=re.escape(str(refused.value))):
         recover_head_inputs(noisy)

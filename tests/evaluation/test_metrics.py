@@ -50,7 +50,7 @@ def test_registry_is_sorted_and_every_metric_has_its_fact():
 
 @pytest.mark.parametrize("name", metrics.__all__)
 def test_parameters_are_among_those_that_score_can_give(name):
-    known = {"images", "target", "labels", "target_labels", "features", "perceptual"}
+    known = {"images", "target", "pictures", "true_pictures", "labels", "target_labels", "features", "perceptual"}
     assert inspect.signature(getattr(metrics, name)).parameters.keys() <= known
 
 

@@ -37,8 +37,9 @@ from inversefed.findings import Code
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.foreign import Callback, foreign_code
 from inversefed.fl.threat import Observation
+from inversefed.inputs import Images as ImageSpace
 from inversefed.thresholds import SOLVED
-from inversefed.types import Budget, Candidate, Finding, Images, Reconstruction, Status, Step
+from inversefed.types import Budget, Candidate, Finding, Inputs, Reconstruction, Status, Step
 
 __all__ = ["AutoAttack"]
 
@@ -360,13 +361,14 @@ class _Best:
         elif self.ended:
             self.found = replace(self.found, status=found.status)
 
-    def colors(self, steady: bool) -> tuple[Images, float] | None:
+    def colors(self, steady: bool) -> tuple[Inputs, float] | None:
         """Pictures of one color each, and their matching cost, if they explain the update as well as what was found.
 
         Where the update holds few numbers, hardly worse is as well, but for what several restarts agree on and for a
         search whose prior says the rest.
         """
-        if self.found is None or not self.observation.client_known:
+        pictures = isinstance(self.observation.network.space, ImageSpace)
+        if self.found is None or not self.observation.client_known or not pictures:
             return None
         images, cost = matched_color(self.observation, self.found.labels, self.budget.left(self._began))
         if self.explains_more(cost) or (self.distance < cost and (steady or self._settled)):
@@ -389,7 +391,7 @@ class _Best:
         """Whether what was found explains clearly more than colors of this matching cost."""
         return self.distance < (_CLEARLY if cost < _MUCH else 1.0) * cost
 
-    def settle(self, images: Images, cost: float) -> None:
+    def settle(self, images: Inputs, cost: float) -> None:
         """Take pictures of one color each, unless something was found in the meantime that explains clearly more."""
         assert self.found is not None
         if self.explains_more(cost):

@@ -10,12 +10,12 @@ from inversefed.attacks.pieces.objectives import RelativeSquaredError
 from inversefed.errors import ConfigError
 from inversefed.fl.threat import Observation
 from inversefed.numerics import float32_products
-from inversefed.types import Images, Params, Reconstruction
+from inversefed.types import Inputs, Params, Reconstruction
 
 __all__ = ["completed", "matching_error", "widened"]
 
 
-def matching_error(observation: Observation, images: Images, labels: Tensor) -> float:
+def matching_error(observation: Observation, images: Inputs, labels: Tensor) -> float:
     """How far the update of a guess is from the one observed, `|g - g*|^2 / |g*|^2`; infinite if it is no number.
 
     It is the same for every attack, whatever that minimizes, and computed without TF32. An unknown client cannot be

@@ -38,7 +38,7 @@ from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation
 from inversefed.fl.train_mode import batchnorm_in_train_mode
 from inversefed.numerics import float32_products
-from inversefed.types import Batch, Images, Params, Scores, Targets
+from inversefed.types import Batch, Inputs, Params, Scores, Targets
 
 __all__ = ["Explained", "likelihood_ratios", "membership_scores"]
 
@@ -95,7 +95,7 @@ def membership_scores(observation: Observation, records: Batch) -> Scores:
     if observation.network.dtype in (torch.float16, torch.bfloat16):
         observation = observation.to(torch.float32)
     network = observation.network
-    images = records.images.to(network.device, network.dtype)
+    images = network.held(records.images)
     network = _with_statistics(network, images)
     hypotheses = _hypotheses(network, images, records.labels)
     private, gradient = dp_client(observation.client), observation.gradient
@@ -171,7 +171,7 @@ class _Hypotheses:
     sets: tuple[Tensor, ...]
 
 
-def _hypotheses(network: Network, images: Images, labels: Targets) -> _Hypotheses:
+def _hypotheses(network: Network, images: Inputs, labels: Targets) -> _Hypotheses:
     """Each record with its label, or with every class that the network thinks likely."""
     places = torch.arange(len(images))
     unknown = torch.zeros(len(images), dtype=torch.bool) if labels.is_floating_point() else labels.cpu() == -1
@@ -192,7 +192,7 @@ def _hypotheses(network: Network, images: Images, labels: Targets) -> _Hypothese
     )
 
 
-def _with_statistics(network: Network, images: Images) -> Network:
+def _with_statistics(network: Network, images: Inputs) -> Network:
     """The network as it treats one example of a batch: BatchNorm by the records' statistics, and nothing dropped."""
     module = apart(network.module)
     coupled = batchnorm_in_train_mode(module)
@@ -264,7 +264,7 @@ class _Sketch:
             kept.append(rows.new_zeros(len(rows), min(self.size, rows.shape[1])).index_add_(1, buckets, rows))
         return torch.cat(kept, dim=1)
 
-    def of_each(self, network: Network, params: Params, images: Images, asked: _Hypotheses) -> Tensor:
+    def of_each(self, network: Network, params: Params, images: Inputs, asked: _Hypotheses) -> Tensor:
         """The gradients of all hypotheses, `[n, k]`, a few at a time."""
         many = max(1, _AT_ONCE // sum(weight.numel() for weight in params.values()))
         kept = []

@@ -44,6 +44,7 @@ from inversefed.attacks.rules import (
     HasKinks,
     KeepsPlaces,
     KeepsPlacesNormalized,
+    NoPictures,
     OneExample,
     OrderUnknown,
     Polish,
@@ -84,6 +85,7 @@ __all__ = [
     "surrogate",
     "tag",
     "train_mode",
+    "without_prior",
 ]
 
 
@@ -140,7 +142,11 @@ def _searches(early: EarlyBFloat16, pixels: tuple[GradientInversion, ...]) -> tu
     strong = steady(total_variation=_STRONG)
     few = "the update holds few numbers ({1}), so the prior has to say the rest"
     misleads = "the network has kinks ({}), where curvature misleads"
+    bare, no_prior = NoPictures(), "the inputs ({}) have no prior of pictures"
     return (
+        Rule((bare, ClientUnknown()), surrogate(total_variation=0.0), f"{no_prior}; the client's settings are unknown"),
+        Rule((bare, Smooth()), curvature(), f"{no_prior}; the network is smooth, so curvature guides", masks),
+        Rule((bare,), without_prior(), no_prior, masks),
         Rule(
             (ClientUnknown(),), surrogate(),
             "the client's settings are unknown, so a gradient between the weights stands for them",
@@ -222,6 +228,8 @@ def _name(attack: Attack) -> str:
 
     if alike(attack) == alike(steady(total_variation=_STRONG)):
         return f"`steady`, total variation {_STRONG:g}"
+    if alike(attack) == alike(surrogate(total_variation=0.0)):
+        return "`surrogate`, without total variation"
     made = {name: globals()[name] for name in __all__ if name != "best"}
     for name, recipe in made.items():
         usual = recipe()
@@ -254,6 +262,19 @@ def geiping(restarts: int = 1, max_iterations: int = 4800, total_variation: floa
         max_iterations=max_iterations,
         restarts=restarts,
     )
+
+
+def without_prior(max_iterations: int = 1200) -> GradientInversion:
+    """For inputs that are no pictures, rows of a table or series: `geiping` without total variation.
+
+    Paper: Geiping et al. (2020), arXiv:2003.14053, without its prior.
+    Needs: a client that can be simulated.
+    Cost: 1,200 steps.
+
+    Args:
+        max_iterations: steps.
+    """
+    return replace(geiping(max_iterations=max_iterations), priors=())
 
 
 def dlg(restarts: int = 1, max_iterations: int = 300) -> GradientInversion:

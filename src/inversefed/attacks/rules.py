@@ -14,7 +14,7 @@ import torch
 from torch import Generator
 
 from inversefed.attacks import Attack, ExactMethod
-from inversefed.attacks.head.inputs import recover_head_inputs
+from inversefed.attacks.head.head_inputs import recover_head_inputs
 from inversefed.attacks.identifiability.layer_counts import independent_numbers
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.simulations import Simulation
@@ -22,6 +22,7 @@ from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.losses import is_plain_cross_entropy
 from inversefed.fl.threat import Observation
+from inversefed.inputs import Images
 from inversefed.networks.architecture import Architecture, architecture
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "HasKinks",
     "KeepsPlaces",
     "KeepsPlacesNormalized",
+    "NoPictures",
     "OneExample",
     "OrderUnknown",
     "Polish",
@@ -154,6 +156,16 @@ class SeveralExamples:
         """How many."""
         count = facts.observation.num_examples
         return f"{count} examples" if count > 1 else None
+
+
+@dataclass(frozen=True)
+class NoPictures:
+    """Inputs that are no pictures."""
+
+    def __call__(self, facts: Facts) -> str | None:
+        """What they are."""
+        space = facts.observation.network.space
+        return None if isinstance(space, Images) else f"{space.noun}s"
 
 
 @dataclass(frozen=True)
@@ -314,7 +326,7 @@ def _unplaced(observation: Observation, stop: Callable[[], bool]) -> bool:
 def _order_matters(observation: Observation) -> bool:
     """Whether the client would send something else for stand-in examples in reversed order."""
     client, network = observation.client, observation.network
-    images = torch.rand(observation.batch_shape, generator=Generator().manual_seed(0)).to(network.device, network.dtype)
+    images = network.held(network.space.stand_ins(observation.num_examples, Generator().manual_seed(0)))
     labels = torch.arange(observation.num_examples, device=network.device) % network.num_classes
     sent, reverse = (
         replace(observation, update=client(network, *examples)).gradient

@@ -30,7 +30,7 @@ from inversefed.fl.threat import Observation
 from inversefed.networks.natural_noise import natural_noise
 from inversefed.numerics import float32_products
 from inversefed.thresholds import SOLVED
-from inversefed.types import Finding, Images, Reconstruction, Targets
+from inversefed.types import Finding, Inputs, Reconstruction, Targets
 
 __all__ = ["Reading", "attacked", "counted_steps", "of_one_step", "readings"]
 
@@ -195,7 +195,7 @@ def _rate_of_stand_ins(unit: Observation) -> float:
 
 
 def readings(
-    observation: Observation, images: Images, labels: Targets, stop: Callable[[], bool] = lambda: False
+    observation: Observation, images: Inputs, labels: Targets, stop: Callable[[], bool] = lambda: False
 ) -> tuple[Reading, ...]:
     """Settings with which a picture makes about the update, the likeliest first.
 
@@ -251,7 +251,7 @@ def _sizes(num_examples: int, steps: int) -> tuple[int, ...]:
 
 
 def _fitted(
-    observation: Observation, client: FedAvg, images: Images, labels: Targets, looks: int = _COARSE
+    observation: Observation, client: FedAvg, images: Inputs, labels: Targets, looks: int = _COARSE
 ) -> list[Reading]:
     """The reading of this client with the rate that fits best; none where none makes a finite update.
 

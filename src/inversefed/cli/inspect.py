@@ -171,7 +171,7 @@ def _example(options: Inspect, network: Network, update: Update) -> tuple[Findin
     """Compare the update with what the believed client makes of the owner's pictures."""
     if len(options.example) != len(options.example_label):
         raise ConfigError(f"--example names {len(options.example)} pictures; give as many classes by --example-label")
-    images = torch.stack([read_picture(path, network.image_shape) for path in options.example])
+    images = torch.stack([read_picture(path, network.grid) for path in options.example])
     labels = torch.tensor(options.example_label)
     if not 0 <= int(labels.min()) <= int(labels.max()) < class_count(network):
         raise ConfigError(f"--example-label must lie in 0..{class_count(network) - 1} for this network")

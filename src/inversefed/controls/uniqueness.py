@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 from inversefed.errors import InversefedError
 from inversefed.fl.threat import Observation
 from inversefed.numerics import float32_products
-from inversefed.types import Images, Scores, Targets
+from inversefed.types import Inputs, Scores, Targets
 
 __all__ = ["undetermined_share"]
 
@@ -34,7 +34,7 @@ _DONE = 1e-12
 
 def undetermined_share(
     observation: Observation,
-    images: Images,
+    images: Inputs,
     labels: Targets,
     generator: Generator,
     steps: int = _STEPS,
@@ -81,7 +81,7 @@ def undetermined_share(
 class _Derivative:
     """J and its transpose, by autograd: the client's update is differentiated once, and that once more."""
 
-    def __init__(self, observation: Observation, images: Images, labels: Targets) -> None:
+    def __init__(self, observation: Observation, images: Inputs, labels: Targets) -> None:
         network = replace(observation.network, functional=True)
         self.images = images.detach().clone().requires_grad_()
         update = observation.client(network, self.images, labels)

@@ -16,17 +16,19 @@ from inversefed.evaluation import controls
 from inversefed.evaluation.align import align
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
 from inversefed.evaluation.verdict import margins
-from inversefed.types import Batch, Images, Scores
+from inversefed.inputs import InputSpace
+from inversefed.types import Batch, Inputs, Scores
 
 __all__ = ["agreement"]
 
 
-def agreement(images: Images, others: Sequence[Images]) -> Scores:
+def agreement(images: Inputs, others: Sequence[Inputs], space: InputSpace | None = None) -> Scores:
     """How far other results agree with this one, picture by picture.
 
     Args:
-        images: the result, `[n, c, h, w]`, in pixel space.
+        images: the result, `[n, *shape]`, pictures in pixel space.
         others: what other starts came to, of the same shape, in any order.
+        space: what they are; `None` for pictures.
 
     Returns:
         Decibels over what one color reaches, `[n]`, in the order of `images`: the median over the others.
@@ -35,15 +37,22 @@ def agreement(images: Images, others: Sequence[Images]) -> Scores:
     >>> bool((agreement(result, [result.flip(0)]) > 50).all())
     True
     """
-    return torch.stack([_with(images.detach().cpu(), other.detach().cpu()) for other in others]).median(dim=0).values
+    return (
+        torch.stack([_with(images.detach().cpu(), other.detach().cpu(), space) for other in others])
+        .median(dim=0)
+        .values
+    )
 
 
-def _with(images: Images, other: Images) -> Scores:
-    paired = other[align(other, images)]
-    flat = {name: _flat(each.clamp(0, 1)) for name, each in (("ours", images), ("theirs", paired))}
+def _with(images: Inputs, other: Inputs, space: InputSpace | None) -> Scores:
+    paired, real = other[align(other, images)], images.is_floating_point()
+    flat = {
+        name: _flat(each.clamp(0, 1) if real else each, space) for name, each in (("ours", images), ("theirs", paired))
+    }
     return margins(peak_signal_noise_ratio(images, paired), flat)
 
 
-def _flat(images: Images) -> Scores:
-    """What a picture's own mean color scores against it."""
-    return peak_signal_noise_ratio(controls.constant(Batch(images, torch.zeros(len(images)).long())), images)
+def _flat(images: Inputs, space: InputSpace | None) -> Scores:
+    """What an example's best control scores against it: of a picture its own mean color."""
+    guesses = controls.guesses(Batch(images, torch.zeros(len(images)).long()), space=space)
+    return torch.stack([peak_signal_noise_ratio(each, images) for each in guesses.values()]).amax(dim=0)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InputError
-from inversefed.types import Batch, Images, Labels, Targets
+from inversefed.types import Batch, Inputs, Labels, Targets
 
 __all__ = ["Permutation", "align", "paired"]
 
@@ -32,8 +32,8 @@ _LEAST = 1e-20
 
 
 def align(
-    reconstruction_images: Images,
-    target_images: Images,
+    reconstruction_images: Inputs,
+    target_images: Inputs,
     *,
     reconstruction_labels: Targets | None = None,
     target_labels: Targets | None = None,
@@ -69,7 +69,7 @@ def align(
     return permutation
 
 
-def paired(images: Images, labels: Targets, truth: Batch, told: bool) -> Permutation:
+def paired(images: Inputs, labels: Targets, truth: Batch, told: bool) -> Permutation:
     """Which picture of a result belongs to which truth: by pixels, and within a label where labels were told.
 
     Args:
@@ -92,7 +92,13 @@ def _check(reconstruction: Tensor, target: Tensor) -> None:
 
 
 def _squared_errors(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of every reconstruction (rows) with every target (columns), at most 1."""
+    """Mean squared error of every reconstruction (rows) with every target (columns), at most 1.
+
+    Of ids it is the share of places that differ.
+    """
+    if not target.is_floating_point():
+        found, true = (ids.detach().cpu().flatten(1) for ids in (reconstruction, target))
+        return (found[:, None] != true[None]).double().mean(dim=2)
     rows, columns = (images.detach().cpu().double().clamp(0, 1).flatten(1) for images in (reconstruction, target))
     distance = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
     return (distance.square() / max(rows.shape[1], 1)).nan_to_num(nan=1.0)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InputError
-from inversefed.types import Batch, Images
+from inversefed.inputs import Images as ImageSpace
+from inversefed.inputs import InputSpace
+from inversefed.types import Batch, Images, Inputs
 
 __all__ = ["constant", "gray"]
 
@@ -108,15 +110,18 @@ def mean(truth: Batch, others: Tensor) -> Images:
     return others.to(truth.images).mean(dim=0, keepdim=True).expand_as(truth.images).clone()
 
 
-def guesses(truth: Batch, others: Tensor | None = None) -> dict[str, Images]:
-    """Every control's pictures, by its name.
+def guesses(truth: Batch, others: Tensor | None = None, space: InputSpace | None = None) -> dict[str, Inputs]:
+    """Every control's examples, by its name: those of this registry for pictures, else those of the input space.
 
     Args:
         truth: the private examples.
-        others: pictures for the mean picture; `None` leaves that one out.
+        others: public examples, for the mean picture and its like; `None` leaves these out.
+        space: what the examples are; `None` for pictures.
 
     >>> sorted(guesses(Batch(torch.zeros(1, 1, 1, 2), torch.tensor([0]))))
     ['constant', 'gray']
     """
+    if space is not None and not isinstance(space, ImageSpace):
+        return dict(space.controls(truth.images, others))
     found = {name: globals()[name](truth) for name in __all__}
     return found if others is None else found | {"mean": mean(truth, others)}

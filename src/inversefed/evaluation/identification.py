@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InputError
-from inversefed.types import Images
+from inversefed.types import Inputs
 
 __all__ = ["nearest", "unlike"]
 
 
-def unlike(others: Tensor, target: Images) -> Tensor:
+def unlike(others: Tensor, target: Inputs) -> Tensor:
     """Which pictures are none of the truths, pixel by pixel: the candidates that a truth is told from.
 
     Args:
@@ -46,7 +46,7 @@ def unlike(others: Tensor, target: Images) -> Tensor:
     return left
 
 
-def nearest(images: Images, target: Images, others: Tensor) -> Tensor:
+def nearest(images: Inputs, target: Inputs, others: Tensor) -> Tensor:
     """Whether each true picture is nearer to its reconstruction, by squared error, than all others are.
 
     Args:

@@ -11,18 +11,21 @@ from collections.abc import Callable
 from torch import Tensor
 
 from inversefed.evaluation import metrics
-from inversefed.types import Batch, Images, Scores, Targets
+from inversefed.inputs import Images as ImageSpace
+from inversefed.inputs import InputSpace
+from inversefed.types import Batch, Inputs, Scores, Targets
 
 __all__ = ["score"]
 
 
 def score(
-    found: Batch | Images,
+    found: Batch | Inputs,
     truth: Batch,
     features: Callable[[Tensor], Tensor] | None = None,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    space: InputSpace | None = None,
 ) -> dict[str, Scores]:
-    """Judge pictures by every metric of the registry, in its order.
+    """Judge examples by every metric of the registry, in its order, and by the measures of their input space.
 
     Args:
         found: pictures and their labels, in the order of the truth; or pictures alone, which leaves out
@@ -31,6 +34,7 @@ def score(
             regression, leave out what needs labels.
         features: takes images to `[n, d]`; `None` leaves out what needs it.
         perceptual: takes two batches of images to one distance each; `None` leaves out what needs it.
+        space: what the examples are; `None` for pictures. Metrics of pictures are left out for others.
 
     Returns:
         One number per image, by the metric's name.
@@ -54,13 +58,17 @@ def score(
     }
     if labels is None or not _judged(labels, truth.labels):
         given |= {"labels": None, "target_labels": None}
+    pictures = space is None or isinstance(space, ImageSpace)
+    if pictures:
+        given |= {"pictures": images, "true_pictures": truth.images}
     known = {name: value for name, value in given.items() if value is not None}
     wanted = {name: inspect.signature(getattr(metrics, name)).parameters.keys() for name in metrics.__all__}
-    return {
+    found_scores = {
         name: getattr(metrics, name)(**{parameter: known[parameter] for parameter in parameters})
         for name, parameters in wanted.items()
         if parameters <= known.keys()
     }
+    return found_scores if space is None else {**space.measures(images, truth.images), **found_scores}
 
 
 def _judged(found: Targets, true: Targets) -> bool:

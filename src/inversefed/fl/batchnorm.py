@@ -19,7 +19,7 @@ from inversefed.errors import ThreatModelError
 from inversefed.fl.clients import Client
 from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
-from inversefed.types import Images, Params, Targets
+from inversefed.types import Inputs, Params, Targets
 
 __all__ = ["Moments", "batch_moments", "buffers_of", "moments", "running_moments", "sent_buffers"]
 
@@ -38,7 +38,7 @@ class Moments(NamedTuple):
     numbers: int = 0
 
 
-def moments(network: Network, images: Images) -> dict[str, Moments]:
+def moments(network: Network, images: Inputs) -> dict[str, Moments]:
     """Statistics of what pictures put into each BatchNorm layer, by the layer's name, in the order the layers run.
 
     They can be differentiated with respect to the pictures. The network runs in its own mode, on all of them at once.
@@ -105,7 +105,7 @@ def batch_moments(network: Network, buffers: Params, counts: Mapping[str, int]) 
     return found
 
 
-def sent_buffers(client: Client, network: Network, images: Images, labels: Targets) -> Params:
+def sent_buffers(client: Client, network: Network, images: Inputs, labels: Targets) -> Params:
     """The running buffers that a client has after its update, and sends along with it.
 
     The client runs on a network that takes its buffers from one call to the next; the network itself is left as it was.

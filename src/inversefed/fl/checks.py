@@ -1,12 +1,13 @@
-"""Refuse what the world half of an audit cannot use: pictures, pieces and threat models, before any work."""
+"""Refuse what the world half of an audit cannot use: examples, pieces and threat models, before any work."""
 
 from torch import Tensor
 
 from inversefed.errors import ConfigError, InputError
 from inversefed.fl.threat import Observation, ThreatModel
+from inversefed.inputs import Images, InputSpace
 from inversefed.types import Batch
 
-__all__ = ["check_images", "check_pieces", "check_threat", "check_truth"]
+__all__ = ["check_inputs", "check_pieces", "check_public", "check_threat", "check_truth"]
 
 
 def check_threat(threat: object, seed: object) -> None:
@@ -33,27 +34,40 @@ def check_pieces(**pieces: object) -> None:
             raise ConfigError(f"{name} must be a value such as recipes.geiping() or FedSGD(), called; got {piece!r}")
 
 
-def check_images(images: Tensor) -> tuple[int, int, int]:
-    """Refuse anything but a batch of pictures in pixel space, and return the shape of one.
+def check_inputs(images: Tensor, space: InputSpace | None = None) -> InputSpace:
+    """Refuse anything but a batch of examples of a space, pictures where none is named, and return the space.
 
     Raises:
-        InputError: wrong rank or type, no picture, NaN, or pixels outside [0, 1].
+        InputError: wrong shape or type, no example, NaN, or values outside the range.
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        what = f"shape {tuple(images.shape)} of {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(
-            f"only images are audited for now: a floating-point tensor [n, c, h, w] in [0, 1] is expected, got {what}"
-        )
-    if images.shape[0] == 0:
-        raise InputError("an audit needs at least one image, got none")
-    low, high = images.detach().aminmax()
-    if not bool((low >= 0) & (high <= 1)):
-        raise InputError(
-            f"pixels must lie in [0, 1] (pixel space, not normalized; give mean= and std= instead); got "
-            f"{float(low):.3g} to {float(high):.3g}"
-        )
-    channels, height, width = images.shape[1:]
-    return channels, height, width
+    if space is None:
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            came = isinstance(images, Tensor)
+            what = f"shape {tuple(images.shape)} of {images.dtype}" if came else type(images).__name__
+            raise InputError(
+                f"images are a floating-point tensor [n, c, h, w] in [0, 1]; got {what}. Rows, series and tokens need "
+                "a word on what they are: inputs=inversefed.inputs.Columns(..), Series(..) or Tokens(..)"
+            )
+        space = Images(tuple(images.shape[1:]))
+    space.check(images)
+    return space
+
+
+def check_public(space: InputSpace, inputs: Tensor, name: str) -> None:
+    """Refuse examples beside the private ones that are not of their space.
+
+    Args:
+        space: that of the private examples.
+        inputs: what came.
+        name: of the argument that they came as.
+
+    Raises:
+        InputError: as the space raises.
+    """
+    try:
+        space.check(inputs)
+    except InputError as error:
+        raise InputError(f"{name} must be of the network's inputs: {error}") from error
 
 
 def check_truth(observation: Observation, truth: Batch | None) -> None:
@@ -64,7 +78,7 @@ def check_truth(observation: Observation, truth: Batch | None) -> None:
     """
     if truth is None:
         return
-    check_images(truth.images)
+    observation.network.space.check(truth.images)
     if tuple(truth.images.shape) != observation.batch_shape:
         raise InputError(
             f"the truth must be all pictures behind the update, {observation.batch_shape}; "

@@ -27,7 +27,8 @@ from inversefed.fl.foreign import foreign_code
 from inversefed.fl.hooks import record
 from inversefed.fl.losses import Loss, as_loss, in_precision
 from inversefed.fl.second_derivatives import TwiceDifferentiable, twice_differentiable, unwrap_parts, unwrapped
-from inversefed.types import Images, Logits, Params
+from inversefed.inputs import Images, InputSpace
+from inversefed.types import Inputs, Logits, Params
 
 __all__ = ["Loss", "Network", "eval_mode", "freeze"]
 
@@ -42,11 +43,11 @@ class Network(Asked):
         module: the private copy; nothing outside this file calls it.
         params: the trainable weights by name; leaves that require grad.
         loss: what the client minimizes.
-        mean: subtracted from pictures, `[c, 1, 1]`.
-        std: divides them, `[c, 1, 1]`.
+        mean: subtracted from pictures, `[c, 1, 1]`; of another input space `[side, 1, ..]` for its first side.
+        std: divides them, of the same shape.
         low: the least value of a pixel, broadcastable to a picture.
         high: the greatest.
-        image_shape: `(c, h, w)` of one picture.
+        space: what it takes.
         num_classes: width of the logits.
         head: name of the last layer, whose rows are the classes; `None` where that is unclear.
         mask_seed: fixes what random layers in train mode (dropout) draw, so that `apply` is a function, and the order
@@ -72,7 +73,7 @@ class Network(Asked):
     std: Tensor = field(repr=False)
     low: Tensor = field(repr=False)
     high: Tensor = field(repr=False)
-    image_shape: tuple[int, int, int]
+    space: InputSpace
     num_classes: int = 0
     head: str | None = None
     mask_seed: int = 0
@@ -90,6 +91,25 @@ class Network(Asked):
         object.__setattr__(self, "_is_plain", not bool(self.mean.any()) and bool((self.std == 1).all()))
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one example: `(c, h, w)` of a picture."""
+        return self.space.shape
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """One example read as a picture, `(c, h, w)`: a series has height one, a row of numbers a single place.
+
+        Raises:
+            UnsupportedNetworkError: it is no such thing, as ids are not.
+        """
+        shape = self.space.shape
+        if not self.space.middle(1).is_floating_point() or len(shape) > 3:
+            raise UnsupportedNetworkError(f"this needs real numbers, and the network takes {self.space.noun}s")
+        channels, *places = shape
+        height, width = (1, 1, *places)[-2:]
+        return channels, height, width
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(iter(self.params.values()), self.mean).device
@@ -99,7 +119,7 @@ class Network(Asked):
         """The weights' number format, in which everything is computed."""
         return next(iter(self.params.values()), self.mean).dtype
 
-    def apply(self, params: Params, images: Images) -> Logits:
+    def apply(self, params: Params, images: Inputs) -> Logits:
         """Run the network on pictures with the given weights.
 
         Args:
@@ -158,10 +178,14 @@ class Network(Asked):
             return inputs
         return inputs * self.std + self.mean
 
-    def features(self, images: Images) -> Logits:
+    def held(self, images: Tensor) -> Tensor:
+        """Examples on the network's device: real numbers in its number format, ids as they are."""
+        return images.to(self.device, self.dtype) if images.is_floating_point() else images.to(self.device)
+
+    def features(self, images: Inputs) -> Logits:
         """Logits of pictures under the network's own weights, without a graph."""
         with torch.no_grad():
-            return self.apply(self.params, images.to(self.device, self.dtype))
+            return self.apply(self.params, self.held(images))
 
     def without_head(self) -> "Network":
         """The same network up to what goes into its head: its outputs are features `[n, d]` instead of logits."""
@@ -179,7 +203,7 @@ class Network(Asked):
         """Names of all `torch.nn.Linear` layers, in the order of the module."""
         return tuple(name for name, layer in self.module.named_modules() if isinstance(layer, nn.Linear))
 
-    def linear_inputs(self, images: Images) -> dict[str, Tensor]:
+    def linear_inputs(self, images: Inputs) -> dict[str, Tensor]:
         """What goes into each linear layer that runs on these pictures, in the order they run."""
         layers = {name: self.module.get_submodule(name) for name in self.linear_layers()}
         at_once = replace(self, micro_batch=0)
@@ -192,7 +216,7 @@ class Network(Asked):
         Counted in eval mode: in train mode BatchNorm refuses one picture where a layer has one value a channel.
         """
         with FlopCounterMode(display=False) as counter, eval_mode(self.module):
-            self.features(torch.full((1, *self.image_shape), 0.5))
+            self.features(self.space.middle(1))
         return int(counter.get_total_flops())
 
     def with_masks(self, seed: int) -> "Network":
@@ -231,7 +255,7 @@ class Network(Asked):
 
 def freeze(
     module: nn.Module,
-    image_shape: Sequence[int],
+    space: InputSpace | Sequence[int],
     *,
     mean: _Constants = None,
     std: _Constants = None,
@@ -245,9 +269,10 @@ def freeze(
 
     Args:
         module: any classifier, in the mode (train or eval) that the client uses.
-        image_shape: `(c, h, w)` of the pictures that it takes.
-        mean: what its input normalization subtracts, a number or one a channel; `None` for 0.
-        std: what it divides by; `None` for 1.
+        space: what it takes; `(c, h, w)` for pictures of that shape.
+        mean: what its input normalization subtracts, a number or one a channel; `None` for that of the space, 0 for
+            pictures.
+        std: what it divides by; `None` for that of the space, 1 for pictures.
         loss: the client's training loss; `None` for the mean cross entropy.
         low: the least value of a pixel.
         high: the greatest.
@@ -261,7 +286,8 @@ def freeze(
     >>> network.num_classes, network.head, network.normalize(torch.full((3, 1, 1), 0.75)).flatten().tolist()
     (5, '1', [1.0, 1.0, 1.0])
     """
-    shape = _check_shape(image_shape)
+    space = space if isinstance(space, InputSpace) else Images(tuple(space))
+    own_mean, own_std = space.normalization()
     private = _copy(unwrapped(module))
     params = {name: p.detach().requires_grad_() for name, p in private.named_parameters() if p.requires_grad}
     if not params:
@@ -272,18 +298,18 @@ def freeze(
     if not first.is_floating_point() or first.is_meta:
         raise UnsupportedNetworkError(f"weights must be real numbers on a device; got {first.dtype} on {first.device}")
 
-    def constant(value: _Constants, default: float, name: str) -> Tensor:
-        return _per_channel(default if value is None else value, shape[0], name).to(first.device, first.dtype)
+    def constant(value: _Constants, default: float | Tensor, name: str) -> Tensor:
+        return _per_channel(default if value is None else value, space.shape, name).to(first.device, first.dtype)
 
     network = Network(
         private,
         params,
         as_loss(loss),
-        mean=constant(mean, 0.0, "mean"),
-        std=constant(std, 1.0, "std"),
+        mean=constant(mean, own_mean, "mean"),
+        std=constant(std, own_std, "std"),
         low=constant(low, 0.0, "low"),
         high=constant(high, 1.0, "high"),
-        image_shape=shape,
+        space=space,
     )
     if not bool((network.std > 0).all()):
         raise InputError(f"std must be positive in every channel, but is {network.std.flatten().tolist()}")
@@ -291,13 +317,6 @@ def freeze(
         num_classes, head = _probe(network)
     minimized = twice_differentiable(network.loss, num_classes, first.detach())
     return replace(network, loss=minimized, num_classes=num_classes, head=head, replaces=mode.replaced)
-
-
-def _check_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(image_shape) != 3 or any(int(side) < 1 for side in image_shape):
-        raise InputError(f"an image shape is (channels, height, width), all at least 1; got {tuple(image_shape)}")
-    channels, height, width = (int(side) for side in image_shape)
-    return channels, height, width
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -315,7 +334,8 @@ def _copy(module: nn.Module) -> nn.Module:
     return private
 
 
-def _per_channel(value: float | Sequence[float] | Tensor, channels: int, name: str) -> Tensor:
+def _per_channel(value: float | Sequence[float] | Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    channels = shape[0]
     try:
         constants = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -324,17 +344,16 @@ def _per_channel(value: float | Sequence[float] | Tensor, channels: int, name: s
         raise InputError(f"{name} must be one number or {channels}, one a channel; got {constants.numel()}")
     if not bool(constants.isfinite().all()):
         raise InputError(f"{name} must be finite; got {constants.tolist()}")
-    return constants.expand(channels).reshape(channels, 1, 1)
+    return constants.expand(channels).reshape(channels, *(1 for _ in shape[1:]))
 
 
 def _probe(network: Network) -> tuple[int, str | None]:
     """Run the network once in eval mode: how wide are the logits, and which layer makes them?"""
     named = network.module.named_modules()
     layers = {name: layer for name, layer in named if isinstance(layer, nn.Linear | nn.Conv2d)}
-    doing = f"the network cannot run on images of shape {network.image_shape}: its forward pass"
+    doing = f"the network cannot run on {network.space.noun}s of shape {network.image_shape}: its forward pass"
     with foreign_code(doing), torch.no_grad(), eval_mode(network.module):
-        gray = torch.full((2, *network.image_shape), 0.5, device=network.device, dtype=network.dtype)
-        inputs = network.normalize(gray)
+        inputs = network.normalize(network.held(network.space.middle(2)))
         logits, runs = record(
             layers, lambda: network._run(network.params, inputs), lambda name, *_: len(layers[name].weight)
         )

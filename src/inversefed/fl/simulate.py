@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from inversefed.fl.apart import apart
 from inversefed.fl.batchnorm import sent_buffers
-from inversefed.fl.checks import check_images, check_pieces, check_threat
+from inversefed.fl.checks import check_inputs, check_pieces, check_threat
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.clients.client import check_client
 from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
@@ -21,8 +21,9 @@ from inversefed.fl.losses import CrossEntropy
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.targets import as_rows, as_targets, check_labels
 from inversefed.fl.threat import Observation, ThreatModel, observe
+from inversefed.inputs import InputSpace
 from inversefed.numerics import float32_products
-from inversefed.types import Batch, Images, Params, Targets
+from inversefed.types import Batch, Inputs, Params, Targets
 
 __all__ = ["computed", "defended", "frozen", "observed", "prepared", "simulate"]
 
@@ -39,6 +40,7 @@ def observed(
     threat: ThreatModel = ThreatModel(),
     loss: Loss | None = None,
     seed: int = 0,
+    inputs: InputSpace | None = None,
 ) -> tuple[Observation, Batch]:
     """What the server sees, and the truth that it does not see.
 
@@ -47,7 +49,7 @@ def observed(
     check_pieces(client=client, loss=CrossEntropy() if loss is None else loss, defenses=defenses)
     check_client(client)
     check_threat(threat, seed)
-    network, truth = frozen(module, images, labels, mean=mean, std=std, loss=loss)
+    network, truth = frozen(module, images, labels, mean=mean, std=std, loss=loss, inputs=inputs)
     return simulate(network, truth, client=client, defenses=defenses, threat=threat, seed=seed), truth
 
 
@@ -59,6 +61,7 @@ def frozen(
     mean: float | Sequence[float] | Tensor | None = None,
     std: float | Sequence[float] | Tensor | None = None,
     loss: Loss | None = None,
+    inputs: InputSpace | None = None,
 ) -> tuple[Network, Batch]:
     """The network as a value, and the private batch in its number format, on its device.
 
@@ -66,9 +69,9 @@ def frozen(
         InputError: pictures or labels that cannot be used.
         UnsupportedNetworkError: the module cannot be audited.
     """
-    network = freeze(module, check_images(images), mean=mean, std=std, loss=loss)
+    network = freeze(module, check_inputs(images, inputs), mean=mean, std=std, loss=loss)
     check_labels(labels, images.shape[0], network)
-    return network, Batch(images.detach().to(network.device, network.dtype), as_targets(network, labels))
+    return network, Batch(network.held(images.detach()), as_targets(network, labels))
 
 
 def simulate(
@@ -102,7 +105,7 @@ def simulate(
 
 def prepared(
     network: Network, batch: Batch, defenses: Sequence[Defense], generator: Generator
-) -> tuple[Images, Targets]:
+) -> tuple[Inputs, Targets]:
     """What the client computes with: its batch after the defenses of the data, in order."""
     images, labels = batch.images, batch.labels
     for defense in data_defenses(defenses):
@@ -112,7 +115,7 @@ def prepared(
     return images, labels
 
 
-def computed(client: Client, network: Network, images: Images, labels: Targets) -> Params:
+def computed(client: Client, network: Network, images: Inputs, labels: Targets) -> Params:
     """The client's update of what it computes with.
 
     Raises:

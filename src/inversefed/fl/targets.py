@@ -111,8 +111,9 @@ def made_up_outputs(network: Network, least: int = 2) -> Logits:
         UnsupportedNetworkError: the network does not run.
     """
     number = least + (least == network.num_classes)
-    images = torch.rand((number, *network.image_shape), generator=Generator().manual_seed(0))
-    images = (network.low.cpu() + (network.high - network.low).cpu() * images).to(network.device, network.dtype)
+    images = network.space.stand_ins(number, Generator().manual_seed(0))
+    if images.is_floating_point():
+        images = network.low.cpu() + (network.high - network.low).cpu() * images
     with eval_mode(network.module):
         return replace(network, masks={}, carried=None, functional=False).features(images)
 

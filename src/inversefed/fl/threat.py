@@ -105,8 +105,8 @@ class Observation(Asked):
         return steps if steps is not None and steps.alone and self.client.sends != "gradient" else None
 
     @property
-    def batch_shape(self) -> tuple[int, int, int, int]:
-        """`(n, c, h, w)` of what is to be found."""
+    def batch_shape(self) -> tuple[int, ...]:
+        """Of what is to be found: `(n, c, h, w)` of pictures."""
         return (self.num_examples, *self.network.image_shape)
 
 

@@ -16,7 +16,7 @@ from inversefed.fl.clients import Client
 from inversefed.fl.defenses.protocols import Defense, network_defenses
 from inversefed.fl.network import Network
 from inversefed.fl.simulate import defended, prepared
-from inversefed.types import Batch, Images, Labels, Params
+from inversefed.types import Batch, Inputs, Labels, Params
 
 __all__ = ["Data", "accuracy_of"]
 
@@ -36,9 +36,9 @@ class Data:
     """
 
     name: str
-    train: Callable[[Sequence[int]], tuple[Images, Labels]] = field(repr=False)
+    train: Callable[[Sequence[int]], tuple[Inputs, Labels]] = field(repr=False)
     train_size: int
-    test: tuple[Images, Labels] = field(repr=False)
+    test: tuple[Inputs, Labels] = field(repr=False)
 
 
 def accuracy_of(
@@ -121,7 +121,7 @@ def _adam(
     return new
 
 
-def _accuracy(network: Network, images: Images, labels: Labels) -> float:
+def _accuracy(network: Network, images: Inputs, labels: Labels) -> float:
     parts = (images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE))
     guesses = [network.features(part.to(network.device, network.dtype)).argmax(dim=1).cpu() for part in parts]
     return float((torch.cat(guesses) == labels.cpu()).double().mean())

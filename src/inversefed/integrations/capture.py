@@ -27,7 +27,7 @@ from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.threat import Observation
 from inversefed.integrations.recorded_steps import steps_in_words
 from inversefed.integrations.recorder import Recorder
-from inversefed.types import Finding, Images, Params, Targets
+from inversefed.types import Finding, Inputs, Params, Targets
 from inversefed.updates.described import described
 from inversefed.updates.diagnosis import check_example
 from inversefed.updates.files import write_tensors
@@ -267,7 +267,7 @@ class Capture:
 
     def check(
         self,
-        images: Images,
+        images: Inputs,
         labels: Targets,
         *,
         mean: _Constants = None,

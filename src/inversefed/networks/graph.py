@@ -61,7 +61,8 @@ def trace(network: Network, shapes: bool = False) -> fx.GraphModule:
         if not shapes:
             return fx.symbolic_trace(module)
         traced = fx.symbolic_trace(module.to("cpu", torch.float64))
-        _Shapes(traced).run(torch.full((1, *network.image_shape), 0.5, dtype=torch.float64))
+        middle = network.space.middle(1)
+        _Shapes(traced).run(middle.double() if middle.is_floating_point() else middle)
     except Exception as error:  # tracing runs foreign code: whatever it raises means the same
         raise UnsupportedNetworkError(f"the network cannot be read layer by layer: {error}") from error
     return traced

@@ -6,7 +6,6 @@ A chain of layers (`chain`) says more, but a network that branches has none; the
 from collections import Counter
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from inversefed.fl.hooks import record
@@ -47,7 +46,7 @@ def geometry(network: Network) -> tuple[Geometry, ...]:
     """
     owners = {name.rpartition(".")[0] for name in network.params}
     layers = {name: layer for name, layer in network.module.named_modules() if name in owners}
-    gray = torch.full((1, *network.image_shape), 0.5)
+    gray = network.space.middle(1)
     with eval_mode(network.module):
         _, runs = record(layers, lambda: network.features(gray), lambda _, __, inputs: tuple(inputs.shape[1:]))
     runs = tuple(run for run in runs if isinstance(run.outputs, Tensor))  # attention gives a pair

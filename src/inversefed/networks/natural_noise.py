@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.fl.network import Network
-from inversefed.types import Images
+from inversefed.inputs import Images
+from inversefed.types import Inputs
 
 __all__ = ["MEAN", "SHARED", "STD", "natural_noise", "varied_noise"]
 
@@ -19,16 +20,18 @@ SHARED = 0.9
 """Share of a channel's amplitude that all channels have in common."""
 
 
-def natural_noise(network: Network, count: int, seed: int = 0) -> Images:
-    """Draw pictures for a network, in pixel space, all of one contrast.
+def natural_noise(network: Network, count: int, seed: int = 0) -> Inputs:
+    """Draw pictures for a network, in pixel space, all of one contrast; of another input space, its own stand-ins.
 
     Args:
         network: gives their shape, device and number format.
         count: how many.
         seed: the same seed gives the same pictures.
     """
-    channels, height, width = network.image_shape
     generator = Generator().manual_seed(seed)
+    if not isinstance(network.space, Images):
+        return network.held(network.space.stand_ins(count, generator))
+    channels, height, width = network.image_shape
     falling = 1 / _frequencies(height, width).clamp_min(1 / max(height, width, 2))
     own, shared = (_drawn(count, size, height, width, falling, generator) for size in (channels, 1))
     pictures = SHARED * shared + (1 - SHARED**2) ** 0.5 * own
@@ -37,15 +40,19 @@ def natural_noise(network: Network, count: int, seed: int = 0) -> Images:
     return drawn.to(network.device, network.dtype)
 
 
-def varied_noise(network: Network, count: int) -> Images:
+def varied_noise(network: Network, count: int) -> Inputs:
     """Draw pictures for a network, in its range of pixels, each of a contrast and brightness of its own.
+
+    Of another input space they are its stand-ins.
 
     Args:
         network: gives their shape, range and number format.
         count: how many; the same number gives the same pictures.
     """
-    channels, height, width = network.image_shape
     generator = Generator().manual_seed(0)
+    if not isinstance(network.space, Images):
+        return network.space.stand_ins(count, generator)
+    channels, height, width = network.image_shape
     frequency = _frequencies(height, width).clamp(min=1 / max(height, width))
     gray = torch.randn(count, 1, height, width, generator=generator)
     color = torch.randn(count, channels, height, width, generator=generator)

@@ -18,7 +18,7 @@ from inversefed.types import Candidate, Images
 if TYPE_CHECKING:
     from inversefed.report.model import Report
 
-__all__ = ["MOST_PICTURES", "MOST_RESTARTS", "Figure", "chosen", "pictures", "restarts"]
+__all__ = ["MOST_PICTURES", "MOST_RESTARTS", "Figure", "cells", "chosen", "pictures", "restarts"]
 
 MOST_PICTURES = 16
 """How many pictures the page shows; the folder holds them all."""
@@ -49,7 +49,35 @@ def chosen(report: "Report") -> int | None:
 
 def pictures(report: "Report") -> list[Row]:
     """A title and the figures of each picture that is shown."""
-    return list(_rows(report))
+    return list(_rows(report)) if report.pictured else []
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of an example that is no picture: its name, what was recovered, the truth, and whether they agree."""
+
+    name: str
+    found: str
+    true: str = ""
+    right: bool = True
+
+
+def cells(report: "Report") -> list[tuple[str, list[Cell]]]:
+    """A title and the cells of each example that is shown; nothing for pictures."""
+    space, truth = report.inputs, report.truth
+    if space is None or report.pictured:
+        return []
+    found, labels, shown = report.images.detach().cpu(), report.labels.tolist(), []
+    for index in range(min(report.count, MOST_PICTURES)):
+        title, own = f"{space.noun.capitalize()} {index}, label {_said(labels[index])}", space.cells(found[index])
+        if truth is None:
+            shown.append((title, [Cell(name, text) for name, text in own]))
+            continue
+        true = space.cells(truth.images[index].detach().cpu())
+        both = zip(own, true, strict=True)
+        title += f", true label {_said(truth.labels[index].tolist())}"
+        shown.append((title, [Cell(name, text, private, text == private) for (name, text), (_, private) in both]))
+    return shown
 
 
 def restarts(report: "Report", labels_known: bool) -> list[Row]:
@@ -63,7 +91,7 @@ def restarts(report: "Report", labels_known: bool) -> list[Row]:
         labels_known: whether the attack was told the labels.
     """
     found = report.reconstruction.candidates
-    if len(found) < 2:
+    if len(found) < 2 or not report.pictured:
         return []
     order = sorted(range(len(found)), key=lambda index: (not found[index].loss < float("inf"), found[index].loss))
     return [_restart(report, labels_known, index, found[index]) for index in order[:MOST_RESTARTS]]

@@ -19,12 +19,14 @@ from inversefed.evaluation.choice import Choice
 from inversefed.evaluation.label_leakage import LabelLeakage
 from inversefed.evaluation.membership import Membership
 from inversefed.evaluation.verdict import Answer, Verdict
+from inversefed.inputs import Images as ImageSpace
+from inversefed.inputs import InputSpace
 from inversefed.report.frontier import Row, swept
 from inversefed.report.read import FORMAT
 from inversefed.report.sentences import headline
 from inversefed.report.tables import Table, tables
 from inversefed.report.to_json import judged, limited, plain
-from inversefed.types import Batch, Finding, Images, Limit, Reconstruction, Scores, Status, Targets
+from inversefed.types import Batch, Finding, Inputs, Limit, Reconstruction, Scores, Status, Targets
 
 if TYPE_CHECKING:
     from inversefed.report.summary import Summary
@@ -66,6 +68,7 @@ class Report:
         label_leakage: how sure it is that labels were recovered; `None` where they were granted, or are not known.
         choice: how the attack was chosen on public stand-ins; `None` where it was not.
         bounds: what no attack exceeds; `None` where nothing limits them and no noise was added.
+        inputs: what the examples are; `None` for pictures.
 
     >>> import torch
     >>> from inversefed.evaluation.score import score
@@ -88,7 +91,7 @@ class Report:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     verdict: Verdict | None = None
-    controls: Mapping[str, Images] = field(default_factory=dict, repr=False)
+    controls: Mapping[str, Inputs] = field(default_factory=dict, repr=False)
     not_computed: Mapping[str, str] = field(default_factory=lambda: dict(_WITHOUT_WEIGHTS), repr=False)
     frontier: tuple[Row, ...] = field(default=(), repr=False)
     agreement: Scores | None = field(default=None, repr=False)
@@ -99,6 +102,12 @@ class Report:
     label_leakage: LabelLeakage | None = None
     choice: Choice | None = None
     bounds: Bounds | None = None
+    inputs: InputSpace | None = None
+
+    @property
+    def pictured(self) -> bool:
+        """Whether the examples are pictures."""
+        return self.inputs is None or isinstance(self.inputs, ImageSpace)
 
     @property
     def status(self) -> Status:
@@ -111,8 +120,8 @@ class Report:
         return len(self.reconstruction.images)
 
     @property
-    def images(self) -> Images:
-        """The recovered pictures, in the order of the truth."""
+    def images(self) -> Inputs:
+        """The recovered pictures, or examples of another space, in the order of the truth."""
         images = self.reconstruction.images
         return images if self.permutation is None else images[self.permutation.to(images.device)]
 
@@ -267,7 +276,8 @@ class Report:
         from inversefed.report.folder import TENSORS
         from inversefed.report.png import png
 
-        named = {"target": self.truth.images if self.truth else (), "reconstruction": self.images} if images else {}
+        shown = images and self.pictured
+        named = {"target": self.truth.images if self.truth else (), "reconstruction": self.images} if shown else {}
         pictures = {f"{name}_{index:02d}.png": png(image) for name, i in named.items() for index, image in enumerate(i)}
         texts = {"report.json": self.to_json(), "report.html": self.to_html(images), "report.md": self.to_markdown()}
         # A file name that is not Unicode holds characters without an encoding; JSON reads the escapes back.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from inversefed.evaluation.metrics import FACTS, Fact
+from inversefed.evaluation.metrics import FACTS
+from inversefed.inputs import Measure
 from inversefed.types import Scores
 
 __all__ = ["Table", "number", "tables"]
@@ -40,7 +41,7 @@ class Table:
     """
 
     metric: str
-    fact: Fact
+    fact: Measure
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     mean: Row
@@ -83,5 +84,5 @@ def _table(metric: str, scores: Scores, baselines: Mapping[str, Mapping[str, Sco
     columns = {"recovered": scores} | {name: found[metric] for name, found in baselines.items() if metric in found}
     values = torch.stack([column.detach().cpu().double() for column in columns.values()], dim=1)
     rows = tuple((str(index), tuple(row.tolist())) for index, row in enumerate(values))
-    fact = FACTS.get(metric) or Fact(metric, "", higher_is_better=True, format=".4g", meaning="")
+    fact = FACTS.get(metric) or Measure(metric, "", higher_is_better=True, format=".4g", meaning="")
     return Table(metric, fact, tuple(columns), rows, ("mean", tuple(values.mean(dim=0).tolist())))

@@ -20,7 +20,7 @@ from inversefed.specs.written import UNNAMED
 
 __all__ = ["ASKED", "Hashes", "hash_of_record", "read_hashes", "read_record", "require_same"]
 
-_PIECES = ("client", "loss", "attack")
+_PIECES = ("client", "loss", "attack", "inputs")
 _NONE = type(None)
 _NUMBERS = {
     "seed": (int,),

@@ -27,7 +27,7 @@ def read_asked(records: Records | None, network: Network) -> tuple[Batch | None,
         return None, None
     if records.candidates is None:
         raise ConfigError("--candidates-out says which records are out; name those asked for: --candidates")
-    shape, classes = network.image_shape, network.num_classes
+    shape, classes = network.grid, network.num_classes
     folders = (records.candidates, records.candidates_out)
     asked, out = (None if each is None else read_records(each.expanduser(), shape, classes) for each in folders)
     return asked, out

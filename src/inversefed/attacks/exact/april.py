@@ -65,7 +65,7 @@ class AttentionInput:
         network, entry = observation.network, _entry(observation)
         gradient = {name: part.detach().cpu().double() for name, part in observation.gradient.items()}
         tokens, spread = _tokens(entry, gradient)
-        inputs = _unembedded(entry, tokens, network.image_shape)
+        inputs = _unembedded(entry, tokens, network.grid)
         images = network.denormalize(inputs[None].to(network.device, network.dtype))
         labels, told = labels_of(observation, images)
         images, loss = matched(observation, images, labels)

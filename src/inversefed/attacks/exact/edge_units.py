@@ -24,7 +24,7 @@ from inversefed.attacks.matching_error import matching_error
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.thresholds import EXACT
-from inversefed.types import Images
+from inversefed.types import Inputs
 
 __all__ = ["settled"]
 
@@ -58,8 +58,8 @@ TOLERANCES = Tolerances()
 
 
 def settled(
-    observation: Observation, images: Images, labels: Tensor, cost: float, stop: Callable[[], bool]
-) -> tuple[Images, float]:
+    observation: Observation, images: Inputs, labels: Tensor, cost: float, stop: Callable[[], bool]
+) -> tuple[Inputs, float]:
     """The images with the units at their edge on the sides that the update tells, and their `matching_error`.
 
     Args:
@@ -76,7 +76,7 @@ def settled(
     inverse = torch.linalg.pinv(slopes, rtol=TOLERANCES.rank)
     margin = torch.maximum(inputs.abs(), TOLERANCES.margin * rounding * sizes)
 
-    def at(sides: Tensor) -> tuple[Images, float]:
+    def at(sides: Tensor) -> tuple[Inputs, float]:
         change = (inverse @ (sides * margin - inputs)).view_as(images)
         if not change.abs().max() < TOLERANCES.visible:
             return images, float("inf")
@@ -97,7 +97,7 @@ def settled(
     return best
 
 
-def _edges(network: Network, images: Images, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
+def _edges(network: Network, images: Inputs, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs of ReLUs that are zero within rounding, the mean sizes in their layers, and their slopes `[m, pixels]`."""
     images = images.detach().clone().requires_grad_()
     with torch.enable_grad(), _Inputs() as seen:

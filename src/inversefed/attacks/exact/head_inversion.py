@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from inversefed.attacks.exact.peel.feature_inversion import invert_features, solve_features
 from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.exact.watch import Watch
-from inversefed.attacks.head.inputs import HeadInputs, recover_head_inputs
+from inversefed.attacks.head.head_inputs import HeadInputs, recover_head_inputs
 from inversefed.attacks.search.inversion import GradientInversion
 from inversefed.attacks.search.time_schedule import as_fits
 from inversefed.errors import UnsupportedNetworkError

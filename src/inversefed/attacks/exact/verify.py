@@ -17,7 +17,7 @@ from inversefed.attacks.matching_error import matching_error
 from inversefed.findings import Code
 from inversefed.fl.threat import Observation
 from inversefed.thresholds import EXACT, OPEN, SOLVED
-from inversefed.types import Candidate, Finding, Images, Reconstruction
+from inversefed.types import Candidate, Finding, Inputs, Reconstruction
 
 __all__ = ["exactness", "matched", "verified"]
 
@@ -27,8 +27,8 @@ _ROUGH = 1e-2
 
 
 def matched(
-    observation: Observation, images: Images, labels: Tensor, stop: Callable[[], bool] = lambda: False
-) -> tuple[Images, float]:
+    observation: Observation, images: Inputs, labels: Tensor, stop: Callable[[], bool] = lambda: False
+) -> tuple[Inputs, float]:
     """The images and their `matching_error`, rounded, or within their rounding, where that matches the update better.
 
     Args:

@@ -1,5 +1,6 @@
 """What an update hides from every method, and why: read from the network and the update."""
 
+import math
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -63,8 +64,7 @@ def zero_head(observation: Observation) -> tuple[Finding, ...]:
 
 
 def _too_few(observation: Observation, numbers: int) -> Iterator[Finding]:
-    unknowns = observation.num_examples * observation.network.image_shape[0]
-    unknowns *= observation.network.image_shape[1] * observation.network.image_shape[2]
+    unknowns = math.prod(observation.batch_shape)
     if numbers < unknowns:
         message = f"{unknowns - numbers} of {unknowns} values: the update has at most {numbers} independent numbers."
         yield Finding(Code.TOO_FEW_EQUATIONS, "warning", message, {"free": unknowns - numbers})

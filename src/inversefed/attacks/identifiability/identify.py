@@ -119,7 +119,7 @@ def identify(observation: Observation) -> Identifiability:
     patches, tokens = _patches(observation)
     methods = _methods(observation, layers, read, patches)
     if way is not None and not isinstance(read, str) and any(each.name == "peel" and each.applies for each in methods):
-        way = replace(way, layers=_followed(way.layers, read[0], observation.network.image_shape))
+        way = replace(way, layers=_followed(way.layers, read[0], observation.network.grid))
     layers = layers if way is None else way.layers
     if tokens is not None and not _altered(layers):
         layers = tuple(_solved(row, *tokens) for row in layers)

@@ -49,7 +49,7 @@ from inversefed.fl.targets import as_targets
 from inversefed.fl.threat import Observation
 from inversefed.networks.natural_noise import SHARED, STD, natural_noise
 from inversefed.numerics import float32_products
-from inversefed.types import Batch, Images, Limit, Params, Point, Targets
+from inversefed.types import Batch, Inputs, Limit, Params, Point, Targets
 
 __all__ = ["limit", "prior_psnr"]
 
@@ -100,7 +100,7 @@ def prior_psnr() -> float:
 
 def limit(
     observation: Observation,
-    at: Batch | Images | None = None,
+    at: Batch | Inputs | None = None,
     labels: Targets | None = None,
     *,
     point: Point | None = None,
@@ -151,7 +151,7 @@ def limit(
     return replace(found, seconds=time.monotonic() - began)
 
 
-def _point(observation: Observation, at: Batch | Images | None, labels: Targets | None) -> tuple[Tensor, Targets]:
+def _point(observation: Observation, at: Batch | Inputs | None, labels: Targets | None) -> tuple[Tensor, Targets]:
     """The pictures and their labels, as the client takes them."""
     network, shape = observation.network, observation.batch_shape
     if isinstance(at, Batch):
@@ -160,7 +160,7 @@ def _point(observation: Observation, at: Batch | Images | None, labels: Targets 
     pictures = natural_noise(network, observation.num_examples) if at is None else at
     if pictures.shape != shape:
         raise InputError(f"the limit is taken at pictures of shape {shape}; got {tuple(pictures.shape)}")
-    pictures = pictures.detach().to(network.device, network.dtype)
+    pictures = network.held(pictures.detach())
     labels = observation.labels if labels is None else labels
     if labels is None or (not labels.is_floating_point() and labels.ndim == 1 and bool((labels < 0).any())):
         labels = as_targets(network, network.features(pictures).argmax(dim=1))

@@ -22,7 +22,7 @@ from inversefed.findings import Code
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation
-from inversefed.types import Finding, Images, Targets
+from inversefed.types import Finding, Inputs, Targets
 
 __all__ = ["labels_of"]
 
@@ -31,7 +31,7 @@ _MOST_CLASSES = 64
 
 
 def labels_of(
-    observation: Observation, images: Images, stop: Callable[[], bool] = lambda: False
+    observation: Observation, images: Inputs, stop: Callable[[], bool] = lambda: False
 ) -> tuple[Targets, tuple[Finding, ...]]:
     """Granted or recovered labels; else those with which the update of a known picture comes nearest.
 
@@ -67,7 +67,7 @@ def labels_of(
         return best, (Finding(Code.LABELS_TRIED, "info", message, {"relative_matching_cost": least}),)
 
 
-def _tried(observation: Observation, images: Images) -> Iterator[Targets]:
+def _tried(observation: Observation, images: Inputs) -> Iterator[Targets]:
     network, taken = observation.network, forms(observation.network)
     if "classes" in taken and class_count(network) <= _MOST_CLASSES:
         yield from torch.arange(class_count(network), device=network.device)[:, None]
@@ -86,7 +86,7 @@ def _tried(observation: Observation, images: Images) -> Iterator[Targets]:
         yield outputs.reshape(shape) - each
 
 
-def _cost(observation: Observation, images: Images, labels: Tensor) -> float:
+def _cost(observation: Observation, images: Inputs, labels: Tensor) -> float:
     with suppress(InversefedError), foreign_code("the update of a label"):  # a loss may refuse it
         return matching_error(observation, images, labels)
     return math.inf

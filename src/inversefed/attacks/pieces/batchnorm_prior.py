@@ -17,7 +17,7 @@ from torch import Tensor
 from inversefed.errors import ConfigError, ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.batchnorm import Moments, batch_moments, buffers_of, moments, running_moments
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Params, Scalar
+from inversefed.types import Inputs, Params, Scalar
 
 __all__ = ["BatchNormStatistics"]
 
@@ -53,7 +53,7 @@ class BatchNormStatistics:
         if self.source not in _SOURCES:
             raise ConfigError(f"the statistics' source is one of {', '.join(_SOURCES)}, not {self.source!r}")
 
-    def __call__(self, images: Images, observation: Observation) -> Scalar:
+    def __call__(self, images: Inputs, observation: Observation) -> Scalar:
         """Weighted distance of the batch's statistics."""
         found = moments(observation.network, images)
         if not found and self.source == "network":

@@ -16,7 +16,7 @@ from inversefed.attacks.pieces.priors import TotalVariation
 from inversefed.attacks.pieces.registration import matched, registered_mean
 from inversefed.fl.targets import kinds
 from inversefed.fl.threat import Observation
-from inversefed.types import Candidate, Images, Scalar, Status
+from inversefed.types import Candidate, Inputs, Scalar, Status
 
 __all__ = ["AgreedMean", "LowestLoss", "LowestPrior", "PixelMean", "PixelMedian", "RegisteredMean"]
 
@@ -36,7 +36,7 @@ class LowestLoss:
 class LowestPrior:
     """The restart that a prior likes best, whatever its matching cost."""
 
-    prior: Callable[[Images, Observation], Scalar] = TotalVariation(weight=1.0)
+    prior: Callable[[Inputs, Observation], Scalar] = TotalVariation(weight=1.0)
 
     def __call__(self, candidates: Sequence[Candidate], observation: Observation, match: Match) -> Candidate:
         """The first of lowest prior."""
@@ -169,7 +169,7 @@ def _agreed(stack: Tensor) -> Tensor:
     return found
 
 
-def _in_order_of(first: Candidate, other: Candidate) -> Images:
+def _in_order_of(first: Candidate, other: Candidate) -> Inputs:
     """The pictures of another candidate, each in the place of the first one's that it stands for."""
     groups = kinds(first.labels)
     if not torch.equal(first.labels, other.labels):  # each found its own, in any order

@@ -18,7 +18,7 @@ from inversefed.attacks.search.minimize import Descent
 from inversefed.attacks.search.problem import Prior, Problem
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Scalar
+from inversefed.types import Inputs, Scalar
 
 __all__ = ["FadingPriors", "Noise", "Pull"]
 
@@ -110,7 +110,7 @@ class _Disturbed:
     network: Network
     noise: Tensor = field(repr=False)
 
-    def __call__(self, images: Images) -> Images:
+    def __call__(self, images: Inputs) -> Inputs:
         return self.network.denormalize(self.network.normalize(images) + self.noise)
 
 
@@ -119,7 +119,7 @@ class _Weighted:
     prior: Prior
     factor: Tensor
 
-    def __call__(self, images: Images, observation: Observation) -> Scalar:
+    def __call__(self, images: Inputs, observation: Observation) -> Scalar:
         return self.factor * self.prior(images, observation)
 
 
@@ -130,7 +130,7 @@ class _Pulled:
     consensus: Tensor = field(repr=False)
     weight: float
 
-    def __call__(self, images: Images, observation: Observation) -> Scalar:
+    def __call__(self, images: Inputs, observation: Observation) -> Scalar:
         away = observation.network.normalize(images) - self.consensus
         pull = self.weight * away.square().mean()
         return pull - pull.detach()

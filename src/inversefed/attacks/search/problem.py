@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from inversefed.attacks.head.inputs import HeadInputs, recover_head_inputs
+from inversefed.attacks.head.head_inputs import HeadInputs, recover_head_inputs
 from inversefed.attacks.labels import JointLabels, LabelRule, RecoveredLabels, granted_or_recovered_labels
 from inversefed.attacks.pieces.parametrizations import Parametrization, bound_to, started
 from inversefed.attacks.search.minimize import Conditions, Descent, Variables
@@ -23,13 +23,13 @@ from inversefed.errors import ThreatModelError
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, forms
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Params, Scalar, SoftLabels, Targets
+from inversefed.types import Inputs, Params, Scalar, SoftLabels, Targets
 
 __all__ = ["Change", "Objective", "Prior", "Problem", "inversion_loss"]
 
 Objective = Callable[[Params, Params], Scalar]
-Prior = Callable[[Images, Observation], Scalar]
-View = Callable[[Images], Images]
+Prior = Callable[[Inputs, Observation], Scalar]
+View = Callable[[Inputs], Inputs]
 
 
 def inversion_loss(problem: "Problem", variables: Variables) -> Scalar:
@@ -54,7 +54,7 @@ class Change(Protocol):
         ...
 
 
-def _clear(images: Images) -> Images:
+def _clear(images: Inputs) -> Inputs:
     """The pictures as they are."""
     return images
 
@@ -133,10 +133,10 @@ class Problem:
         return self.observation.network
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """`(n, c, h, w)` of what is searched: several sets of pictures, where the simulation has them apart."""
         count, *one = self.observation.batch_shape
-        return (count * self.simulation.copies(self.observation), one[0], one[1], one[2])
+        return (count * self.simulation.copies(self.observation), *one)
 
     def start(self, images: Tensor, generator: Generator) -> Mapping[str, Tensor]:
         """The variables of a restart."""
@@ -146,11 +146,11 @@ class Problem:
             variables["labels"] = self.joint.start(self.observation, generator)
         return {**variables, **self.simulation.start(self.observation, generator)}
 
-    def images(self, variables: Mapping[str, Tensor]) -> Images:
+    def images(self, variables: Mapping[str, Tensor]) -> Inputs:
         """The pictures that are the result, in pixel space."""
         return self.simulation.result(self.searched(variables), self.targets(variables))
 
-    def searched(self, variables: Mapping[str, Tensor]) -> Images:
+    def searched(self, variables: Mapping[str, Tensor]) -> Inputs:
         """The pictures that are searched, in pixel space."""
         return self.observation.network.denormalize(self.parametrization(variables["images"]))
 
@@ -198,12 +198,12 @@ class Problem:
         with torch.no_grad():
             return float(self.distance(variables, self.searched(variables), self.targets(variables))[0])
 
-    def match(self, images: Images, labels: Tensor) -> float:
+    def match(self, images: Inputs, labels: Tensor) -> float:
         """The distance of the updates for any pictures, with nothing known of the simulation's own variables."""
         with torch.no_grad():
             return float(self.distance({}, images, labels)[0])
 
-    def distance(self, variables: Variables, images: Images, labels: Tensor) -> tuple[Scalar, Scalar | float]:
+    def distance(self, variables: Variables, images: Inputs, labels: Tensor) -> tuple[Scalar, Scalar | float]:
         """How far the update of a guess is from the one observed, and what the simulation adds to it."""
         found = self.simulation(self.observation, variables, images, labels)
         return self.objective(found.predicted, found.observed), found.penalty

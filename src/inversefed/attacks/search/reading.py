@@ -5,7 +5,7 @@ from typing import Literal
 
 from inversefed.attacks.search.minimize import Descent, Variables
 from inversefed.attacks.search.problem import Problem
-from inversefed.types import Candidate, Images, Status
+from inversefed.types import Candidate, Inputs, Status
 
 __all__ = ["Reading"]
 
@@ -50,7 +50,7 @@ class Reading:
         """Whether a restart has ended so well that none after it need begin."""
         return self.tolerance is not None and self.cost(descent) <= self.tolerance
 
-    def leader(self, descents: list[Descent]) -> Images:
+    def leader(self, descents: list[Descent]) -> Inputs:
         """The pictures of the restart that is ahead, without another evaluation.
 
         Args:

@@ -26,7 +26,7 @@ from inversefed.fl.defenses.mixing import mixed
 from inversefed.fl.dropout import mask_shapes, noise_layers
 from inversefed.fl.targets import as_rows
 from inversefed.fl.threat import Observation
-from inversefed.types import Images
+from inversefed.types import Inputs
 
 __all__ = ["Augmented", "Clipped", "Leaving", "Noised", "Unmixed"]
 
@@ -65,7 +65,7 @@ class Clipped(Wrapping):
     inner: Simulation = KnownClient()
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """Clip what the inner one predicts."""
         found = self.inner(observation, variables, images, labels)
@@ -85,7 +85,7 @@ class Leaving(Wrapping):
     inner: Simulation = KnownClient()
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """What the inner one predicts and observes, less these tensors."""
         found = self.inner(observation, variables, images, labels)
@@ -110,7 +110,7 @@ class Augmented(Wrapping):
     inner: Simulation = KnownClient()
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """Simulate with transformed pictures."""
         return self.inner(observation, variables, self.defense.transformed(images), labels)
@@ -145,7 +145,7 @@ class Unmixed(Wrapping):
         return {**self.inner.start(observation, generator), "share": zero}
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """Mix pictures and labels, then simulate."""
         logit = torch.logit(images.new_tensor(self.share))
@@ -180,7 +180,7 @@ class Noised(Wrapping):
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """`noise:` and the layer's name, `[steps, examples a step, ..]`, all zero: the draws' mean."""
         network, steps = observation.network, observation.unrolled
-        gray = torch.full((2, *network.image_shape), 0.5)
+        gray = network.space.middle(2)
         shapes = mask_shapes(network.module, lambda: network.features(gray))
         slices = [] if steps is None else steps.slices
         size = max((part.stop - part.start for part in slices), default=observation.num_examples)
@@ -193,7 +193,7 @@ class Noised(Wrapping):
         return {**self.inner.start(observation, generator), **own}
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """The inner simulation with these draws, and how large they are."""
         if not any(name.startswith("noise:") for name in variables):

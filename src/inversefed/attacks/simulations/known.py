@@ -7,7 +7,7 @@ from torch import Tensor
 
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.fl.threat import Observation
-from inversefed.types import Images
+from inversefed.types import Inputs
 
 __all__ = ["KnownClient"]
 
@@ -17,7 +17,7 @@ class KnownClient(Simulation):
     """Run the client as the attacker believes it to be; what it draws for itself is drawn once, with another seed."""
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """The client's update beside the one observed."""
         return Compared(observation.client(observation.network, images, labels), observation.update)

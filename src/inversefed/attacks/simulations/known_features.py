@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from inversefed.attacks.head.inputs import HeadInputs
+from inversefed.attacks.head.head_inputs import HeadInputs
 from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.fl.clients.client import as_sent
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Params, Scalar
+from inversefed.types import Inputs, Params, Scalar
 
 __all__ = ["KnownFeatures"]
 
@@ -42,7 +42,7 @@ class KnownFeatures(Simulation):
         return cls(trunk, found.features.to(network.device, network.dtype), weight)
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """The client's update beside the one observed; the penalty is for features that differ."""
         client, network, steps = observation.client, observation.network, observation.unrolled
@@ -53,7 +53,7 @@ class KnownFeatures(Simulation):
         error = self._error(path, steps.slices, images)
         return Compared(as_sent(network, path[-1], client.sends), observation.update, error)
 
-    def _error(self, path: Sequence[Params], parts: Sequence[slice], images: Images) -> Scalar:
+    def _error(self, path: Sequence[Params], parts: Sequence[slice], images: Inputs) -> Scalar:
         """At the weights before each step."""
         weights = [{name: params[name] for name in self.trunk.params} for params in path]
         seen = torch.cat([self.trunk.apply(w, images[part]) for w, part in zip(weights, parts, strict=False)])

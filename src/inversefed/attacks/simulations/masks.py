@@ -10,7 +10,7 @@ from inversefed.attacks.simulations.simulation import Compared, Simulation
 from inversefed.errors import ConfigError
 from inversefed.fl.dropout import dropout_layers, mask_shapes
 from inversefed.fl.threat import Observation
-from inversefed.types import Images
+from inversefed.types import Inputs
 
 __all__ = ["AveragedMasks", "OptimizedMasks"]
 
@@ -35,7 +35,7 @@ class AveragedMasks(Simulation):
             raise ConfigError(f"AveragedMasks needs at least one draw, got {self.draws}")
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """The mean update beside the one observed."""
         network = observation.network
@@ -69,7 +69,7 @@ class OptimizedMasks(Simulation):
     def start(self, observation: Observation, generator: Generator) -> Mapping[str, Tensor]:
         """`mask:` and the layer's name, `[steps, examples a step, ..]`, zero where every mask is at its mean."""
         network, steps, size = observation.network, observation.steps, observation.num_examples
-        gray = torch.full((2, *network.image_shape), 0.5)
+        gray = network.space.middle(2)
         shapes = mask_shapes(network.module, lambda: network.features(gray))
         if steps is not None and not steps.clients:
             size = max(part.stop - part.start for part in steps.slices)
@@ -83,7 +83,7 @@ class OptimizedMasks(Simulation):
         }
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """The client's update with these masks, and how far their means are from what the layers say."""
         network = observation.network

@@ -17,7 +17,7 @@ from inversefed.fl.clients.client import as_sent
 from inversefed.fl.losses import is_plain_cross_entropy, reduction_of
 from inversefed.fl.targets import kinds
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Params, Scalar
+from inversefed.types import Inputs, Params, Scalar
 
 __all__ = ["PerEpoch", "RelaxedOrder"]
 
@@ -58,7 +58,7 @@ class PerEpoch(Simulation):
         return 1 if steps is None else steps.num_passes
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """The update of a client that takes each epoch's own pictures in turn."""
         steps, count = _shuffling(observation), observation.num_examples
@@ -136,7 +136,7 @@ class RelaxedOrder(Simulation):
         return {"order": (self.noise * drawn).to(network.device)}
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """The update of a client that takes every example in every step, by its share."""
         steps, network, count = _unplaced(observation), observation.network, observation.num_examples
@@ -183,7 +183,7 @@ def _unplaced(observation: Observation) -> LocalSteps | None:
     return _shuffling(observation)
 
 
-def _sent(observation: Observation, steps: LocalSteps, images: Images, labels: Tensor) -> Params:
+def _sent(observation: Observation, steps: LocalSteps, images: Inputs, labels: Tensor) -> Params:
     """The tensors that a client would send that takes these steps instead."""
     for params in steps.walk(observation.network, images, labels):
         last = params
@@ -198,7 +198,7 @@ def _filters(count: int, like: Tensor) -> Tensor:
     return filters.to(like)
 
 
-def _matched(pictures: Images, first: Images, labels: Tensor) -> Tensor:
+def _matched(pictures: Inputs, first: Inputs, labels: Tensor) -> Tensor:
     """For each picture of the first epoch, the position of its partner."""
     costs = (first[:, None] - pictures[None]).square().flatten(2).mean(dim=2)
     costs = costs + 1e6 * (labels[:, None] != labels[None, :])

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import Generator, Tensor
 
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Params, Scalar
+from inversefed.types import Inputs, Params, Scalar
 
 __all__ = ["Compared", "Simulation"]
 
@@ -43,7 +43,7 @@ class Simulation(Protocol):
         return {}
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """Simulate, with labels of one set of pictures; variables that are missing stand at their start."""
         ...

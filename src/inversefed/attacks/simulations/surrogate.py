@@ -11,7 +11,7 @@ from inversefed.errors import ConfigError
 from inversefed.fl.clients.local_steps import loss_gradient
 from inversefed.fl.clients.views import new_weights
 from inversefed.fl.threat import Observation
-from inversefed.types import Images
+from inversefed.types import Inputs
 
 __all__ = ["Surrogate"]
 
@@ -46,7 +46,7 @@ class Surrogate(Simulation):
         return {"between": torch.zeros((), dtype=like.dtype, device=like.device)}
 
     def __call__(
-        self, observation: Observation, variables: Mapping[str, Tensor], images: Images, labels: Tensor
+        self, observation: Observation, variables: Mapping[str, Tensor], images: Inputs, labels: Tensor
     ) -> Compared:
         """The gradient at w(a) beside the update read as a gradient."""
         network = observation.network

@@ -13,7 +13,7 @@ from inversefed.errors import ConfigError
 from inversefed.fl.clients.local_steps import LocalSteps
 from inversefed.fl.network import Network
 from inversefed.fl.threat_model import ThreatModel
-from inversefed.types import Images, Params, Targets
+from inversefed.types import Inputs, Params, Targets
 
 __all__ = ["Client", "Sends", "as_sent", "check_client"]
 
@@ -48,7 +48,7 @@ class Client(Protocol):
         ...
 
     @abstractmethod
-    def __call__(self, network: Network, images: Images, labels: Targets) -> Params:
+    def __call__(self, network: Network, images: Inputs, labels: Targets) -> Params:
         """Compute the update of a batch."""
         ...
 

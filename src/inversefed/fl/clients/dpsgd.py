@@ -26,7 +26,7 @@ from inversefed.fl.clients.per_example import clipped_sum, example_gradients
 from inversefed.fl.network import Network
 from inversefed.fl.threat_model import ThreatModel
 from inversefed.fl.train_mode import batchnorm_by_batch
-from inversefed.types import Images, Params, Targets
+from inversefed.types import Inputs, Params, Targets
 
 __all__ = ["DPSGD"]
 
@@ -103,7 +103,7 @@ class DPSGD(Client, Asked):
                 f"{self.local_steps} local steps have no one gradient; let DPSGD send its 'delta' or 'weights'"
             )
 
-    def __call__(self, network: Network, images: Images, labels: Targets) -> Params:
+    def __call__(self, network: Network, images: Inputs, labels: Targets) -> Params:
         """Take the local steps and return what is sent.
 
         Raises:
@@ -154,7 +154,7 @@ class DPSGD(Client, Asked):
         taken = FedAvg(self.local_steps, self.lr, self.batch_size, optimizer=self.optimizer).steps(num_examples)
         return replace(taken, keep_graphs=None, additive=False, noise=self.noise_std(num_examples))
 
-    def _trained(self, network: Network, images: Images, labels: Targets) -> Params:
+    def _trained(self, network: Network, images: Inputs, labels: Targets) -> Params:
         generator, params = self._generator(network), network.params
         state: State = {}
         for step, part in enumerate(self._parts(len(images), generator)):
@@ -167,7 +167,7 @@ class DPSGD(Client, Asked):
         return {name: new - network.params[name].detach() for name, new in params.items()}
 
     def _gradient(
-        self, network: Network, params: Params, images: Images, labels: Targets, generator: Generator | None
+        self, network: Network, params: Params, images: Inputs, labels: Targets, generator: Generator | None
     ) -> Params:
         if len(images):
             total = clipped_sum(example_gradients(network, params, images, labels), self.max_grad_norm)

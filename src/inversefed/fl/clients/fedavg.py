@@ -17,7 +17,7 @@ from inversefed.fl.clients.local_optimizers import LocalOptimizer, LocalSGD
 from inversefed.fl.clients.local_steps import LocalSteps, loss_gradient
 from inversefed.fl.network import Network
 from inversefed.fl.threat_model import ThreatModel
-from inversefed.types import Images, Params, Targets
+from inversefed.types import Inputs, Params, Targets
 
 __all__ = ["FedAvg", "FedSGD"]
 
@@ -34,7 +34,7 @@ class FedSGD(Client):
     {'1.weight': (5, 12), '1.bias': (5,)}
     """
 
-    def __call__(self, network: Network, images: Images, labels: Targets) -> Params:
+    def __call__(self, network: Network, images: Inputs, labels: Targets) -> Params:
         """Compute the gradient of the loss with respect to the weights."""
         return loss_gradient(network.at_step(0), network.params, images, labels)
 
@@ -95,7 +95,7 @@ class FedAvg(Client):
         if self.sends not in ("delta", "weights"):
             raise ConfigError(f"FedAvg sends 'delta' or 'weights', not {self.sends!r}")
 
-    def __call__(self, network: Network, images: Images, labels: Targets) -> Params:
+    def __call__(self, network: Network, images: Inputs, labels: Targets) -> Params:
         """Train on slices of the batch and return what is sent."""
         for params in self.steps(images.shape[0]).walk(network, images, labels):
             last = params

@@ -21,7 +21,7 @@ from inversefed.fl.clients.local_optimizers import LocalOptimizer, LocalSGD, Sta
 from inversefed.fl.clients.recompute import recomputed
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.network import Network
-from inversefed.types import Images, Params, Targets
+from inversefed.types import Inputs, Params, Targets
 
 __all__ = ["LocalSteps", "loss_gradient"]
 
@@ -135,7 +135,7 @@ class LocalSteps:
         orders = [torch.tensor(order) for order in self.orders(seed)]
         return [orders[step // len(self.one_pass)][part] for step, part in enumerate(self.slices)]
 
-    def walk(self, network: Network, images: Images, labels: Targets) -> Iterator[Params]:
+    def walk(self, network: Network, images: Inputs, labels: Targets) -> Iterator[Params]:
         """The weights after each step; they carry a graph only where images or labels require grad."""
         params: Params = network.params
         state: State = {}
@@ -148,7 +148,7 @@ class LocalSteps:
             yield params if differentiable else {name: weight.detach() for name, weight in params.items()}
 
     def _step(
-        self, network: Network, params: Params, state: State, step: int, images: Images, labels: Targets
+        self, network: Network, params: Params, state: State, step: int, images: Inputs, labels: Targets
     ) -> tuple[Params, State]:
         gradients = loss_gradient(network.at_step(step), params, images, labels)
         if self.proximal:
@@ -162,7 +162,7 @@ class LocalSteps:
         return {name: weight.detach().requires_grad_() for name, weight in params.items()}, state
 
     def _recomputed_step(
-        self, network: Network, params: Params, state: State, step: int, images: Images, labels: Targets
+        self, network: Network, params: Params, state: State, step: int, images: Inputs, labels: Targets
     ) -> tuple[Params, State]:
         """The same step; its graph is not kept."""
         names, before = list(params), {name: len(moments) for name, moments in state.items()}
@@ -180,7 +180,7 @@ class LocalSteps:
         return _unpack(recomputed(run, (images, labels, *_pack(start, state))), names, after)
 
 
-def loss_gradient(network: Network, params: Params, images: Images, labels: Targets) -> Params:
+def loss_gradient(network: Network, params: Params, images: Inputs, labels: Targets) -> Params:
     """Gradient of the batch loss with respect to `params`; zeros for weights that the loss does not use.
 
     A client of one's own computes with it what an attack can differentiate. It carries a graph only where images or

@@ -15,7 +15,7 @@ from inversefed.fl.clients.client import Client, Sends, check_client
 from inversefed.fl.clients.local_steps import LocalSteps
 from inversefed.fl.network import Network
 from inversefed.fl.threat_model import ThreatModel
-from inversefed.types import Images, Params, Targets
+from inversefed.types import Inputs, Params, Targets
 
 __all__ = ["Shares"]
 
@@ -52,7 +52,7 @@ class Shares(Client):
         """What the client sends a part of."""
         return self.client.sends
 
-    def __call__(self, network: Network, images: Images, labels: Targets) -> Params:
+    def __call__(self, network: Network, images: Inputs, labels: Targets) -> Params:
         """Compute the whole update and send a part of it."""
         update = self.client(network, images, labels)
         return {name: update[name] for name in self.sent_names(network)}

@@ -14,7 +14,7 @@ from torch import Tensor
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.clients.local_steps import loss_gradient
 from inversefed.fl.network import Network
-from inversefed.types import Images, Params, Targets
+from inversefed.types import Inputs, Params, Targets
 
 __all__ = ["clipped_sum", "example_gradients"]
 
@@ -22,7 +22,7 @@ _APART = 1_000_003
 """Between the seeds of two examples' dropout masks where the examples are taken one by one."""
 
 
-def example_gradients(network: Network, params: Params, images: Images, labels: Targets) -> Params:
+def example_gradients(network: Network, params: Params, images: Inputs, labels: Targets) -> Params:
     """The gradient of each example's own loss: by name, `[n, ..]`.
 
     Layers that are random in train mode draw for each example.
@@ -52,7 +52,7 @@ def clipped_sum(gradients: Params, max_grad_norm: float) -> Params:
     return {name: torch.einsum("i,i...", factors.to(part.dtype), part) for name, part in gradients.items()}
 
 
-def _at_once(network: Network, params: Params, images: Images, labels: Targets) -> Params:
+def _at_once(network: Network, params: Params, images: Inputs, labels: Targets) -> Params:
     def loss(weights: Params, image: Tensor, label: Tensor) -> Tensor:
         return network.loss(network.apply(weights, image[None]), label[None])
 
@@ -61,7 +61,7 @@ def _at_once(network: Network, params: Params, images: Images, labels: Targets) 
     return gradients
 
 
-def _one_by_one(network: Network, params: Params, images: Images, labels: Targets) -> Params:
+def _one_by_one(network: Network, params: Params, images: Inputs, labels: Targets) -> Params:
     found, params = [], {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in params.items()}
     for i in range(len(images)):
         masks = {name: mask[i : i + 1] for name, mask in network.masks.items()}

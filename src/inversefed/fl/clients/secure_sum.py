@@ -22,7 +22,7 @@ from inversefed.fl.clients.partial import Shares
 from inversefed.fl.defenses.quantization import stochastically_rounded
 from inversefed.fl.network import Network
 from inversefed.fl.threat_model import ThreatModel
-from inversefed.types import Images, Params, Targets
+from inversefed.types import Inputs, Params, Targets
 
 __all__ = ["SumOfClients"]
 
@@ -86,7 +86,7 @@ class SumOfClients(Client):
         """What the sum is of."""
         return self.client.sends
 
-    def __call__(self, network: Network, images: Images, labels: Targets) -> Params:
+    def __call__(self, network: Network, images: Inputs, labels: Targets) -> Params:
         """Let each client compute its update, and add them up."""
         total: Params = {}
         buffers: list[dict[str, Tensor]] = []

@@ -6,7 +6,7 @@ from inversefed.errors import ThreatModelError
 from inversefed.fl.clients.client import Client, Sends
 from inversefed.fl.clients.partial import Shares
 from inversefed.fl.network import Network
-from inversefed.types import Images, Params, Targets
+from inversefed.types import Inputs, Params, Targets
 
 __all__ = ["UnknownClient", "gradients_summed", "inner_client", "new_weights", "taken_for", "unknown"]
 
@@ -21,7 +21,7 @@ class UnknownClient(Client):
 
     sends: Sends = "delta"
 
-    def __call__(self, network: Network, images: Images, labels: Targets) -> Params:
+    def __call__(self, network: Network, images: Inputs, labels: Targets) -> Params:
         """Nothing can be simulated.
 
         Raises:

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.errors import ConfigError
-from inversefed.types import Images, Targets
+from inversefed.types import Inputs, Targets
 
 __all__ = ["Mixup", "mixed"]
 
@@ -44,7 +44,7 @@ class Mixup:
         if not self.alpha > 0:
             raise ConfigError(f"Mixup needs alpha > 0, got {self.alpha}")
 
-    def __call__(self, images: Images, labels: Targets, generator: Generator) -> tuple[Images, Targets]:
+    def __call__(self, images: Inputs, labels: Targets, generator: Generator) -> tuple[Inputs, Targets]:
         """Draw the share and the partners, and mix."""
         if not labels.is_floating_point():
             raise ConfigError("Mixup mixes labels: give probabilities [n, k], such as torch.eye(k)[labels]")

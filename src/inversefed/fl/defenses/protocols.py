@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias, cast, runtime_checkab
 from torch import Generator
 
 from inversefed.fl.network import Network
-from inversefed.types import Batch, Images, Params, Targets
+from inversefed.types import Batch, Inputs, Params, Targets
 
 __all__ = [
     "Context",
@@ -53,7 +53,7 @@ class DataDefense(Protocol):
 
     acts_on: ClassVar[Literal["data"]]
 
-    def __call__(self, images: Images, labels: Targets, generator: Generator) -> tuple[Images, Targets]:
+    def __call__(self, images: Inputs, labels: Targets, generator: Generator) -> tuple[Inputs, Targets]:
         """The examples that the client uses instead."""
         ...
 

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from inversefed.errors import ConfigError, UnsupportedNetworkError
 from inversefed.fl.defenses.protocols import Context
 from inversefed.fl.network import Network
-from inversefed.types import Images, Params
+from inversefed.types import Inputs, Params
 
 __all__ = ["Soteria"]
 
@@ -66,7 +66,7 @@ def defended_tensor(network: Network) -> str:
     return name
 
 
-def sensitivity(network: Network, images: Images) -> Tensor:
+def sensitivity(network: Network, images: Inputs) -> Tensor:
     """`|dr_j / dx| / |r_j|` for every entry of what goes into the head, summed over the pictures; `[d]`."""
     body = network.without_head()
     with torch.enable_grad():

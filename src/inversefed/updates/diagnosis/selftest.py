@@ -21,7 +21,7 @@ from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, made_up_targets
 from inversefed.fl.threat import Observation
 from inversefed.networks.natural_noise import natural_noise
-from inversefed.types import Finding, Images, Params, Targets
+from inversefed.types import Finding, Inputs, Params, Targets
 from inversefed.updates.described import is_summed
 from inversefed.updates.metadata import Metadata
 from inversefed.updates.update import Update, as_observation, as_run
@@ -95,7 +95,7 @@ def self_test(network: Network, metadata: Metadata) -> tuple[Finding, ...]:
 
 
 def check_example(
-    network: Network, tensors: Params, metadata: Metadata, images: Images, labels: Targets
+    network: Network, tensors: Params, metadata: Metadata, images: Inputs, labels: Targets
 ) -> tuple[Finding, ...]:
     """Ask whether the believed client makes this update of the owner's own examples.
 
@@ -139,7 +139,7 @@ def check_example(
 
 
 def _cause(
-    network: Network, tensors: Params, told: Metadata, images: Images, labels: Targets, evidence: dict[str, float]
+    network: Network, tensors: Params, told: Metadata, images: Inputs, labels: Targets, evidence: dict[str, float]
 ) -> Finding:
     """What would make the example match."""
     start = f"The believed client does not make this update of the example (cosine {evidence['cosine']:.3f})"
@@ -156,7 +156,7 @@ def _cause(
 
 
 def _tried(
-    network: Network, tensors: Params, told: Metadata, images: Images, labels: Targets
+    network: Network, tensors: Params, told: Metadata, images: Inputs, labels: Targets
 ) -> Iterator[tuple[float, str, str]]:
     """The cosine that other settings give, with finding code and options; 0 where the client cannot run with them."""
     for code, cure, other, stated in _others(network, told):
@@ -197,7 +197,7 @@ def _normalizing(network: Network, mean: _Constants, std: _Constants) -> Network
     return replace(network, mean=constant(mean, network.mean), std=constant(std, network.std))
 
 
-def _match(seen: Observation, told: Metadata, images: Images, labels: Targets) -> tuple[float, float]:
+def _match(seen: Observation, told: Metadata, images: Inputs, labels: Targets) -> tuple[float, float]:
     """Cosine between the real update and that of the believed client, and the real one's norm over the other."""
     where = seen.network.device
     ours = seen.client(as_run(seen.network, told), images.to(where, seen.network.dtype), labels.to(where))

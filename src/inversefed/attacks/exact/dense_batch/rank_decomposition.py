@@ -21,7 +21,7 @@ from inversefed.fl.hooks import record
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, class_count, forms, loss_slope, made_up_outputs
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Targets
+from inversefed.types import Inputs, Targets
 
 __all__ = ["Mixture", "assigned_labels", "mixture"]
 
@@ -105,7 +105,7 @@ def mixture(observation: Observation) -> Mixture:
     rows = gradient["weight"] @ basis.T
     ones = torch.linalg.lstsq(rows, gradient["bias"][:, None], driver="gelsd").solution[:, 0]
     weight, bias = (network.params[f"{layer}.{name}"].detach().cpu().double() for name in ("weight", "bias"))
-    return Mixture(layer, rows, basis, weight, bias, ones, values[:count], network.image_shape, eps)
+    return Mixture(layer, rows, basis, weight, bias, ones, values[:count], network.grid, eps)
 
 
 def _row_space(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ def _check_rank(values: Tensor, count: int, eps: float, layer: str) -> None:
         )
 
 
-def assigned_labels(observation: Observation, layer: str, images: Images, deltas: Tensor) -> tuple[Targets, Tensor]:
+def assigned_labels(observation: Observation, layer: str, images: Inputs, deltas: Tensor) -> tuple[Targets, Tensor]:
     """The label of each picture: the class whose backward pass comes nearest to the picture's row of D.
 
     Labels that the threat model grants are dealt out to the pictures, for the least distance in all. Of a loss of other
@@ -167,7 +167,7 @@ def _has_classes(network: Network) -> bool:
     return pulls(network) is not None if network.num_classes == 1 else "classes" in forms(network)
 
 
-def _backward(network: Network, layer: str, images: Images) -> Callable[[Tensor], Tensor]:
+def _backward(network: Network, layer: str, images: Inputs) -> Callable[[Tensor], Tensor]:
     """What a label, given to all pictures, makes D to be, `[b, m]`."""
     layers = {layer: network.module.get_submodule(layer)}
     with torch.enable_grad():

@@ -28,7 +28,7 @@ from inversefed.attacks.exact.peel.state import PeelState, Setting
 from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.exact.watch import Watch
 from inversefed.attacks.head.gradient import at_head
-from inversefed.attacks.head.inputs import recover_head_inputs
+from inversefed.attacks.head.head_inputs import recover_head_inputs
 from inversefed.attacks.head.output_activation import behind_head
 from inversefed.attacks.labels import granted_or_recovered_labels
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
@@ -196,7 +196,7 @@ def _setting(observation: Observation, watch: Watch, layers: tuple[Layer, ...] |
     low, high = (network.normalize(bound).double().cpu() for bound in (network.low, network.high))
     layers = _to_head(network, chain(network) if layers is None else layers)
     return Setting(
-        layers, _double(observation.gradient), network.image_shape, (low, high),
+        layers, _double(observation.gradient), network.grid, (low, high),
         torch.finfo(network.dtype).eps, watch,
     )  # fmt: skip
 

@@ -96,7 +96,7 @@ def patch_map(network: Network) -> PatchMap:
     used = gain.abs() > _SAME * gain.abs().max()
     digits = [((part - black) / gain.where(used, torch.ones_like(gain)) * base).round() for part in (high, low)]
     index = (digits[0] * base + digits[1]).long().clamp(0, size - 1).where(used, torch.tensor(-1))
-    found = PatchMap(layer, network.image_shape, index, gain, black)
+    found = PatchMap(layer, network.grid, index, gain, black)
     error, allowed = (found.entries(noise) - rest).abs().max(), _SAME * (gain.abs().max() + black.abs().max())
     if not bool(error <= allowed):  # or it is no number: a picture of one color, divided by its contrast
         raise unsuited(f"the first layer on the picture, {layer}, sees pixels that are mixed or normalized before it")

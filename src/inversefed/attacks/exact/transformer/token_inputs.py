@@ -93,7 +93,7 @@ def token_entry(observation: Observation) -> TokenEntry:
     dtype = torch.promote_types(observation.network.dtype, torch.float32)
     network = observation.network.to(dtype)
     network.module.eval()  # the copy that `to` made
-    candidates = _required(network, *first_layer(network, torch.full((1, *network.image_shape), 0.5)))
+    candidates = _required(network, *first_layer(network, network.space.middle(1)))
     patches = patch_map(network)
     count, width = len(patches.index), len(network.params[_weight(patches.layer)])
     entry = _identified(network, patches, _weight(patches.layer), candidates)

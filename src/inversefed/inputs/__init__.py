@@ -1,0 +1,15 @@
+"""What a network is fed: pictures, and later rows of a table, series and tokens, each a value of one protocol.
+
+One tensor travels through the package, `[n, *shape]`: real numbers in [0, 1], or integer ids. The space says what its
+numbers mean, what can be stored, what nobody's examples look like, and how examples are compared.
+"""
+
+from collections.abc import Mapping
+
+from inversefed.inputs.images import Images
+from inversefed.inputs.space import InputSpace, Measure
+
+__all__ = ["MEASURES", "Images", "InputSpace", "Measure"]
+
+MEASURES: Mapping[str, Measure] = {}
+"""What the input spaces say of an example, by name, in the words of a report."""

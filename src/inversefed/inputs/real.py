@@ -1,0 +1,30 @@
+"""What examples of real numbers have in common: a shape, and the range [0, 1]."""
+
+from torch import Tensor
+
+from inversefed.errors import InputError
+
+__all__ = ["check_real"]
+
+
+def check_real(inputs: object, shape: tuple[int, ...], what: str, hint: str) -> None:
+    """Refuse anything but real numbers `[n, *shape]` in [0, 1].
+
+    Args:
+        inputs: what came.
+        shape: of one example.
+        what: their name, in the plural.
+        hint: what their range means, and what to do about numbers outside it.
+
+    Raises:
+        InputError: wrong shape or type, no example, NaN, or numbers outside [0, 1].
+    """
+    sides = ", ".join(map(str, shape))
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or tuple(inputs.shape[1:]) != shape:
+        came = f"shape {tuple(inputs.shape)} of {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise InputError(f"{what} are a floating-point tensor [n, {sides}] in [0, 1]; got {came}")
+    if inputs.shape[0] == 0:
+        raise InputError(f"an audit needs at least one example, got none: {what} [n, {sides}] with n from 1")
+    low, high = inputs.detach().aminmax()
+    if not bool((low >= 0) & (high <= 1)):
+        raise InputError(f"{what} must lie in [0, 1] ({hint}); got {float(low):.3g} to {float(high):.3g}")

@@ -7,9 +7,10 @@ of pictures before anything is seen,
     MSE >= tr((F + C^-1)^-1) / d                    van Trees' inequality, near the point where J was taken
     determined = number of eigenvalues above 1 of C^1/2 F C^1/2
 
-C is that of natural noise: power 1/f^2, channels correlated. S is diagonal: the rounding of the number format over the
-largest entry of a tensor, steps between levels, the noise of a defense that is known, and with the truth at hand what
-its own update leaves unexplained. Entries that are zero were not sent.
+C is that of natural noise: power 1/f^2, channels correlated; of rows and series, white noise
+as strong. S is diagonal: the rounding of the number format over the largest entry of a tensor, steps between levels, the
+noise of a defense that is known, and with the truth at hand what its own update leaves unexplained. Entries that are
+zero were not sent.
 
 The columns of A = S^-1/2 J C^1/2 are derivatives along waves, by forward mode over the client's own reverse mode. Its
 rows are hashed with random signs into k of them (Clarkson and Woodruff 2013, arXiv:1207.6365), which shrinks the
@@ -45,8 +46,10 @@ from inversefed.errors import InputError, InversefedError, ThreatModelError, Uns
 from inversefed.fl.defenses.protocols import Context, Defense, update_defenses
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.formats import COARSE, number_format
+from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets
 from inversefed.fl.threat import Observation
+from inversefed.inputs import Images
 from inversefed.networks.natural_noise import SHARED, STD, natural_noise
 from inversefed.numerics import float32_products
 from inversefed.types import Batch, Inputs, Limit, Params, Point, Targets
@@ -206,9 +209,16 @@ class _Derivative:
     ) -> "_Derivative":
         at: Point = point or ("truth" if given else "stand-in")
         network, client, number = observation.network, observation.client, len(pictures)
+        one, pictures = network.space.shape, pictures.reshape(number, *network.grid)
+
+        def made_by(of_network: Network, images: Tensor, targets: Targets) -> Params:
+            return client(of_network, images.reshape(len(images), *one), targets)
+
         with torch.no_grad():
-            made = _changes(observation, client(network, pictures, labels))
-        blur, factor, noise, more = _noise(observation, made, Batch(pictures, labels), defenses, at)
+            made = _changes(observation, made_by(network, pictures, labels))
+        blur, factor, noise, more = _noise(
+            observation, made, Batch(pictures.reshape(number, *one), labels), defenses, at
+        )
         sent, scale = _changes(observation, observation.update), max(abs(factor), _LEAST_SHARE)
         keep = torch.cat([(sent[name] != 0).flatten() for name in sent])
         if not bool(keep.any()):
@@ -222,11 +232,11 @@ class _Derivative:
             return torch.cat([update[name].flatten() for name in sent])[keep] * weight
 
         def alone(index: int, picture: Tensor) -> Tensor:
-            return whitened(client(functional, picture, labels[index : index + 1])) / number
+            return whitened(made_by(functional, picture, labels[index : index + 1])) / number
 
         def slow(change: Tensor) -> Tensor:
             images = pictures.clone().requires_grad_()
-            update = whitened(client(network, images, labels))
+            update = whitened(made_by(network, images, labels))
             dual = torch.zeros_like(update, requires_grad=True)
             (back,) = torch.autograd.grad(update, images, dual, create_graph=True)
             (along,) = torch.autograd.grad(back, dual, change)
@@ -235,7 +245,7 @@ class _Derivative:
         steps = observation.steps
         additive = number > 1 and steps is not None and client.sends == "gradient" and steps.gradients == number
         derivative = _Derivative(
-            lambda images: whitened(client(functional, images, labels)),
+            lambda images: whitened(made_by(functional, images, labels)),
             pictures,
             len(weight),
             False,
@@ -387,19 +397,19 @@ def _columns(
 
     A row of A^T is a wave in a window, picture after picture; the last number says how many rows A was hashed to.
     """
-    number, channels, height, width = observation.batch_shape
+    number, (channels, height, width) = observation.num_examples, observation.network.grid
     share = min(1.0, seconds / tolerances.solving) ** (1 / 3)
     side, most = max(height, width), round(share * tolerances.most)
     while True:
         while channels * min(side, height) * min(side, width) > most:
             side -= 1
-        if side < tolerances.least:
+        if side < min(tolerances.least, max(height, width)):
             raise UnsupportedNetworkError(
                 f"the limit of this update would take longer than {seconds:.0f} s: {number} pictures of "
                 f"{channels}x{height}x{width}; give it more time, or fewer pictures"
             )
         window = min(side, height), min(side, width)
-        waves = _waves(channels, *window).to(sees.pictures)
+        waves = _waves(channels, *window, _natural(observation)).to(sees.pictures)
         count_pictures = max(1, min(number, most // len(waves))) if window == (height, width) else 1
         found = _hashed(sees, waves, window, count_pictures, seconds, tolerances)
         if not isinstance(found, int):
@@ -472,23 +482,32 @@ def _fold(columns: Tensor, rows: int, places: list[tuple[Tensor, Tensor]]) -> Te
     return folded
 
 
-def _waves(channels: int, height: int, width: int) -> Tensor:
+def _natural(observation: Observation) -> bool:
+    """Whether the prior is that of photographs; of rows and series every value is taken as independent."""
+    return isinstance(observation.network.space, Images)
+
+
+def _waves(channels: int, height: int, width: int, natural: bool) -> Tensor:
     """C^1/2, a row a value of the window: `[c h w, c, h, w]`."""
-    return _rooted(torch.eye(channels * height * width, dtype=torch.float64).view(-1, channels, height, width))
+    single = torch.eye(channels * height * width, dtype=torch.float64).view(-1, channels, height, width)
+    return _rooted(single, natural)
 
 
-def _rooted(images: Tensor) -> Tensor:
+def _rooted(images: Tensor, natural: bool) -> Tensor:
     """C^1/2 times pictures, diagonal in the Fourier transform but for the channels."""
-    variances, channels = _variances(*images.shape[1:])
-    spread, axes = torch.linalg.eigh(channels)
+    channels, height, width = images.shape[1:]
+    variances, shared = _variances(channels, height, width, natural)
+    spread, axes = torch.linalg.eigh(shared)
     mixed = axes * spread.clamp(min=0).sqrt() @ axes.T
     waves = torch.fft.ifft2(torch.fft.fft2(images) * variances.sqrt()).real
     rooted: Tensor = torch.einsum("ij,bjhw->bihw", mixed, waves)
     return rooted
 
 
-def _variances(channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _variances(channels: int, height: int, width: int, natural: bool) -> tuple[Tensor, Tensor]:
     """The prior: the variance of each frequency, `[h, w]`, and the correlation of channels."""
+    if not natural:
+        return torch.full((height, width), STD**2, dtype=torch.float64), torch.eye(channels, dtype=torch.float64)
     rows, columns = torch.fft.fftfreq(height).double()[:, None], torch.fft.fftfreq(width).double()[None]
     falling = 1 / (rows.square() + columns.square()).clamp(min=1 / max(height, width, 2) ** 2)
     variances = STD**2 * falling / falling.mean()
@@ -506,12 +525,12 @@ def _solved(
 ) -> Limit:
     """Solve for what the update leaves open of each picture."""
     rows, hashed = columns
-    number, channels, height, width = observation.batch_shape
+    number, (channels, height, width) = observation.num_examples, observation.network.grid
     of, size, window = channels * height * width, len(waves), tuple(waves.shape[2:])
     left = _left_open(rows, hashed, tolerances)
     spread, generator = torch.zeros(looked_at, dtype=torch.float64), Generator().manual_seed(0)
     told = size - left.inverse.diagonal().view(looked_at, size).sum(dim=1).cpu()
-    prior, root = (each.flatten(1).to(left.inverse) for each in (_rooted(waves.double()), waves))
+    prior, root = (each.flatten(1).to(left.inverse) for each in (_rooted(waves.double(), _natural(observation)), waves))
     for index in range(looked_at):
         block = slice(index * size, (index + 1) * size)
         open_part = left.inverse[block, block]
@@ -596,11 +615,11 @@ def _counted(observation: Observation, error: Tensor, told: Tensor, of: int) -> 
 
     With r of them, at least the least variances of the prior are left, all but r.
     """
-    number, channels, height, width = observation.batch_shape
+    number, (channels, height, width) = observation.num_examples, observation.network.grid
     with foreign_code("counting the equations of the update"):
         most = independent_numbers(observation) // number
     if most >= of:
         return error, told
-    variances, shared = _variances(channels, height, width)
+    variances, shared = _variances(channels, height, width, _natural(observation))
     each = torch.outer(variances.flatten(), torch.linalg.eigvalsh(shared)).flatten().sort().values
     return error.clamp(min=float(each[: of - most].sum()) / of), told.clamp(max=most)

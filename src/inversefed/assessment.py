@@ -46,6 +46,7 @@ from inversefed.fl.threat import Observation, ThreatModel
 from inversefed.inputs import InputSpace
 from inversefed.numerics import float32_products
 from inversefed.report.scope import scope
+from inversefed.report.spoken import spoken
 from inversefed.thresholds import EXACT, EXACT_DB, NEARBY, NULLS, OPEN, PIXEL_SLACK
 from inversefed.types import Batch, Budget, Finding, Inputs, Limit, Point, Reconstruction, Scores, Status, Targets
 
@@ -314,7 +315,8 @@ class Assessment:
         said = found.sentence if figures.power is None else f"{found.sentence} {figures.power}"
         scores = None if self.truth is None else self._decibels(self.found.images)
         told = replace(found, sentence=said, figures=figures)
-        return answered(told, limit, scores, self._bars(done))
+        found = answered(told, limit, scores, self._bars(done))
+        return replace(found, sentence=spoken(found.sentence, self._space), scope=spoken(found.scope, self._space))
 
     @property
     def rehearsed(self) -> float:

@@ -24,6 +24,7 @@ from inversefed.inputs import InputSpace
 from inversefed.report.frontier import Row, swept
 from inversefed.report.read import FORMAT
 from inversefed.report.sentences import headline
+from inversefed.report.spoken import spoken
 from inversefed.report.tables import Table, tables
 from inversefed.report.to_json import judged, limited, plain
 from inversefed.types import Batch, Finding, Inputs, Limit, Reconstruction, Scores, Status, Targets
@@ -146,7 +147,7 @@ class Report:
             also = "it is in it" if self.count == 1 else "more is in it"
         elif self.membership is not None and self.membership.found and not leaked:
             also = "records that were asked for are in it"
-        return headline(self.scores, self.baselines, self.count, also)
+        return spoken(headline(self.scores, self.baselines, self.count, also), self.inputs)
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:

@@ -16,6 +16,7 @@ from inversefed.evaluation.power import Power
 from inversefed.evaluation.verdict import COMPARED, Answer, Figures, Verdict, margins
 from inversefed.report.sections import Section, sections
 from inversefed.report.sentences import PSNR, SCOPE, believed, pairing, recovery, status_note
+from inversefed.report.spoken import noun, spoken_of
 from inversefed.report.tables import Table
 from inversefed.thresholds import EXACT, EXACT_DB
 from inversefed.types import Finding, Limit, Scores, Status
@@ -114,6 +115,7 @@ class Summary:
         setting: what was audited, how, and where: names and values as text.
         audited: what the words depend on of what was audited.
         sections: what it says beside its pictures: of records, labels, and the bound on any attack.
+        noun: what one example is called.
     """
 
     outcome: Outcome
@@ -143,6 +145,7 @@ class Summary:
     setting: tuple[tuple[str, str], ...]
     audited: Audited
     sections: tuple[Section, ...] = ()
+    noun: str = "picture"
 
     @property
     def labels_known(self) -> bool:
@@ -160,7 +163,7 @@ def summarize(report: "Report") -> Summary:
     subject, scores = _answer(report, found)
     title, steps = _measures(report, found, facts)
     verdict = report.verdict
-    return Summary(
+    told = Summary(
         outcome=found,
         mark=_MARKS[found],
         subject=subject,
@@ -188,7 +191,16 @@ def summarize(report: "Report") -> Summary:
         setting=report.setting,
         audited=facts,
         sections=sections(report),
+        noun=noun(report.inputs),
     )
+    return spoken_of(told, report.inputs, _SENTENCES)
+
+
+_SENTENCES = (
+    "subject", "scores", "headline", "meaning", "measures_title", "measures", "verdict", "evidence", "limit", "scope",
+    "note", "pairing", "believed", "findings", "sections",
+)  # fmt: skip
+"""Fields of a summary that are sentences."""
 
 
 def audited(report: "Report") -> Audited:

@@ -41,7 +41,7 @@ def terminal(said: Summary) -> str:
         head += [*_wrap(f"verdict {said.verdict}"), *_wrap(f"scope   {said.scope}")]
     head += _wrap(f"limit   {said.limit}") if said.limit else []
     beside = [line for section in said.sections for line in ["", *_plain_section(section)]]
-    scores = [line for table in said.tables for line in ["", *_plain_table(table)]]
+    scores = [line for table in said.tables for line in ["", *_plain_table(table, _row_noun(said))]]
     scores += ["", *_wrap(said.believed)] if said.believed else []
     found = [line for finding in said.findings for line in _wrap(f"{finding.level}: {finding.message}")]
     return "\n".join([*head, *beside, *scores, *([""] if found else []), *found])
@@ -58,13 +58,17 @@ def _start(attack: str) -> str:
     return f"{attack[:MOST_OF_AN_ATTACK]} .. (in full in report.json)"
 
 
-def _plain_table(table: Table) -> list[str]:
+def _row_noun(said: Summary) -> str:
+    return "image" if said.noun == "picture" else said.noun
+
+
+def _plain_table(table: Table, noun: str) -> list[str]:
     """One line for one image; else the images' lines and their mean. Many columns stand below their heading."""
     title = f"{table.heading} ({table.best})"
     head = [_cells(title, table.columns)] if len(table.columns) <= FEW else [title, _cells("", table.columns, SHORT)]
     if len(table.rows) == 1:
         return [*head, _row("", table, table.rows[0])]
-    lines = [_row(f"  image {row[0]}", table, row) for row in table.rows[:MOST_ROWS]]
+    lines = [_row(f"  {noun} {row[0]}", table, row) for row in table.rows[:MOST_ROWS]]
     left = len(table.rows) - MOST_ROWS
     more = [f"  ... {left} more in report.json"] if left > 0 else []
     return [*head, *lines, *more, _row("  mean", table, table.mean)]

@@ -8,8 +8,8 @@ of pictures before anything is seen,
     determined = number of eigenvalues above 1 of C^1/2 F C^1/2
 
 C is that of natural noise: power 1/f^2, channels correlated; of rows and series, white noise
-as strong. S is diagonal: the rounding of the number format over the largest entry of a tensor, steps between levels, the
-noise of a defense that is known, and with the truth at hand what its own update leaves unexplained. Entries that are
+as strong. S is diagonal: the rounding of the number format over the largest entry of a tensor, steps between levels,
+the noise of a defense that is known, and with the truth at hand what its own update leaves unexplained. Entries that are
 zero were not sent.
 
 The columns of A = S^-1/2 J C^1/2 are derivatives along waves, by forward mode over the client's own reverse mode. Its

@@ -48,6 +48,7 @@ _HOMES = {
     "Step": "types",
     # rooms with choices in them
     "defenses": "fl.defenses:",
+    "inputs": "inputs:",
     "labels": "attacks.labels:",
     "objectives": "attacks.pieces.objectives:",
     "priors": "attacks.pieces.priors:",

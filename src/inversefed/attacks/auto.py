@@ -38,7 +38,7 @@ from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.foreign import Callback, foreign_code
 from inversefed.fl.threat import Observation
 from inversefed.inputs import Images as ImageSpace
-from inversefed.thresholds import SOLVED
+from inversefed.thresholds import EXACT, SOLVED
 from inversefed.types import Budget, Candidate, Finding, Inputs, Reconstruction, Status, Step
 
 __all__ = ["AutoAttack"]
@@ -234,7 +234,7 @@ class AutoAttack:
             return best
         best.budget = replace(best.budget, restart=None)  # the number is that of a restart of the plan's search
         with suppress(InversefedError), foreign_code("what goes on from the search", best.watcher):
-            if best.distance >= SOLVED:
+            if best.distance >= (SOLVED if best.pictures else EXACT):
                 for each in plan.also:
                     if not best.ended:
                         best.search(each, generator)
@@ -367,13 +367,17 @@ class _Best:
         Where the update holds few numbers, hardly worse is as well, but for what several restarts agree on and for a
         search whose prior says the rest.
         """
-        pictures = isinstance(self.observation.network.space, ImageSpace)
-        if self.found is None or not self.observation.client_known or not pictures:
+        if self.found is None or not self.observation.client_known or not self.pictures:
             return None
         images, cost = matched_color(self.observation, self.found.labels, self.budget.left(self._began))
         if self.explains_more(cost) or (self.distance < cost and (steady or self._settled)):
             return None
         return images, cost
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the examples are pictures, of which no search comes nearer than `SOLVED`; rows have few values."""
+        return isinstance(self.observation.network.space, ImageSpace)
 
     @property
     def _settled(self) -> bool:

@@ -73,7 +73,7 @@ def test_every_setting_of_a_scenario_is_part_of_its_hash_but_where_things_are_fo
 ) -> None:
     found = of(tiny)
     record = of(tiny, rehearsals=2, rehearsal_time=9.0, choose=True).to_dict()  # left out where they are not asked for
-    beside = {"sources", "records", "versions", "held"}
+    beside = {"sources", "records", "versions", "held", "inputs"}  # inputs that are no pictures: tests/inputs
     named = {"threat": "threat_model"}
     for each in fields(Scenario):
         if each.name not in beside:

@@ -1,5 +1,6 @@
 """An input space that no file of the package names is audited like pictures, end to end, or refused by name."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def test_the_report_speaks_of_them_and_shows_their_cells(private, tmp_path) -> N
     ]  # fmt: skip
     scenario = inversefed.Scenario.from_dict(content["scenario"], trust_code=True)
     assert scenario.inputs == Readings(12)
+    assert dataclasses.replace(scenario, inputs=Readings(13)).hash() != scenario.hash()
     again = inversefed.audit(scenario.of(perceptron(nn.ReLU), *private, others, scenario.mean, scenario.std))
     assert torch.equal(again.images, report.images) and again.scenario["hash"] == report.scenario["hash"]
 

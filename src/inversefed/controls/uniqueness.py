@@ -20,14 +20,18 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
+from inversefed.attacks.matching_error import matching_error
 from inversefed.errors import InversefedError
 from inversefed.fl.threat import Observation
 from inversefed.numerics import float32_products
+from inversefed.thresholds import EXACT
 from inversefed.types import Inputs, Scores, Targets
 
 __all__ = ["undetermined_share"]
 
 _STEPS = 100
+_EXCHANGED = 8
+"""Ids of an example that are exchanged, one at a time."""
 _DONE = 1e-12
 """Where the gradient's square has fallen to this share, what is left is below rounding."""
 
@@ -44,7 +48,7 @@ def undetermined_share(
 
     Args:
         observation: network and client.
-        images: the pictures, `[n, c, h, w]`, in pixel space.
+        images: the examples, `[n, *shape]`; of ids some are exchanged, one at a time.
         labels: theirs, as the loss takes them.
         generator: draws the change.
         steps: of conjugate gradients, most.
@@ -64,6 +68,8 @@ def undetermined_share(
     >>> bool(0.5 < share < 0.95)
     True
     """
+    if not images.is_floating_point():
+        return _unseen_ids(observation, images, labels, generator, stop)
     change = torch.randint(0, 2, images.shape, generator=generator) * 2.0 - 1.0
     change = change.to(images)
     try:
@@ -76,6 +82,26 @@ def undetermined_share(
         return torch.ones(len(images))
     share = left.flatten(1).square().mean(dim=1).nan_to_num(nan=1.0, posinf=1.0)
     return share.clamp(max=1.0).cpu()
+
+
+def _unseen_ids(
+    observation: Observation, ids: Inputs, labels: Targets, generator: Generator, stop: Callable[[], bool]
+) -> Scores:
+    """The share of some single ids, exchanged for others in turn, that the update does not show, for each example."""
+    network, unseen = observation.network, torch.ones(len(ids))
+    others = network.held(network.space.stand_ins(len(ids), generator))
+    for index, own in enumerate(ids):
+        differs = (others[index] != own).flatten().nonzero().flatten()
+        places = differs[torch.randperm(len(differs), generator=generator)[:_EXCHANGED].to(differs.device)]
+        shown = 0
+        for place in places.tolist():
+            if stop():
+                break
+            changed = ids.clone()
+            changed[index].view(-1)[place] = others[index].view(-1)[place]
+            shown += matching_error(observation, changed, labels) >= EXACT
+        unseen[index] = 1.0 - shown / max(1, len(places))
+    return unseen
 
 
 class _Derivative:

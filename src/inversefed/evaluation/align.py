@@ -22,7 +22,7 @@ from torch import Tensor
 from inversefed.errors import InputError
 from inversefed.types import Batch, Inputs, Labels, Targets
 
-__all__ = ["Permutation", "align", "paired"]
+__all__ = ["Permutation", "align", "errors", "paired"]
 
 Permutation: TypeAlias = Labels  # integers, one an image, as labels are
 """Entry `i` is the index of the reconstruction paired with target `i`."""
@@ -61,7 +61,7 @@ def align(
     from scipy.optimize import linear_sum_assignment
 
     _check(reconstruction_images, target_images)
-    cost = (_squared_errors(reconstruction_images, target_images) + _LEAST).log()
+    cost = (errors(reconstruction_images, target_images) + _LEAST).log()
     cost = cost + _label_mismatch(reconstruction_labels, target_labels, like=cost)
     reconstructions, targets = linear_sum_assignment(cost.numpy())
     permutation = torch.empty(len(targets), dtype=torch.long)
@@ -91,10 +91,20 @@ def _check(reconstruction: Tensor, target: Tensor) -> None:
         )
 
 
-def _squared_errors(reconstruction: Tensor, target: Tensor) -> Tensor:
+def errors(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of every reconstruction (rows) with every target (columns), at most 1.
 
     Of ids it is the share of places that differ.
+
+    Args:
+        reconstruction: `[n, *shape]`; values outside [0, 1] are clamped, and NaN is as far off as can be.
+        target: `[m, *shape]`.
+
+    Returns:
+        `[n, m]`, float64, in [0, 1].
+
+    >>> errors(torch.tensor([[3, 4]]), torch.tensor([[3, 4], [3, 5]]))
+    tensor([[0.0000, 0.5000]], dtype=torch.float64)
     """
     if not target.is_floating_point():
         found, true = (ids.detach().cpu().flatten(1) for ids in (reconstruction, target))

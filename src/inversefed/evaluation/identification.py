@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InputError
+from inversefed.evaluation.align import errors
 from inversefed.types import Inputs
 
 __all__ = ["nearest", "unlike"]
@@ -68,9 +69,6 @@ def nearest(images: Inputs, target: Inputs, others: Tensor) -> Tensor:
         raise InputError(
             f"reconstructions and truths must have one shape; got {tuple(images.shape)} and {tuple(target.shape)}"
         )
-    rest = others[unlike(others, target)]
-    found, true, rest = (each.detach().cpu().double().flatten(1) for each in (images, target, rest))
-    found = found.clamp(0, 1)
-    to_truth = (found - true).square().sum(dim=1)
-    to_others = torch.cdist(found, rest, compute_mode="donot_use_mm_for_euclid_dist").square()
-    return (to_truth[:, None] < to_others).all(dim=1) & to_truth.isfinite()
+    rest, found = others[unlike(others, target)], images.detach().cpu()
+    to_truth, to_others = errors(found, target).diagonal(), errors(found, rest)
+    return (to_truth[:, None] < to_others).all(dim=1) & found.flatten(1).isfinite().all(dim=1)

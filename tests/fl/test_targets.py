@@ -10,8 +10,10 @@ from inversefed.fl.losses import (
     BinaryCrossEntropy,
     CrossEntropy,
     FocalLoss,
+    Huber,
     MeanSquaredError,
     NegativeLogLikelihood,
+    PoissonNLL,
     as_loss,
     reduction_of,
 )
@@ -130,11 +132,14 @@ def test_a_loss_with_numbers_of_its_own_runs_in_other_precision() -> None:
         (None, CrossEntropy()),
         (nn.CrossEntropyLoss(reduction="sum", label_smoothing=0.1), CrossEntropy("sum", 0.1)),
         (nn.NLLLoss(), NegativeLogLikelihood()),
+        (nn.HuberLoss(reduction="sum", delta=2.0), Huber(2.0, "sum")),
+        (nn.PoissonNLLLoss(), PoissonNLL()),
     ],
 )
 def test_a_loss_of_torch_that_is_one_of_ours_becomes_it_where_it_comes_in(theirs: object, ours: object) -> None:
     assert network(3, theirs).loss == ours
     outputs, labels = torch.randn(2, 3), torch.tensor([0, 2])
+    labels = torch.randn(2, 3) if isinstance(ours, Huber | PoissonNLL) else labels
     assert theirs is None or torch.equal(as_loss(theirs)(outputs, labels), theirs(outputs, labels))
 
 
@@ -142,8 +147,9 @@ def test_a_loss_of_torch_that_holds_more_than_ours_stays_and_says_how_it_reduces
     kept = (
         nn.CrossEntropyLoss(weight=WEIGHT, reduction="sum"), nn.CrossEntropyLoss(ignore_index=1),
         nn.CrossEntropyLoss(reduction="none"), nn.MSELoss(reduction="sum"), F.cross_entropy,
+        nn.PoissonNLLLoss(log_input=False), nn.PoissonNLLLoss(full=True), nn.HuberLoss(reduction="none"),
     )  # fmt: skip
     assert all(as_loss(loss) is loss for loss in kept)
-    assert [reduction_of(loss) for loss in kept] == ["sum", "mean", "none", "sum", "mean"]
+    assert [reduction_of(loss) for loss in kept] == ["sum", "mean", "none", "sum", "mean", "mean", "mean", "none"]
     in_other_forms = network(3, nn.MultiMarginLoss(reduction="sum")).loss, network(3, kept[0]).to(torch.float64).loss
     assert [reduction_of(loss) for loss in in_other_forms] == ["sum", "sum"]

@@ -48,6 +48,8 @@ def score(
     tensor([20.0000])
     """
     images, labels = (found.images, found.labels) if isinstance(found, Batch) else (found, None)
+    if labels is not None and labels.numel() == truth.labels.numel():  # of one output, [n] and [n, 1] are the same
+        labels = labels.reshape(truth.labels.shape)
     given = {
         "images": images,
         "target": truth.images,

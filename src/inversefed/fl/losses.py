@@ -3,6 +3,15 @@
 Labels are class indices `[n]`, or probabilities `[n, k]` where an attack optimizes over them too; for binary cross
 entropy and regression they are numbers, one an output. Any other function of outputs and labels is a loss as well;
 of torch's own losses those that are one of ours become it where they come in (`as_loss`).
+
+A loss with a link (`Linked`) also says what the network predicts, mu(o), and which targets give a derivative:
+
+    cross entropy, binary cross entropy, Poisson      dl/do = mu(o) - y       mu = softmax, sigmoid, exp
+    squared error                                     dl/do = 2 (mu(o) - y)   mu(o) = o
+    Huber                                             dl/do = mu(o) - y       mu(o) = o, while |o - y| < delta
+
+These are the canonical links of generalized linear models (Nelder and Wedderburn 1972) but for Huber's, whose
+derivative keeps no more than a sign beyond delta.
 """
 
 import copy
@@ -18,7 +27,15 @@ from torch.nn import functional as F
 
 from inversefed.types import Labels, Logits, Scalar, SoftLabels, Targets
 
-__all__ = ["BinaryCrossEntropy", "CrossEntropy", "FocalLoss", "MeanSquaredError", "NegativeLogLikelihood"]
+__all__ = [
+    "BinaryCrossEntropy",
+    "CrossEntropy",
+    "FocalLoss",
+    "Huber",
+    "MeanSquaredError",
+    "NegativeLogLikelihood",
+    "PoissonNLL",
+]
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(logits `[n, k]`, labels `[n]` or probabilities `[n, k]`) -> scalar."""
@@ -44,6 +61,15 @@ class CrossEntropy:
         """Loss of the batch."""
         return F.cross_entropy(logits, labels, reduction=self.reduction, label_smoothing=self.label_smoothing)
 
+    def predict(self, outputs: Logits) -> Tensor:
+        """The softmax, `[n, k]`."""
+        return outputs.softmax(dim=1)
+
+    def recover(self, outputs: Logits, slopes: Tensor) -> Tensor:
+        """Probabilities `[n, k]`: `y = ((softmax(o) - dl/do) - e / k) / (1 - e)`, e what is smoothed."""
+        smoothed = self.predict(outputs) - _each(slopes, self.reduction, len(outputs))
+        return (smoothed - self.label_smoothing / outputs.shape[1]) / (1 - self.label_smoothing)
+
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
@@ -62,6 +88,14 @@ class BinaryCrossEntropy:
     def __call__(self, logits: Logits, labels: Targets) -> Scalar:
         """Loss of the batch; labels in [0, 1], `[n]` for one output, else `[n, k]`."""
         return F.binary_cross_entropy_with_logits(logits, _like(labels, logits), reduction=self.reduction)
+
+    def predict(self, outputs: Logits) -> Tensor:
+        """The sigmoid, `[n, k]`."""
+        return outputs.sigmoid()
+
+    def recover(self, outputs: Logits, slopes: Tensor) -> Tensor:
+        """Answers `[n, k]`: `y = sigmoid(o) - dl/do`."""
+        return self.predict(outputs) - _each(slopes, self.reduction, outputs.numel())
 
 
 @dataclass(frozen=True)
@@ -82,6 +116,73 @@ class MeanSquaredError:
         """Loss of the batch; labels `[n]` for one output, else `[n, k]`."""
         return F.mse_loss(logits, _like(labels, logits), reduction=self.reduction)
 
+    def predict(self, outputs: Logits) -> Tensor:
+        """The outputs themselves."""
+        return outputs
+
+    def recover(self, outputs: Logits, slopes: Tensor) -> Tensor:
+        """Numbers `[n, k]`: `y = o - (dl/do) / 2`."""
+        return outputs - _each(slopes, self.reduction, outputs.numel()) / 2
+
+
+@dataclass(frozen=True)
+class Huber:
+    """Squared error up to a distance, and the distance beyond it: regression that outliers do not carry away.
+
+    `l = e^2 / 2` for `|e| <= delta`, else `delta (|e| - delta / 2)`, with `e = o - y` (Huber 1964, with torch's scale).
+
+    Args:
+        delta: the distance, greater than 0.
+        reduction: `"mean"` or `"sum"` over examples and outputs.
+
+    >>> import torch
+    >>> Huber()(torch.zeros(2, 1), torch.tensor([0.5, 3.0]))
+    tensor(1.3125)
+    """
+
+    delta: float = 1.0
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def __call__(self, logits: Logits, labels: SoftLabels) -> Scalar:
+        """Loss of the batch; labels `[n]` for one output, else `[n, k]`."""
+        return F.huber_loss(logits, _like(labels, logits), reduction=self.reduction, delta=self.delta)
+
+    def predict(self, outputs: Logits) -> Tensor:
+        """The outputs themselves."""
+        return outputs
+
+    def recover(self, outputs: Logits, slopes: Tensor) -> Tensor:
+        """Numbers `[n, k]`: `y = o - dl/do` where `|dl/do| < delta`; NaN where it is saturated, a sign alone."""
+        each = _each(slopes, self.reduction, outputs.numel())
+        return torch.where(each.abs() < self.delta * (1 - _SATURATED), outputs - each, torch.nan)
+
+
+@dataclass(frozen=True)
+class PoissonNLL:
+    """Negative log-likelihood of counts, for outputs that are logarithms of rates: `exp(o) - y o`, up to a constant.
+
+    Args:
+        reduction: `"mean"` or `"sum"` over examples and outputs.
+
+    >>> import torch
+    >>> PoissonNLL()(torch.zeros(2, 1), torch.tensor([0, 3]))
+    tensor(1.)
+    """
+
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def __call__(self, logits: Logits, labels: Targets) -> Scalar:
+        """Loss of the batch; labels at least 0, `[n]` for one output, else `[n, k]`."""
+        return F.poisson_nll_loss(logits, _like(labels, logits), log_input=True, full=False, reduction=self.reduction)
+
+    def predict(self, outputs: Logits) -> Tensor:
+        """The rates `exp(o)`, `[n, k]`."""
+        return outputs.exp()
+
+    def recover(self, outputs: Logits, slopes: Tensor) -> Tensor:
+        """Counts `[n, k]`: `y = exp(o) - dl/do`."""
+        return self.predict(outputs) - _each(slopes, self.reduction, outputs.numel())
+
 
 @dataclass(frozen=True)
 class NegativeLogLikelihood:
@@ -100,6 +201,14 @@ class NegativeLogLikelihood:
     def __call__(self, logits: Logits, labels: Labels) -> Scalar:
         """Loss of the batch."""
         return F.nll_loss(logits, labels, reduction=self.reduction)
+
+    def predict(self, outputs: Logits) -> Tensor:
+        """The probabilities `exp(o)`, `[n, k]`."""
+        return outputs.exp()
+
+    def recover(self, outputs: Logits, slopes: Tensor) -> Tensor:
+        """The class as a row of 0 and 1, `[n, k]`: `y = -dl/do`."""
+        return -_each(slopes, self.reduction, len(outputs))
 
 
 @dataclass(frozen=True)
@@ -125,6 +234,53 @@ class FocalLoss:
         log = logits.log_softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
         each = -((1 - log.exp()) ** self.gamma) * log
         return each.mean() if self.reduction == "mean" else each.sum()
+
+    def predict(self, outputs: Logits) -> Tensor:
+        """The softmax, `[n, k]`."""
+        return outputs.softmax(dim=1)
+
+    def recover(self, outputs: Logits, slopes: Tensor) -> Tensor:
+        """The class as a row of 0 and 1, `[n, k]`: the label's derivative is the only negative one.
+
+        `dl/do_j = w (p_j - [j = y])` with `w = (1 - p_y)^gamma - gamma p_y (1 - p_y)^(gamma - 1) log p_y > 0`.
+        """
+        return F.one_hot(slopes.argmin(dim=1), slopes.shape[1]).to(outputs.dtype)
+
+
+@runtime_checkable
+class Linked(Protocol):
+    """A loss with a link: what its outputs predict, and which targets it had, by the derivative that they gave.
+
+    `recover` undoes the derivative, reduction included. A loss without these two is called on targets instead.
+
+    >>> loss, outputs, labels = PoissonNLL(), torch.zeros(2, 1, requires_grad=True), torch.tensor([0, 3])
+    >>> (slopes,) = torch.autograd.grad(loss(outputs, labels), outputs)
+    >>> loss.recover(outputs.detach(), slopes)
+    tensor([[0.],
+            [3.]])
+    """
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """The prediction mu(o) of outputs `[n, k]`, as the targets are numbered, `[n, k]`."""
+        ...
+
+    def recover(self, outputs: Tensor, slopes: Tensor) -> Tensor:
+        """The targets `[n, k]` under which the loss of a batch has a derivative; NaN where it does not tell them.
+
+        Args:
+            outputs: of the network, `[n, k]`.
+            slopes: the derivative of the loss of this batch with respect to them, `[n, k]`.
+        """
+        ...
+
+
+def link_of(loss: object) -> Linked | None:
+    """The loss, if it has a link.
+
+    >>> link_of(Huber(2.0)), link_of(nn.functional.mse_loss)
+    (Huber(delta=2.0, reduction='mean'), None)
+    """
+    return loss if isinstance(loss, Linked) else None
 
 
 @runtime_checkable
@@ -163,16 +319,22 @@ def as_loss(loss: Loss | None) -> Loss:
     """
     if loss is None:
         return CrossEntropy()
-    if type(loss) not in (nn.CrossEntropyLoss, nn.NLLLoss):
+    reduction: Literal["mean", "sum"] = "sum" if reduction_of(loss) == "sum" else "mean"
+    if reduction_of(loss) not in ("mean", "sum"):
         return loss
-    assert isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
-    if loss.weight is not None or loss.ignore_index != _NO_INDEX or loss.reduction not in ("mean", "sum"):
-        return loss
-    reduction: Literal["mean", "sum"] = "mean" if loss.reduction == "mean" else "sum"
-    if isinstance(loss, nn.CrossEntropyLoss):
+    if type(loss) is nn.CrossEntropyLoss and loss.weight is None and loss.ignore_index == _NO_INDEX:
         return CrossEntropy(reduction, loss.label_smoothing)
-    return NegativeLogLikelihood(reduction)
+    if type(loss) is nn.NLLLoss and loss.weight is None and loss.ignore_index == _NO_INDEX:
+        return NegativeLogLikelihood(reduction)
+    if type(loss) is nn.HuberLoss:
+        return Huber(loss.delta, reduction)
+    if type(loss) is nn.PoissonNLLLoss and loss.log_input and not loss.full:
+        return PoissonNLL(reduction)
+    return loss
 
+
+_SATURATED = 1e-4
+"""Share of Huber's delta within which a derivative may be the delta itself, by rounding of single precision."""
 
 _NO_INDEX = -100
 """torch's default of the label that is left out, which is none."""
@@ -234,6 +396,11 @@ def _taken(loss: Loss, outputs: int, dtype: torch.dtype, device: torch.device) -
             loss(zeros, labels)
             found.add(number)
     return found
+
+
+def _each(slopes: Tensor, reduction: str, terms: int) -> Tensor:
+    """The derivative of each term of a loss by itself, from that of their mean or sum."""
+    return slopes * terms if reduction == "mean" else slopes
 
 
 def _like(labels: Tensor, logits: Tensor) -> Tensor:

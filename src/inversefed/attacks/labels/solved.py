@@ -8,8 +8,8 @@ classes each is tried. Where the derivative is affine in y, as it is for every g
     dl/dz = J (y - mu(z))   =>   y = mu(z) + J^-1 gb
 
 mu is the sigmoid for binary cross entropy, the identity for the squared error, the exponential for Poisson regression.
-J and mu are read off the loss by calling it. The input of a linear layer: Geiping et al. (2020), arXiv:2003.14053,
-Proposition 3.1; the rest is an own derivation.
+A loss with a link says what its target was; of any other J and mu are read off by calling it. The input of a linear
+layer: Geiping et al. (2020), arXiv:2003.14053, Proposition 3.1; the rest is an own derivation.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,9 @@ from inversefed.attacks.head.gradient import LastLayer, at_head, head_slope, las
 from inversefed.attacks.head.output_activation import behind_head
 from inversefed.errors import ThreatModelError
 from inversefed.fl.clients.local_optimizers import LocalSGD
+from inversefed.fl.losses import link_of
 from inversefed.fl.network import Network
+from inversefed.fl.recovered_targets import recovered_targets
 from inversefed.fl.targets import Form, as_targets, class_count, forms
 from inversefed.fl.threat import Observation
 from inversefed.types import Targets
@@ -60,13 +62,14 @@ class SolvedTarget:
         if observation.num_examples != 1:
             raise ThreatModelError(f"SolvedTarget() reads one example; this update has {observation.num_examples}")
         network, taken, head = observation.network, forms(observation.network), _Steps.of(observation)
+        if link_of(network.loss) and head.count == 1 and head.is_output(network):
+            return _as_taken(network, recovered_targets(network, head.outputs, head.delta[None]))
         if "classes" in taken and network.num_classes > 1:
             return _tried(network, head)
         for form in taken:
             found = None if form == "classes" else _solved(network, head, form)
             if found is not None:
-                whole = network.num_classes == 1 and bool(((found == 0) | (found == 1)).all())
-                return as_targets(network, found.flatten().long()) if whole else found.to(network.device, network.dtype)
+                return _as_taken(network, found)
         if "classes" in taken:
             return _tried(network, head)
         raise ThreatModelError(
@@ -117,6 +120,11 @@ class _Steps:
         """How near 0 or 1 an answer counts as that."""
         return _HARD if self.count == 1 else _DRIFTED
 
+    def is_output(self, network: Network) -> bool:
+        """Whether what the head gives is what the network gives."""
+        behind = behind_head(network)
+        return behind is not None and torch.equal(behind(self.outputs), self.outputs)
+
     def slope(self, target: Targets) -> Tensor:
         """The mean derivative that a target `[1]` or `[1, k]` gives, `[k]`."""
         z, total = self.outputs, torch.zeros_like(self.delta)
@@ -128,6 +136,14 @@ class _Steps:
     def at(self, outputs: Tensor) -> "_Steps":
         """One step at other outputs."""
         return _Steps(self.inner, outputs, self.delta)
+
+
+def _as_taken(network: Network, found: Targets) -> Targets:
+    """Targets as the loss takes them; of one output 0 and 1 as classes, where it takes classes."""
+    if not found.is_floating_point():
+        return found.to(network.device)
+    whole = network.num_classes == 1 and bool(((found == 0) | (found == 1)).all())
+    return as_targets(network, found.flatten().long()) if whole else found.to(network.device, network.dtype)
 
 
 def _biased(observation: Observation) -> LastLayer:

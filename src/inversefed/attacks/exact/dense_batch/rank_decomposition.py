@@ -8,6 +8,7 @@ A thin singular value decomposition gives the space that the pictures span, `gW 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import scipy
@@ -18,8 +19,10 @@ from inversefed.attacks.exact.linear import layer_on_the_picture
 from inversefed.attacks.head.gradient import pulls
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.hooks import record
+from inversefed.fl.losses import link_of
 from inversefed.fl.network import Network
-from inversefed.fl.targets import as_targets, class_count, forms, loss_slope, made_up_outputs
+from inversefed.fl.recovered_targets import recovered_targets
+from inversefed.fl.targets import as_targets, class_count, forms, loss_slope
 from inversefed.fl.threat import Observation
 from inversefed.types import Inputs, Targets
 
@@ -134,8 +137,9 @@ def _check_rank(values: Tensor, count: int, eps: float, layer: str) -> None:
 def assigned_labels(observation: Observation, layer: str, images: Inputs, deltas: Tensor) -> tuple[Targets, Tensor]:
     """The label of each picture: the class whose backward pass comes nearest to the picture's row of D.
 
-    Labels that the threat model grants are dealt out to the pictures, for the least distance in all. Of a loss of other
-    numbers, whose backward pass is affine in them, they are solved for.
+    Labels that the threat model grants are dealt out to the pictures, for the least distance in all. Where no class
+    explains D, and of a loss of other numbers, the derivative with respect to the outputs is solved for, and what the
+    loss says of it is the target (see `fl.recovered_targets`).
 
     Args:
         observation: for the network, its loss, and labels that are granted.
@@ -151,15 +155,27 @@ def assigned_labels(observation: Observation, layer: str, images: Inputs, deltas
     """
     network, granted = observation.network, observation.labels
     backward, own = _backward(network, layer, images), torch.arange(len(images), device=images.device)
-    if granted is None and not _has_classes(network):
-        return _solved(network, backward, deltas), own
-    tried = as_targets(network, torch.arange(class_count(network))) if granted is None else granted
-    distances = torch.stack([(backward(target) - deltas).square().sum(dim=1) for target in tried], dim=1)
-    if granted is None:
-        return tried[distances.argmin(dim=1).to(tried.device)].to(images.device), own
-    _, dealt = scipy.optimize.linear_sum_assignment(distances.numpy())
-    places = torch.from_numpy(dealt).to(images.device)
-    return granted[places], places.argsort()
+    if granted is not None:
+        _, dealt = scipy.optimize.linear_sum_assignment(_distances(backward, granted, deltas).numpy())
+        places = torch.from_numpy(dealt).to(images.device)
+        return granted[places], places.argsort()
+    if not _has_classes(network):
+        return _numbers(network, layer, images, deltas), own
+    classes = as_targets(network, torch.arange(class_count(network)))
+    distances = _distances(backward, classes, deltas)
+    nearest = classes[distances.argmin(dim=1).to(classes.device)].to(images.device)
+    limit = TOLERANCES.hard * deltas.norm(dim=1)
+    if link_of(network.loss) and bool((distances.amin(dim=1) > limit).any()):
+        with suppress(ThreatModelError):  # mixtures of classes explain it better, unless the pictures are wrong
+            found = _numbers(network, layer, images, deltas)
+            if bool(((backward(found) - deltas).norm(dim=1) <= limit).all()):
+                return found, own
+    return nearest, own
+
+
+def _distances(backward: Callable[[Tensor], Tensor], targets: Targets, deltas: Tensor) -> Tensor:
+    alike = (target.expand(len(deltas), *target.shape) for target in targets)
+    return torch.stack([(backward(each) - deltas).norm(dim=1) for each in alike], dim=1)
 
 
 def _has_classes(network: Network) -> bool:
@@ -168,55 +184,41 @@ def _has_classes(network: Network) -> bool:
 
 
 def _backward(network: Network, layer: str, images: Inputs) -> Callable[[Tensor], Tensor]:
-    """What a label, given to all pictures, makes D to be, `[b, m]`."""
+    """What labels make D to be, `[b, m]`."""
+    logits, pulled = _pullback(network, layer, images)
+    return lambda targets: pulled(loss_slope(network, logits, targets))
+
+
+def _pullback(network: Network, layer: str, images: Inputs) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The outputs `[b, k]`, and what a derivative with respect to them makes D to be, `[b, k] -> [b, m]`."""
     layers = {layer: network.module.get_submodule(layer)}
     with torch.enable_grad():
         logits, runs = record(layers, lambda: network.apply(network.params, images), lambda *_: None)
 
-    def backward(target: Tensor) -> Tensor:
-        slope = loss_slope(network, logits, target.expand(len(images), *target.shape))
+    def pulled(slopes: Tensor) -> Tensor:
         delta: Tensor
-        (delta,) = torch.autograd.grad(logits, runs[0].outputs, slope, retain_graph=True)
+        (delta,) = torch.autograd.grad(logits, runs[0].outputs, slopes, retain_graph=True)
         return delta.cpu().double()
 
-    return backward
+    return logits, pulled
 
 
-def _solved(network: Network, backward: Callable[[Tensor], Tensor], deltas: Tensor) -> Targets:
-    """The numbers, `[b]` or `[b, k]`, whose backward pass is D.
+def _numbers(network: Network, layer: str, images: Inputs, deltas: Tensor) -> Targets:
+    """The targets behind D, by the derivative with respect to the outputs, in double precision.
 
     Raises:
-        ThreatModelError: the backward pass is not affine in them, or not for them alone.
+        ThreatModelError: D, or the loss, does not tell them.
     """
-    taken, width = forms(network), network.num_classes
-    values = "values" in taken and width == 1
-    own = torch.eye(width, device=network.device, dtype=network.dtype)
-    own = own.flatten() if values else own
-    refused = f"the loss {network.loss!r} does not tell the labels of several pictures; hand them over (known labels)"
-    if not values and "rows" not in taken:
-        raise ThreatModelError(refused)
-    zero = backward(0 * own[0])
-    jacobian = torch.stack([backward(each) - zero for each in own], dim=2)
-    off = (backward(0.5 + 0 * own[0]) - zero - jacobian.sum(dim=2) / 2).norm()
+    double = network.to(torch.float64)
+    outputs, pulled = _pullback(double, layer, images.double())
+    columns = [pulled(each.expand_as(outputs)) for each in torch.eye(outputs.shape[1]).to(outputs)]
+    jacobian = torch.stack(columns, dim=2)
     sizes = torch.linalg.svdvals(jacobian)
-    if (
-        off > TOLERANCES.affine * jacobian.norm()
-        or sizes.shape[1] < width
-        or bool((sizes[:, -1] <= TOLERANCES.affine * sizes[:, 0]).any())
-    ):
-        raise ThreatModelError(refused)
-    found = torch.linalg.lstsq(jacobian, (deltas - zero)[..., None]).solution[..., 0]
-    answers = found.clamp(0, 1).round()  # of yes or no, where they come out so
-    found = answers if bool(((found - answers).abs() < TOLERANCES.hard).all()) else found
-    targets: Targets = (found[:, 0] if values else found).to(network.device, network.dtype)
-    return targets if _is_taken(network, targets) else targets.clamp(0, 1)
-
-
-def _is_taken(network: Network, targets: Targets) -> bool:
-    """Whether the loss takes these numbers: that of probabilities refuses those outside [0, 1]."""
-    outputs = made_up_outputs(network)
-    try:
-        loss_slope(network, outputs[torch.arange(len(targets), device=outputs.device) % len(outputs)], targets)
-    except UnsupportedNetworkError:
-        return False
-    return True
+    if sizes.shape[1] < outputs.shape[1] or bool((sizes[:, -1] <= TOLERANCES.affine * sizes[:, 0]).any()):
+        raise ThreatModelError(
+            f"layer {layer} is moved in too few ways for the {outputs.shape[1]} outputs of several pictures to be told "
+            "from it; hand the labels over (known labels)"
+        )
+    slopes = torch.linalg.lstsq(jacobian, deltas[..., None]).solution[..., 0]
+    targets = recovered_targets(double, outputs.detach(), slopes.to(outputs))
+    return targets.to(network.dtype) if targets.is_floating_point() else targets

@@ -24,10 +24,11 @@ from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, ass
 from inversefed.attacks.exact.dense_batch.sparse_directions import DirectionSearch, NullVectors, SparseDescent
 from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.exact.watch import Watch
+from inversefed.attacks.matching_error import matching_error
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.threat import Observation
 from inversefed.networks.layer_chain import chain
-from inversefed.types import Budget, Candidate, Reconstruction, Status
+from inversefed.types import Budget, Candidate, Inputs, Reconstruction, Status, Targets
 
 __all__ = ["SparseBatch"]
 
@@ -144,6 +145,9 @@ class SparseBatch:
         labels, order = assigned_labels(observation, mixed.layer, images, chosen.deltas)
         images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
         images, loss = matched(observation, images, labels, watch.stop)
+        if loss and labels.is_floating_point() and observation.labels is None and not watch.stop():
+            refitted = _refitted(mixed, _Rows.of(mixed), chosen)
+            images, labels, loss = _better_known(observation, mixed, refitted, (images, labels, loss))
         evidence = {"signs_agree": chosen.agreement, "examples_settled": int(chosen.settled.sum())}
         how = f"the zeros of the gradient of {mixed.layer} told {mixed.count} pictures apart"
         candidate = Candidate(
@@ -163,6 +167,30 @@ class SparseBatch:
             pool = rows.sparsest(torch.cat([pool, proposed], dim=1), max(self.pool, 4 * mixed.count))
             chosen = _choose(mixed, rows, pool, chosen)
             yield chosen
+
+
+def _better_known(
+    observation: Observation, mixed: Mixture, refitted: "_Chosen", known: tuple[Inputs, Targets, float]
+) -> tuple[Inputs, Targets, float]:
+    """Of what is known and what the refitted directions give, as it is stored too, that which matches best.
+
+    Targets that are numbers hang on the pictures, digit by digit; classes do not.
+    """
+    network = observation.network
+    images = network.denormalize(refitted.inputs.reshape(observation.batch_shape).to(network.device, network.dtype))
+    for tried in (images, network.space.snap(images)):
+        labels, order = assigned_labels(observation, mixed.layer, tried, refitted.deltas)
+        loss = matching_error(observation, tried[order], labels[order])
+        known = (tried[order], labels[order], loss) if loss < known[2] else known
+    return known
+
+
+def _refitted(mixed: Mixture, rows: "_Rows", chosen: "_Chosen") -> "_Chosen":
+    """Each direction fitted to all units that its picture leaves off."""
+    off = chosen.inputs @ mixed.weight[rows.live].T + mixed.bias[rows.live] < 0
+    normals = torch.linalg.svd(off[:, :, None] * rows.unit, full_matrices=False)[2][:, -1].T
+    unmix, failed = torch.linalg.inv_ex(normals)
+    return chosen if failed else _Chosen.of(mixed, normals, unmix, rows.directions(normals), chosen.right)
 
 
 def _by_statistics(
@@ -308,6 +336,13 @@ class _Chosen:
         inputs, deltas = like.new_zeros(mixed.basis.shape), like.new_zeros(count, len(like))
         return cls(like.new_zeros(count, 0), inputs, deltas, like.new_zeros(count))
 
+    @classmethod
+    def of(cls, mixed: Mixture, normals: Tensor, unmix: Tensor, directions: Tensor, right: Tensor) -> "_Chosen":
+        """What normals `[b, b]` make of the gradient; `unmix` is their inverse."""
+        scale = unmix @ mixed.ones
+        deltas = (mixed.rows @ normals * scale).T
+        return cls(directions, (unmix @ mixed.basis) / scale[:, None], deltas, right)
+
     @property
     def agreement(self) -> float:
         return float(self.right.mean())
@@ -333,9 +368,7 @@ def _choose(mixed: Mixture, rows: _Rows, pool: Tensor, before: _Chosen) -> _Chos
     if right.mean() < before.right.mean():
         return before
     normals = rows.normals(chosen)
-    unmix = torch.linalg.inv(normals)
-    scale = unmix @ mixed.ones
-    return _Chosen(chosen, (unmix @ mixed.basis) / scale[:, None], (mixed.rows @ normals * scale).T, right)
+    return _Chosen.of(mixed, normals, torch.linalg.inv(normals), chosen, right)
 
 
 def _exchanged(

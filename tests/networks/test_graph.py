@@ -25,10 +25,17 @@ OTHERWISE: dict[str, tuple[dict[str, object], tuple[object, ...], dict[str, obje
 """Layers whose module and function are called differently: arguments of the module, and those of the function."""
 BY_HAND = {"reshape": ((-1, 512),), "view": ((-1, 512),), "flatten": (1,), "mean": ((2, 3), True)}
 """What functions are given that do only sometimes what the layer does."""
-NOT_ALIKE = {torch.adaptive_max_pool1d, torch.dropout, torch.dropout_}
-"""Functions that give a pair, or cannot be told to be off by name."""
+SQUEEZES = {torch.squeeze, "squeeze", "squeeze_"}
+NOT_ALIKE = {torch.adaptive_max_pool1d, torch.dropout, torch.dropout_, *SQUEEZES}
+"""Functions that give a pair, cannot be told to be off by name, or flatten series alone."""
+DROPS_AXIS = [kind for kind in LAYER_KINDS if kind.module is nn.AdaptiveAvgPool1d and "mean" in kind.forms]
+"""A layer and a `Flatten`: see `test_series_chain.py`."""
 
-KINDS = [kind for kind in LAYER_KINDS if kind.module not in (None, Affine) and kind.arguments is not None]
+KINDS = [
+    kind
+    for kind in LAYER_KINDS
+    if kind.module not in (None, Affine) and kind.arguments is not None and kind not in DROPS_AXIS
+]
 FORMS = [(kind, form) for kind in KINDS for form in (*kind.functions, *kind.methods) if form not in NOT_ALIKE]
 
 
@@ -118,5 +125,6 @@ def test_what_is_linear_between_its_kinks_keeps_products(kind: LayerKind) -> Non
 
 
 def test_no_kind_stands_twice_in_the_table() -> None:
-    modules = [kind.module for kind in LAYER_KINDS if kind.module not in (None, Affine, nn.AdaptiveAvgPool2d)]
+    averages = nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d  # a mean over places is one more form of them
+    modules = [kind.module for kind in LAYER_KINDS if kind.module not in (None, Affine, *averages)]
     assert len(modules) == len(set(modules))

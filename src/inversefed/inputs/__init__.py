@@ -6,10 +6,12 @@ numbers mean, what can be stored, what nobody's examples look like, and how exam
 
 from collections.abc import Mapping
 
+from inversefed.inputs import series
 from inversefed.inputs.images import Images
+from inversefed.inputs.series import Series
 from inversefed.inputs.space import InputSpace, Measure
 
-__all__ = ["MEASURES", "Images", "InputSpace", "Measure"]
+__all__ = ["MEASURES", "Images", "InputSpace", "Measure", "Series"]
 
-MEASURES: Mapping[str, Measure] = {}
+MEASURES: Mapping[str, Measure] = {**series.MEASURES}
 """What the input spaces say of an example, by name, in the words of a report."""

@@ -123,6 +123,17 @@ def _mean(_: "LayerKind", node: fx.Node) -> nn.Module | None:
     return nn.AdaptiveAvgPool2d(1) if len(node.all_input_nodes[0].meta["shape"]) == 4 else None
 
 
+def _mean_of_series(_: "LayerKind", node: fx.Node) -> nn.Module | None:
+    """The average over all places of a series, in front of a `Flatten`."""
+    return nn.AdaptiveAvgPool1d(1) if len(node.all_input_nodes[0].meta["shape"]) == 3 else None
+
+
+def _over_length(node: fx.Node) -> bool:
+    """Whether a mean is one over the last of three axes, which it drops."""
+    over = arguments(node, "dim", "keepdim").get("dim")
+    return _drops_axes(node) and over in (2, -1, (2,), (-1,), [2], [-1])
+
+
 def _over_places(node: fx.Node) -> bool:
     """Whether a mean is one over height and width."""
     over = arguments(node, "dim", "keepdim").get("dim")
@@ -269,10 +280,12 @@ LAYER_KINDS: tuple[LayerKind, ...] = (
     ),
     _average_pool(nn.AdaptiveAvgPool2d, ("adaptive_avg_pool2d",), ("output_size",), read=_average),
     _average_pool(nn.AdaptiveAvgPool2d, ("mean",), when=_over_places, read=_mean, unread=_OTHER_AXES),
+    _average_pool(nn.AdaptiveAvgPool1d, ("adaptive_avg_pool1d",), ("output_size",)),
+    _average_pool(nn.AdaptiveAvgPool1d, ("mean",), when=_over_length, read=_mean_of_series, unread=_OTHER_AXES),
     LayerKind(None, ("mean",), when=_drops_axes, average=True),
     LayerKind(nn.Upsample, ("interpolate",), ("size", "scale_factor", "mode", "align_corners"), piecewise_linear=True),
     LayerKind(nn.ZeroPad2d, ("pad",), when=lambda node: _zeros(node) is not None, read=_padding, piecewise_linear=True),
-    LayerKind(nn.Flatten, ("flatten", "reshape", "view"), read=_flattened, piecewise_linear=True),
+    LayerKind(nn.Flatten, ("flatten", "reshape", "view", "squeeze"), read=_flattened, piecewise_linear=True),
     LayerKind(nn.Identity, ("contiguous", "clone"), piecewise_linear=True),
     LayerKind(nn.Dropout, ("dropout",), ("p",), piecewise_linear=True),
     LayerKind(nn.Dropout2d, ("dropout2d",), ("p",), piecewise_linear=True),

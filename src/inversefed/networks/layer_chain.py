@@ -1,9 +1,11 @@
 """A network as a chain of layers, for methods that go through it layer by layer.
 
 The module is traced once (torch.fx) and read as `layer_1, .., layer_n`, each fed by the one before it. Functions
-become the modules of the same name, so a method dispatches on types alone. Two ways from one layer that are summed, as
-in a residual network (He et al. 2016, arXiv:1512.03385), are one layer, `Residual`, which holds both. A network with
-other branches, that uses weights twice, or whose forward pass depends on its data, is no chain and is refused.
+become the modules of the same name, so a method dispatches on types alone. Layers of series `[n, c, l]` become those
+of pictures of height one, `[n, c, 1, l]`: a convolution's weight `[o, c, k]` is read as `[o, c, 1, k]`. Two ways from
+one layer that are summed, as in a residual network (He et al. 2016, arXiv:1512.03385), are one layer, `Residual`, which
+holds both. A network with other branches, that uses weights twice, or whose forward pass depends on its data, is no
+chain and is refused.
 """
 
 import copy
@@ -44,13 +46,14 @@ class Layer:
     trained: bool = True
 
     def weight_gradient(self, gradient: Params) -> Tensor:
-        """The gradient of its weight.
+        """The gradient of its weight, in the shape of the weight.
 
         Raises:
             UnsupportedNetworkError: the update holds none of its own.
         """
         self.require_gradient()
-        return gradient[f"{self.name}.weight"]
+        weight = self.module.get_parameter("weight")
+        return gradient[f"{self.name}.weight"].reshape(weight.shape)
 
     def require_gradient(self) -> None:
         """Refuse a layer whose weight has no gradient of its own.
@@ -97,12 +100,12 @@ def chain(network: Network) -> tuple[Layer, ...]:
     """
     if batchnorm_in_train_mode(network.module):
         raise UnsupportedNetworkError("the layers cannot be told apart while BatchNorm runs in train mode")
-    traced = trace(network, shapes=True)
+    traced, series = trace(network, shapes=True), len(network.space.shape) == 2
     ways: dict[fx.Node, tuple[Layer, ...]] = {}
     last, untrained = None, _untrained(network)
     for node in traced.graph.nodes:
         if node.op != "output" and _is_tensor(node):
-            ways[node] = _way_to(traced, node, ways, untrained)
+            ways[node] = _way_to(traced, node, ways, untrained, series)
             last = node
     layers = ways[last] if last is not None else ()
     weighted = [layer.name for layer in flat(layers) if any(True for _ in layer.module.parameters())]
@@ -135,9 +138,13 @@ def _untrained(network: Network) -> frozenset[str]:
 
 
 def _way_to(
-    traced: fx.GraphModule, node: fx.Node, ways: Mapping[fx.Node, tuple[Layer, ...]], untrained: Collection[str]
+    traced: fx.GraphModule,
+    node: fx.Node,
+    ways: Mapping[fx.Node, tuple[Layer, ...]],
+    untrained: Collection[str],
+    series: bool,
 ) -> tuple[Layer, ...]:
-    """The layers from the image to a node, those to the nodes in front of it being known."""
+    """The layers from the image to a node, those to the nodes in front of it being known; of a series as a picture."""
     if node.op == "placeholder":
         return ()
     if node.op == "get_attr":
@@ -146,7 +153,7 @@ def _way_to(
     if len(sources) == 1 and len([each for each in node.args if each is sources[0]]) < 2:
         name = str(node.target) if node.op == "call_module" else ""
         way = ways[sources[0]]
-        for layer in _layers(traced, node, name, name not in untrained):
+        for layer in _layers(traced, node, name, name not in untrained, series):
             way = _followed_by(way, layer)
         return way
     if len(sources) != 2 or node.target not in _SUMS or node.kwargs:
@@ -158,7 +165,7 @@ def _way_to(
     fork = next(
         (i for i, pair in enumerate(zip(body, shortcut, strict=False)) if pair[0] is not pair[1]), len(shortcut)
     )
-    return (*body[:fork], Layer("", Residual(body[fork:], shortcut[fork:]), _shape(node)))
+    return (*body[:fork], Layer("", Residual(body[fork:], shortcut[fork:]), _shape(node, series)))
 
 
 def _followed_by(way: tuple[Layer, ...], layer: Layer) -> tuple[Layer, ...]:
@@ -174,22 +181,75 @@ def _followed_by(way: tuple[Layer, ...], layer: Layer) -> tuple[Layer, ...]:
     return (*way[:-1], replace(layer, module=conv))
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(node.meta["shape"][1:])
+def _shape(node: fx.Node, series: bool) -> tuple[int, ...]:
+    """Of one example; a series has height one."""
+    shape = tuple(node.meta["shape"][1:])
+    return (shape[0], 1, shape[1]) if series and len(shape) == 2 else shape
 
 
-def _layers(traced: fx.GraphModule, node: fx.Node, name: str, trained: bool) -> tuple[Layer, ...]:
+def _layers(traced: fx.GraphModule, node: fx.Node, name: str, trained: bool, series: bool) -> tuple[Layer, ...]:
     """A node as a layer; a mean over all places that drops their axes as two."""
-    shape = _shape(node)
+    shape = _shape(node, series)
     if node.op == "call_module":
-        return (Layer(name, traced.get_submodule(name), shape, trained),)
+        module = traced.get_submodule(name)
+        return (Layer(name, _of_height_one(module, shape) if series else module, shape, trained),)
     kind = kind_of(node)
-    module = None if kind is None else kind.module_of(node)
-    if module is None:
+    read = None if kind is None else kind.module_of(node)
+    if read is None:
         raise UnsupportedNetworkError(f"the network {unread(node)}")
-    if isinstance(module, nn.AdaptiveAvgPool2d) and len(shape) == 1:
-        return Layer(name, module, (*shape, 1, 1)), Layer("", nn.Flatten(), shape)
+    module = _of_height_one(read, shape) if series else read
+    if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d) and len(shape) == 1:
+        places = (1,) if isinstance(module, nn.AdaptiveAvgPool1d) else (1, 1)
+        return Layer(name, module, (*shape, *places)), Layer("", nn.Flatten(), shape)
     return (Layer(name, module, shape, trained),)
+
+
+def _of_height_one(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The layer of pictures of height one that computes the same as one of series; all others as they are.
+
+    Args:
+        module: in eval mode.
+        shape: of one example's output, with a height where it has places.
+    """
+    match module:
+        case nn.Conv1d():
+            padding = module.padding if isinstance(module.padding, str) else (0, module.padding[0])
+            conv = nn.Conv2d(
+                module.in_channels, module.out_channels, (1, module.kernel_size[0]), (1, module.stride[0]), padding,
+                (1, module.dilation[0]), module.groups, module.bias is not None, module.padding_mode, device="meta",
+            )  # fmt: skip
+            conv.weight = nn.Parameter(module.weight.detach()[:, :, None, :], requires_grad=False)
+            conv.bias = module.bias
+            return conv.eval()
+        case nn.MaxPool1d():
+            window, stride, pad = (1, _one(module.kernel_size)), (1, _one(module.stride)), (0, _one(module.padding))
+            return nn.MaxPool2d(window, stride, pad, (1, _one(module.dilation)), ceil_mode=module.ceil_mode).eval()
+        case nn.AvgPool1d():
+            window, stride, pad = (1, _one(module.kernel_size)), (1, _one(module.stride)), (0, _one(module.padding))
+            return nn.AvgPool2d(window, stride, pad, module.ceil_mode, module.count_include_pad).eval()
+        case nn.AdaptiveAvgPool1d():
+            return nn.AdaptiveAvgPool2d((1, _one(module.output_size))).eval()
+        case nn.ConstantPad1d() if module.value == 0:
+            return nn.ZeroPad2d((*module.padding, 0, 0)).eval()
+        case nn.Dropout1d():
+            return nn.Identity().eval()
+        case nn.BatchNorm1d() if len(shape) == 3:
+            norm = nn.BatchNorm2d(
+                module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats,
+                device="meta",
+            )  # fmt: skip
+            norm.weight, norm.bias = module.weight, module.bias
+            norm.running_mean, norm.running_var = module.running_mean, module.running_var
+            norm.num_batches_tracked = module.num_batches_tracked
+            return norm.eval()
+    return module
+
+
+def _one(size: int | tuple[int | None, ...] | None) -> int:
+    """A number that may stand in a tuple by itself."""
+    number = size[0] if isinstance(size, tuple) else size
+    assert number is not None
+    return number
 
 
 def run(layers: tuple[Layer, ...], inputs: Tensor) -> Tensor:

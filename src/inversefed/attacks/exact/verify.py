@@ -1,7 +1,8 @@
 """Verification of an exact result: the client is run on it and has to give the same update.
 
-Most pictures are stored with eight bits a pixel. Where a result is near enough, the picture of eight bits nearest to it
-is the private one itself, bit by bit, and the update says so: it comes out nearer than that of the result.
+Examples are stored rounded, most pictures with eight bits a pixel. Where a result is near enough, the nearest that can
+be stored (`InputSpace.snap`) is the private one itself, bit by bit, and the update says so: it comes out nearer than
+that of the result.
 
 Where a ReLU's input is zero within rounding, the picture within its rounding that makes the update is looked for (see
 `edge_units`), and verified as any other.
@@ -40,7 +41,7 @@ def matched(
     cost = matching_error(observation, images, labels)
     if not 0 < cost < _ROUGH:
         return images, cost
-    rounded = (images.clamp(0, 1) * 255).round() / 255
+    rounded = observation.network.space.snap(images)
     nearer = matching_error(observation, rounded, labels)
     images, cost = (rounded, nearer) if nearer < cost else (images, cost)
     return settled(observation, images, labels, cost, stop) if EXACT <= cost < SOLVED else (images, cost)

@@ -80,7 +80,7 @@ class Peel:
         """
         network = observation.network
         watch = Watch(
-            budget, lambda inputs: network.denormalize(inputs.to(network.device, network.dtype)),
+            budget, lambda inputs: _examples(network, inputs),
             rounds=_ROUNDS if architecture(network).max_pools else self.evaluations // 10,
         )  # fmt: skip
         setting = _setting(observation, watch)
@@ -115,7 +115,7 @@ class Peel:
         """Run the client on what was found: only an update that comes out the same makes it exact."""
         network, tried = observation.network, []
         for inputs in found:
-            images = network.denormalize(inputs.reshape(observation.batch_shape).to(network.device, network.dtype))
+            images = _examples(network, inputs)
             images, loss = matched(observation, images, labels, watch.stop)
             tried.append((loss, images))
             if loss < EXACT:
@@ -182,6 +182,11 @@ def known_exactly(observation: Observation) -> tuple[tuple[Layer, ...], PeelStat
     return setting.layers, front
 
 
+def _examples(network: Network, inputs: Tensor) -> Tensor:
+    """Examples `[n, *shape]` of what was found as normalized pictures, `[n, c, h, w]`."""
+    return network.denormalize(inputs.reshape(-1, *network.space.shape).to(network.device, network.dtype))
+
+
 def _setting(observation: Observation, watch: Watch, layers: tuple[Layer, ...] | None = None) -> Setting:
     network = observation.network
     if missing := [name for name in network.params if name not in observation.update]:
@@ -193,7 +198,8 @@ def _setting(observation: Observation, watch: Watch, layers: tuple[Layer, ...] |
             "several examples are peeled from one gradient of all of them, not from "
             f"{inner_client(observation.client)!r}"
         )
-    low, high = (network.normalize(bound).double().cpu() for bound in (network.low, network.high))
+    # The bounds of a row or a series have fewer axes than the picture of height one that it is read as.
+    low, high = (network.normalize(bound).double().cpu().reshape(-1, 1, 1) for bound in (network.low, network.high))
     layers = _to_head(network, chain(network) if layers is None else layers)
     return Setting(
         layers, _double(observation.gradient), network.grid, (low, high),

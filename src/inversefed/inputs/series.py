@@ -13,7 +13,7 @@ from inversefed.errors import InputError
 from inversefed.inputs.real import check_real
 from inversefed.inputs.space import Measure
 
-__all__ = ["MEASURES", "Series"]
+__all__ = ["Series"]
 
 _MEMORY, _SPREAD = 0.95, 0.2
 """Of stand-ins: what a value keeps of its distance from the mean, and the deviation in shares of the range."""

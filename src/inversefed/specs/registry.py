@@ -40,7 +40,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "prior": ("attacks.pieces.priors", "attacks.pieces.batchnorm_prior"),
     "objective": ("attacks.pieces.objectives", "attacks.pieces.likelihoods", "attacks.pieces.quantized"),
     "precision": ("attacks.search.precision",),
-    "inputs": ("inputs",),
+    "inputs": ("inputs.images", "inputs.series"),
 }
 """What a user can choose, and the modules whose `__all__` is the choice."""
 

@@ -151,7 +151,8 @@ class AutoAttack:
         attacks = (*methods, search)
         if observation.num_examples == 1 and (found := facts.architecture.max_pools):
             if any(applies(method, observation) for method in methods):
-                search = search if rule.bounded or rule.steady else self.pooled
+                pictures = isinstance(observation.network.space, ImageSpace)
+                search = search if rule.bounded or rule.steady or not pictures else self.pooled
                 attacks = (search, *methods)
                 why = f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
             else:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from inversefed.attacks.pieces.denoisers import BlockTransform, Denoise, check_denoiser
 from inversefed.fl.threat import Observation
-from inversefed.types import Images, Scalar
+from inversefed.types import Images, Inputs, Scalar
 
 __all__ = ["ColorTotalVariation", "DenoiserPrior", "SquaredNorm", "TotalVariation"]
 
@@ -69,7 +69,7 @@ class DenoiserPrior:
 
 @dataclass(frozen=True)
 class TotalVariation:
-    """Mean absolute difference of neighboring pixels, along x plus along y, in normalized space.
+    """Mean absolute difference of neighboring pixels, along x plus along y, in normalized space; of series in time.
 
     Anisotropic total variation (Rudin, Osher and Fatemi 1992) as in Geiping et al. (2020), eq. 4.
 
@@ -79,7 +79,7 @@ class TotalVariation:
 
     weight: float = 1e-2
 
-    def __call__(self, images: Images, observation: Observation) -> Scalar:
+    def __call__(self, images: Inputs, observation: Observation) -> Scalar:
         """Weighted total variation of the batch."""
         return self.weight * total_variation(observation.network.normalize(images))
 
@@ -93,13 +93,17 @@ class SquaredNorm:
 
     weight: float = 1e-6
 
-    def __call__(self, images: Images, observation: Observation) -> Scalar:
+    def __call__(self, images: Inputs, observation: Observation) -> Scalar:
         """Weighted mean square of the batch."""
         return self.weight * observation.network.normalize(images).square().mean()
 
 
-def total_variation(x: Images) -> Scalar:
-    """Mean absolute difference of neighbors, along x plus along y."""
-    across = (x[:, :, :, :-1] - x[:, :, :, 1:]).abs()
-    down = (x[:, :, :-1, :] - x[:, :, 1:, :]).abs()
-    return sum((part.mean() for part in (across, down) if part.numel()), start=x.new_zeros(()))
+def total_variation(x: Inputs) -> Scalar:
+    """Mean absolute difference of neighbors, along x plus along y; of series `[n, c, l]` along their length."""
+    neighbors = (x.narrow(axis, 0, x.shape[axis] - 1) - x.narrow(axis, 1, x.shape[axis] - 1) for axis in _places(x))
+    return sum((each.abs().mean() for each in neighbors if each.numel()), start=x.new_zeros(()))
+
+
+def _places(x: Inputs) -> range:
+    """The axes behind examples and channels, the last one first."""
+    return range(x.ndim - 1, 1, -1)

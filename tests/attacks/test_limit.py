@@ -273,3 +273,11 @@ def test_an_update_of_random_numbers_holds_nothing_of_any_picture() -> None:
     for seed in range(4):
         null = null_observation(observation, torch.Generator().manual_seed(seed))
         assert limit(null, batch, seconds=60.0).limit_psnr[0] < prior_psnr() + 3
+
+
+def test_examples_that_a_norm_couples_have_a_limit_and_none_is_run_alone() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 10)).train()
+    observation, batch = seen(module, 4)  # BatchNorm1d raises a ValueError where it is given one example to train on
+    found = limit(observation, batch)
+    assert len(found.determined) == 4 and all(0 < each <= 192 for each in found.determined)

@@ -26,6 +26,7 @@ ASKED = {
 """Attributes that may be missing and are asked for by name, each of something that is not ours to declare."""
 
 TWICE = {
+    "columns": "the file of `inputs` is the space of a table's rows; that of `labels` reads columns of a gradient",
     "controls": "the room makes control runs; the file of `evaluation` holds the pictures that control scores",
     "diagnosis": "the folder of `updates`, and its earlier home",
     "frontier": "the room measures a sweep; the file of `report` is its rows there",

@@ -45,6 +45,8 @@ DESCRIBED: Mapping[str, Described] = {
         "each picture's own mean color, better than any color that could be guessed",
     ),
     "mean": Described("Mean of other pictures", "the mean picture of others", "the mean of public pictures"),
+    "typical_row": Described("Typical row", "the typical row", "means, and the most frequent value of each category"),
+    "other_row": Described("Another row", "a row of somebody else", "public rows, one after another"),
     "prior": Described(
         "Attack without an update", "the attack's prior alone", "what the attack finds without any update"
     ),

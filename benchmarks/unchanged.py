@@ -29,7 +29,7 @@ from unittest import mock
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import inversefed
 from benchmarks import record
@@ -53,6 +53,7 @@ from inversefed import (
     recipes,
 )
 from inversefed.errors import ConfigError, InputError
+from inversefed.inputs import Category, Columns, Number
 from inversefed.zoo import networks, pictures
 
 __all__ = ["Audit", "Command", "Difference", "Facts", "Options", "compare", "main", "measured", "points"]
@@ -140,6 +141,24 @@ class Audit:
             max_iterations=self.max_iterations,
         )
         return of_report(report)
+
+
+@dataclass(frozen=True)
+class AuditOfTable:
+    """An audit of rows of a table, drawn from its columns."""
+
+    attack: Any
+    count: int = 8
+
+    def __call__(self) -> Facts:
+        """Audit."""
+        values = (5, 4, 6, 3, 4, 5)
+        categories = [Category(f"c{place}", tuple(map(str, range(each)))) for place, each in enumerate(values)]
+        table = Columns((*categories, Number("age", 17, 90, whole=True, mean=40, std=15), Number("score", -3, 3)))
+        rows, labels = table.stand_ins(self.count, torch.Generator().manual_seed(0)), torch.arange(self.count) % 2
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(table.shape[0], 60), nn.GELU(), nn.Linear(60, 2))
+        return of_report(inversefed.audit(module, rows, labels, inputs=table, attack=self.attack, nulls=0))
 
 
 @dataclass(frozen=True)
@@ -272,6 +291,7 @@ def _recipes() -> dict[str, Point]:
     of_recipes = {
         "april": Audit("zoo BareViT", recipes.april()),
         "best": Audit("zoo LeNetZhu", recipes.best(), threat=ThreatModel(), max_iterations=4),
+        "categories": AuditOfTable(recipes.categories()),
         "cocktail_party": Audit("small mlp", recipes.cocktail_party(20), count=4),
         "curvature": Audit("small sigmoid", recipes.curvature(3)),
         "deep_prior": Audit("small relu", recipes.deep_prior(1, 3)),

@@ -1,6 +1,7 @@
 """Contracts over every piece that a user can choose, taken from the modules' `__all__`: a new one is tested unasked."""
 
 import dataclasses
+import math
 import pickle
 from importlib import import_module
 from types import ModuleType
@@ -24,6 +25,7 @@ from inversefed.cli import list as listing
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
 from inversefed.fl import clients, defenses
+from inversefed.inputs import Category, Columns, Images, Number
 from inversefed.specs import registry
 
 SHAPE = (3, 8, 8)
@@ -57,6 +59,10 @@ ARGUMENTS = {
     "AtMost": (1e8,),
     "Rule": ((rules.Smooth(),), recipes.geiping(), "it is smooth"),
     "Polish": ((recipes.geiping(),),),
+    "Images": (SHAPE,),
+    "Number": ("age", 0.0, 100.0),
+    "Category": ("sex", ("female", "male")),
+    "Columns": ((Number("age", 0.0, 100.0),),),
     "AutoAttack": ((), (rules.Rule((), recipes.geiping(), "always"),), recipes.geiping(), recipes.geiping()),
 }
 
@@ -208,10 +214,13 @@ def test_a_projection_keeps_the_shape_and_its_input(projection: object, world: t
 def test_a_recipe_is_a_documented_attack_that_beats_its_start(name: str, world: tuple[Observation, Batch]) -> None:
     torch.manual_seed(0)
     between, width = nn.ReLU() if name in NEED_RELU else nn.Sigmoid(), 256 if name == "separated" else 32
-    module: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(192, width), between, nn.Linear(width, 4))
+    table = Columns(tuple(Category(str(place), ("a", "b", "c")) for place in range(5)))
+    space = table if name == "categories" else Images(SHAPE)
+    inputs = math.prod(space.shape)
+    module: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), between, nn.Linear(width, 4))
     module = Attends() if name in ("april", "patch_embedding") else module
-    images, truth = torch.rand(1, *SHAPE), torch.tensor([2])
-    network = freeze(module, SHAPE, mean=0.5, std=0.25)
+    images, truth = space.stand_ins(1, torch.Generator().manual_seed(1)), torch.tensor([2])
+    network = freeze(module, space, mean=0.5, std=0.25)
     observation = observe(network, FedSGD(), FedSGD()(network, images, truth), Batch(images, truth), ThreatModel())
     make = getattr(recipes, name)
     assert make.__doc__

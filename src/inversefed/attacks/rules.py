@@ -22,7 +22,7 @@ from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.losses import is_plain_cross_entropy
 from inversefed.fl.threat import Observation
-from inversefed.inputs import Images
+from inversefed.inputs import Columns, Images
 from inversefed.networks.architecture import Architecture, architecture
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "SeveralExamples",
     "Smooth",
     "StepsUnknown",
+    "Table",
 ]
 
 _PLACED = 16
@@ -156,6 +157,16 @@ class SeveralExamples:
         """How many."""
         count = facts.observation.num_examples
         return f"{count} examples" if count > 1 else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a table."""
+
+    def __call__(self, facts: Facts) -> str | None:
+        """How many columns."""
+        space = facts.observation.network.space
+        return f"{len(space.columns)} columns" if isinstance(space, Columns) else None
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,12 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         "attacks.exact.peel.attack",
         "attacks.exact.head_inversion",
         "attacks.exact.dense_batch.spear",
+        "attacks.exact.categories",
     ),
     "prior": ("attacks.pieces.priors", "attacks.pieces.batchnorm_prior"),
     "objective": ("attacks.pieces.objectives", "attacks.pieces.likelihoods", "attacks.pieces.quantized"),
     "precision": ("attacks.search.precision",),
-    "inputs": ("inputs.images", "inputs.series"),
+    "inputs": ("inputs.columns", "inputs.images", "inputs.series"),
 }
 """What a user can choose, and the modules whose `__all__` is the choice."""
 

@@ -1,0 +1,402 @@
+"""Rows of a table, exactly, from their categories, whatever follows the first linear layer.
+
+Needs: an honest update of b rows; a linear layer with bias on the encoded row; categories among the columns.
+
+    [gW | gb] = D^T [X | 1] = U S V^T   =>   every row of the batch is [x; 1] = V q for one q of b numbers
+
+On the categories a row is one-hot, z. With C the rows of V that belong to categories which occur, and to the 1, and N
+the null space of C^T beside the trivial equations (each block sums to 1),
+
+    N^T [z; 1] = 0:  k = columns of N real equations on finitely many z
+
+All z that solve them are found by meeting in the middle: sums of N's rows over half of the columns, and over the other
+half, that are opposite, by a k-d tree. Each gives q = C^+ [z; 1] and with it the numbers of the row. Where C has a rank
+below b (rows with the same categories), q is known up to the null space of C: `open_numbers` finds what is open.
+
+Integer combinations of rows, such as z1 + z2 - z3, solve the equations too. Which candidates are rows of the batch is
+linear: the gradient is the sum over candidates of (backward pass of each output) x [x; 1], with the slopes of the loss
+as unknowns, which are zero for those that are none. The result is called exact only if the client, run once, makes the
+update again. The method is our own.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from scipy.spatial import cKDTree
+from torch import Generator, Tensor
+
+from inversefed.attacks.exact.dense_batch.rank_decomposition import assigned_labels
+from inversefed.attacks.exact.linear import layer_on_the_picture
+from inversefed.attacks.exact.open_numbers import Spans, solved_numbers, stored
+from inversefed.attacks.exact.verify import verified
+from inversefed.attacks.exact.watch import Watch
+from inversefed.attacks.matching_error import matching_error
+from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.hooks import record
+from inversefed.fl.threat import Observation
+from inversefed.inputs.columns import Category, Columns
+from inversefed.types import Budget, Candidate, Reconstruction, Status
+
+__all__ = ["CategoryRows"]
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """The numbers that it decides by, each with its reason.
+
+    Args:
+        rank: singular values of the gradient from this many roundings on, times the largest, count.
+        dependent: singular values of C below it count as zero: batches have 1e-2 and more, rounding 1e-6 and less.
+        solved: length of N^T [z; 1] up to which z solves the equations.
+        most: solutions from which on the equations are too few.
+        cells: most values of whole numbers that are looked at one by one.
+        wanted: equations below which whole numbers are looked at beside categories.
+        kept: share of the largest slope below which a candidate is no row of the batch.
+    """
+
+    rank: float = 8.0
+    dependent: float = 1e-4
+    solved: float = 2e-4
+    most: int = 2**18
+    cells: int = 128
+    wanted: int = 4
+    kept: float = 1e-3
+
+
+TOLERANCES = Tolerances()
+
+
+@dataclass(frozen=True)
+class CategoryRows:
+    """Recover the rows of a table, their labels among it, from the one-hot columns of a first linear layer's gradient.
+
+    Args:
+        half: most sums of half of the columns; columns of few values are left out until there are no more.
+    """
+
+    half: int = 2**18
+
+    def __call__(self, observation: Observation, generator: Generator, budget: Budget = Budget()) -> Reconstruction:
+        """Solve; randomness gives starts where numbers are open.
+
+        Raises:
+            ThreatModelError: the gradient's rank, or the equations, do not tell the rows; the message says which.
+            UnsupportedNetworkError: the network takes no table with categories, or no linear layer with bias sees it.
+        """
+        rows, columns = RowSpace.of(observation), _table(observation)
+        solved = Choices.of(rows, columns, self.half)
+        watch = Watch(budget, observation.network.denormalize)
+        found = _rows(observation, rows, columns, solved, generator, watch)
+        chosen = _selected(observation, rows, found)
+        if len(chosen) != rows.count:
+            raise ThreatModelError(
+                f"{len(chosen)} of the {rows.count} rows are told by their categories; {solved.said}"
+            )
+        network = observation.network
+        images = columns.snap(chosen).to(network.device, network.dtype).reshape(observation.batch_shape)
+        labels, order = assigned_labels(observation, rows.layer, images, rows.deltas(observation, images))
+        images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
+        loss = matching_error(observation, images, labels)
+        evidence = {"rank": rows.rank, "rank_of_categories": solved.rank, "equations": solved.equations,
+                    "candidates": len(found)}  # fmt: skip
+        candidate = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
+        how = f"the categories of {rows.count} rows solve the equations of {rows.layer}, and give their numbers"
+        return verified(self, candidate, how, evidence)
+
+    def check(self, observation: Observation) -> str:
+        """Say what it would do.
+
+        Raises:
+            ThreatModelError: as when it is called.
+            UnsupportedNetworkError: likewise.
+        """
+        solved = Choices.of(RowSpace.of(observation), _table(observation), self.half)
+        return f"solves for rows whose categories fit the gradient of the first linear layer; {solved.said}"
+
+
+def _table(observation: Observation) -> Columns:
+    space = observation.network.space
+    if not isinstance(space, Columns) or not any(isinstance(column, Category) for column in space.columns):
+        raise UnsupportedNetworkError(
+            "categories() reads the one-hot columns of a table, and the network takes none; give inputs=Columns(...) "
+            "with categories, or use another attack"
+        )
+    return space
+
+
+@dataclass(frozen=True, eq=False)
+class RowSpace:
+    """The space that the encoded rows of a batch span, each with a 1 behind it; float64 on the CPU.
+
+    Args:
+        layer: name of the linear layer.
+        gradient: `[gW | gb]`, `[m, d + 1]`, of what the layer is fed.
+        basis: `[rank, d + 1]`: a row of the batch, encoded, with its 1, is a combination of these.
+        count: b, the examples that the update is said to be of.
+        noise: relative error of the basis, from the rounding of the number format and the least singular value.
+    """
+
+    layer: str
+    gradient: Tensor = field(repr=False)
+    basis: Tensor = field(repr=False)
+    count: int
+    noise: float
+
+    @property
+    def rank(self) -> int:
+        """How many independent rows the gradient holds."""
+        return len(self.basis)
+
+    @classmethod
+    def of(cls, observation: Observation) -> "RowSpace":
+        """Of the gradient of the layer that sees the rows.
+
+        Raises:
+            UnsupportedNetworkError: no linear layer with bias sees them, or it is too small for so many.
+            ThreatModelError: the gradient's rank is not the number of examples.
+        """
+        network, count = observation.network, observation.num_examples
+        layer = layer_on_the_picture(network)
+        if layer is None or not {f"{layer}.weight", f"{layer}.bias"} <= set(observation.gradient):
+            raise UnsupportedNetworkError("no linear layer with bias sees the row as it is encoded")
+        weight, bias = (observation.gradient[f"{layer}.{part}"].detach().cpu().double() for part in ("weight", "bias"))
+        gradient = torch.cat([weight, bias[:, None]], dim=1)
+        if count >= min(gradient.shape):
+            raise UnsupportedNetworkError(
+                f"{count} rows are more than layer {layer} with {gradient.shape[1] - 1} inputs and {len(gradient)} "
+                f"outputs can tell apart; at most {min(gradient.shape) - 1} are"
+            )
+        _, values, basis = torch.linalg.svd(gradient, full_matrices=False)
+        floor = TOLERANCES.rank * torch.finfo(network.dtype).eps * float(values[0])
+        rank = int((values > floor).sum())
+        if rank != count:
+            raise ThreatModelError(
+                f"the gradient of layer {layer} has rank {rank}, and an honest one of {count} different rows has "
+                f"{count}: noise, pruning or quantization make it more, equal rows or units that are off fewer"
+            )
+        noise = float(values[count] / values[count - 1])
+        return cls(layer, gradient, _encoded(observation, basis[:count]), count, noise)
+
+    def deltas(self, observation: Observation, images: Tensor) -> Tensor:
+        """D, the gradient with respect to the layer's outputs, of each of b encoded rows, `[b, m]`."""
+        fed = observation.network.normalize(images).flatten(1).cpu().double()
+        found: Tensor = torch.linalg.lstsq(_with_one(fed).T, self.gradient.T, driver="gelsd").solution
+        return found
+
+
+def _encoded(observation: Observation, basis: Tensor) -> Tensor:
+    """A basis of `[fed; 1]` as one of `[encoded; 1]`."""
+    network = observation.network
+    mean, std = (
+        constant.detach().cpu().double().expand(network.image_shape).flatten()
+        for constant in (network.mean, network.std)
+    )
+    return torch.cat([basis[:, :-1] * std + basis[:, -1:] * mean, basis[:, -1:]], dim=1)
+
+
+def _with_one(rows: Tensor) -> Tensor:
+    return torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A column whose cell is one of finitely many, as it stands among the columns of C.
+
+    Args:
+        places: of its numbers in an encoded row, `[w]`.
+        cells: what stands there for each cell that it can hold, `[cells, w]`.
+        one_hot: whether each is a one-hot block.
+    """
+
+    places: list[int]
+    cells: Tensor = field(repr=False)
+    one_hot: bool = True
+
+    @property
+    def bits(self) -> float:
+        """Logarithm of the number of cells."""
+        return math.log2(len(self.cells))
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The categories that fit the gradient.
+
+    Args:
+        known: encoded rows with the numbers that go with them, `[n, d]`; those of a family are one member of it.
+        free: directions along which all of them are open, `[f, d]`, f = b - rank.
+        rank: of C.
+        equations: k.
+        groups: columns that were looked at.
+    """
+
+    known: Tensor = field(repr=False)
+    free: Tensor = field(repr=False)
+    rank: int
+    equations: int
+    groups: int
+
+    @property
+    def said(self) -> str:
+        """The figures that decide, as a clause."""
+        return (
+            f"C, the cells of {self.groups} columns, has rank {self.rank} and leaves {self.equations} equations, which "
+            f"{len(self.known)} combinations of cells solve"
+        )
+
+    @classmethod
+    def of(cls, rows: RowSpace, columns: Columns, half: int) -> "Choices":
+        """Solve for them.
+
+        Raises:
+            ThreatModelError: there are no equations, or too many solutions.
+        """
+        groups = _groups(rows, columns, 2 * math.log2(half))
+        places = [place for group in groups for place in group.places]
+        left, values, right = torch.linalg.svd(rows.basis[:, [*places, -1]], full_matrices=False)
+        rank = int((values > TOLERANCES.dependent).sum())
+        null = _null_space(rows, groups)
+        equations = null.shape[1]
+        said = f"C, the cells of {len(groups)} columns, has rank {rank} and leaves {equations} equations"
+        if equations < 1:
+            raise ThreatModelError(
+                f"{said} beyond those that hold for every row; fewer rows, or more columns of categories, would leave "
+                "some"
+            )
+        cells = _met(null, groups, said)
+        q = _with_one(cells) @ right[:rank].T / values[:rank] @ left[:, :rank].T
+        free = _complement(left[:, :rank]).T @ rows.basis
+        return cls((q @ rows.basis)[:, :-1], free[:, :-1], rank, equations, len(groups))
+
+
+def _groups(rows: RowSpace, columns: Columns, bits: float) -> list[Group]:
+    """The columns of categories, those of most equations a bit first, and whole numbers where they are too few."""
+    size = rows.basis.norm(dim=0)
+    floor = rows.noise * float(size.max())
+    categories, numbers = [], []
+    for column, place in zip(columns.columns, columns.places, strict=True):
+        if isinstance(column, Category):
+            present = [each for each in range(place.start, place.stop) if float(size[each]) > floor]
+            categories.append(Group(present, torch.eye(len(present), dtype=torch.float64)))
+        elif column.whole and column.span <= TOLERANCES.cells and float(size[place.start]) > floor:
+            values = torch.arange(math.ceil(column.low), math.floor(column.high) + 1, dtype=torch.float64)
+            numbers.append(Group([place.start], ((values - column.low) / column.span)[:, None], one_hot=False))
+    categories = sorted((group for group in categories if group.places), key=lambda group: -len(group.cells))
+    while len(categories) > 1 and sum(group.bits for group in categories) > bits:
+        categories = categories[:-1]
+    groups, rank = categories, _rank(rows, categories)
+    for number in sorted(numbers, key=lambda group: group.bits):
+        more = [*groups, number]
+        fits = sum(group.bits for group in more) <= bits
+        wanted = _null_space(rows, groups).shape[1] < TOLERANCES.wanted or _rank(rows, more) > rank
+        if fits and wanted:
+            groups, rank = more, _rank(rows, more)
+    return groups
+
+
+def _rank(rows: RowSpace, groups: Sequence[Group]) -> int:
+    places = [place for group in groups for place in group.places]
+    return int((torch.linalg.svdvals(rows.basis[:, [*places, -1]]) > TOLERANCES.dependent).sum())
+
+
+def _null_space(rows: RowSpace, groups: Sequence[Group]) -> Tensor:
+    """N, orthonormal, `[p + 1, k]`: what is orthogonal to C's rows, and to the sums of one-hot blocks less the 1."""
+    places = [place for group in groups for place in group.places]
+    ends = list(itertools.accumulate(len(group.places) for group in groups))
+    sums = torch.zeros(len(groups), len(places) + 1, dtype=torch.float64)
+    for number, (group, end) in enumerate(zip(groups, ends, strict=True)):
+        if group.one_hot:
+            sums[number, end - len(group.places) : end], sums[number, -1] = 1, -1
+    return _complement(torch.cat([rows.basis[:, [*places, -1]], sums]).T)
+
+
+def _complement(matrix: Tensor) -> Tensor:
+    """An orthonormal basis of all that is orthogonal to a matrix's columns."""
+    left, values, _ = torch.linalg.svd(matrix, full_matrices=True)
+    free: Tensor = left[:, int((values > TOLERANCES.dependent).sum()) :]
+    return free
+
+
+def _met(null: Tensor, groups: Sequence[Group], said: str) -> Tensor:
+    """Meeting in the middle: the cells `[n, p]`, one of each group, that solve the equations."""
+    ends = [0, *itertools.accumulate(len(group.places) for group in groups)]
+    sums = [group.cells @ null[start:end] for group, start, end in zip(groups, ends[:-1], ends[1:], strict=True)]
+    sides: tuple[list[int], list[int]] = ([], [])
+    bits = [0.0, 0.0]
+    for number in sorted(range(len(groups)), key=lambda each: -groups[each].bits):
+        side = int(bits[1] < bits[0])
+        sides[side].append(number)
+        bits[side] += groups[number].bits
+    first, second = (_every([sums[number] for number in side], null.shape[1]) for side in sides)
+    target = -(second + null[-1])
+    width = min(null.shape[1], 8)  # a k-d tree of more directions tells no more, and takes longer
+    tree = cKDTree(first[:, :width].numpy())
+    wanted = target[:, :width].numpy()
+    counts = torch.from_numpy(tree.query_ball_point(wanted, TOLERANCES.solved, return_length=True))
+    if int(counts.sum()) > TOLERANCES.most:
+        raise ThreatModelError(
+            f"{int(counts.sum())} combinations of cells fit the gradient, too many to tell which are rows: {said}"
+        )
+    near = tree.query_ball_point(wanted, TOLERANCES.solved, return_sorted=False)
+    ours = torch.tensor([place for each in near for place in each], dtype=torch.long)
+    theirs = torch.arange(len(target)).repeat_interleave(counts)
+    solve = (first[ours] - target[theirs]).norm(dim=1) <= TOLERANCES.solved
+    ours, theirs = ours[solve], theirs[solve]
+    cells: list[Tensor] = [torch.zeros(0)] * len(groups)
+    for half, chosen in zip(sides, (ours, theirs), strict=True):
+        left = chosen
+        for number in reversed(half):  # the last runs fastest
+            count = len(groups[number].cells)
+            cells[number], left = groups[number].cells[left % count], left // count
+    return torch.cat(cells, dim=1)
+
+
+def _every(sums: Sequence[Tensor], width: int) -> Tensor:
+    """All sums of one row of each, the last running fastest, `[product, width]`."""
+    total = torch.zeros(1, width, dtype=torch.float64)
+    for each in sums:
+        total = (total[:, None] + each[None]).reshape(-1, width)
+    return total
+
+
+def _rows(
+    observation: Observation, rows: RowSpace, columns: Columns, solved: Choices, generator: Generator, watch: Watch
+) -> Tensor:
+    """Candidates with all their numbers, `[n, d]`, encoded: one-hot, within the range."""
+    spans = Spans.of(observation, rows.layer, rows.count)
+    known = solved.known
+    if len(solved.free):
+        known = solved_numbers(columns, known, solved.free, spans, generator, watch)
+    known = torch.unique(columns.snap(known[stored(columns, known)]), dim=0)
+    return known if len(known) <= rows.count else spans.fit(known)
+
+
+def _selected(observation: Observation, rows: RowSpace, found: Tensor) -> Tensor:
+    """Of candidates those that are in the batch, by least squares for the slope of the loss at each."""
+    if len(found) <= rows.count:
+        return found
+    network = observation.network
+    images = found.to(network.device, network.dtype).reshape(len(found), *network.image_shape)
+    layers = {rows.layer: network.module.get_submodule(rows.layer)}
+    with torch.enable_grad():
+        logits, runs = record(layers, lambda: network.apply(network.params, images), lambda *_: None)
+    ones = torch.eye(network.num_classes, device=network.device, dtype=network.dtype)
+    each = [torch.autograd.grad(logits, runs[0].outputs, one.expand_as(logits), retain_graph=True)[0] for one in ones]
+    backward = torch.stack(each, dim=1).cpu().double()  # [n, k, m]
+    fed = _with_one(network.normalize(images).flatten(1).cpu().double())
+    unknowns, told = len(found) * network.num_classes, len(rows.gradient) * rows.count
+    if unknowns > told:
+        raise ThreatModelError(
+            f"{len(found)} rows with {network.num_classes} outputs each are {unknowns} unknowns, and the gradient of "
+            f"{rows.layer} has {told} equations to tell which of them are in the batch"
+        )
+    _, _, basis = torch.linalg.svd(rows.gradient, full_matrices=False)
+    basis = basis[: rows.count]
+    columns = torch.einsum("nkm,nr->mrnk", backward, fed @ basis.T).reshape(-1, len(found) * network.num_classes)
+    slopes = torch.linalg.lstsq(columns, (rows.gradient @ basis.T).reshape(-1, 1), driver="gelsd").solution
+    pulls = (slopes.reshape(len(found), -1, 1) * backward).sum(dim=1).norm(dim=1) * fed.norm(dim=1)
+    order = pulls.argsort(descending=True)[: rows.count]
+    return found[order[pulls[order] > TOLERANCES.kept * pulls.max()]]

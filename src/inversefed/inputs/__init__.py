@@ -11,8 +11,9 @@ from inversefed.inputs.columns import Category, Columns, Number
 from inversefed.inputs.images import Images
 from inversefed.inputs.series import Series
 from inversefed.inputs.space import InputSpace, Measure
+from inversefed.inputs.table_file import Table
 
-__all__ = ["MEASURES", "Category", "Columns", "Images", "InputSpace", "Measure", "Number", "Series"]
+__all__ = ["MEASURES", "Category", "Columns", "Images", "InputSpace", "Measure", "Number", "Series", "Table"]
 
 MEASURES: Mapping[str, Measure] = {**columns.MEASURES, **series.MEASURES}
 """What the input spaces say of an example, by name, in the words of a report."""

@@ -86,9 +86,36 @@ class CategoryRows:
             ThreatModelError: the gradient's rank, or the equations, do not tell the rows; the message says which.
             UnsupportedNetworkError: the network takes no table with categories, or no linear layer with bias sees it.
         """
-        rows, columns = RowSpace.of(observation), _table(observation)
-        solved = Choices.of(rows, columns, self.half)
+        columns, rows = _table(observation), RowSpace.of(observation)
         watch = Watch(budget, observation.network.denormalize)
+        best: Reconstruction | None = None
+        refused: ThreatModelError | None = None
+        for whole in (False, True):  # whole numbers bring equations, and many more combinations that solve them
+            try:
+                found = self._solved(observation, rows, columns, whole, generator, watch)
+            except ThreatModelError as error:
+                refused = refused or error
+                continue
+            if best is None or found.loss < best.loss:
+                best = found
+            if best.proven or watch.stop():
+                break
+        if best is None:
+            assert refused is not None
+            raise refused
+        return best
+
+    def _solved(
+        self,
+        observation: Observation,
+        rows: "RowSpace",
+        columns: Columns,
+        whole: bool,
+        generator: Generator,
+        watch: Watch,
+    ) -> Reconstruction:
+        """With or without whole numbers among the cells that are gone through."""
+        solved = Choices.of(rows, columns, self.half, whole)
         found = _rows(observation, rows, columns, solved, generator, watch)
         chosen = _selected(observation, rows, found)
         if len(chosen) != rows.count:
@@ -100,8 +127,8 @@ class CategoryRows:
         labels, order = assigned_labels(observation, rows.layer, images, rows.deltas(observation, images))
         images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
         loss = matching_error(observation, images, labels)
-        evidence = {"rank": rows.rank, "rank_of_categories": solved.rank, "equations": solved.equations,
-                    "candidates": len(found)}  # fmt: skip
+        evidence = {"rank": rows.rank, "rank_of_categories": solved.rank, "equations": solved.equations}
+        evidence |= {"candidates": len(found)}
         candidate = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
         how = f"the categories of {rows.count} rows solve the equations of {rows.layer}, and give their numbers"
         return verified(self, candidate, how, evidence)
@@ -113,7 +140,11 @@ class CategoryRows:
             ThreatModelError: as when it is called.
             UnsupportedNetworkError: likewise.
         """
-        solved = Choices.of(RowSpace.of(observation), _table(observation), self.half)
+        columns, rows = _table(observation), RowSpace.of(observation)
+        try:
+            solved = Choices.of(rows, columns, self.half, whole=False)
+        except ThreatModelError:
+            solved = Choices.of(rows, columns, self.half, whole=True)
         return f"solves for rows whose categories fit the gradient of the first linear layer; {solved.said}"
 
 
@@ -248,13 +279,13 @@ class Choices:
         )
 
     @classmethod
-    def of(cls, rows: RowSpace, columns: Columns, half: int) -> "Choices":
+    def of(cls, rows: RowSpace, columns: Columns, half: int, whole: bool) -> "Choices":
         """Solve for them.
 
         Raises:
             ThreatModelError: there are no equations, or too many solutions.
         """
-        groups = _groups(rows, columns, 2 * math.log2(half))
+        groups = _groups(rows, columns, 2 * math.log2(half), whole)
         places = [place for group in groups for place in group.places]
         left, values, right = torch.linalg.svd(rows.basis[:, [*places, -1]], full_matrices=False)
         rank = int((values > TOLERANCES.dependent).sum())
@@ -272,7 +303,7 @@ class Choices:
         return cls((q @ rows.basis)[:, :-1], free[:, :-1], rank, equations, len(groups))
 
 
-def _groups(rows: RowSpace, columns: Columns, bits: float) -> list[Group]:
+def _groups(rows: RowSpace, columns: Columns, bits: float, whole: bool) -> list[Group]:
     """The columns of categories, those of most equations a bit first, and whole numbers where they are too few."""
     size = rows.basis.norm(dim=0)
     floor = rows.noise * float(size.max())
@@ -288,7 +319,7 @@ def _groups(rows: RowSpace, columns: Columns, bits: float) -> list[Group]:
     while len(categories) > 1 and sum(group.bits for group in categories) > bits:
         categories = categories[:-1]
     groups, rank = categories, _rank(rows, categories)
-    for number in sorted(numbers, key=lambda group: group.bits):
+    for number in sorted(numbers if whole else [], key=lambda group: group.bits):
         more = [*groups, number]
         fits = sum(group.bits for group in more) <= bits
         wanted = _null_space(rows, groups).shape[1] < TOLERANCES.wanted or _rank(rows, more) > rank

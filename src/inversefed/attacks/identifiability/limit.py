@@ -7,10 +7,10 @@ of pictures before anything is seen,
     MSE >= tr((F + C^-1)^-1) / d                    van Trees' inequality, near the point where J was taken
     determined = number of eigenvalues above 1 of C^1/2 F C^1/2
 
-C is that of natural noise: power 1/f^2, channels correlated; of rows and series, white noise
-as strong. S is diagonal: the rounding of the number format over the largest entry of a tensor, steps between levels,
-the noise of a defense that is known, and with the truth at hand what its own update leaves unexplained. Entries that are
-zero were not sent.
+C is that of natural noise: power 1/f^2, channels correlated; of rows and series that of white noise as strong. S is
+diagonal: the rounding of the number format over the largest entry of a tensor, steps between levels, the noise of a
+defense that is known, and with the truth at hand what its own update leaves unexplained. Entries that are zero were not
+sent.
 
 The columns of A = S^-1/2 J C^1/2 are derivatives along waves, by forward mode over the client's own reverse mode. Its
 rows are hashed with random signs into k of them (Clarkson and Woodruff 2013, arXiv:1207.6365), which shrinks the

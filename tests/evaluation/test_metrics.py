@@ -12,6 +12,7 @@ from skimage.metrics import structural_similarity as skimage_ssim
 from inversefed.errors import InputError
 from inversefed.evaluation import metrics
 from inversefed.evaluation.score import score
+from inversefed.inputs import MEASURES
 from inversefed.types import Batch
 
 PIXELS = [name for name in metrics.__all__ if name != "label_accuracy"]
@@ -43,7 +44,7 @@ def pair(count=4, channels=3, height=32, width=32, dtype=torch.float32):
 
 def test_registry_is_sorted_and_every_metric_has_its_fact():
     assert metrics.__all__ == sorted(metrics.__all__)
-    assert set(metrics.FACTS) == set(metrics.__all__)
+    assert set(metrics.FACTS) == {*metrics.__all__, *MEASURES}
     for fact in metrics.FACTS.values():
         assert fact.title and fact.meaning and format(0.5, fact.format)
 

@@ -53,8 +53,9 @@ from inversefed import (
     recipes,
 )
 from inversefed.errors import ConfigError, InputError
-from inversefed.inputs import Category, Columns, Number
+from inversefed.inputs import Category, Columns, Number, Tokens
 from inversefed.zoo import networks, pictures
+from inversefed.zoo.networks import language
 
 __all__ = ["Audit", "Command", "Difference", "Facts", "Options", "compare", "main", "measured", "points"]
 
@@ -159,6 +160,31 @@ class AuditOfTable:
         torch.manual_seed(0)
         module = nn.Sequential(nn.Linear(table.shape[0], 60), nn.GELU(), nn.Linear(60, 2))
         return of_report(inversefed.audit(module, rows, labels, inputs=table, attack=self.attack, nulls=0))
+
+
+@dataclass(frozen=True)
+class OfSentences:
+    """An audit of made-up sentences of a small transformer.
+
+    Args:
+        network: its class in `zoo.networks.language`.
+        attack: that is run.
+        count: how many sentences.
+    """
+
+    network: str
+    attack: Any
+    count: int = 1
+
+    def __call__(self) -> Facts:
+        """Audit."""
+        space = Tokens(12, 500)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = getattr(language, self.network)(500, 12, num_classes=3).eval()
+        ids = space.stand_ins(self.count, torch.Generator().manual_seed(0))
+        labels = torch.arange(self.count) % 3
+        return of_report(inversefed.audit(module, ids, labels, inputs=space, attack=self.attack, nulls=0))
 
 
 @dataclass(frozen=True)
@@ -288,7 +314,7 @@ def points() -> dict[str, Point]:
 def _recipes() -> dict[str, Point]:
     """Every published attack, on a network that it applies to."""
     shuffled = FedAvg(epochs=2, batch_size=2, lr=1e-2, shuffle=True)
-    of_recipes = {
+    of_recipes: dict[str, Point] = {
         "april": Audit("zoo BareViT", recipes.april()),
         "best": Audit("zoo LeNetZhu", recipes.best(), threat=ThreatModel(), max_iterations=4),
         "categories": AuditOfTable(recipes.categories()),
@@ -297,6 +323,7 @@ def _recipes() -> dict[str, Point]:
         "deep_prior": Audit("small relu", recipes.deep_prior(1, 3)),
         "dlg": Audit("small sigmoid", recipes.dlg(1, 2)),
         "dropout_inversion": Audit("small dropout", recipes.dropout_inversion(4), mode="train", count=4),
+        "embedding_rows": OfSentences("Bert", recipes.embedding_rows()),
         "geiping": Audit("small relu", recipes.geiping(2, 6)),
         "gradinversion": Audit("small batchnorm", recipes.gradinversion(2, 8), count=4),
         "idlg": Audit("small sigmoid", recipes.idlg(1, 2), threat=ThreatModel()),
@@ -317,6 +344,7 @@ def _recipes() -> dict[str, Point]:
         "spectral": Audit("small average-pool", recipes.spectral(6)),
         "surrogate": Audit("small relu", recipes.surrogate(6), client=FedAvg(2, 1e-2), threat=BLIND),
         "tag": Audit("small gelu", recipes.tag(1, 6)),
+        "token_span": OfSentences("Llama", recipes.token_span(), count=2),
         "train_mode": Audit("small batchnorm", recipes.train_mode(6), mode="train", count=4),
         "without_prior": Audit("small relu", recipes.without_prior(4)),
     }

@@ -25,8 +25,9 @@ from inversefed.cli import list as listing
 from inversefed.evaluation import controls, metrics
 from inversefed.evaluation.score import score
 from inversefed.fl import clients, defenses
-from inversefed.inputs import Category, Columns, Images, Number
+from inversefed.inputs import Category, Columns, Images, Number, Tokens
 from inversefed.specs import registry
+from inversefed.zoo.networks.language import Gpt
 
 SHAPE = (3, 8, 8)
 ARGUMENTS = {
@@ -55,6 +56,7 @@ ARGUMENTS = {
     "Leaving": (("0.weight",),),
     "Masked": (objectives.SquaredError(),),
     "RoundingLikelihood": (4,),
+    "TextRoles": ("wte.weight", "wpe.weight", ("h.0.weight",), ("h.1.weight",)),
     "Applies": (recipes.peel(),),
     "AtMost": (1e8,),
     "Rule": ((rules.Smooth(),), recipes.geiping(), "it is smooth"),
@@ -66,6 +68,8 @@ ARGUMENTS = {
     "AutoAttack": ((), (rules.Rule((), recipes.geiping(), "always"),), recipes.geiping(), recipes.geiping()),
 }
 
+OF_SENTENCES = {"embedding_rows", "token_span"}
+"""Recipes for token ids."""
 NEED_RELU = {"spear", "sparse"}
 """Recipes for a ReLU behind the first layer."""
 
@@ -210,7 +214,19 @@ def test_a_projection_keeps_the_shape_and_its_input(projection: object, world: t
     assert torch.equal(inputs, before)
 
 
-@pytest.mark.parametrize("name", list(recipes.__all__))
+@pytest.mark.parametrize("name", sorted(OF_SENTENCES))
+def test_a_recipe_of_sentences_is_a_documented_attack_that_finds_one(name: str) -> None:
+    torch.manual_seed(0)
+    space, label = Tokens(8, 60), torch.tensor([2])
+    ids, module = space.stand_ins(1, torch.Generator().manual_seed(1)), Gpt(60, 8, num_classes=4).eval()
+    network = freeze(module, space)
+    observation = observe(network, FedSGD(), FedSGD()(network, ids, label), Batch(ids, label), ThreatModel())
+    assert getattr(recipes, name).__doc__
+    found = getattr(recipes, name)()(observation, torch.Generator().manual_seed(0))
+    assert found.labels.tolist() == [2] and torch.equal(found.images, ids) and found.proven
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.__all__ if name not in OF_SENTENCES])
 def test_a_recipe_is_a_documented_attack_that_beats_its_start(name: str, world: tuple[Observation, Batch]) -> None:
     torch.manual_seed(0)
     between, width = nn.ReLU() if name in NEED_RELU else nn.Sigmoid(), 256 if name == "separated" else 32

@@ -34,6 +34,7 @@ TWICE = {
     "networks": "the room reads any network; the folder of `zoo` holds those that come with the package",
     "serve": "the file of `cli` is the command of the folder in `experiments`",
     "purge": "the file of `cli` is the command of the one in `report`",
+    "text": "the folder of `attacks.exact` reads sentences; the file of `report` writes on the terminal",
     "updates": "the room, and its earlier home",
 }
 """Names of several files or folders, and how the folder that they are in tells which is meant.

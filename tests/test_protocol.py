@@ -277,6 +277,6 @@ def test_the_page_shows_the_rules_that_the_default_attack_goes_by() -> None:
     rules = recipes.table(recipes.best())
     assert rules in page
     rows = [row.split(" | ") for row in rules.splitlines()[2:]]
-    assert len(rows) == len(recipes.best().exact) + len(recipes.best().searches) == 26
+    assert len(rows) == len(recipes.best().exact) + len(recipes.best().searches) == 28
     assert all(len(row) == 3 and row[0] != "| else" and "{" not in row[2] for row in rows)
     assert {"`spectral`", "`smoothed`", "`curvature`", "`in_range`, 100 steps", "`peel`"} <= {row[1] for row in rows}

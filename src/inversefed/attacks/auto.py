@@ -148,6 +148,8 @@ class AutoAttack:
         search, why, rule = self._chosen(facts)
         holding = [each for each in self.exact if each.holds(facts) is not None]
         methods = tuple(each.attack for each in holding)
+        if facts.sentences:  # ids have no derivative, so nothing is searched
+            return Plan(methods, search, "token ids are not searched", False, False, (), (), 1.0, ())
         attacks = (*methods, search)
         if observation.num_examples == 1 and (found := facts.architecture.max_pools):
             if any(applies(method, observation) for method in methods):
@@ -226,7 +228,7 @@ class AutoAttack:
             if best.ended:
                 break
         if failed is not None and best.found is None:
-            raise failed
+            raise failed if plan.search in plan.attacks else ThreatModelError("; ".join(reasons))
         return self._refined(best, plan, generator).explained(reasons)
 
     def _refined(self, best: "_Best", plan: Plan, generator: Generator) -> "_Best":
@@ -457,7 +459,8 @@ class _Best:
             status = Status.STOPPED if status in (Status.FINISHED, Status.CONVERGED) else status
         finding = Finding(Code.ATTACK_CHOSEN, "info", message, evidence)
         network, images = self.observation.network, self.found.images
-        images = images if self.exact else images.clamp(network.low, network.high)  # no private pixel is outside
+        real = images.is_floating_point()
+        images = images.clamp(network.low, network.high) if real and not self.exact else images  # as private pixels are
         error = self.found.matching_error if torch.equal(images, self.found.images) else None
         return replace(
             self.found, images=images, status=status, findings=(finding, *self.found.findings), matching_error=error,

@@ -17,6 +17,9 @@ from inversefed.attacks.exact.dense_batch.spear import SparseBatch
 from inversefed.attacks.exact.head_inversion import SeparatedFeatures
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel.attack import Peel
+from inversefed.attacks.exact.text.embedding_rows import EmbeddingRows
+from inversefed.attacks.exact.text.roles import TextRoles
+from inversefed.attacks.exact.text.span_sentences import SpanSentences
 from inversefed.attacks.exact.transformer.patch_embedding import EmbeddedPatches
 from inversefed.attacks.labels import JointLabels, RecoveredLabels
 from inversefed.attacks.pieces.batchnorm_prior import BatchNormStatistics
@@ -50,6 +53,7 @@ from inversefed.attacks.rules import (
     OrderUnknown,
     Polish,
     Rule,
+    Sentences,
     SeveralExamples,
     Smooth,
     StepsUnknown,
@@ -69,6 +73,7 @@ __all__ = [
     "deep_prior",
     "dlg",
     "dropout_inversion",
+    "embedding_rows",
     "geiping",
     "gradinversion",
     "idlg",
@@ -87,6 +92,7 @@ __all__ = [
     "steady",
     "surrogate",
     "tag",
+    "token_span",
     "train_mode",
     "without_prior",
 ]
@@ -102,13 +108,15 @@ def best() -> AutoAttack:
     How the searches were chosen, with figures, is told in the documentation ("Speed").
     """
     early, one, several, wide = EarlyBFloat16(worthwhile=True), OneExample(), SeveralExamples(), Applies(separated())
-    table = Table()
+    table, words = Table(), Sentences()
     pixels = (
         replace(geiping(max_iterations=600), optimizer=Adam(lr=0.02, signed=True)),
         replace(geiping(max_iterations=300, total_variation=1e-3), optimizer=Adam(lr=0.01, signed=True)),
     )
     return AutoAttack(
         exact=(
+            Rule((words, one), embedding_rows(), "the gradients of embeddings tell which token stood where"),
+            Rule((words,), token_span(), "the attention's gradients span what it was fed, which few tokens give"),
             Rule((one,), linear(), "a linear layer that sees the picture gives it away in closed form"),
             Rule((one,), patch_embedding(), "learned positions give away the patches of a transformer"),
             Rule((one,), april(), "positions in front of an attention give away what it saw"),
@@ -282,6 +290,33 @@ def without_prior(max_iterations: int = 1200) -> GradientInversion:
         max_iterations: steps.
     """
     return replace(geiping(max_iterations=max_iterations), priors=())
+
+
+def embedding_rows(roles: TextRoles | None = None) -> EmbeddingRows:
+    """One sentence from the gradients of token and position embeddings alone.
+
+    Paper: own derivation; DAGER (Petrov et al. 2024, arXiv:2405.15586) for one sentence needs the attention.
+    Needs: token ids, one example, learned positions, trained embeddings that are not tied to the output.
+    Cost: one least-squares solution, and an update of the client for each class.
+
+    Args:
+        roles: which weights are what; `None` for what a run of the network tells.
+    """
+    return EmbeddingRows(roles)
+
+
+def token_span(roles: TextRoles | None = None) -> SpanSentences:
+    """DAGER: tokens in the span of the first attention's gradients, sentences by that of the second's.
+
+    Paper: Petrov et al. (2024), arXiv:2405.15586; tolerances from the spectrum and batches of encoders are this
+    project's.
+    Needs: token ids, gradients of the first two attentions, fewer tokens than they are wide.
+    Cost: the embeddings of the vocabulary, and some hundred to some ten thousand runs of one layer.
+
+    Args:
+        roles: which weights are what; `None` for what a run of the network tells.
+    """
+    return SpanSentences(roles)
 
 
 def dlg(restarts: int = 1, max_iterations: int = 300) -> GradientInversion:

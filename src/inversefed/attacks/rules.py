@@ -22,7 +22,7 @@ from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.losses import is_plain_cross_entropy
 from inversefed.fl.threat import Observation
-from inversefed.inputs import Columns, Images
+from inversefed.inputs import Columns, Images, Tokens
 from inversefed.networks.architecture import Architecture, architecture
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "OrderUnknown",
     "Polish",
     "Rule",
+    "Sentences",
     "SeveralExamples",
     "Smooth",
     "StepsUnknown",
@@ -69,6 +70,11 @@ class Facts:
     def architecture(self) -> Architecture:
         """What the network's layers hide."""
         return architecture(self.observation.network)
+
+    @property
+    def sentences(self) -> bool:
+        """Whether the network is fed token ids."""
+        return isinstance(self.observation.network.space, Tokens)
 
     @cached_property
     def share_known(self) -> float:
@@ -131,7 +137,12 @@ class Rule(Generic[A_co]):
     late: bool = False
 
     def holds(self, facts: Facts) -> str | None:
-        """The reason with what was found; `None` where a condition does not hold, and those after it are not asked."""
+        """The reason with what was found; `None` where a condition does not hold, and those after it are not asked.
+
+        Of sentences only those rules hold that name them: ids are no numbers.
+        """
+        if facts.sentences and not any(isinstance(condition, Sentences) for condition in self.when):
+            return None
         found = []
         for condition in self.when:
             if (told := condition(facts)) is None:
@@ -167,6 +178,15 @@ class Table:
         """How many columns."""
         space = facts.observation.network.space
         return f"{len(space.columns)} columns" if isinstance(space, Columns) else None
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Sentences as token ids."""
+
+    def __call__(self, facts: Facts) -> str | None:
+        """Nothing to quote."""
+        return "" if facts.sentences else None
 
 
 @dataclass(frozen=True)

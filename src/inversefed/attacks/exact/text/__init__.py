@@ -1,0 +1,1 @@
+"""Sentences, exactly, from the gradients of a transformer's embeddings and of its first attention layers."""

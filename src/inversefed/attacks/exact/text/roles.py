@@ -1,0 +1,162 @@
+"""Which weights of a transformer are what: embeddings, positions, and the first two attentions' projections.
+
+The module is run once on made-up sentences, and what its layers are fed says what they are, whatever their names:
+
+    token embedding:   is fed the ids                      positions:  is fed 0, 1, 2, .. (or rows of the right shape)
+    attention:         three linear layers or more are fed one tensor; or one of three times its width, fused
+    causal:            another last token changes nothing of what the second attention is fed in front of it
+
+`torch.nn.Linear`, `torch.nn.MultiheadAttention`, the Conv1D of Hugging Face's GPT-2, and low-rank adapters of
+`networks.lora` and of peft are known. For anything else give a `TextRoles` by hand: it is five names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from inversefed.errors import InversefedError, UnsupportedNetworkError
+from inversefed.fl.hooks import LayerRun, record
+from inversefed.fl.network import Network
+from inversefed.networks.lora import LowRankLinear
+
+__all__ = ["TextRoles"]
+
+
+@dataclass(frozen=True)
+class TextRoles:
+    """Names of weights, as `named_parameters` has them.
+
+    Args:
+        tokens: of the token embedding, `[vocabulary, width]`; `None` where there is none.
+        positions: of learned positions, `[.., places, width]`; `None` where there are none, as in Llama.
+        first: weights that multiply what the first attention is fed: its queries, keys and values, or their adapters.
+        second: likewise of the second attention.
+        causal: whether a token sees only those before it.
+
+    >>> TextRoles("wte.weight", "wpe.weight", ("h.0.attn.c_attn.weight",), ("h.1.attn.c_attn.weight",), causal=True)
+    TextRoles(tokens='wte.weight', positions='wpe.weight', first=('h.0.attn.c_attn.weight',),
+              second=('h.1.attn.c_attn.weight',), causal=True)
+    """
+
+    tokens: str | None
+    positions: str | None
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    causal: bool = False
+
+
+class _Reached(InversefedError):
+    """A layer was about to run, and what it was fed is known."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs = inputs
+
+
+def layer_inputs(network: Network, weight: str, ids: Tensor) -> Tensor:
+    """What the layer that holds a weight is fed, `[n, length, width]`; nothing behind it is computed.
+
+    Args:
+        network: run with its own weights.
+        weight: the name of one of the layer's weights.
+        ids: sentences, `[n, length]`.
+
+    Raises:
+        UnsupportedNetworkError: the layer does not run, or the network fails before it.
+    """
+    name = weight.rpartition(".")[0]
+
+    def reached(_: str, __: nn.Module, inputs: Tensor) -> None:
+        raise _Reached(inputs.detach())
+
+    try:
+        with torch.no_grad():
+            record({name: network.module.get_submodule(name)}, lambda: network.apply(network.params, ids), reached)
+    except _Reached as found:
+        return found.inputs
+    raise UnsupportedNetworkError(f"layer {name} does not run on token ids of shape {tuple(ids.shape)}")
+
+
+def read_roles(network: Network, length: int, vocabulary: int, pad: int) -> TextRoles:
+    """Run the network on made-up sentences, and read off what its weights are.
+
+    Args:
+        network: takes ids `[n, length]`.
+        length: places of a sentence.
+        vocabulary: how many tokens there are.
+        pad: the id that no sentence here has.
+
+    Raises:
+        UnsupportedNetworkError: it fails on ids, or has no embedding of them.
+    """
+    kinds = (nn.Linear, nn.Embedding, nn.MultiheadAttention, LowRankLinear)
+    layers = {
+        name: layer for name, layer in network.module.named_modules() if isinstance(layer, kinds) or _is_conv1d(layer)
+    }
+    drawn = torch.randint(vocabulary - 1, (2, length), generator=Generator().manual_seed(0))
+    ids = drawn + (drawn >= pad)
+    ids[1, :-1] = ids[0, :-1]
+    ids = ids.to(network.device)
+    with torch.no_grad():
+        _, runs = record(layers, lambda: network.apply(network.params, ids), lambda _, __, inputs: inputs.detach())
+    embeddings = [run for run in runs if isinstance(run.layer, nn.Embedding)]
+    tokens = next((run.name for run in embeddings if torch.equal(run.inputs, ids)), None)
+    placed = next((run.name for run in embeddings if _counts_up(run.inputs, length)), None)
+    attentions = _attentions(runs)
+    positions = _held(network, length) if placed is None else f"{placed}.weight"
+    if tokens is None or not attentions:
+        raise UnsupportedNetworkError(
+            "no embedding is fed the token ids, or no three linear layers are fed one tensor, so this is no known "
+            "transformer; name its weights in TextRoles"
+        )
+    first, second = [*attentions, ()][:2]
+    causal = bool(second) and length > 1
+    if causal:
+        seen = layer_inputs(network, second[0], ids)
+        before = seen[:, :-1]
+        causal = float((before[0] - before[1]).norm()) <= 1e-4 * float(before[0].norm())  # rounding, or everything
+    return TextRoles(f"{tokens}.weight", positions, first, second, causal)
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    """The linear layer of Hugging Face's GPT-2, whose weight is `[in, out]`."""
+    return type(layer).__name__ == "Conv1D"
+
+
+def _counts_up(inputs: Tensor, length: int) -> bool:
+    """Whether an embedding is fed places: one more from each to the next."""
+    return inputs.shape[-1] == length > 1 and bool((inputs.diff(dim=-1) == 1).all())
+
+
+def _held(network: Network, length: int) -> str | None:
+    """Positions that are a parameter of their own: rows for every place, in no layer."""
+    for name, weight in network.params.items():
+        owner = network.module.get_submodule(name.rpartition(".")[0])
+        known = isinstance(owner, nn.Linear | nn.Embedding | nn.MultiheadAttention | LowRankLinear)
+        if not known and weight.ndim >= 2 and weight.shape[-2] == length and weight[..., 0, 0].numel() == 1:
+            return name
+    return None
+
+
+def _attentions(runs: Sequence[LayerRun[Tensor]]) -> list[tuple[str, ...]]:
+    """Weights that multiply what an attention is fed, one tuple an attention, in the order in which they run."""
+    fed: dict[tuple[object, ...], list[LayerRun[Tensor]]] = {}
+    for run in runs:
+        if not isinstance(run.layer, nn.Embedding):
+            fed.setdefault((run.inputs.data_ptr(), *run.inputs.shape), []).append(run)
+    return [tuple(_weight(run) for run in group) for group in fed.values() if _is_attention(group)]
+
+
+def _is_attention(group: Sequence[LayerRun[Tensor]]) -> bool:
+    """Queries, keys and values, each by a layer, adapters not counted; or all by one."""
+    own = [run for run in group if not isinstance(run.layer, LowRankLinear) and ".lora_" not in run.name]
+    width = group[0].inputs.shape[-1]
+    fused = any(isinstance(run.layer, nn.MultiheadAttention) or run.outputs.shape[-1] == 3 * width for run in own)
+    return len(own) >= 3 or fused
+
+
+def _weight(run: LayerRun[Tensor]) -> str:
+    if isinstance(run.layer, LowRankLinear):
+        return f"{run.name}.down"
+    return f"{run.name}.in_proj_weight" if isinstance(run.layer, nn.MultiheadAttention) else f"{run.name}.weight"

@@ -1,0 +1,176 @@
+"""Sentences from updates of small transformers: exact where the update is honest, and never where it is not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+import inversefed
+from inversefed import FedSGD, Observation, freeze, recipes
+from inversefed.attacks.exact.text.attention_parts import attention_parts
+from inversefed.attacks.exact.text.embedding_rows import sentence_of_rows
+from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs, read_roles
+from inversefed.attacks.exact.text.span import placed_tokens, span_of
+from inversefed.controls.null_update import null_observation
+from inversefed.errors import InversefedError, ThreatModelError, UnsupportedNetworkError
+from inversefed.inputs import Tokens
+from inversefed.zoo.networks.language import Bert, Gpt, Llama
+
+SPACE = Tokens(length=12, vocabulary=2000)
+NETWORKS = {"Bert": Bert, "Gpt": Gpt, "Llama": Llama}
+
+
+def built(name: str, seed: int = 0, **settings: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return NETWORKS[name](vocabulary=2000, length=12, num_classes=3, **settings).eval()
+
+
+def sentences(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    random = Generator().manual_seed(seed)
+    return SPACE.stand_ins(count, random), torch.randint(3, (count,), generator=random)
+
+
+def observed(module: nn.Module, ids: Tensor, labels: Tensor) -> Observation:
+    network = freeze(module, SPACE)
+    return Observation(network, FedSGD(), FedSGD()(network, ids, labels), len(ids))
+
+
+def attacked(attack: object, observation: Observation) -> inversefed.Reconstruction:
+    return attack(observation, Generator().manual_seed(0))
+
+
+def as_set(ids: Tensor, labels: Tensor) -> set[tuple[int, ...]]:
+    return {(int(label), *row.tolist()) for row, label in zip(ids, labels, strict=True)}
+
+
+@pytest.mark.parametrize("name", ["Bert", "Gpt"])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_sentence_is_read_off_the_embeddings_gradients(name: str, seed: int):
+    ids, labels = sentences(1, seed)
+    found = attacked(recipes.embedding_rows(), observed(built(name, seed), ids, labels))
+    assert found.proven and torch.equal(found.images, ids) and torch.equal(found.labels, labels)
+    assert found.findings[0].evidence["off_whole_numbers"] < 1e-5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_sentence_is_found_with_frozen_embeddings(name: str):
+    ids, labels = sentences(1, 5)
+    module = built(name)
+    for part in module.modules():
+        if isinstance(part, nn.Embedding):
+            part.requires_grad_(False)
+    observation = observed(module, ids, labels)
+    with pytest.raises(ThreatModelError, match=r"positions|frozen"):
+        attacked(recipes.embedding_rows(), observation)
+    found = attacked(recipes.token_span(), observation)
+    assert found.proven and torch.equal(found.images, ids)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_sentences_are_found_with_their_labels(name: str, count: int):
+    ids, labels = sentences(count, 1)
+    found = attacked(recipes.token_span(), observed(built(name, width=128), ids, labels))
+    assert found.proven and as_set(found.images, found.labels) == as_set(ids, labels)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_tolerance_from_the_spectrum_parts_true_inputs_from_others(name: str):
+    ids, labels = sentences(2, 2)
+    observation = observed(built(name, width=128), ids, labels)
+    roles = read_roles(observation.network, SPACE.length, SPACE.vocabulary, SPACE.pad)
+    for weights in (roles.first, roles.second):
+        span = span_of(observation, weights)
+        true = layer_inputs(observation.network, weights[0], ids)[ids != 0]
+        assert bool(span.holds(true).all())
+        assert float((span.distances(true) / span.expected(true)).max()) < 1
+        random = torch.randn(50, true.shape[1], generator=Generator().manual_seed(1))
+        assert not bool(span.holds(random).any())
+
+
+def test_roles_are_read_off_whatever_the_names():
+    class Strange(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = built("Bert")
+            self.inner.a = self.inner.attentions
+            del self.inner.attentions
+            self.inner.__class__ = type("Other", (Bert,), {"attentions": property(lambda own: own.a)})
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.inner(ids)
+
+    network = freeze(Strange(), SPACE)
+    roles = read_roles(network, SPACE.length, SPACE.vocabulary, SPACE.pad)
+    names = tuple(tuple(f"inner.a.{layer}.{part}.weight" for part in ("query", "key", "value")) for layer in (0, 1))
+    assert roles == TextRoles("inner.tokens.weight", "inner.positions.weight", *names, causal=False)
+    parts = attention_parts(network, roles, SPACE)
+    assert (parts.query, parts.key, parts.value) == names[0] and parts.heads == 4
+
+
+def test_roles_that_are_given_are_taken_and_wrong_names_refused():
+    ids, labels = sentences(1)
+    observation = observed(built("Gpt"), ids, labels)
+    roles = read_roles(observation.network, SPACE.length, SPACE.vocabulary, SPACE.pad)
+    assert roles.causal and attacked(recipes.token_span(roles), observation).proven
+    with pytest.raises(UnsupportedNetworkError, match=r"no weights named wte\.weight"):
+        attacked(recipes.token_span(replace(roles, tokens="wte.weight")), observation)
+
+
+def test_a_network_of_pictures_is_refused():
+    network = freeze(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (3, 2, 2))
+    update = FedSGD()(network, torch.rand(1, 3, 2, 2), torch.tensor([1]))
+    for attack in (recipes.embedding_rows(), recipes.token_span()):
+        with pytest.raises(UnsupportedNetworkError, match="token ids"):
+            attacked(attack, Observation(network, FedSGD(), update, 1))
+
+
+def test_more_tokens_than_the_attention_is_wide_are_refused_by_name():
+    ids, labels = sentences(4)
+    with pytest.raises(ThreatModelError, match=r"tells no token|fill all"):
+        attacked(recipes.token_span(), observed(built("Bert", width=16), ids, labels))
+
+
+def test_sentences_of_no_embeddings_and_no_attention_are_refused_by_what_is_missing():
+    ids, labels = sentences(1)
+    module = built("Bert").requires_grad_(False)
+    module.head.requires_grad_(True)
+    with pytest.raises(ThreatModelError, match=r"frozen.*not sent"):
+        attacked(recipes.best(), observed(module, ids, labels))
+
+
+def test_rows_tell_repeated_tokens():
+    places = torch.randn(6, 16, generator=Generator().manual_seed(0))
+    sentence = (3, 1, 3, 3, 0, 1)
+    rows = torch.zeros(5, 16).index_add(0, torch.tensor(sentence), places)
+    assert sentence_of_rows(rows, places)[0] == sentence
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_null_update_is_exact(name: str):
+    ids, labels = sentences(1)
+    observation = observed(built(name), ids, labels)
+    for seed in range(10):
+        null = null_observation(observation, Generator().manual_seed(seed))
+        try:
+            assert not attacked(recipes.best(), null).proven
+        except InversefedError:
+            continue
+
+
+@pytest.mark.parametrize(("name", "count"), [("Bert", 1), ("Gpt", 1), ("Gpt", 2), ("Llama", 3)])
+def test_an_audit_of_sentences_says_exact(name: str, count: int):
+    ids, labels = sentences(count, 3)
+    report = inversefed.audit(built(name, width=128), ids, labels, inputs=SPACE)
+    assert report.reconstruction.proven and report.verdict.figures.exact
+    assert bool((report.scores["exact_sentences"] == 1).all()) and bool((report.scores["label_accuracy"] == 1).all())
+
+
+def test_places_are_not_more_than_the_span_has_dimensions():
+    ids, labels = sentences(1, 4)
+    observation = observed(built("Bert"), ids, labels)
+    roles = read_roles(observation.network, SPACE.length, SPACE.vocabulary, SPACE.pad)
+    placed = placed_tokens(observation.network, SPACE, span_of(observation, roles.first), roles.first[0])
+    assert [column.tolist() for column in placed] == [[each] for each in ids[0].tolist() if each]

@@ -33,31 +33,36 @@ _ROUNDS = 30
 """Of reweighting; sparse groups settle in ten to twenty."""
 _POWERS = (1.0,) * 20 + (1.5,) * 10 + (2.0,) * 10
 """Of a group's size, by which it is reweighted: from the sum of norms to their number (Chartrand and Yin 2008)."""
-_NEW = 1e-3
-"""Share of an input that is outside of all chosen so far, from which it is a direction of its own."""
 _AT_ONCE = 128
 """Sentences that are run together."""
-_ALTERNATIVES = 6
-"""Tokens of one place that are tried in another's stead, those of the largest flow."""
+_ALTERNATIVES = 8
+"""Tokens of one place that are tried in another's stead, those that make most of the gradients."""
+_WORST = 2
+"""Places of a sentence where others are tried at a time: a wrong token's own input is the farthest off."""
 _CHANGES = 40
 """Most changes of a sentence, one token each."""
+_NEW = 1e-3
+"""Share of an input that is outside of all chosen so far, from which it is a direction of its own."""
+_KNOWN = 10.0
+"""How much more a pair weighs at first that is in a sentence found already."""
 
 
-def fewest(operator: Tensor, sums: Tensor) -> Tensor:
+def fewest(operator: Tensor, sums: Tensor, weights: Tensor) -> Tensor:
     """Norms of the rows of D, `[m]`, of which fewest are not zero, where `operator D = sums`.
 
     Args:
         operator: `[k, m]`, of fewer independent rows than m.
         sums: `[k, width]`.
+        weights: of the rows at first, `[m]`; ones where nothing is known of them.
 
     Two tokens and two places, of which the third pair only looks as if it had been there:
 
     >>> operator = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 1, 1]], dtype=torch.float64)
     >>> rows = torch.tensor([[1.0, 2.0], [3.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
-    >>> [round(each, 2) for each in fewest(operator, operator @ rows).tolist()]
+    >>> [round(each, 2) for each in fewest(operator, operator @ rows, torch.ones(3, dtype=torch.float64)).tolist()]
     [2.24, 3.16, 0.0]
     """
-    weights = sizes = torch.ones(operator.shape[1], dtype=torch.float64)
+    sizes = weights
     for power in _POWERS:
         scaled = operator * weights
         gram = scaled @ operator.T
@@ -67,13 +72,14 @@ def fewest(operator: Tensor, sums: Tensor) -> Tensor:
     return sizes
 
 
-def flow(pairs: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+def flow(pairs: Tensor, tokens: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
     """The norms of what each token at a place adds to the embeddings' gradients, `[m]`.
 
     Args:
         pairs: tokens and places, `[m, 2]`.
         tokens: gradient of the token embedding, `[vocabulary, width]`.
         positions: of the positions, `[places, width]`.
+        weights: of the pairs at first, as in `fewest`.
     """
     kinds, rows = torch.unique(pairs[:, 0], return_inverse=True)
     places, columns = torch.unique(pairs[:, 1], return_inverse=True)
@@ -81,7 +87,7 @@ def flow(pairs: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
     incidence = torch.zeros(len(kinds) + len(places), len(pairs), dtype=torch.float64)
     incidence[rows, numbers] = 1
     incidence[len(kinds) + columns, numbers] = 1
-    return fewest(incidence, torch.cat([tokens.cpu().double()[kinds], positions.cpu().double()[places]]))
+    return fewest(incidence, torch.cat([tokens.cpu().double()[kinds], positions.cpu().double()[places]]), weights)
 
 
 def affinity(signals: Tensor, vectors: Tensor, heads: int, centered: bool) -> Tensor:
@@ -145,24 +151,29 @@ class EncoderBatch:
         pairs = torch.tensor([(int(token), place) for place, each in enumerate(self.placed) for token in each])
         inputs = self._inputs(pairs)
         right: list[tuple[int, ...]] = []
-        others: list[tuple[float, tuple[int, ...]]] = []
-        for sizes in self._sizes(pairs, inputs):
-            self._read_off(pairs, inputs, sizes, count, right, others)
-            if len(right) == count:
-                break
-        return right, [sentence for _, sentence in sorted(others)]
+        others: dict[tuple[int, ...], float] = {}
+        before = -1
+        while before < len(right) < count:
+            before = len(right)
+            known = {(token, place) for each in right for place, token in enumerate(each)}
+            weights = torch.tensor([1.0 if tuple(pair) in known else 1 / _KNOWN for pair in pairs.tolist()]).double()
+            for sizes in self._sizes(pairs, inputs, weights if known else torch.ones_like(weights)):
+                self._read_off(pairs, inputs, sizes, count, right, others)
+                if len(right) == count:
+                    break
+        return right, sorted(others, key=others.__getitem__)
 
-    def _sizes(self, pairs: Tensor, inputs: Tensor) -> Iterator[Tensor]:
-        """How much of the gradients each pair makes, `[m]`: by the embeddings, and by the attention."""
+    def _sizes(self, pairs: Tensor, inputs: Tensor, weights: Tensor) -> Iterator[Tensor]:
+        """How much of the gradients each pair makes, `[m]`: by the attention, and by the embeddings."""
         if len(pairs) <= self.first.rank:
-            yield torch.ones(len(pairs), dtype=torch.float64)
+            yield weights
             return
-        tokens, positions = self.gradient.get(str(self.roles.tokens)), self.gradient.get(str(self.roles.positions))
-        if tokens is not None and positions is not None:
-            yield flow(pairs, tokens, positions.reshape(positions.shape[-2:]))
         sent = [self.gradient[name].cpu().double() for name in self.roles.first if name in self.gradient]
         sums = torch.cat([part / part.norm() for part in sent if bool(part.any())]).T
-        yield fewest(inputs.T / inputs.norm(dim=1).mean(), sums)
+        yield fewest(inputs.T / inputs.norm(dim=1).mean(), sums, weights)
+        tokens, positions = self.gradient.get(str(self.roles.tokens)), self.gradient.get(str(self.roles.positions))
+        if tokens is not None and positions is not None:
+            yield flow(pairs, tokens, positions.reshape(positions.shape[-2:]), weights)
 
     def _read_off(
         self,
@@ -171,7 +182,7 @@ class EncoderBatch:
         sizes: Tensor,
         count: int,
         right: list[tuple[int, ...]],
-        others: list[tuple[float, tuple[int, ...]]],
+        others: dict[tuple[int, ...], float],
     ) -> None:
         """Add sentences that hold to those that are right, and those that do not to the others, with their distance."""
         chosen = self._basis(pairs, inputs, sizes, count)
@@ -185,16 +196,14 @@ class EncoderBatch:
             if any(place < len(each) and each[place] == token for each in right):
                 continue
             read = self._read(kept, near, seed)
-            tried = [read[:end] for end in range(place + 1, len(read) + 1)]
-            held, far = self._judged(tried)
-            best = int(far.argmin())
-            sentence, fits, distance = tried[best], bool(held[best]), float(far[best])
-            if not fits:
-                sentence, fits, distance = self._changed(sentence, distance, ranked)
+            sentence, fits, far = self._best([read[:end] for end in range(place + 1, len(read) + 1)])
+            if not fits and sentence not in others:
+                others[sentence] = float(far.mean())
+                sentence, fits, far = self._changed(sentence, far, ranked)
             if fits and sentence not in right:
                 right.append(sentence)
             elif not fits:
-                others.append((distance, sentence))
+                others[sentence] = float(far.mean())
             if len(right) == count:
                 return
 
@@ -208,16 +217,16 @@ class EncoderBatch:
         return torch.cat(rows)[numbers, pairs[:, 1]]
 
     def _basis(self, pairs: Tensor, inputs: Tensor, sizes: Tensor, count: int) -> Tensor:
-        """Numbers of as many pairs as the first span has dimensions, largest flow first, each a new direction."""
+        """Numbers of as many pairs as the first span has dimensions, largest first, each a new direction."""
         if len(pairs) <= self.first.rank:
             return torch.arange(len(pairs))
         kept: list[int] = []
         basis = torch.zeros(0, inputs.shape[1], dtype=torch.float64)
         used = [0] * len(self.placed)
         for number in sizes.argsort(descending=True).tolist():
-            x = inputs[number] / inputs[number].norm()
-            rest = x - x @ basis.T @ basis
-            rest = rest - rest @ basis.T @ basis
+            rest = inputs[number] / inputs[number].norm()
+            for _ in range(2):  # once more, for rounding
+                rest = rest - rest @ basis.T @ basis
             place = int(pairs[number, 1])
             if len(kept) < self.first.rank and used[place] < count and float(rest.norm()) > _NEW:
                 kept.append(number)
@@ -246,7 +255,7 @@ class EncoderBatch:
         """Tokens to read sentences from: at places with most of them, for those tell sentences apart."""
         numbers = pairs[:, 1].bincount(minlength=len(self.placed))
         order = sorted(range(len(pairs)), key=lambda each: (-int(numbers[pairs[each, 1]]), int(pairs[each, 1])))
-        return order[: max(2 * count, 12) * 2]
+        return order[: 4 * count]
 
     def _read(self, pairs: Tensor, near: Tensor, seed: int) -> tuple[int, ...]:
         """The sentence that a token attends to most, place by place, and again with all that were chosen."""
@@ -260,9 +269,10 @@ class EncoderBatch:
             before, weights = chosen, near[chosen].sum(dim=0)
         return tuple(pairs[chosen, 0].tolist())
 
-    def _judged(self, sentences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """Whether all inputs of the second attention are in its span, `[n]`, and their mean distance."""
-        held, far = [], []
+    def _best(self, sentences: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], bool, Tensor]:
+        """Of some sentences the nearest, whether all that the second attention is fed of it is in its span, and how far
+        each place is, `[length]`."""
+        nearest: tuple[float, tuple[int, ...], bool, Tensor] | None = None
         for start in range(0, len(sentences), _AT_ONCE):
             self.go_on()
             part = sentences[start : start + _AT_ONCE]
@@ -270,30 +280,37 @@ class EncoderBatch:
             ids = torch.tensor([[*each] + [self.space.pad] * (longest - len(each)) for each in part])
             inputs = layer_inputs(self.network, self.roles.second[0], ids.to(self.network.device)).cpu()
             real = ids != self.space.pad
-            held.append((self.second.holds(inputs) | ~real).all(dim=1))
-            far.append((self.second.distances(inputs) * real).sum(dim=1) / real.sum(dim=1))
-        return torch.cat(held), torch.cat(far)
+            held = (self.second.holds(inputs) | ~real).all(dim=1)
+            far = self.second.distances(inputs) * real
+            means = far.sum(dim=1) / real.sum(dim=1)
+            best = int(means.argmin())
+            if nearest is None or float(means[best]) < nearest[0]:
+                sentence = part[best]
+                nearest = float(means[best]), sentence, bool(held[best]), far[best, : len(sentence)]
+        assert nearest is not None
+        return nearest[1:]
 
     def _changed(
-        self, sentence: tuple[int, ...], distance: float, ranked: Sequence[Tensor]
-    ) -> tuple[tuple[int, ...], bool, float]:
-        """The sentence with one token changed at a time, while the distance falls."""
+        self, sentence: tuple[int, ...], far: Tensor, ranked: Sequence[Tensor]
+    ) -> tuple[tuple[int, ...], bool, Tensor]:
+        """The sentence with one token changed at a time, where it is farthest, while the distance falls."""
         fits = False
         for _ in range(_CHANGES):
             tried = [
                 (*sentence[:place], int(token), *sentence[place + 1 :])
-                for place in range(len(sentence))
+                for place in far.argsort(descending=True)[:_WORST].tolist()
                 for token in ranked[place][:_ALTERNATIVES]
                 if int(token) != sentence[place]
             ]
             tried += [sentence[:-1]] if len(sentence) > 1 else []
             if len(sentence) < len(ranked):
                 tried += [(*sentence, int(each)) for each in ranked[len(sentence)][:_ALTERNATIVES]]
-            held, far = self._judged(tried)
-            best = int(far.argmin())
-            if float(far[best]) >= distance:
+            if not tried:
                 break
-            sentence, fits, distance = tried[best], bool(held[best]), float(far[best])
+            nearer, holds, distances = self._best(tried)
+            if float(distances.mean()) >= float(far.mean()):
+                break
+            sentence, fits, far = nearer, holds, distances
             if fits:
                 break
-        return sentence, fits, distance
+        return sentence, fits, far

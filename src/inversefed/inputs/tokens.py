@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from inversefed.errors import ConfigError, InputError
 from inversefed.inputs.space import Measure
 
-__all__ = ["MEASURES", "Tokenizer", "Tokens", "rouge"]
+__all__ = ["Tokens"]
 
 MEASURES: Mapping[str, Measure] = {
     "tokens_in_place": Measure(

@@ -43,7 +43,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "prior": ("attacks.pieces.priors", "attacks.pieces.batchnorm_prior"),
     "objective": ("attacks.pieces.objectives", "attacks.pieces.likelihoods", "attacks.pieces.quantized"),
     "precision": ("attacks.search.precision",),
-    "inputs": ("inputs.columns", "inputs.images", "inputs.series"),
+    "inputs": ("inputs.columns", "inputs.images", "inputs.series", "inputs.tokens"),
 }
 """What a user can choose, and the modules whose `__all__` is the choice."""
 

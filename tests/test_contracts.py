@@ -57,7 +57,6 @@ ARGUMENTS = {
     "Masked": (objectives.SquaredError(),),
     "RoundingLikelihood": (4,),
     "TextRoles": ("wte.weight", "wpe.weight", ("h.0.weight",), ("h.1.weight",)),
-    "Images": ((3, 8, 8),),
     "Tokens": (12, 100),
     "Applies": (recipes.peel(),),
     "AtMost": (1e8,),

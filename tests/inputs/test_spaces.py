@@ -119,11 +119,10 @@ def test_what_is_no_such_example_is_refused(private) -> None:
         inversefed.audit(module, *private, inputs=Readings(12), others=Batch(torch.rand(2, 9), torch.tensor([0, 1])))
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [recipes.geiping(max_iterations=2), recipes.spectral(2), recipes.deep_prior(1, 2), recipes.april()],
-    ids=repr,
-)
+OF_PICTURES = [recipes.geiping(max_iterations=2), recipes.spectral(2), recipes.deep_prior(1, 2), recipes.april()]
+
+
+@pytest.mark.parametrize("attack", OF_PICTURES, ids=["geiping", "spectral", "deep_prior", "april"])
 def test_pieces_that_know_pictures_are_refused_by_our_own_error(private, attack: object) -> None:
     with pytest.raises(InversefedError):
         inversefed.audit(perceptron(nn.ReLU), *private, inputs=Readings(12), attack=attack, nulls=0)

@@ -161,7 +161,7 @@ def _searches(early: EarlyBFloat16, pixels: tuple[GradientInversion, ...]) -> tu
     return (
         Rule((bare, ClientUnknown()), surrogate(total_variation=0.0), f"{no_prior}; the client's settings are unknown"),
         Rule((bare, Smooth()), curvature(), f"{no_prior}; the network is smooth, so curvature guides", masks),
-        Rule((bare,), without_prior(), no_prior, masks, Polish((curvature(),))),
+        Rule((bare,), without_prior(), no_prior, masks, Polish((curvature(),)), bounded=True),
         Rule(
             (ClientUnknown(),), surrogate(),
             "the client's settings are unknown, so a gradient between the weights stands for them",

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from inversefed.attacks.pieces.denoisers import BlockTransform, Denoise, check_denoiser
+from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.threat import Observation
 from inversefed.types import Images, Inputs, Scalar
 
@@ -80,7 +81,16 @@ class TotalVariation:
     weight: float = 1e-2
 
     def __call__(self, images: Inputs, observation: Observation) -> Scalar:
-        """Weighted total variation of the batch."""
+        """Weighted total variation of the batch.
+
+        Raises:
+            UnsupportedNetworkError: the values of an example have no neighbors, as those of a row have none.
+        """
+        if images.ndim < _NEIGHBORED:
+            raise UnsupportedNetworkError(
+                f"TotalVariation compares neighbors, and the values of {observation.network.space.noun}s have none; "
+                "use a recipe without it, such as without_prior()"
+            )
         return self.weight * total_variation(observation.network.normalize(images))
 
 
@@ -96,6 +106,10 @@ class SquaredNorm:
     def __call__(self, images: Inputs, observation: Observation) -> Scalar:
         """Weighted mean square of the batch."""
         return self.weight * observation.network.normalize(images).square().mean()
+
+
+_NEIGHBORED = 3
+"""Axes from which examples have places, one after the other: `[n, c, l]`."""
 
 
 def total_variation(x: Inputs) -> Scalar:

@@ -348,7 +348,7 @@ def _recipes() -> dict[str, Point]:
         "train_mode": Audit("small batchnorm", recipes.train_mode(6), mode="train", count=4),
         "without_prior": Audit("small relu", recipes.without_prior(4)),
     }
-    further = {
+    further: dict[str, Point] = {
         "gradinversion batch": Audit(
             "small batchnorm", recipes.gradinversion(2, 8, "batch"), count=4, mode="train", threat=SENT
         ),

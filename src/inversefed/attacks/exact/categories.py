@@ -21,7 +21,7 @@ update again. The method is our own.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -91,6 +91,8 @@ class CategoryRows:
         best: Reconstruction | None = None
         refused: ThreatModelError | None = None
         for whole in (False, True):  # whole numbers bring equations, and many more combinations that solve them
+            if refused is not None and watch.stop():
+                break
             try:
                 found = self._solved(observation, rows, columns, whole, generator, watch)
             except ThreatModelError as error:
@@ -117,18 +119,25 @@ class CategoryRows:
         """With or without whole numbers among the cells that are gone through."""
         solved = Choices.of(rows, columns, self.half, whole)
         found = _rows(observation, rows, columns, solved, generator, watch)
-        chosen = _selected(observation, rows, found)
-        if len(chosen) != rows.count:
-            raise ThreatModelError(
-                f"{len(chosen)} of the {rows.count} rows are told by their categories; {solved.said}"
-            )
+        choices = [_selected(observation, rows, found)]
+        choices += [_independent(found, rows.count)] if len(found) > rows.count else []
+        told = max(map(len, choices))
+        if told != rows.count:
+            raise ThreatModelError(f"{told} of the {rows.count} rows are told by their categories; {solved.said}")
+        evidence = {"rank": rows.rank, "rank_of_categories": solved.rank, "equations": solved.equations}
+        evidence |= {"candidates": len(found)}
+        tried = [self._verified(observation, rows, each, evidence) for each in choices if len(each) == rows.count]
+        return min(tried, key=lambda each: each.loss)
+
+    def _verified(
+        self, observation: Observation, rows: "RowSpace", chosen: Tensor, evidence: Mapping[str, int]
+    ) -> Reconstruction:
+        """Rows with their labels, and whether the client makes the update of them again."""
         network = observation.network
-        images = columns.snap(chosen).to(network.device, network.dtype).reshape(observation.batch_shape)
+        images = chosen.to(network.device, network.dtype).reshape(observation.batch_shape)
         labels, order = assigned_labels(observation, rows.layer, images, rows.deltas(observation, images))
         images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
         loss = matching_error(observation, images, labels)
-        evidence = {"rank": rows.rank, "rank_of_categories": solved.rank, "equations": solved.equations}
-        evidence |= {"candidates": len(found)}
         candidate = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
         how = f"the categories of {rows.count} rows solve the equations of {rows.layer}, and give their numbers"
         return verified(self, candidate, how, evidence)
@@ -206,7 +215,7 @@ class RowSpace:
         if rank != count:
             raise ThreatModelError(
                 f"the gradient of layer {layer} has rank {rank}, and an honest one of {count} different rows has "
-                f"{count}: noise, pruning or quantization make it more, equal rows or units that are off fewer"
+                f"{count}: noise, pruning or quantization make it more, rows that are combinations of others fewer"
             )
         noise = float(values[count] / values[count - 1])
         return cls(layer, gradient, _encoded(observation, basis[:count]), count, noise)
@@ -405,6 +414,18 @@ def _rows(
     return known if len(known) <= rows.count else spans.fit(known)
 
 
+def _independent(rows: Tensor, count: int) -> Tensor:
+    """Of rows in order the first `count` that are independent."""
+    picked: list[int] = []
+    for place in range(len(rows)):
+        if len(picked) == count:
+            break
+        sizes = torch.linalg.svdvals(_with_one(rows[[*picked, place]]))
+        if float(sizes[-1]) > TOLERANCES.dependent * float(sizes[0]):
+            picked.append(place)
+    return rows[picked]
+
+
 def _selected(observation: Observation, rows: RowSpace, found: Tensor) -> Tensor:
     """Of candidates those that are in the batch, by least squares for the slope of the loss at each."""
     if len(found) <= rows.count:
@@ -419,11 +440,8 @@ def _selected(observation: Observation, rows: RowSpace, found: Tensor) -> Tensor
     backward = torch.stack(each, dim=1).cpu().double()  # [n, k, m]
     fed = _with_one(network.normalize(images).flatten(1).cpu().double())
     unknowns, told = len(found) * network.num_classes, len(rows.gradient) * rows.count
-    if unknowns > told:
-        raise ThreatModelError(
-            f"{len(found)} rows with {network.num_classes} outputs each are {unknowns} unknowns, and the gradient of "
-            f"{rows.layer} has {told} equations to tell which of them are in the batch"
-        )
+    if unknowns > told:  # least squares would tell nothing
+        return found[:0]
     _, _, basis = torch.linalg.svd(rows.gradient, full_matrices=False)
     basis = basis[: rows.count]
     columns = torch.einsum("nkm,nr->mrnk", backward, fed @ basis.T).reshape(-1, len(found) * network.num_classes)

@@ -151,19 +151,20 @@ class Spans:
         return sines
 
     def fit(self, rows: Tensor, least: float = 0.0) -> Tensor:
-        """Those of some encoded rows that fit, with this much room at least for what is not yet rounded."""
+        """Those of some encoded rows that fit, the best first, with this much room at least for what is not rounded."""
         if not len(rows):
             return rows
-        kept = []
+        kept, scores = [], []
         for start in range(0, len(rows), TOLERANCES.chunk):
             part = rows[start : start + TOLERANCES.chunk]
             tests = [each.norm(dim=1) for each in self._forward(part, self.outside)] if self.outside else []
             tests += [self._backward(part)] if self.backward is not None else []
-            fits = torch.ones(len(part), dtype=torch.bool)
+            worst = torch.zeros(len(part), dtype=torch.float64)
             for test, within in zip(tests, self.within.tolist(), strict=True):
-                fits &= test <= max(least, within)
-            kept.append(part[fits])
-        return torch.cat(kept)
+                worst = torch.maximum(worst, test / max(least, within))
+            kept.append(part[worst <= 1])
+            scores.append(worst[worst <= 1])
+        return torch.cat(kept)[torch.cat(scores).argsort()]
 
 
 def _outside(observation: Observation, name: str, count: int) -> tuple[Tensor, Tensor, float] | None:
@@ -201,7 +202,7 @@ def solved_numbers(
     known = known[stored(columns, known, free)]
     pivots = _pivots(columns, free, TOLERANCES.tried / max(1, len(known)))
     if pivots is not None:
-        return spans.fit(_whole(columns, known, free, pivots), TOLERANCES.near)
+        return spans.fit(_whole(columns, known, free, pivots, watch), TOLERANCES.near)
     if spans.outside:
         return _minimized(columns, known, free, spans, generator, watch)
     return known[:0]
@@ -226,7 +227,7 @@ def _pivots(columns: Columns, free: Tensor, most: float) -> list[tuple[Number, i
     return picked if len(picked) == len(free) and tried <= most else None
 
 
-def _whole(columns: Columns, known: Tensor, free: Tensor, pivots: Sequence[tuple[Number, int]]) -> Tensor:
+def _whole(columns: Columns, known: Tensor, free: Tensor, pivots: Sequence[tuple[Number, int]], watch: Watch) -> Tensor:
     """All members whose whole numbers come out whole, and all of whose numbers are within their range."""
     places = [place for _, place in pivots]
     values = [
@@ -237,6 +238,8 @@ def _whole(columns: Columns, known: Tensor, free: Tensor, pivots: Sequence[tuple
     inverse = torch.linalg.inv(free[:, places])
     found = []
     for row in known:
+        if watch.stop():
+            break
         members = row + (grid - row[places]) @ inverse @ free
         found.append(members[stored(columns, members)])
     return torch.cat(found) if found else known[:0]

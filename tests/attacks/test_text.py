@@ -7,14 +7,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 import inversefed
-from inversefed import FedSGD, Observation, freeze, recipes
+from inversefed import Budget, FedSGD, Observation, Status, freeze, recipes
 from inversefed.attacks.exact.text.attention_parts import attention_parts
 from inversefed.attacks.exact.text.embedding_rows import sentence_of_rows
+from inversefed.attacks.exact.text.outcome import result
 from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs, read_roles
 from inversefed.attacks.exact.text.span import placed_tokens, span_of
 from inversefed.controls.null_update import null_observation
 from inversefed.errors import InversefedError, ThreatModelError, UnsupportedNetworkError
 from inversefed.inputs import Tokens
+from inversefed.networks.lora import low_rank
 from inversefed.zoo.networks.language import Bert, Gpt, Llama
 
 SPACE = Tokens(length=12, vocabulary=2000)
@@ -166,6 +168,43 @@ def test_an_audit_of_sentences_says_exact(name: str, count: int):
     report = inversefed.audit(built(name, width=128), ids, labels, inputs=SPACE)
     assert report.reconstruction.proven and report.verdict.figures.exact
     assert bool((report.scores["exact_sentences"] == 1).all()) and bool((report.scores["label_accuracy"] == 1).all())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_adapters_of_enough_rank_give_the_sentence_and_fresh_ones_nothing(name: str):
+    ids, labels = sentences(1, 3)
+    trained = low_rank(built(name, width=128), 8, ("*query", "*key", "*value"), trained=0.02)
+    found = attacked(recipes.token_span(), observed(trained, ids, labels))
+    assert found.proven and torch.equal(found.images, ids)
+    fresh = low_rank(built(name, width=128), 8, ("*query", "*key", "*value"))
+    with pytest.raises(ThreatModelError, match="fresh low-rank adapters"):
+        attacked(recipes.token_span(), observed(fresh, ids, labels))
+
+
+def test_a_batch_with_more_pairs_in_the_span_than_it_has_dimensions_says_so():
+    ids = SPACE.ids([[5, 9, 7, 3], [9, 5, 8, 4], [5, 9, 2, 6]])
+    found = attacked(recipes.token_span(), observed(built("Gpt", width=128), ids, torch.tensor([0, 1, 2])))
+    finding = next(each for each in found.findings if each.code == "mixed-examples")
+    assert finding.evidence["beyond"] == finding.evidence["pairs"] - finding.evidence["rank"] > 0
+    assert found.proven and torch.equal(found.images.sort(dim=0).values, ids.sort(dim=0).values)
+
+
+def test_a_budget_ends_the_search_and_what_was_found_is_kept():
+    ids, labels = sentences(4, 1)
+    observation = observed(built("Bert", width=128), ids, labels)
+    with pytest.raises(ThreatModelError, match="no time"):
+        recipes.token_span()(observation, Generator(), Budget(seconds=1e-3))
+    found = recipes.token_span()(observation, Generator(), Budget(seconds=1.0))
+    assert found.images.shape == ids.shape and found.status in (Status.STOPPED, Status.FINISHED)
+
+
+def test_a_sentence_with_one_token_changed_is_never_exact():
+    ids, labels = sentences(2, 6)
+    observation = observed(built("Gpt"), ids, labels)
+    changed = [row[row != 0].tolist() for row in ids]
+    assert result(recipes.token_span(), observation, changed, "nothing was changed", {}).proven
+    changed[0][1] = changed[0][1] % 1999 + 1
+    assert not result(recipes.token_span(), observation, changed, "one token is another", {}).proven
 
 
 def test_places_are_not_more_than_the_span_has_dimensions():

@@ -15,6 +15,7 @@ are in their span; else one token at a time is changed while they come nearer. O
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from inversefed.attacks.exact.text.attention_parts import AttentionParts
 from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs
 from inversefed.attacks.exact.text.span import Span
+from inversefed.attacks.exact.watch import Stopped
 from inversefed.fl.network import Network
 from inversefed.inputs.tokens import Tokens
 from inversefed.types import Params
@@ -149,9 +151,21 @@ class EncoderBatch:
             count: of examples.
         """
         pairs = torch.tensor([(int(token), place) for place, each in enumerate(self.placed) for token in each])
-        inputs = self._inputs(pairs)
         right: list[tuple[int, ...]] = []
         others: dict[tuple[int, ...], float] = {}
+        with suppress(Stopped):  # what was found by then is kept
+            self._search(pairs, self._inputs(pairs), count, right, others)
+        return right, sorted(others.keys() - set(right), key=others.__getitem__)
+
+    def _search(
+        self,
+        pairs: Tensor,
+        inputs: Tensor,
+        count: int,
+        right: list[tuple[int, ...]],
+        others: dict[tuple[int, ...], float],
+    ) -> None:
+        """Read sentences off, again with those that are known, and change the nearest of the others at every place."""
         before = -1
         while before < len(right) < count:
             before = len(right)
@@ -160,8 +174,13 @@ class EncoderBatch:
             for sizes in self._sizes(pairs, inputs, weights if known else torch.ones_like(weights)):
                 self._read_off(pairs, inputs, sizes, count, right, others)
                 if len(right) == count:
-                    break
-        return right, sorted(others, key=others.__getitem__)
+                    return
+        for sentence in sorted(others, key=others.__getitem__)[: 2 * (count - len(right))]:
+            far = self._best([sentence])[2]
+            nearer, fits, far = self._changed(sentence, far, self.placed, places=len(sentence), tokens=len(pairs))
+            others[nearer] = float(far.mean())
+            if fits and nearer not in right and len(right) < count:
+                right.append(nearer)
 
     def _sizes(self, pairs: Tensor, inputs: Tensor, weights: Tensor) -> Iterator[Tensor]:
         """How much of the gradients each pair makes, `[m]`: by the attention, and by the embeddings."""
@@ -291,15 +310,28 @@ class EncoderBatch:
         return nearest[1:]
 
     def _changed(
-        self, sentence: tuple[int, ...], far: Tensor, ranked: Sequence[Tensor]
+        self,
+        sentence: tuple[int, ...],
+        far: Tensor,
+        ranked: Sequence[Tensor],
+        places: int = _WORST,
+        tokens: int = _ALTERNATIVES,
     ) -> tuple[tuple[int, ...], bool, Tensor]:
-        """The sentence with one token changed at a time, where it is farthest, while the distance falls."""
+        """The sentence with one token changed at a time, while the distance falls.
+
+        Args:
+            sentence: to begin with.
+            far: its distances, `[length]`.
+            ranked: tokens of each place, the likeliest first.
+            places: how many are tried, those that are farthest.
+            tokens: how many are tried at each.
+        """
         fits = False
         for _ in range(_CHANGES):
             tried = [
                 (*sentence[:place], int(token), *sentence[place + 1 :])
-                for place in far.argsort(descending=True)[:_WORST].tolist()
-                for token in ranked[place][:_ALTERNATIVES]
+                for place in far.argsort(descending=True)[:places].tolist()
+                for token in ranked[place][:tokens]
                 if int(token) != sentence[place]
             ]
             tried += [sentence[:-1]] if len(sentence) > 1 else []

@@ -51,7 +51,7 @@ class SpanSentences:
             ThreatModelError: the spans tell no token, or no sentence.
             UnsupportedNetworkError: the network takes no token ids.
         """
-        roles, watch, status = resolved(observation, self.roles), Watch(budget), Status.FINISHED
+        roles, watch = resolved(observation, self.roles), Watch(budget)
         first, space = span_of(observation, roles.first), tokens_of(observation)
         figures: dict[str, object] = {"rank": first.rank, "width": first.width, "gap": first.gap}
         sentences: Sequence[tuple[int, ...]] = ()
@@ -62,7 +62,8 @@ class SpanSentences:
             figures["pairs"] = sum(map(len, placed))
             sentences, how = self._sentences(observation, roles, placed, first, watch, figures)
         except Stopped:
-            how, status = "the time was over before a sentence was found", Status.STOPPED
+            how = "the time was over before a sentence was found"
+        status = Status.STOPPED if watch.stopped else Status.FINISHED
         if not placed:
             raise ThreatModelError(
                 f"no token was found in the span of {', '.join(roles.first)}, of rank {first.rank} of {first.width}: "

@@ -112,6 +112,36 @@ def test_roles_are_read_off_whatever_the_names():
     assert (parts.query, parts.key, parts.value) == names[0] and parts.heads == 4
 
 
+class Fused(nn.Module):
+    """Positions as a parameter, and attentions of torch, whose queries, keys and values are one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(2000, 64), nn.Parameter(0.1 * torch.randn(1, 12, 64))
+        self.norm, self.head = nn.LayerNorm(64), nn.Linear(64, 3)
+        self.layers = nn.ModuleList(nn.MultiheadAttention(64, 4, batch_first=True) for _ in range(3))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        pad = ids == 0
+        x = self.norm(self.words(ids) + self.places[:, : ids.shape[1]])
+        for layer in self.layers:
+            x = x + layer(x, x, x, key_padding_mask=pad, need_weights=False)[0]
+        return self.head((x * ~pad[..., None]).sum(dim=1) / (~pad).sum(dim=1, keepdim=True))
+
+
+def test_a_stranger_s_transformer_with_fused_projections_is_read():
+    ids, labels = sentences(1, 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        observation = observed(Fused().train(), ids, labels)
+    roles = read_roles(observation.network, SPACE.length, SPACE.vocabulary, SPACE.pad)
+    layers = tuple((f"layers.{layer}.in_proj_weight",) for layer in (0, 1))
+    assert roles == TextRoles("words.weight", "places", *layers, causal=False)
+    for attack in (recipes.embedding_rows(), recipes.token_span()):
+        found = attacked(attack, observation)
+        assert found.proven and torch.equal(found.images, ids)
+
+
 def test_roles_that_are_given_are_taken_and_wrong_names_refused():
     ids, labels = sentences(1)
     observation = observed(built("Gpt"), ids, labels)

@@ -210,7 +210,7 @@ def _numbers(network: Network, layer: str, images: Inputs, deltas: Tensor) -> Ta
         ThreatModelError: D, or the loss, does not tell them.
     """
     double = network.to(torch.float64)
-    outputs, pulled = _pullback(double, layer, images.double())
+    outputs, pulled = _pullback(double, layer, double.held(images))
     columns = [pulled(each.expand_as(outputs)) for each in torch.eye(outputs.shape[1]).to(outputs)]
     jacobian = torch.stack(columns, dim=2)
     sizes = torch.linalg.svdvals(jacobian)

@@ -33,7 +33,7 @@ Kind = Literal["number", "whole", "category", "leave out"]
 """What a column is, where the inference is overridden."""
 
 _KINDS = ("number", "whole", "category", "leave out")
-_MISSING = {"", "?", "na", "n/a", "nan", "null", "none"}
+_MISSING = {"", "?", "na", "n/a", "nan", "null"}
 """Cells that say that there is nothing, in lower case."""
 _NOTHING = "(missing)"
 _TEXT, _FEW = 0.5, 20

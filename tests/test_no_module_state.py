@@ -13,7 +13,7 @@ from torch import nn
 
 import inversefed
 from inversefed import DPSGD, recipes
-from inversefed.attacks.head import gradient, inputs, output_activation
+from inversefed.attacks.head import gradient, head_inputs, output_activation
 from inversefed.fl import privacy, targets
 from inversefed.fl.asked import Asked
 from inversefed.fl.losses import FocalLoss
@@ -84,7 +84,7 @@ def test_what_does_not_change_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
         asked[getattr(question, "__qualname__", type(question).__qualname__)] += 1
         return once(value, question)
 
-    questions = [(targets, "_taken"), (gradient, "_pulls"), (output_activation, "_found"), (inputs, "_separated")]
+    questions = [(targets, "_taken"), (gradient, "_pulls"), (output_activation, "_found"), (head_inputs, "_separated")]
     for place, name in questions:
         counted(place, name)
     spent, epsilon = list[object](), privacy.epsilon_spent

@@ -7,7 +7,7 @@ from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
 import tests.shape_checks
-from inversefed.evaluation.metrics import peak_signal_noise_ratio
+from inversefed.evaluation.metrics import structural_similarity
 
 Row = Float[Tensor, "n"]
 
@@ -15,9 +15,9 @@ Row = Float[Tensor, "n"]
 def test_the_package_is_checked_at_every_call() -> None:
     pictures = torch.zeros(2, 3, 4, 4)
     for _ in range(2):
-        assert peak_signal_noise_ratio(pictures, pictures).shape == (2,)
+        assert structural_similarity(pictures, pictures).shape == (2,)
         with pytest.raises(jaxtyping.TypeCheckError):
-            peak_signal_noise_ratio(pictures[0], pictures[0])
+            structural_similarity(pictures[0], pictures[0])
 
 
 def defined(annotation: object) -> object:

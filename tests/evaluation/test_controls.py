@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from inversefed.evaluation import controls, metrics
+from inversefed.inputs import Columns, Number
 from inversefed.types import Batch
 
 
@@ -38,6 +39,9 @@ def test_no_constant_color_has_a_smaller_error_than_constant(truth, generator):
 
 def test_every_control_that_is_scored_has_its_words():
     truth = Batch(torch.rand(1, 3, 4, 4), torch.tensor([0]))
-    scored = {*controls.guesses(truth, truth.images), "prior", "other", "null"}
+    table = Columns((Number("age", 0.0, 100.0),))
+    rows = Batch(torch.rand(2, 1), torch.tensor([0, 0]))
+    of_rows = controls.guesses(rows, rows.images, table).keys()
+    scored = {*controls.guesses(truth, truth.images), *of_rows, "prior", "other", "null"}
     assert scored == controls.DESCRIBED.keys()
     assert len({each.title for each in controls.DESCRIBED.values()}) == len(scored)

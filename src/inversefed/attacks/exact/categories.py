@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from scipy.spatial import cKDTree
 from torch import Generator, Tensor
 
 from inversefed.attacks.exact.dense_batch.rank_decomposition import assigned_labels
@@ -362,6 +361,8 @@ def _complement(matrix: Tensor) -> Tensor:
 
 def _met(null: Tensor, groups: Sequence[Group], said: str) -> Tensor:
     """Meeting in the middle: the cells `[n, p]`, one of each group, that solve the equations."""
+    from scipy.spatial import cKDTree  # with scipy.sparse behind it, which a refused option need not wait for
+
     ends = [0, *itertools.accumulate(len(group.places) for group in groups)]
     sums = [group.cells @ null[start:end] for group, start, end in zip(groups, ends[:-1], ends[1:], strict=True)]
     sides: tuple[list[int], list[int]] = ([], [])

@@ -48,6 +48,12 @@ class Tolerances:
         gain: share of the distance before.
         there: distance at which a start has arrived.
         apart: standard deviations from which on two ends are two rows.
+        seen: least singular value of a step of whole numbers in the directions from which on they settle them.
+        slack: share of its range by which a number may be outside it, before it is rounded.
+        whole: how far from a whole number a whole one may come out, in its units.
+        coarse: span of a column up to which its whole numbers are told apart by that.
+        damping: of the first step of Levenberg-Marquardt, and its ends.
+        tiny: least square of a slope, and norm, that is divided by.
         probes: directions outside the spans that the minimization looks at.
     """
 
@@ -68,6 +74,12 @@ class Tolerances:
     gain: float = 0.8
     there: float = 1e-9
     apart: float = 1e-3
+    seen: float = 1e-2
+    slack: float = 1e-3
+    whole: float = 0.05
+    coarse: float = 1e4
+    damping: tuple[float, float, float] = (1e-2, 1e-9, 1e6)
+    tiny: float = 1e-12
     probes: int = 24
 
 
@@ -132,7 +144,7 @@ class Spans:
         for run in runs:
             seen, basis = run.inputs.cpu(), outside[run.name]
             seen = seen if seen.shape[1] == len(basis) else torch.cat([seen, torch.ones(len(seen), 1).to(seen)], dim=1)
-            parts[run.name] = seen @ basis / seen.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            parts[run.name] = seen @ basis / seen.norm(dim=1, keepdim=True).clamp(min=TOLERANCES.tiny)
         return [parts[name] for name in outside]
 
     def _outputs(self, rows: Tensor) -> Tensor:
@@ -221,7 +233,7 @@ def _pivots(columns: Columns, free: Tensor, most: float) -> list[tuple[Number, i
         places = [*(each for _, each in picked), place]
         # A step of the column must be seen in the directions: their part there, in steps, is no rounding.
         part = free[:, places] * torch.tensor([each.span for each, _ in [*picked, (column, place)]]).double()
-        if len(picked) < len(free) and float(torch.linalg.svdvals(part)[-1]) > 1e-2:
+        if len(picked) < len(free) and float(torch.linalg.svdvals(part)[-1]) > TOLERANCES.seen:
             picked.append((column, place))
     tried = math.prod(column.span + 1 for column, _ in picked)
     return picked if len(picked) == len(free) and tried <= most else None
@@ -257,11 +269,11 @@ def stored(columns: Columns, rows: Tensor, free: Tensor | None = None) -> Tensor
     for column, place in zip(columns.columns, columns.places, strict=True):
         is_open = free is not None and float(free[:, place].norm()) > TOLERANCES.moves
         if isinstance(column, Number) and not is_open:
-            value, slack = rows[:, place.start], 1e-3
+            value, slack = rows[:, place.start], TOLERANCES.slack
             fits &= (value >= -slack) & (value <= 1 + slack)
-            if column.whole and column.span < 1e4:
+            if column.whole and column.span < TOLERANCES.coarse:
                 table = value * column.span + column.low
-                fits &= (table - table.round()).abs() < 0.05
+                fits &= (table - table.round()).abs() < TOLERANCES.whole
     return fits
 
 
@@ -276,7 +288,8 @@ def _minimized(
     base = known.repeat_interleave(starts, dim=0)
     a = torch.linalg.lstsq((free / std).T, ((drawn - base) / std).T).solution.T
     residual = spans.residuals(base + a @ free)
-    damping, gained = torch.full((len(a),), 1e-2, dtype=torch.float64), residual.norm(dim=1)
+    first, least, most = TOLERANCES.damping
+    damping, gained = torch.full((len(a),), first, dtype=torch.float64), residual.norm(dim=1)
     active = torch.arange(len(a))
     for number in range(TOLERANCES.steps):
         if watch.stop() or not len(active):
@@ -286,13 +299,13 @@ def _minimized(
         slopes = (spans.residuals(wide).reshape(len(free), len(active), -1) - residual[active]) / TOLERANCES.step
         slopes = slopes.permute(1, 2, 0)
         squares = slopes.transpose(1, 2) @ slopes
-        scale = squares.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
+        scale = squares.diagonal(dim1=1, dim2=2).clamp(min=TOLERANCES.tiny)
         pull = -(slopes.transpose(1, 2) @ residual[active][..., None])
         at = at + torch.linalg.solve(squares + torch.diag_embed(bend[:, None] * scale), pull)[..., 0]
         tried = spans.residuals(here + at @ free)
         better = tried.norm(dim=1) < residual[active].norm(dim=1)
         a[active[better]], residual[active[better]] = at[better], tried[better]
-        damping[active] = torch.where(better, bend / 4, bend * 4).clamp(1e-9, 1e6)
+        damping[active] = torch.where(better, bend / 4, bend * 4).clamp(least, most)
         if number % TOLERANCES.patience == TOLERANCES.patience - 1:  # those that still come nearer, and are not there
             now = residual[active].norm(dim=1)
             on = (now < TOLERANCES.gain * gained[active]) & (now > TOLERANCES.there)

@@ -38,7 +38,7 @@ from inversefed.fl.settings import (
 )
 from inversefed.fl.simulate import frozen, simulate
 from inversefed.fl.threat import Observation, ThreatModel
-from inversefed.inputs import Images, InputSpace
+from inversefed.inputs import InputSpace, pictured
 from inversefed.report import environment
 from inversefed.report.read import read_report
 from inversefed.specs.record import ASKED, Hashes, hash_of_record, read_record, require_same
@@ -306,7 +306,7 @@ class Scenario:
         if self.sha256.network is not None:
             require_same(held.hashes, self.sha256, self.versions, environment.describe())
         mean, std = (tuple(part.flatten().tolist()) for part in (held.network.mean, held.network.std))
-        space = None if isinstance(held.network.space, Images) else held.network.space
+        space = None if pictured(held.network.space) else held.network.space
         loss = held.network.loss  # of a margin loss the equal form that can be searched
         return replace(
             self,

@@ -37,7 +37,7 @@ from inversefed.findings import Code
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.foreign import Callback, foreign_code
 from inversefed.fl.threat import Observation
-from inversefed.inputs import Images as ImageSpace
+from inversefed.inputs import pictured
 from inversefed.thresholds import EXACT, SOLVED
 from inversefed.types import Budget, Candidate, Finding, Inputs, Reconstruction, Status, Step
 
@@ -153,8 +153,8 @@ class AutoAttack:
         attacks = (*methods, search)
         if observation.num_examples == 1 and (found := facts.architecture.max_pools):
             if any(applies(method, observation) for method in methods):
-                pictures = isinstance(observation.network.space, ImageSpace)
-                search = search if rule.bounded or rule.steady or not pictures else self.pooled
+                fits = rule.bounded or rule.steady or not pictured(observation.network.space)
+                search = search if fits else self.pooled
                 attacks = (search, *methods)
                 why = f"{why}; {', '.join(found)} makes exact methods slow, so they follow"
             else:
@@ -380,7 +380,7 @@ class _Best:
     @property
     def pictures(self) -> bool:
         """Whether the examples are pictures, of which no search comes nearer than `SOLVED`; rows have few values."""
-        return isinstance(self.observation.network.space, ImageSpace)
+        return pictured(self.observation.network.space)
 
     @property
     def _settled(self) -> bool:

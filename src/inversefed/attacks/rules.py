@@ -22,7 +22,7 @@ from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.dropout import dropout_layers
 from inversefed.fl.losses import is_plain_cross_entropy
 from inversefed.fl.threat import Observation
-from inversefed.inputs import Columns, Images, Tokens
+from inversefed.inputs import Columns, Tokens, pictured
 from inversefed.networks.architecture import Architecture, architecture
 
 __all__ = [
@@ -196,7 +196,7 @@ class NoPictures:
     def __call__(self, facts: Facts) -> str | None:
         """What they are."""
         space = facts.observation.network.space
-        return None if isinstance(space, Images) else f"{space.noun}s"
+        return None if pictured(space) else f"{space.noun}s"
 
 
 @dataclass(frozen=True)

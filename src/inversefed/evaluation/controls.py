@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from inversefed.errors import InputError
-from inversefed.inputs import Images as ImageSpace
-from inversefed.inputs import InputSpace
+from inversefed.inputs import InputSpace, pictured
+from inversefed.inputs.real import mean_of, own_level
 from inversefed.types import Batch, Images, Inputs
 
 __all__ = ["constant", "gray"]
@@ -81,7 +81,7 @@ def constant(truth: Batch) -> Images:
     >>> constant(Batch(torch.tensor([0.0, 1.0]).view(1, 1, 1, 2), torch.tensor([0]))).flatten()
     tensor([0.5000, 0.5000])
     """
-    return truth.images.mean(dim=(2, 3), keepdim=True).expand_as(truth.images).clone()
+    return own_level(truth.images)
 
 
 def gray(truth: Batch) -> Images:
@@ -109,7 +109,7 @@ def mean(truth: Batch, others: Tensor) -> Images:
     if not len(others) or others.shape[1:] != truth.images.shape[1:]:
         expected, found = tuple(truth.images.shape[1:]), tuple(others.shape)
         raise InputError(f"the mean picture needs others of shape {expected}, at least one; got {found}")
-    return others.to(truth.images).mean(dim=0, keepdim=True).expand_as(truth.images).clone()
+    return mean_of(others, truth.images)
 
 
 def guesses(truth: Batch, others: Tensor | None = None, space: InputSpace | None = None) -> dict[str, Inputs]:
@@ -123,7 +123,7 @@ def guesses(truth: Batch, others: Tensor | None = None, space: InputSpace | None
     >>> sorted(guesses(Batch(torch.zeros(1, 1, 1, 2), torch.tensor([0]))))
     ['constant', 'gray']
     """
-    if space is not None and not isinstance(space, ImageSpace):
+    if space is not None and not pictured(space):
         return dict(space.controls(truth.images, others))
     found = {name: globals()[name](truth) for name in __all__}
     return found if others is None else found | {"mean": mean(truth, others)}

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from inversefed.evaluation import metrics
-from inversefed.inputs import Images as ImageSpace
-from inversefed.inputs import InputSpace
+from inversefed.inputs import InputSpace, pictured
 from inversefed.types import Batch, Inputs, Scores, Targets
 
 __all__ = ["score"]
@@ -60,8 +59,7 @@ def score(
     }
     if labels is None or not _judged(labels, truth.labels):
         given |= {"labels": None, "target_labels": None}
-    pictures = space is None or isinstance(space, ImageSpace)
-    if pictures:
+    if pictured(space):
         given |= {"pictures": images, "true_pictures": truth.images}
     known = {name: value for name, value in given.items() if value is not None}
     wanted = {name: inspect.signature(getattr(metrics, name)).parameters.keys() for name in metrics.__all__}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from inversefed.inputs import columns, series, tokens
 from inversefed.inputs.columns import Category, Columns, Number
-from inversefed.inputs.images import Images
+from inversefed.inputs.images import Images, pictured
 from inversefed.inputs.series import Series
 from inversefed.inputs.space import InputSpace, Measure
 from inversefed.inputs.table_file import Table
@@ -26,6 +26,7 @@ __all__ = [
     "Table",
     "Tokenizer",
     "Tokens",
+    "pictured",
 ]
 
 MEASURES: Mapping[str, Measure] = {**columns.MEASURES, **series.MEASURES, **tokens.MEASURES}

@@ -7,12 +7,22 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.errors import InputError
-from inversefed.inputs.real import check_real
+from inversefed.inputs.real import check_real, mean_of, own_level
+from inversefed.inputs.space import InputSpace
 
 __all__ = ["Images"]
 
 _LEVELS = 255
 """Eight bits."""
+
+
+def pictured(space: InputSpace | None) -> bool:
+    """Whether examples are pictures, as they are where nobody says what they are.
+
+    >>> pictured(None), pictured(Images((3, 8, 8)))
+    (True, True)
+    """
+    return space is None or isinstance(space, Images)
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,8 @@ class Images:
 
     def controls(self, truth: Tensor, others: Tensor | None) -> Mapping[str, Tensor]:
         """Each picture's own mean color, better than any that could be guessed; gray; the mean picture of others."""
-        own = truth.mean(dim=(2, 3), keepdim=True).expand_as(truth).clone()
-        plain = {"constant": own, "gray": torch.full_like(truth, 0.5)}
-        if others is None:
-            return plain
-        return plain | {"mean": others.to(truth).mean(dim=0, keepdim=True).expand_as(truth).clone()}
+        plain = {"constant": own_level(truth), "gray": torch.full_like(truth, 0.5)}
+        return plain if others is None else plain | {"mean": mean_of(others, truth)}
 
     def cells(self, example: Tensor) -> Sequence[tuple[str, str]]:
         """None: a report shows the picture."""

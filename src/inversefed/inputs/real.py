@@ -4,7 +4,7 @@ from torch import Tensor
 
 from inversefed.errors import InputError
 
-__all__ = ["check_real"]
+__all__ = ["check_real", "mean_of", "own_level"]
 
 
 def check_real(inputs: object, shape: tuple[int, ...], what: str, hint: str) -> None:
@@ -28,3 +28,22 @@ def check_real(inputs: object, shape: tuple[int, ...], what: str, hint: str) -> 
     low, high = inputs.detach().aminmax()
     if not bool((low >= 0) & (high <= 1)):
         raise InputError(f"{what} must lie in [0, 1] ({hint}); got {float(low):.3g} to {float(high):.3g}")
+
+
+def own_level(truth: Tensor) -> Tensor:
+    """Each example's own mean, channel by channel, at all its places: of all constants the one of least squared error.
+
+    Args:
+        truth: `[n, c, *places]`.
+    """
+    return truth.mean(dim=tuple(range(2, truth.ndim)), keepdim=True).expand_as(truth).clone()
+
+
+def mean_of(others: Tensor, like: Tensor) -> Tensor:
+    """The mean of other examples, as often as there are examples.
+
+    Args:
+        others: `[m, *shape]`, m from 1.
+        like: `[n, *shape]`, whose number, device and number format it has.
+    """
+    return others.to(like).mean(dim=0, keepdim=True).expand_as(like).clone()

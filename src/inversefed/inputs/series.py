@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.errors import InputError
-from inversefed.inputs.real import check_real
+from inversefed.inputs.real import check_real, mean_of, own_level
 from inversefed.inputs.space import Measure
 
 __all__ = ["Series"]
@@ -136,11 +136,8 @@ class Series:
 
         The level is taken from the truth, so no constant that an attack could guess has a lesser squared error.
         """
-        level = truth.mean(dim=-1, keepdim=True).expand_as(truth).clone()
-        plain = {"level": level, "middle": torch.full_like(truth, 0.5)}
-        if others is None:
-            return plain
-        return plain | {"mean": others.to(truth).mean(dim=0, keepdim=True).expand_as(truth).clone()}
+        plain = {"level": own_level(truth), "middle": torch.full_like(truth, 0.5)}
+        return plain if others is None else plain | {"mean": mean_of(others, truth)}
 
     def cells(self, example: Tensor) -> Sequence[tuple[str, str]]:
         """Values of each channel at places that are evenly apart, first and last included."""

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from inversefed.fl.network import Network
-from inversefed.inputs import Images
+from inversefed.inputs import pictured
 from inversefed.types import Inputs
 
 __all__ = ["MEAN", "SHARED", "STD", "natural_noise", "varied_noise"]
@@ -29,7 +29,7 @@ def natural_noise(network: Network, count: int, seed: int = 0) -> Inputs:
         seed: the same seed gives the same pictures.
     """
     generator = Generator().manual_seed(seed)
-    if not isinstance(network.space, Images):
+    if not pictured(network.space):
         return network.held(network.space.stand_ins(count, generator))
     channels, height, width = network.image_shape
     falling = 1 / _frequencies(height, width).clamp_min(1 / max(height, width, 2))
@@ -50,7 +50,7 @@ def varied_noise(network: Network, count: int) -> Inputs:
         count: how many; the same number gives the same pictures.
     """
     generator = Generator().manual_seed(0)
-    if not isinstance(network.space, Images):
+    if not pictured(network.space):
         return network.space.stand_ins(count, generator)
     channels, height, width = network.image_shape
     frequency = _frequencies(height, width).clamp(min=1 / max(height, width))

@@ -19,8 +19,7 @@ from inversefed.evaluation.choice import Choice
 from inversefed.evaluation.label_leakage import LabelLeakage
 from inversefed.evaluation.membership import Membership
 from inversefed.evaluation.verdict import Answer, Verdict
-from inversefed.inputs import Images as ImageSpace
-from inversefed.inputs import InputSpace
+from inversefed.inputs import InputSpace, pictured
 from inversefed.report.frontier import Row, swept
 from inversefed.report.read import FORMAT
 from inversefed.report.sentences import headline
@@ -108,7 +107,7 @@ class Report:
     @property
     def pictured(self) -> bool:
         """Whether the examples are pictures."""
-        return self.inputs is None or isinstance(self.inputs, ImageSpace)
+        return pictured(self.inputs)
 
     @property
     def status(self) -> Status:

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 from enum import Enum
 from typing import Any, TypeVar
 
-from inversefed.inputs import Images, InputSpace
+from inversefed.inputs import InputSpace, pictured
 
 __all__ = ["noun", "spoken", "spoken_of"]
 
@@ -25,7 +25,7 @@ def noun(space: InputSpace | None) -> str:
     >>> noun(None)
     'picture'
     """
-    return "picture" if space is None or isinstance(space, Images) else space.noun
+    return "picture" if space is None or pictured(space) else space.noun
 
 
 def spoken(text: str, space: InputSpace | None) -> str:

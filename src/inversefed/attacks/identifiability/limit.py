@@ -49,7 +49,7 @@ from inversefed.fl.formats import COARSE, number_format
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets
 from inversefed.fl.threat import Observation
-from inversefed.inputs import Images
+from inversefed.inputs import pictured
 from inversefed.networks.natural_noise import SHARED, STD, natural_noise
 from inversefed.numerics import float32_products
 from inversefed.types import Batch, Inputs, Limit, Params, Point, Targets
@@ -485,7 +485,7 @@ def _fold(columns: Tensor, rows: int, places: list[tuple[Tensor, Tensor]]) -> Te
 
 def _natural(observation: Observation) -> bool:
     """Whether the prior is that of photographs; of rows and series every value is taken as independent."""
-    return isinstance(observation.network.space, Images)
+    return pictured(observation.network.space)
 
 
 def _waves(channels: int, height: int, width: int, natural: bool) -> Tensor:

@@ -8,7 +8,9 @@ form; `resnet18` is torchvision's, for ImageNet.
 15826
 """
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import nn
@@ -18,7 +20,10 @@ from inversefed.zoo.networks import attention, densenet, irevnet, plain, resnet,
 from inversefed.zoo.networks.seeding import draw_seed, seeded
 from inversefed.zoo.networks.shapes import require_channels
 
-__all__ = ["build", "build_imagenet", "draw_seed", "input_shape", "names"]
+__all__ = ["build", "build_imagenet", "draw_seed", "input_shape", "is_perceptron", "names"]
+
+_WIDEST = 100_000
+"""Outputs of a perceptron's layer."""
 
 Builder = Callable[[int, int], nn.Module]
 """From the number of classes and the number of channels to a network."""
@@ -76,15 +81,18 @@ def build(
     num_channels: int = 3,
     seed: int | None = None,
     weights: str | None = None,
+    shape: Sequence[int] | None = None,
 ) -> nn.Module:
     """Build a network on the CPU, in training mode, its weights drawn from `seed` without touching global state.
 
     Args:
-        name: one of `names()`; torchvision's, in lower case, are the ImageNet forms.
+        name: one of `names()`; torchvision's, in lower case, are the ImageNet forms. Or a perceptron with the outputs
+            of its layers, such as `"mlp:200,200"`, and an activation other than ReLU: `"mlp:200,200,gelu"`.
         num_classes: number of logits.
         num_channels: channels of the pictures; BeyondInferringMNIST always takes one.
         seed: the same seed gives the same weights; `None` draws a fresh one.
         weights: for torchvision's names only: pretrained weights, such as `"DEFAULT"`, fetched if need be.
+        shape: of one example, for a perceptron; `None` for pictures of 32x32.
 
     Raises:
         ConfigError: an unknown name, or an option that this network cannot take.
@@ -93,20 +101,49 @@ def build(
 
     >>> build("ResNet20", seed=0).fc
     Linear(in_features=64, out_features=10, bias=True)
+    >>> [tuple(weights.shape) for weights in build("mlp:200", num_classes=2, shape=(57,)).parameters()]
+    [(200, 57), (200,), (2, 200), (2,)]
     """
     if num_classes < 1 or num_channels < 1:
         raise ConfigError(
             f"{name}: at least 1 class and 1 channel are needed, not num_classes={num_classes} "
             f"and num_channels={num_channels}"
         )
-    if name not in _SMALL and name not in names():
-        raise unknown_name("network", name, names())
+    if not is_perceptron(name):
+        _require_known(name)
     with seeded(draw_seed() if seed is None else seed):
+        if is_perceptron(name):
+            _require_no_weights(name, weights)
+            features = math.prod((num_channels, 32, 32) if shape is None else shape)
+            return plain.perceptron(*_layers_of(name), features, num_classes)
         if name in _SMALL:
             _require_no_weights(name, weights)
             return _SMALL[name](num_classes, num_channels)
         require_channels(name, num_channels, 3)
         return vision.pretrained(name, weights, num_classes) if weights else vision.untrained(name, num_classes)
+
+
+def is_perceptron(name: str) -> bool:
+    """Whether a name is that of a perceptron, such as `mlp:200,200`, which takes examples of any shape."""
+    return re.match(r"mlp:\d", name) is not None
+
+
+def _layers_of(name: str) -> tuple[tuple[int, ...], str]:
+    """The widths of a perceptron's hidden layers, and its activation."""
+    found = re.fullmatch(r"mlp:(\d+(?:,\d+)*)(?:,([a-z]+))?", name)
+    widths = tuple(map(int, found[1].split(","))) if found else ()
+    activation = (found and found[2]) or "relu"
+    if not widths or not all(0 < width <= _WIDEST for width in widths) or activation not in plain.ACTIVATIONS:
+        raise ConfigError(
+            f"a perceptron is written with the outputs of its layers, from 1 to {_WIDEST:,}, and one of "
+            f"{', '.join(plain.ACTIVATIONS)}, such as mlp:200,200 or mlp:200,200,gelu; got {name[:80]!r}"
+        )
+    return widths, activation
+
+
+def _require_known(name: str) -> None:
+    if name not in _SMALL and name not in names():
+        raise unknown_name("network", name, (*names(), "mlp:200,200"))
 
 
 def _require_no_weights(name: str, weights: str | None) -> None:
@@ -139,7 +176,7 @@ def input_shape(name: str, num_channels: int = 3, weights: str | None = None) ->
     """Return the `(channels, height, width)` of the pictures that a network is meant for.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or a perceptron, which takes any; 32x32 stands for them.
         num_channels: channels that the network was built with.
         weights: pretrained weights of a torchvision network, which may be meant for larger pictures.
 
@@ -149,8 +186,9 @@ def input_shape(name: str, num_channels: int = 3, weights: str | None = None) ->
     >>> input_shape("ResNet20"), input_shape("resnet18"), input_shape("BeyondInferringMNIST")
     ((3, 32, 32), (3, 224, 224), (1, 28, 28))
     """
-    if name not in _SMALL and name not in names():
-        raise unknown_name("network", name, names())
+    if is_perceptron(name):
+        return (num_channels, 32, 32)
+    _require_known(name)
     if name == "BeyondInferringMNIST":
         return (1, 28, 28)
     side = 32 if name in _SMALL else vision.crop_size(name, weights)

@@ -9,12 +9,16 @@ References:
 """
 
 from collections import OrderedDict
+from itertools import pairwise
 
 from torch import nn
 
 from inversefed.zoo.networks.shapes import CIFAR_SIZE, expect_features, require_channels
 
-__all__ = ["all_conv", "beyond_inferring", "convnet", "lenet_zhu", "mcmahan", "mlp"]
+__all__ = ["ACTIVATIONS", "all_conv", "beyond_inferring", "convnet", "lenet_zhu", "mcmahan", "mlp", "perceptron"]
+
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+"""What may stand between the layers of a perceptron, by name."""
 
 
 def convnet(width: int, num_classes: int, num_channels: int) -> nn.Sequential:
@@ -61,14 +65,27 @@ def lenet_zhu(num_classes: int, num_channels: int) -> nn.Sequential:
 
 def mlp(hidden: tuple[int, ...], name: str, num_classes: int, num_channels: int) -> nn.Sequential:
     """Build a perceptron on flattened 32x32 pictures, with ReLU between its layers."""
+    network = perceptron(hidden, "relu", num_channels * 32 * 32, num_classes)
+    first = network.get_submodule("linear0")
+    assert isinstance(first, nn.Linear)
+    expect_features(first, name, CIFAR_SIZE)
+    return network
+
+
+def perceptron(hidden: tuple[int, ...], activation: str, features: int, num_classes: int) -> nn.Sequential:
+    """Build linear layers on flattened examples.
+
+    Args:
+        hidden: outputs of each layer but the last.
+        activation: between them, a key of `ACTIVATIONS`.
+        features: numbers of an example.
+        num_classes: outputs of the last.
+    """
     layers = OrderedDict[str, nn.Module](flatten=nn.Flatten())
-    width = num_channels * 32 * 32
-    for index, outputs in enumerate(hidden):
-        linear = nn.Linear(width, outputs)
-        layers[f"linear{index}"] = expect_features(linear, name, CIFAR_SIZE) if index == 0 else linear
-        layers[f"relu{index}"] = nn.ReLU()
-        width = outputs
-    layers[f"linear{len(hidden)}"] = nn.Linear(width, num_classes)
+    for index, (inputs, outputs) in enumerate(pairwise((features, *hidden))):
+        layers[f"linear{index}"] = nn.Linear(inputs, outputs)
+        layers[f"{activation}{index}"] = ACTIVATIONS[activation]()
+    layers[f"linear{len(hidden)}"] = nn.Linear((features, *hidden)[-1], num_classes)
     return nn.Sequential(layers)
 
 

@@ -119,6 +119,8 @@ class Code(StrEnum):
     """How the client sampled its examples is not told to the attack."""
     SCALE = "scale"
     """The update's scale, kind or number of examples contradicts what is stated, or was confirmed."""
+    SCHEMA = "schema"
+    """What was read of a table, and what each of its columns is, as it was inferred or stated."""
     SECURE_AGGREGATION = "secure-aggregation"
     """The server sees only the sum over several clients."""
     SHAPES = "shapes"

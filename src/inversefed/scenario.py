@@ -59,7 +59,7 @@ class Held:
         others: public pictures of the same kind.
         hashes: of all of it.
         received: what the server saw, where the update came from outside.
-        findings: what was found out about such an update.
+        findings: what was found out about such an update, or about the file that the examples came from.
         name: what the pictures or the update are called.
         candidates: records that are asked for, whether they were in the update.
         candidates_out: records that are known not to be in it; `None` for `others`.
@@ -169,21 +169,24 @@ class Scenario:
                 "them; give them: Scenario.from_report(path, module=.., images=.., labels=..)"
             )
         setting = load(self.sources, self.seed, self.mean, self.std)
-        module, shape = setting.module.to(device), setting.images.shape[1:]
+        setting = replace(setting, module=setting.module.to(device))
         if before is not None:
-            before(module)
-        others = stand_ins(self.sources, (shape[0], shape[1], shape[2]))
+            before(setting.module)
+        others = stand_ins(self.sources, setting)
         if not is_received(self.sources, bool(self.defenses)):
-            images, labels, mean, std = setting.images, setting.labels, setting.mean, setting.std
-            network, truth = frozen(module, images, labels, mean=mean, std=std, loss=self.loss)
-            found = self._made(network, truth, others, *read_asked(self.records, network))
+            mean, std, space = setting.mean, setting.std, setting.space
+            network, truth = frozen(
+                setting.module, setting.images, setting.labels, mean=mean, std=std, loss=self.loss, inputs=space
+            )
+            found = self._made(network, truth, others, *read_asked(self.records, network, setting))
         else:
-            brought = receive(self.sources, replace(setting, module=module), self.client, self.loss, self.threat)
+            brought = receive(self.sources, setting, self.client, self.loss, self.threat)
             found = replace(self, threat=brought.threat)
-            asked = read_asked(self.records, brought.observation.network)
+            asked = read_asked(self.records, brought.observation.network, setting)
             found = found.received(brought.observation, brought.truth, others, brought.findings, *asked)
-        assert found.held is not None
-        return replace(found, held=replace(found.held, name=setting.source))
+        held = found.at_hand
+        findings = (*setting.findings, *held.findings)
+        return replace(found, held=replace(held, name=setting.source, findings=findings))
 
     def of(
         self,
@@ -299,7 +302,8 @@ class Scenario:
             return facts | self.to_dict(), (*held.findings, *promise_findings(self.client, count))
         network, truth = observation.network, held.truth
         facts |= describe_setting(network, self.client, self.defenses, threat, truth, self.seed)
-        return facts | self.to_dict(), setting_findings(network, self.defenses, truth, self.client, threat)
+        told = setting_findings(network, self.defenses, truth, self.client, threat)
+        return facts | self.to_dict(), (*held.findings, *told)
 
     def _holding(self, held: Held) -> "Scenario":
         """Hold these tensors, if they are those that were recorded."""

@@ -157,7 +157,7 @@ def _searches(early: EarlyBFloat16, pixels: tuple[GradientInversion, ...]) -> tu
     strong = steady(total_variation=_STRONG)
     few = "the update holds few numbers ({1}), so the prior has to say the rest"
     misleads = "the network has kinks ({}), where curvature misleads"
-    bare, no_prior = NoPictures(), "the inputs ({}) have no prior of pictures"
+    bare, no_prior = NoPictures(), "the inputs ({}) have no natural-image prior"
     return (
         Rule((bare, ClientUnknown()), surrogate(total_variation=0.0), f"{no_prior}; the client's settings are unknown"),
         Rule((bare, Smooth()), curvature(), f"{no_prior}; the network is smooth, so curvature guides", masks),

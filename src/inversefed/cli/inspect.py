@@ -18,9 +18,11 @@ from inversefed.fl.network import Network
 from inversefed.fl.simulate import observed
 from inversefed.fl.targets import class_count
 from inversefed.fl.threat import Observation
+from inversefed.inputs import InputSpace
+from inversefed.report.spoken import spoken, spoken_of
 from inversefed.report.to_json import plain
 from inversefed.specs import registry
-from inversefed.specs.load_setting import check_shape
+from inversefed.specs.load_setting import Setting, check_shape
 from inversefed.specs.load_update import (
     believed_client,
     diagnosed_client,
@@ -58,27 +60,32 @@ def run_inspect(options: Inspect) -> int:
     try:
         with _about(Code.SCALE):
             stated(options)
-        findings, found = _brought(options) if is_received(options, bool(options.defenses)) else ((), _made(options))
+        received = is_received(options, bool(options.defenses))
+        with _about(Code.SHAPES):
+            check_shape(options)
+        setting = read_setting(options)
+        space = setting.space
+        findings, found = _brought(options, setting) if received else ((), _made(options, setting))
     except InversefedError as error:
         if not options.json or not names_update(options):
             raise
-        findings, found = (_as_finding(error),), ""
+        findings, found, space = (_as_finding(error),), "", None
+    findings, found = spoken_of(findings, space), spoken_of(found, space, ("reason", "methods", "limits"))
     counted = found if isinstance(found, Identifiability) else None
     if options.json:
         content: dict[str, Any] = {"findings": [plain(each.to_dict()) for each in findings]}
         content["identifiability"] = None if counted is None else counted.to_dict()
         print(json.dumps(content, indent=2, allow_nan=False))
     else:
-        told = _lines(counted) if counted is not None else _wrap(f"Not counted: {found}" if found else "")
+        told = _lines(counted, space) if counted is not None else _wrap(f"Not counted: {found}" if found else "")
         print("\n".join([*_said(findings, names_update(options)), *told]))
     return 2 if any(finding.level == "error" for finding in findings) else 0
 
 
-def _made(options: Inspect) -> Identifiability:
+def _made(options: Inspect, setting: Setting) -> Identifiability:
     """Count what an update that is made here gives away."""
     if options.example or options.example_label:
         raise ConfigError("--example belongs to an update made elsewhere; name it by --update")
-    setting = read_setting(options)
     observation, _ = observed(
         setting.module,
         setting.images,
@@ -90,15 +97,13 @@ def _made(options: Inspect) -> Identifiability:
         threat=granted(options),
         loss=registry.build("loss", options.loss),
         seed=options.seed,
+        inputs=setting.space,
     )
     return identify(observation)
 
 
-def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | str]:
+def _brought(options: Inspect, setting: Setting) -> tuple[tuple[Finding, ...], Identifiability | str]:
     """Diagnose an update from outside, and count it if it can be used; else why it was not counted."""
-    with _about(Code.SHAPES):
-        check_shape(options)
-    setting = read_setting(options)
     with _about(Code.NORMALIZATION):
         network = read_network(setting, registry.build("loss", options.loss))
     asked = registry.build("client", options.client)
@@ -110,7 +115,7 @@ def _brought(options: Inspect) -> tuple[tuple[Finding, ...], Identifiability | s
     hidden = diagnosed_client(asked, options.unknown_client, network)
     findings = diagnose(network, update.tensors, update.metadata, client=hidden)
     if options.example and not any(finding.unfit for finding in findings):
-        findings = (*_example(options, network, update), *findings)
+        findings = (*_example(options, setting, network, update), *findings)
     if any(_is_error(finding) for finding in findings):
         return findings, ""
     try:
@@ -167,8 +172,15 @@ def _as_finding(error: InversefedError, start: str = "", code: Code = Code.NAMES
     return Finding(code, "error", f"{start}{error}")
 
 
-def _example(options: Inspect, network: Network, update: Update) -> tuple[Finding, ...]:
-    """Compare the update with what the believed client makes of the owner's pictures."""
+def _example(options: Inspect, setting: Setting, network: Network, update: Update) -> tuple[Finding, ...]:
+    """Compare the update with what the believed client makes of the owner's pictures, or rows of the table."""
+    if setting.read is not None:
+        if len(options.example) != 1 or options.example_label:
+            raise ConfigError(
+                "--example takes one file with the rows of --table behind the update, and no --example-label"
+            )
+        rows = setting.read(options.example[0])
+        return check_example(network, update.tensors, update.metadata, rows.images, rows.labels)
     if len(options.example) != len(options.example_label):
         raise ConfigError(f"--example names {len(options.example)} pictures; give as many classes by --example-label")
     images = torch.stack([read_picture(path, network.grid) for path in options.example])
@@ -192,7 +204,7 @@ def _said(findings: tuple[Finding, ...], asked: bool) -> Iterator[str]:
     yield ""
 
 
-def _lines(found: Identifiability) -> Iterator[str]:
+def _lines(found: Identifiability, space: InputSpace | None) -> Iterator[str]:
     yield from _wrap(f"{found.verdict}: {found.reason}.")
     yield ""
     yield from _wrap(
@@ -202,7 +214,7 @@ def _lines(found: Identifiability) -> Iterator[str]:
     yield from _wrap(_least(found))
     yield ""
     yield from _table(found.layers)
-    yield from _wrap(_LEGEND)
+    yield from _wrap(spoken(_LEGEND, space))
     yield ""
     yield "exact methods"
     for method in found.methods:

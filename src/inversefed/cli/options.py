@@ -15,7 +15,19 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from inversefed.errors import ConfigError, InputError
-from inversefed.specs.sources import Asked, Model, Pictures, Received, Records, Sources, Stated, plain_json, read_fields
+from inversefed.specs.sources import (
+    Asked,
+    Model,
+    Pictures,
+    Received,
+    Records,
+    Rows,
+    Sources,
+    Stated,
+    names_code,
+    plain_json,
+    read_fields,
+)
 
 __all__ = [
     "Audit",
@@ -207,7 +219,8 @@ class Examples:
     """Pictures whose update the client that is believed in must make again."""
 
     example: tuple[Path, ...] = ()
-    """Pictures that --update was made of, all of them: the client that is believed in must make the same of them."""
+    """Pictures that --update was made of, all of them, or a file with such rows of --table: the client that is believed
+    in must make the same of them."""
     example_label: tuple[int, ...] = ()
     """Their classes, one each."""
 
@@ -526,6 +539,7 @@ _GROUPS: Mapping[str, type] = {
     "limit": Limit,
     "compared": Points,
     "images": Pictures,
+    "rows": Rows,
     "network": Model,
     "training": Feeding,
     "client": ClientSide,
@@ -662,7 +676,7 @@ def read_config(path: Path, network: str | None = None, trusted: bool = False) -
     content = content | ({"network": network} if network else {})
     if content.pop("trust_code", False):
         raise ConfigError(f"{path} says that code is to be trusted; only who runs it may say so: --trust-code")
-    if ":" in str(content.get("network", "")) and not network and not trusted:
+    if names_code(str(content.get("network", ""))) and not network and not trusted:
         raise ConfigError(
             f"{path} names code to run as its network, {content['network']!r}; a data file may not: "
             "give --network on the command line and take it out of the file, or say --trust-code"

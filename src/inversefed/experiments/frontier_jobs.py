@@ -27,7 +27,7 @@ from inversefed.scenario import Scenario
 from inversefed.specs import registry
 from inversefed.specs.load_setting import Setting, load
 from inversefed.specs.short import short
-from inversefed.specs.sources import Sources, as_json, read_fields
+from inversefed.specs.sources import Sources, as_json, names_code, read_fields
 from inversefed.specs.written import written
 from inversefed.types import Budget, Step
 from inversefed.zoo import datasets
@@ -107,7 +107,7 @@ class PointSpec:
             ConfigError: an unknown name, or code that is not trusted.
         """
         sources, point = Sources(**read_fields(Sources, content["sources"])), content["point"]
-        if ":" in sources.network and not trust_code:
+        if names_code(sources.network) and not trust_code:
             raise ConfigError(
                 f"the point names code to run as its network, {sources.network!r}; `inversefed defend` runs it, in "
                 "processes of this machine"

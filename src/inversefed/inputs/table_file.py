@@ -53,6 +53,7 @@ class Table:
         targets: class indices `[n]`, or numbers `[n]`; `None` where no target was named.
         classes: what the class indices stand for; empty for numbers.
         findings: what was left out, and why.
+        target: the name of their column; empty for none.
 
     >>> rows = [{"age": 30 + i % 9, "sex": "fm"[i % 2], "risk": "ny"[i % 3 == 0]} for i in range(40)]
     >>> print(Table.of(rows, target="risk"))
@@ -66,6 +67,7 @@ class Table:
     targets: Tensor | None = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    target: str = ""
 
     @classmethod
     def of(
@@ -111,9 +113,49 @@ class Table:
         }
         rows = [dict(zip(names, row, strict=True)) for row in zip(*filled.values(), strict=True)]
         targets, classes = (None, ()) if target is None else _targets(kept[target], kinds.get(target))
-        return cls(schema, schema.encode(rows), targets, classes, tuple(told))
+        return cls(schema, schema.encode(rows), targets, classes, tuple(told), target or "")
+
+    def more(self, source: str | Path | Sequence[Mapping[str, object]]) -> tuple[Tensor, Tensor | None]:
+        """Rows of another file, encoded by this schema, with their targets; other columns are passed over.
+
+        Args:
+            source: as for `of`.
+
+        Returns:
+            `[n, d]` in [0, 1], and targets `[n]` as those of this table: -1 for a class that is not among its classes;
+            `None` where there is no such column.
+
+        Raises:
+            InputError: a file that cannot be read, a column that is missing, or cells that the schema does not know.
+
+        >>> rows = [{"age": 30 + i % 9, "sex": "fm"[i % 2], "risk": "ny"[i % 3 == 0]} for i in range(40)]
+        >>> Table.of(rows, target="risk").more([{"age": 34, "sex": "m", "risk": "y"}])
+        (tensor([[0.5000, 0.0000, 1.0000]]), tensor([1]))
+        """
+        cells = _from_file(Path(source)) if isinstance(source, str | Path) else _from_rows(source)
+        names = [column.name for column in self.columns.columns if column.name in cells]
+        categories = {column.name for column in self.columns.columns if isinstance(column, Category)}
+        filled = [[cell or _NOTHING for cell in cells[name]] if name in categories else cells[name] for name in names]
+        rows = self.columns.encode([dict(zip(names, row, strict=True)) for row in zip(*filled, strict=True)])
+        told = cells.get(self.target)
+        if told is None:
+            return rows, None
+        if self.classes:
+            return rows, torch.tensor([self.classes.index(each) if each in self.classes else -1 for each in told])
+        numbers = [_number(each) for each in told]
+        if None in numbers:
+            raise InputError(
+                f"column {shown(self.target)} is the target and takes numbers; got "
+                f"{shown(next(each for each in told if _number(each) is None))}"
+            )
+        return rows, torch.tensor(numbers, dtype=torch.float32)
 
     def __str__(self) -> str:
+        return "\n".join([*self.schema, *(finding.message for finding in self.findings)])
+
+    @property
+    def schema(self) -> tuple[str, ...]:
+        """What was read, and what each column is, a line each."""
         told = ""
         if self.targets is not None:
             some = ", ".join(map(shown, self.classes[:8])) + (", .." if len(self.classes) > 8 else "")
@@ -127,7 +169,7 @@ class Table:
             else:
                 some = ", ".join(map(shown, column.values[:8])) + (", .." if len(column.values) > 8 else "")
                 lines.append(f"{shown(column.name)}: category, one of {some}")
-        return "\n".join([*lines, *(finding.message for finding in self.findings)])
+        return tuple(lines)
 
 
 def _from_rows(rows: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:

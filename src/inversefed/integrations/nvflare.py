@@ -20,6 +20,7 @@ from inversefed.integrations.federation import Federation, Inbox
 from inversefed.integrations.self_audit import Decision, Policy, SelfAudit
 from inversefed.integrations.training_settings import client_text, metadata_of
 from inversefed.specs.registry import import_object
+from inversefed.specs.sources import names_code
 from inversefed.types import Finding
 from inversefed.updates.metadata import Kind, Metadata
 
@@ -145,7 +146,7 @@ class AuditFilter(_Weights):
         channels, height, width = self.image_shape
         return SelfAudit(
             self._policy,
-            import_object(self.network) if ":" in self.network else self.network,
+            import_object(self.network) if names_code(self.network) else self.network,
             (channels, height, width),
             mean=_constants(self.mean),
             std=_constants(self.std),

@@ -73,7 +73,7 @@ def read_network(setting: Setting, loss: Loss) -> Network:
         UnsupportedNetworkError: it does not run on pictures of that shape.
         InputError: the normalization does not fit it.
     """
-    return freeze(setting.module, setting.images.shape[1:], mean=setting.mean, std=setting.std, loss=loss)
+    return freeze(setting.module, setting.space, mean=setting.mean, std=setting.std, loss=loss)
 
 
 def read_received(sources: Sources, setting: Setting, strict: bool = True) -> Update:

@@ -3,10 +3,11 @@
 import torch
 
 from inversefed.errors import InversefedError
+from inversefed.inputs import pictured
+from inversefed.specs.load_setting import Setting
 from inversefed.specs.sources import Sources
 from inversefed.types import Batch
 from inversefed.zoo import datasets
-from inversefed.zoo.picture_sources import Shape
 
 __all__ = ["stand_ins"]
 
@@ -14,16 +15,19 @@ _MOST = 64
 """As many others of a data set make a mean picture."""
 
 
-def stand_ins(options: Sources, shape: Shape) -> Batch | None:
-    """Other examples of the data set that is audited, or bundled photographs where pictures come as files.
+def stand_ins(options: Sources, setting: Setting) -> Batch | None:
+    """Other examples of the data set or table that is audited, or bundled photographs where pictures come as files.
 
     Args:
         options: as given; of a data set the examples after the private ones are taken, around its end.
-        shape: of the network's input.
+        setting: what was read of them.
 
     Returns:
-        At most 64 pictures with labels; nothing where there is none of this shape.
+        At most 64 examples with labels; nothing where there is none of this shape.
     """
+    if setting.others is not None or not pictured(setting.space):
+        return setting.others
+    shape = (setting.images.shape[1], setting.images.shape[2], setting.images.shape[3])
     own = not options.images and options.update is None and options.after is None
     try:
         dataset = datasets.load(options.dataset if own else "photos", options.data_path, size=shape)

@@ -15,7 +15,7 @@ from typing import Any
 from inversefed.errors import ConfigError, InputError, unknown_name
 from inversefed.fl.threat_model import ThreatModel
 from inversefed.specs import registry
-from inversefed.specs.sources import Records, Sources, read_fields
+from inversefed.specs.sources import Records, Sources, names_code, read_fields
 from inversefed.specs.written import UNNAMED
 
 __all__ = ["ASKED", "Hashes", "hash_of_record", "read_hashes", "read_record", "require_same"]
@@ -92,7 +92,7 @@ def read_record(record: Mapping[str, Any], trust_code: bool = False) -> dict[str
     _check(record)
     sources = record.get("sources")
     named = None if sources is None else Sources(**read_fields(Sources, sources))
-    if named is not None and ":" in named.network and not trust_code:
+    if named is not None and names_code(named.network) and not trust_code:
         raise ConfigError(
             f"the scenario names code to run as its network, {named.network!r}; a data file may not: pass "
             "trust_code=True (--trust-code) if you trust it"

@@ -7,6 +7,7 @@ import torch
 
 from inversefed.errors import ConfigError, InputError
 from inversefed.fl.network import Network
+from inversefed.specs.load_setting import Setting
 from inversefed.specs.sources import Records
 from inversefed.types import Batch
 from inversefed.zoo.folders import pictures_in
@@ -16,8 +17,13 @@ from inversefed.zoo.pictures import read_picture
 __all__ = ["read_asked", "read_records"]
 
 
-def read_asked(records: Records | None, network: Network) -> tuple[Batch | None, Batch | None]:
+def read_asked(records: Records | None, network: Network, setting: Setting) -> tuple[Batch | None, Batch | None]:
     """The records that are asked for, and those that are known to be out, as far as they are named.
+
+    Args:
+        records: how they are named: folders of pictures, or files with rows of the table that is audited.
+        network: that they are for.
+        setting: what was read beside.
 
     Raises:
         ConfigError: records that are known to be out, and none that is asked for.
@@ -27,9 +33,8 @@ def read_asked(records: Records | None, network: Network) -> tuple[Batch | None,
         return None, None
     if records.candidates is None:
         raise ConfigError("--candidates-out says which records are out; name those asked for: --candidates")
-    shape, classes = network.grid, network.num_classes
-    folders = (records.candidates, records.candidates_out)
-    asked, out = (None if each is None else read_records(each.expanduser(), shape, classes) for each in folders)
+    read = setting.read or (lambda folder: read_records(folder.expanduser(), network.grid, network.num_classes))
+    asked, out = (None if each is None else read(each) for each in (records.candidates, records.candidates_out))
     return asked, out
 
 

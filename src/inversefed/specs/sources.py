@@ -4,6 +4,7 @@ Nothing here imports torch: the command line answers `--help` with these, and a 
 `specs.load_setting` turns them into values.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,10 +19,12 @@ __all__ = [
     "Pictures",
     "Received",
     "Records",
+    "Rows",
     "Sources",
     "Stated",
     "absolute",
     "as_json",
+    "names_code",
     "plain_json",
     "read_fields",
     "records_of",
@@ -42,9 +45,22 @@ class Pictures:
     data_path: Path = Path("~/data")
     """Folder that holds the data set."""
     index: int = 0
-    """First example of the data set's test part to take."""
+    """First example of the data set's test part, or row of --table, to take."""
     num_images: int = 1
     """How many consecutive examples share one update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Whose rows of a table, instead of pictures."""
+
+    table: Path | None = None
+    """A CSV file with a header, a Parquet file, or a table of scikit-learn's such as sklearn:wine. What each column is,
+    is inferred; --network mlp:200,200 takes any table."""
+    target: str | None = None
+    """The column of --table that the network tells."""
+    columns: tuple[str, ...] = ()
+    """What columns of --table are, instead of what is inferred: NAME=number, whole, category or "leave out"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +68,8 @@ class Model:
     """Which network."""
 
     network: str = "LeNetZhu"
-    """A network's name (see `inversefed list networks`), or pkg.mod:factory. The latter IMPORTS AND RUNS that code."""
+    """A network's name (see `inversefed list networks`), a perceptron by the outputs of its layers, such as mlp:200,200
+    or mlp:200,200,gelu, or pkg.mod:factory. The last IMPORTS AND RUNS that code."""
     weights: str | None = None
     """A .safetensors or .pt file of weights; for torchvision's networks also a name such as DEFAULT, which downloads.
     Without it the network is untrained, its weights drawn from --seed."""
@@ -74,7 +91,8 @@ class Received:
     after: Path | None = None
     """The same for the weights after training, where --weights are those from before."""
     truth: tuple[Path, ...] = ()
-    """The pictures behind --update, where their owner has them, for the scores; the attack never sees them."""
+    """The pictures behind --update, or a file with rows of --table, where their owner has them, for the scores; the
+    attack never sees them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +139,15 @@ class Records:
 
     candidates: Path | None = None
     """A folder of pictures that are asked for. Their classes are sub-folders named by number, or file names such as
-    dog_5.png; where no class is known, all are tried."""
+    dog_5.png; where no class is known, all are tried. With --table, a file of rows."""
     candidates_out: Path | None = None
     """A folder of pictures of the same kind that are known not to be in the update, 19 or more. By default the public
     pictures of the controls stand for them, which need not be of the same kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources(Pictures, Model, Received, Stated, Asked):
-    """Where network, pictures and update of an audit come from.
+class Sources(Pictures, Rows, Model, Received, Stated, Asked):
+    """Where network, pictures or rows, and update of an audit come from.
 
     >>> named = absolute(Sources(network="ConvNet", index=3))
     >>> Sources(**read_fields(Sources, as_json(named))) == named
@@ -144,6 +162,15 @@ def sources_of(options: Sources) -> Sources:
     return Sources(**{each.name: getattr(options, each.name) for each in fields(Sources)})
 
 
+def names_code(network: str) -> bool:
+    """Whether a network's name is that of code to import and run, such as `pkg.mod:factory`.
+
+    >>> names_code("pkg.mod:factory"), names_code("mlp:200,200"), names_code("ResNet18")
+    (True, False, False)
+    """
+    return re.search(r":(?!\d)", network) is not None
+
+
 def absolute(sources: Sources) -> Sources:
     """The same sources, with paths that mean the same in any other folder."""
     return Sources(**{each.name: _absolute(getattr(sources, each.name)) for each in fields(Sources)})
@@ -152,7 +179,8 @@ def absolute(sources: Sources) -> Sources:
 def _absolute(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_absolute(each) for each in value)
-    return value.expanduser().absolute() if isinstance(value, Path) else value
+    bundled = isinstance(value, Path) and str(value).startswith("sklearn:")
+    return value.expanduser().absolute() if isinstance(value, Path) and not bundled else value
 
 
 def records_of(options: Records) -> Records | None:

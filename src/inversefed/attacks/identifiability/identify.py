@@ -18,12 +18,15 @@ import torch
 from torch import nn
 
 from inversefed.attacks.exact.april import AttentionInput
+from inversefed.attacks.exact.categories import CategoryRows
 from inversefed.attacks.exact.dense_batch.spear import SparseBatch
 from inversefed.attacks.exact.linear import LinearInput
 from inversefed.attacks.exact.peel.attack import Peel, known_exactly
 from inversefed.attacks.exact.peel.conv_input import gradient_matrix
 from inversefed.attacks.exact.peel.forecast import forecast
 from inversefed.attacks.exact.peel.state import PeelState
+from inversefed.attacks.exact.text.embedding_rows import EmbeddingRows
+from inversefed.attacks.exact.text.span_sentences import SpanSentences
 from inversefed.attacks.exact.transformer.token_inputs import TokenEntry
 from inversefed.attacks.exact.transformer.token_system import TokenSystem, token_system, told
 from inversefed.attacks.identifiability.hidden import unrecoverable
@@ -31,6 +34,7 @@ from inversefed.attacks.identifiability.layer_counts import TOLERANCE, LayerEqua
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.clients.views import gradients_summed
 from inversefed.fl.threat import Observation
+from inversefed.inputs import Columns, Tokens, pictured
 from inversefed.networks.layer_chain import Layer, flat
 from inversefed.types import Finding
 
@@ -164,12 +168,18 @@ def _methods(
     read: tuple[tuple[Layer, ...], PeelState] | str,
     patches: Method,
 ) -> tuple[Method, ...]:
+    space = observation.network.space
+    if isinstance(space, Tokens):
+        return (
+            _asked("embedding_rows", lambda: EmbeddingRows().check(observation)),
+            _asked("token_span", lambda: SpanSentences().check(observation)),
+        )
     linear = _asked("linear", lambda: LinearInput().check(observation))
-    others = (
-        _asked("sparse", lambda: SparseBatch().check(observation)),
-        patches,
-        _asked("april", lambda: AttentionInput().check(observation)),
-    )
+    others = [_asked("sparse", lambda: SparseBatch().check(observation))]
+    if isinstance(space, Columns):
+        others.append(_asked("categories", lambda: CategoryRows().check(observation)))
+    if pictured(space):
+        others += [patches, _asked("april", lambda: AttentionInput().check(observation))]
     peel = _asked("peel", lambda: Peel().check(observation, None if isinstance(read, str) else read[0]))
     once = gradients_summed(observation.client, observation.num_examples) == observation.num_examples
     if peel.applies and (_altered(layers) or not once):

@@ -74,6 +74,7 @@ def read_scenario(options: Audit) -> Scenario:
         raise ConfigError("--threads must be at least 1")
     rehearsals, limit = read_rehearsals(options.rehearse)
     client, loss = (registry.build(kind, getattr(options, kind), options.trust_code) for kind in ("client", "loss"))
+    inputs = None if options.inputs is None else registry.build("inputs", options.inputs, options.trust_code)
     return Scenario(
         replace(sources_of(options), client=written(client)),
         client=client,
@@ -82,6 +83,7 @@ def read_scenario(options: Audit) -> Scenario:
         loss=loss,
         mean=options.mean,
         std=options.std,
+        inputs=inputs,
         seed=options.seed,
         attack=_attack(options),
         time_budget=read_seconds(options.time_budget),

@@ -6,6 +6,7 @@ from torch import nn
 from inversefed.cli import options as given
 from inversefed.errors import ConfigError
 from inversefed.fl.threat import ThreatModel
+from inversefed.specs import registry
 from inversefed.specs.durations import seconds_in
 from inversefed.specs.load_setting import Setting, load
 
@@ -26,7 +27,8 @@ def read_setting(options: given.Setting) -> Setting:
     """
     if options.threads is not None and options.threads < 1:
         raise ConfigError("--threads must be at least 1")
-    setting = load(options, options.seed, options.mean, options.std)
+    space = None if options.inputs is None else registry.build("inputs", options.inputs)
+    setting = load(options, options.seed, options.mean, options.std, space)
     setting.module.to(pick_device(options.device))
     set_threads(setting.module, options.threads)
     return setting

@@ -18,10 +18,10 @@ from inversefed.errors import ConfigError, InputError
 from inversefed.specs.sources import (
     Asked,
     Model,
+    OtherInputs,
     Pictures,
     Received,
     Records,
-    Rows,
     Sources,
     Stated,
     names_code,
@@ -67,6 +67,9 @@ class Feeding:
     """What the network's input normalization subtracts, one number or one a channel; by default the data set's."""
     std: tuple[float, ...] | None = None
     """What it divides by."""
+    inputs: str | None = None
+    """What the network takes, where that is no picture and no row of --table, such as "Tokens(length=32,
+    vocabulary=30522)" or "Series(channels=2, length=128)"; the examples stand in --batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -539,7 +542,7 @@ _GROUPS: Mapping[str, type] = {
     "limit": Limit,
     "compared": Points,
     "images": Pictures,
-    "rows": Rows,
+    "other_inputs": OtherInputs,
     "network": Model,
     "training": Feeding,
     "client": ClientSide,
@@ -704,6 +707,7 @@ def _of_scenario(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
         )
     threat, names = record.get("threat_model") or {}, ("defenses", "loss", "mean", "std", "seed", "attack", "nulls")
     same = {name: record[name] for name in (*names, "max_iterations") if name in record}
+    same |= {"inputs": record["inputs"]} if "inputs" in record and sources.get("table") is None else {}
     granted = {f"known_{name}": threat.get(name) == "known" for name in ("labels", "defenses", "order")}
     hidden = {"unknown_client": threat.get("client") == "unknown", "sent_buffers": threat.get("buffers") == "sent"}
     client = {"client": record["client"]} if "client" in record and not _of_update(sources) else {}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inversefed.errors import ConfigError, InputError, InversefedError, UnsupportedNetworkError, shown
 from inversefed.findings import Code
-from inversefed.inputs import Images, InputSpace, Table
+from inversefed.inputs import Images, InputSpace, Table, pictured
 from inversefed.inputs.table_file import Kind
 from inversefed.specs.registry import import_object
 from inversefed.specs.sources import Sources, names_code
@@ -63,7 +63,11 @@ class Setting:
 
 
 def load(
-    named: Sources, seed: int, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+    named: Sources,
+    seed: int,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    space: InputSpace | None = None,
 ) -> Setting:
     """Read examples and network, on the CPU.
 
@@ -72,6 +76,7 @@ def load(
         seed: of weights that nobody trained.
         mean: what the client's input normalization subtracts; `None` for the data set's.
         std: what it divides by.
+        space: what the examples are, where they are neither pictures nor rows of a table.
 
     Raises:
         ConfigError: an unknown name, or options that contradict each other.
@@ -88,6 +93,10 @@ def load(
     for name in ("target", "columns"):
         if getattr(named, name):
             raise ConfigError(f"--{name} tells of a table; name it by --table")
+    if space is not None and not pictured(space):
+        return _of_space(named, space, seed, mean, std)
+    if named.batch is not None:
+        raise ConfigError('--batch holds examples that are no pictures; say by --inputs what they are, "Tokens(..)"')
     check_shape(named)
     shape = named.image_shape or _named_shape(named)
     images, labels, dataset = _pictures(named, shape)
@@ -113,15 +122,9 @@ def _of_table(
     named: Sources, file: Path, seed: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> Setting:
     """Rows of a table, the public ones after the private, and a network that takes them."""
-    if named.images or named.image_shape or named.labels is not None:
-        raise ConfigError(
-            "--table gives rows and targets; leave out --images, --image-shape and --labels, which are for pictures"
-        )
-    if not (names_code(named.network) or networks.is_perceptron(named.network)):
-        raise ConfigError(
-            f"{named.network} takes pictures; for --table name a perceptron, --network mlp:200,200, or your own "
-            "network, --network pkg.mod:factory"
-        )
+    _require_no_picture(named, "--table")
+    if named.batch is not None:
+        raise ConfigError("--table and --batch both hold the examples: give one of them")
     table = load_table(file.expanduser(), named.target, _kinds(named.columns))
     if table.targets is None:
         raise ConfigError(
@@ -145,6 +148,57 @@ def _of_table(
     source = _called(named) or _plain(file.stem.replace("sklearn:", ""))
     read = partial(_rows_of, table)
     return Setting(module, table.columns, private, private_targets, mean, std, source, others, _told(table), read)
+
+
+def _require_no_picture(named: Sources, option: str) -> None:
+    """Refuse what tells of pictures."""
+    if named.images or named.image_shape or named.labels is not None:
+        raise ConfigError(
+            f"{option} gives examples and targets; leave out --images, --image-shape and --labels, which are for "
+            "pictures"
+        )
+    if not (names_code(named.network) or networks.is_perceptron(named.network)):
+        raise ConfigError(
+            f"{named.network} takes pictures; for {option} name a perceptron, --network mlp:200,200, or your own "
+            "network, --network pkg.mod:factory"
+        )
+
+
+def _of_space(
+    named: Sources, space: InputSpace, seed: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> Setting:
+    """Examples of any input space, from a file of tensors."""
+    _require_no_picture(named, "--inputs")
+    brought = named.update or named.after
+    files = named.truth if brought else () if named.batch is None else (named.batch,)
+    if (brought and named.batch is not None) or len(files) > 1 or not (brought or files):
+        raise ConfigError(
+            f"of {space.noun}s one file of tensors is taken, .safetensors or .npz: --batch for an update that is made "
+            "here, --truth for those behind --update"
+        )
+    read = partial(_tensors_of, space)
+    private = read(files[0]) if files else Batch(space.middle(1)[:0], torch.full((0,), -1))
+    if named.num_classes is None and networks.is_perceptron(named.network):
+        raise ConfigError(f"{named.network} needs the number of its outputs: --num-classes")
+    module = _network(named, space.shape, named.num_classes or 0, seed)
+    source = _called(named) or _plain(files[0].stem)
+    return Setting(module, space, private.images, private.labels, mean, std, source, read=read)
+
+
+def _tensors_of(space: InputSpace, file: Path) -> Batch:
+    """A file's `inputs` and `labels`, -1 where there are none."""
+    found = read_tensors(file.expanduser()).tensors
+    if "inputs" not in found or found.keys() - {"inputs", "labels"}:
+        raise InputError(
+            f"{file.name} holds {', '.join(map(shown, sorted(found)[:8])) or 'nothing'}; a file of examples holds the "
+            "tensor inputs, and labels"
+        )
+    inputs = found["inputs"]
+    space.check(inputs)
+    labels = found.get("labels", torch.full((len(inputs),), -1))
+    if len(labels) != len(inputs):
+        raise InputError(f"{file.name} holds {len(inputs)} {space.noun}s and {len(labels)} labels; give one of each")
+    return Batch(inputs, labels)
 
 
 def _told(table: Table) -> tuple[Finding, ...]:

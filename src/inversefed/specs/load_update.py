@@ -1,20 +1,23 @@
 """An update that was made elsewhere: from names and files to what the attack sees, and the truth that it does not."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from inversefed.errors import ConfigError, InputError
+from inversefed.errors import ConfigError, InputError, MetadataError
 from inversefed.fl.clients import Client, FedSGD
 from inversefed.fl.clients.views import unknown
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.targets import as_targets, class_count
 from inversefed.fl.threat import Observation, ThreatModel, noise_of
+from inversefed.inputs import Columns, Images, Series, Tokens
 from inversefed.specs.load_setting import Setting
 from inversefed.specs.sources import Sources, Stated
 from inversefed.types import Batch, Finding
 from inversefed.updates.described import stated_by
 from inversefed.updates.diagnosis import diagnose, require_usable
 from inversefed.updates.finding_notes import read_notes
+from inversefed.updates.metadata import InputKind
 from inversefed.updates.update import Metadata, Update, as_observation, assumptions, expected_tensors, read_update
 
 __all__ = [
@@ -29,6 +32,9 @@ __all__ = [
     "receive",
     "stated",
 ]
+
+
+_KINDS: Mapping[type, InputKind] = {Images: "images", Columns: "columns", Series: "series", Tokens: "tokens"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +96,13 @@ def read_received(sources: Sources, setting: Setting, strict: bool = True) -> Up
     told = stated(sources)
     told = replace(told, kind="new_weights") if sources.after else told
     found = read_update(_file(sources), expected_tensors(setting.module), strict=strict, stated=told)
+    taken, fed = found.metadata.inputs, _KINDS.get(type(setting.space))
+    if taken is not None and fed is not None and taken != fed:
+        raise MetadataError(
+            f"the file says of itself that the network was fed {taken}, and the audit takes {fed}; for rows give "
+            '--table FILE, for others --inputs, such as "Tokens(length=32, vocabulary=30522)", or correct the file',
+            "inputs",
+        )
     return _with_count(found, setting)
 
 
@@ -178,10 +191,10 @@ def _truth(setting: Setting, observation: Observation) -> Batch | None:
     network, count = observation.network, observation.num_examples
     if len(setting.images) != count or len(setting.labels) != count:
         raise InputError(
-            f"the update is one of {count} examples, with {len(setting.images)} pictures by --truth and "
+            f"the update is one of {count} examples, with {len(setting.images)} of them by --truth and "
             f"{len(setting.labels)} labels; give as many of each, or --num-examples"
         )
-    images, labels = setting.images.to(network.device, network.dtype), setting.labels.to(network.device)
+    images, labels = network.held(setting.images), setting.labels.to(network.device)
     if labels.is_floating_point():
         return Batch(images, as_targets(network, labels))
     if int(labels.max()) >= class_count(network):

@@ -16,13 +16,14 @@ from inversefed.errors import ConfigError, unknown_name
 __all__ = [
     "Asked",
     "Model",
+    "OtherInputs",
     "Pictures",
     "Received",
     "Records",
-    "Rows",
     "Sources",
     "Stated",
     "absolute",
+    "absolute_path",
     "as_json",
     "names_code",
     "plain_json",
@@ -51,8 +52,8 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Whose rows of a table, instead of pictures."""
+class OtherInputs:
+    """What else the network is fed than pictures."""
 
     table: Path | None = None
     """A CSV file with a header, a Parquet file, or a table of scikit-learn's such as sklearn:wine. What each column is,
@@ -61,6 +62,8 @@ class Rows:
     """The column of --table that the network tells."""
     columns: tuple[str, ...] = ()
     """What columns of --table are, instead of what is inferred: NAME=number, whole, category or "leave out"."""
+    batch: Path | None = None
+    """A file of tensors, .safetensors or .npz, for --inputs: `inputs` [n, ..] as the space has them, and `labels`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +94,8 @@ class Received:
     after: Path | None = None
     """The same for the weights after training, where --weights are those from before."""
     truth: tuple[Path, ...] = ()
-    """The pictures behind --update, or a file with rows of --table, where their owner has them, for the scores; the
-    attack never sees them."""
+    """The pictures behind --update, where their owner has them, for the scores; the attack never sees them. With
+    --table a file of rows, with --inputs a file of tensors as --batch has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,7 @@ class Records:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources(Pictures, Rows, Model, Received, Stated, Asked):
+class Sources(Pictures, OtherInputs, Model, Received, Stated, Asked):
     """Where network, pictures or rows, and update of an audit come from.
 
     >>> named = absolute(Sources(network="ConvNet", index=3))
@@ -176,11 +179,15 @@ def absolute(sources: Sources) -> Sources:
     return Sources(**{each.name: _absolute(getattr(sources, each.name)) for each in fields(Sources)})
 
 
+def absolute_path(path: Path) -> Path:
+    """The same in any other folder; a table by its name, such as `sklearn:wine`, is as it is."""
+    return path if str(path).startswith("sklearn:") else path.expanduser().absolute()
+
+
 def _absolute(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_absolute(each) for each in value)
-    bundled = isinstance(value, Path) and str(value).startswith("sklearn:")
-    return value.expanduser().absolute() if isinstance(value, Path) and not bundled else value
+    return absolute_path(value) if isinstance(value, Path) else value
 
 
 def records_of(options: Records) -> Records | None:

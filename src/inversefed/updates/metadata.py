@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args
 
 from inversefed.errors import ConfigError, MetadataError, shown
 
-__all__ = ["Autocast", "BatchNormMode", "Kind", "Metadata", "OptimizerName", "Reduction", "read_metadata"]
+__all__ = ["Autocast", "BatchNormMode", "InputKind", "Kind", "Metadata", "OptimizerName", "Reduction", "read_metadata"]
 
 Kind = Literal["gradient", "weight_delta", "new_weights"]
 Reduction = Literal["mean", "sum"]
 BatchNormMode = Literal["train", "eval"]
 OptimizerName = Literal["sgd", "nesterov", "adam", "adamw"]
 Autocast = Literal["bfloat16", "float16"]
+InputKind = Literal["images", "columns", "series", "tokens"]
 
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "kind": get_args(Kind),
@@ -25,6 +26,7 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
     "bn_mode": get_args(BatchNormMode),
     "optimizer": get_args(OptimizerName),
     "autocast": get_args(Autocast),
+    "inputs": get_args(InputKind),
 }
 _COUNTS: Mapping[str, int] = {
     "local_steps": 10_000,
@@ -42,8 +44,11 @@ _RANGES: Mapping[str, tuple[float, str]] = {
     "eps": (1e3, "a number from 0 to below 1000"),
 }
 """Numbers from 0 to below a bound."""
-_NO_OPTION = ("beta1", "beta2", "eps", "autocast")
-"""What only a file says; another client is written as a whole."""
+_NO_OPTION: Mapping[str, str] = {
+    **dict.fromkeys(("beta1", "beta2", "eps", "autocast"), "give --client"),
+    "inputs": "say what they are by --table or --inputs",
+}
+"""What only a file says, and what says it instead: another client, say, is written as a whole."""
 _LONGEST = 64
 """Characters of a value."""
 
@@ -73,6 +78,7 @@ class Metadata:
         micro_batch_size: how many examples of a step went through the network at once, where gradients of several such
             parts were averaged into one step (gradient accumulation).
         autocast: the number format that the network's operations ran in where PyTorch lowers it by `torch.autocast`.
+        inputs: what the network was fed: pictures, rows of a table, windows of series, or token ids.
 
     Raises:
         ConfigError: a value out of range.
@@ -97,6 +103,7 @@ class Metadata:
     epochs: int | None = None
     micro_batch_size: int | None = None
     autocast: Autocast | None = None
+    inputs: InputKind | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():
@@ -154,7 +161,7 @@ def _read(name: str, value: object) -> str | int | float | None:
 
 
 def _unusable(name: str, expected: str, value: object) -> MetadataError:
-    cure = "correct the file, or give --client" if name in _NO_OPTION else f"give --{name.replace('_', '-')}"
+    cure = f"correct the file, or {_NO_OPTION[name]}" if name in _NO_OPTION else f"give --{name.replace('_', '-')}"
     message = f"the file says of itself that {name} is {shown(str(value))}, but it is {expected}; {cure}"
     return MetadataError(message, name)
 

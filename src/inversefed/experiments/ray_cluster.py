@@ -372,7 +372,8 @@ class _Coordinator:
         preview = self._places.preview(job.hash)
         with contextlib.suppress(OSError, StorageError):  # a picture to look at is worth no failure
             make_private(preview.parent)
-            write_private(preview, news.picture)
+            if news.picture is not None:
+                write_private(preview, news.picture)
             if news.checkpoint is not None:
                 write_private(self._places.checkpoint(job.hash), news.checkpoint)
 

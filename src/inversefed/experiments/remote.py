@@ -27,7 +27,7 @@ from inversefed.experiments.places import remove_abandoned
 from inversefed.experiments.table import outcome_of
 from inversefed.experiments.work import progress_of, taken_up, why, write_private
 from inversefed.frontier import Data
-from inversefed.report.png import png
+from inversefed.report.png import preview
 from inversefed.scenario import Held, Scenario
 from inversefed.specs.load_setting import Setting
 from inversefed.types import Batch, Step
@@ -84,12 +84,12 @@ class Said:
 
     Args:
         progress: iteration, iterations, loss and remaining seconds, as the ledger has them.
-        picture: the best so far, as a PNG.
+        picture: the best so far, as a PNG; `None` for what is no picture.
         checkpoint: the state of its search, where that is newer than what was said before.
     """
 
     progress: Mapping[str, Any]
-    picture: bytes = field(repr=False)
+    picture: bytes | None = field(repr=False)
     checkpoint: bytes | None = field(default=None, repr=False)
 
 
@@ -182,7 +182,7 @@ class _Teller:
     def __call__(self, step: Step) -> None:
         if time.monotonic() - self._last > _EVERY:
             self._last = time.monotonic()
-            self._tell(Said(progress_of(step), png(step.best()[0]), self._newer()))
+            self._tell(Said(progress_of(step), preview(step.best()[0]), self._newer()))
 
     def _newer(self) -> bytes | None:
         if self._checkpoint is None:

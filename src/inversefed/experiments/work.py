@@ -28,7 +28,7 @@ from inversefed.experiments.tracking import Tracker, callback
 from inversefed.pipeline import audit
 from inversefed.report.folder import write_files
 from inversefed.report.model import Report
-from inversefed.report.png import png
+from inversefed.report.png import preview
 from inversefed.report.purge import find, remove
 from inversefed.scenario import Scenario
 from inversefed.types import Step
@@ -248,8 +248,10 @@ class Pulse:
         self._said = progress_of(step)
         if time.monotonic() - self._shown > _PREVIEW:
             self._shown = time.monotonic()
+            picture = preview(step.best()[0])
             with contextlib.suppress(OSError, InputError):  # a picture to look at is worth no failure
-                write_private(self._preview, png(step.best()[0]))
+                if picture is not None:
+                    write_private(self._preview, picture)
         return self.lost
 
     def _beat(self) -> None:

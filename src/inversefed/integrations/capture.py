@@ -25,6 +25,7 @@ from inversefed.fl.clients import Client
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.threat import Observation
+from inversefed.inputs import InputSpace
 from inversefed.integrations.recorded_steps import steps_in_words
 from inversefed.integrations.recorder import Recorder
 from inversefed.types import Finding, Inputs, Params, Targets
@@ -219,6 +220,7 @@ class Capture:
         std: _Constants = None,
         image_shape: Sequence[int] | None = None,
         loss: Loss | None = None,
+        inputs: InputSpace | None = None,
     ) -> Network:
         """The network as it was before the first step, in the modes in which it then ran.
 
@@ -227,6 +229,8 @@ class Capture:
             std: what it divides by; `None` for 1.
             image_shape: `(c, h, w)`; `None` for that of the examples that the model was given.
             loss: the training loss; `None` for the mean cross entropy.
+            inputs: what the examples are, where they are no pictures; mean and std are then those of the space, if not
+                given.
 
         Raises:
             UnsupportedNetworkError: the model cannot be copied, or does not map pictures to logits.
@@ -240,7 +244,7 @@ class Capture:
         for name, weight in module.named_parameters():
             weight.requires_grad_(name in self._seen.weights)
         module.register_forward_hook(_logits)
-        return freeze(module, image_shape or self._seen.shape, mean=mean, std=std, loss=loss)
+        return freeze(module, inputs or image_shape or self._seen.shape, mean=mean, std=std, loss=loss)
 
     def observation(
         self,
@@ -249,19 +253,20 @@ class Capture:
         std: _Constants = None,
         image_shape: Sequence[int] | None = None,
         loss: Loss | None = None,
+        inputs: InputSpace | None = None,
         labels: Targets | None = None,
     ) -> Observation:
         """What a server sees that receives this update, for `inversefed.audit_observation`.
 
         Args:
-            mean: as for `network`, and so are `std`, `image_shape` and `loss`.
+            mean: as for `network`, and so are `std`, `image_shape`, `loss` and `inputs`.
             labels: where they are handed to the attack.
 
         Raises:
             UnsupportedNetworkError: the model cannot be copied, or does not map pictures to logits.
             InputError: an update that is not finite.
         """
-        network = self.network(mean=mean, std=std, image_shape=image_shape, loss=loss)
+        network = self.network(mean=mean, std=std, image_shape=image_shape, loss=loss, inputs=inputs)
         update = Update(self.tensors, self.metadata)
         return as_observation(network, update, num_examples=self.metadata.num_examples, labels=labels)
 
@@ -273,19 +278,20 @@ class Capture:
         mean: _Constants = None,
         std: _Constants = None,
         loss: Loss | None = None,
+        inputs: InputSpace | None = None,
     ) -> Finding:
         """Ask whether the client that was described makes this update of the loop's own examples.
 
         Args:
-            images: all examples in the order of the steps, pixel space, `[n, c, h, w]`.
+            images: all examples in the order of the steps, pixel space, `[n, c, h, w]`, or as the space has them.
             labels: their classes, or numbers as the loss takes them.
-            mean: as for `network`, and so are `std` and `loss`.
+            mean: as for `network`, and so are `std`, `loss` and `inputs`.
 
         Returns:
             An info if so, with the cosine and the ratio of the norms as evidence; else an error that says what would
             make them match, if that was found.
         """
-        network = self.network(mean=mean, std=std, image_shape=images.shape[1:], loss=loss)
+        network = self.network(mean=mean, std=std, image_shape=images.shape[1:], loss=loss, inputs=inputs)
         return check_example(network, self.tensors, self.metadata, images, labels)[0]
 
     @property

@@ -53,8 +53,9 @@ def scenario_of(federation: Federation, capture: Capture) -> Scenario:
         client=FedSGD() if client is None else registry.build("client", client, trust_code=True),
         threat=federation.threat,
         loss=registry.build("loss", federation.loss, trust_code=True),
-        mean=_channels(federation.mean, federation.image_shape),
-        std=_channels(federation.std, federation.image_shape),
+        mean=_constants(federation.mean),
+        std=_constants(federation.std),
+        inputs=None if federation.inputs is None else registry.build("inputs", federation.inputs, trust_code=True),
         seed=_seed(federation, capture),
         attack=registry.build("attack", federation.attack, trust_code=True),
         time_budget=federation.time_budget,
@@ -155,7 +156,7 @@ def _run(ledger: Ledger, federation: Federation) -> Run:
 
 
 def _require_trusted(federation: Federation, trust_code: bool) -> None:
-    texts = (federation.network, federation.attack, federation.loss, federation.client or "")
+    texts = (federation.network, federation.attack, federation.loss, federation.client or "", federation.inputs or "")
     code = [each for text in texts for each in registry.named_code(text)]
     if code and not trust_code:
         raise ConfigError(
@@ -175,10 +176,8 @@ def _alone(folder: Path) -> Iterator[bool]:
             yield True
 
 
-def _channels(value: tuple[float, ...] | float | None, shape: tuple[int, int, int] | None) -> tuple[float, ...] | None:
-    if value is None or isinstance(value, tuple):
-        return value
-    return (float(value),) * (3 if shape is None else shape[0])
+def _constants(value: tuple[float, ...] | float | None) -> tuple[float, ...] | None:
+    return value if value is None or isinstance(value, tuple) else (float(value),)
 
 
 def _seed(federation: Federation, capture: Capture) -> int:

@@ -59,6 +59,8 @@ class Federation:
         network: a network's name (see `inversefed list networks`), or `pkg.mod:factory`, which is imported and run by
             the auditing process.
         image_shape: channels, height and width of its input; `None` where its name tells, 3x32x32 for a factory.
+        inputs: what the network takes where that is no picture, as text, such as `"Series(channels=2, length=128)"`, or
+            `repr(table.columns)`; `None` for pictures.
         num_classes: how many classes a network by name has; `None` for its own number.
         mean: what the client's input normalization subtracts, one number a channel, or one for all; `None` for the
             usual one.
@@ -112,6 +114,7 @@ class Federation:
     ledger_folder: Path | None = None
     watched: bool = True
     nice: int = 19
+    inputs: str | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.run):
@@ -122,7 +125,8 @@ class Federation:
             )
         if not 0 <= self.nice <= 19:
             raise ConfigError(f"nice is from 0 to 19; got {self.nice}")
-        for kind, text in (("client", self.client), ("loss", self.loss), ("attack", self.attack)):
+        for kind in ("client", "loss", "attack", "inputs"):
+            text = getattr(self, kind)
             if text is not None:
                 registry.build(kind, text, trust_code=True)  # whoever writes this runs the program that it stands in
 

@@ -19,6 +19,7 @@ from inversefed.findings import Code
 from inversefed.integrations.federation import Federation, Inbox
 from inversefed.integrations.self_audit import Decision, Policy, SelfAudit
 from inversefed.integrations.training_settings import client_text, metadata_of
+from inversefed.specs import registry
 from inversefed.specs.registry import import_object
 from inversefed.specs.sources import names_code
 from inversefed.types import Finding
@@ -72,8 +73,9 @@ class AuditFilter(_Weights):
 
     Args:
         network: the network's factory, `pkg.mod:name`, or a name of `inversefed list networks`.
-        image_shape: channels, height and width of its input.
-        mean: what the client's input normalization subtracts, one number or one a channel.
+        image_shape: channels, height and width of its input; `None` where `inputs` says what it takes.
+        mean: what the client's input normalization subtracts, one number or one a channel; `None` for 0, or that of
+            `inputs`.
         std: what it divides by.
         training: how the client trains, such as `{"lr": 0.1, "batch-size": 8, "local-epochs": 1}`.
         num_examples: how many examples it has; `None` where `truth` tells.
@@ -87,6 +89,7 @@ class AuditFilter(_Weights):
         nulls: null runs of the verdict; `None` for as many as it needs.
         attack: what the server would run.
         reports: a folder where each round's report goes, by site; `None` for none.
+        inputs: what the network takes where that is no picture, as text, such as `"Series(channels=2, length=128)"`.
 
     Raises:
         ConfigError: a setting that cannot be, or a name that leads nowhere.
@@ -95,9 +98,9 @@ class AuditFilter(_Weights):
     def __init__(
         self,
         network: str,
-        image_shape: list[int],
-        mean: float | list[float] = 0.0,
-        std: float | list[float] = 1.0,
+        image_shape: list[int] | None = None,
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
         training: dict[str, Any] | None = None,
         num_examples: int | None = None,
         truth: str | None = None,
@@ -109,8 +112,12 @@ class AuditFilter(_Weights):
         nulls: int | None = None,
         attack: str = "best",
         reports: str | None = None,
+        inputs: str | None = None,
     ) -> None:
         super().__init__()
+        if (image_shape is None) == (inputs is None):
+            raise ConfigError("AuditFilter needs image_shape=[c, h, w] for pictures, or inputs= for others")
+        self.inputs = inputs
         self.network, self.image_shape, self.mean, self.std = network, image_shape, mean, std
         self.training, self.num_examples, self.truth = training, num_examples, truth
         self.max_leakage, self.above, self.unknown, self.noise_std = max_leakage, above, unknown, noise_std
@@ -143,7 +150,7 @@ class AuditFilter(_Weights):
         return own.judge(number, sent, after, self.training or {}, self.num_examples, fl_ctx)
 
     def _own(self, site: str = "") -> SelfAudit:
-        channels, height, width = self.image_shape
+        channels, height, width = self.image_shape or (3, 32, 32)
         return SelfAudit(
             self._policy,
             import_object(self.network) if names_code(self.network) else self.network,
@@ -153,6 +160,7 @@ class AuditFilter(_Weights):
             attack=self.attack,
             truth=None if self.truth is None else import_object(self.truth),
             reports=None if self.reports is None else Path(self.reports).expanduser() / site,
+            inputs=None if self.inputs is None else registry.build("inputs", self.inputs, trust_code=True),
         )
 
 
@@ -244,5 +252,5 @@ def _filtered_by(dxo: DXO) -> tuple[Finding, ...]:
     return (Finding(Code.DEFENSE_UNKNOWN, "info", message, {"filters": history}),)
 
 
-def _constants(value: float | list[float]) -> tuple[float, ...] | float:
-    return tuple(map(float, value)) if isinstance(value, list) else float(value)
+def _constants(value: float | list[float] | None) -> tuple[float, ...] | float | None:
+    return tuple(map(float, value)) if isinstance(value, list) else value

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from inversefed.errors import ConfigError, UpdateMismatchError
 from inversefed.fl.network import freeze
 from inversefed.fl.threat_model import ThreatModel
+from inversefed.inputs import Images, InputSpace
 from inversefed.integrations.training_settings import client_text, metadata_of
 from inversefed.pipeline import audit_observation
 from inversefed.report.gate import Leakage, Outcome, leakage, outcome
@@ -100,7 +101,8 @@ class SelfAudit:
         policy: what is done above the limit.
         network: the network's factory, or a name of `inversefed list networks`.
         image_shape: channels, height and width of its input.
-        mean: what the client's input normalization subtracts, one number or one a channel.
+        mean: what the client's input normalization subtracts, one number or one a channel; `None` for 0, or that of
+            `inputs`.
         std: what it divides by.
         train_mode: whether the client trains in train mode.
         loss: what it minimizes.
@@ -110,13 +112,14 @@ class SelfAudit:
         stated: what is known of the training that the configuration does not say.
         reports: a folder where each round's report goes; `None` for none.
         seed: fixes the randomness of the audits.
+        inputs: what the network takes, where that is no picture.
     """
 
     policy: Policy
     network: Callable[[], nn.Module] | str
     image_shape: tuple[int, int, int] = (3, 32, 32)
-    mean: tuple[float, ...] | float = 0.0
-    std: tuple[float, ...] | float = 1.0
+    mean: tuple[float, ...] | float | None = None
+    std: tuple[float, ...] | float | None = None
     train_mode: bool = True
     loss: str = "CrossEntropy"
     attack: str = "best"
@@ -124,6 +127,7 @@ class SelfAudit:
     stated: Metadata = field(default_factory=Metadata)
     reports: Path | None = None
     seed: int = 0
+    inputs: InputSpace | None = None
 
     def judge(
         self,
@@ -178,6 +182,7 @@ class SelfAudit:
         num_examples: int | None,
         context: Any,
     ) -> Report:
+        space = Images(self.image_shape) if self.inputs is None else self.inputs
         module = (
             networks.build(self.network, 10, self.image_shape[0], self.seed)
             if isinstance(self.network, str)
@@ -187,7 +192,7 @@ class SelfAudit:
         sent, back = (_by_name(own, each) for each in (before, after))
         module.load_state_dict(sent, strict=False)
         loss = registry.build("loss", self.loss, trust_code=True)
-        network = freeze(module.train(self.train_mode), self.image_shape, mean=self.mean, std=self.std, loss=loss)
+        network = freeze(module.train(self.train_mode), space, mean=self.mean, std=self.std, loss=loss)
         truth = None if self.truth is None else self.truth(context)
         count = len(truth.images) if truth is not None else num_examples
         told = replace(metadata_of(config, count, self.stated), kind="weight_delta")

@@ -10,7 +10,7 @@ import io
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["data_uri", "difference", "png"]
+__all__ = ["data_uri", "difference", "png", "preview"]
 
 
 def png(image: Tensor) -> bytes:
@@ -29,6 +29,11 @@ def png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def preview(example: Tensor) -> bytes | None:
+    """A picture `[c, h, w]` as a PNG file; nothing for what is no picture, such as a row of a table."""
+    return png(example) if example.ndim == 3 else None
 
 
 def data_uri(image: Tensor) -> str:

@@ -235,3 +235,35 @@ def test_what_stands_under_otherwise_is_taken_where_data_are_not_there(tmp_path:
     assert parse_plan(text, data_path=tmp_path).targets[0].dataset == "folder"
     with pytest.raises(ConfigError, match="no network is left"):
         parse_plan("name: x\nnetworks: [{ConvNet: {train: {dataset: CIFAR10, otherwise: skip}}}]", data_path=tmp_path)
+
+
+def test_rows_of_a_table_are_targets_and_come_back_from_the_ledger(tmp_path: Path) -> None:
+    table = tmp_path / "bank.csv"
+    cells = [f"{18 + 7 * n % 60},{'abc'[n % 3]},{'xyz'[n % 5 % 3]},{['no', 'yes'][n % 2]}" for n in range(40)]
+    table.write_text("\n".join(["age,work,home,risk", *cells]) + "\n")
+    plan = parse_plan(
+        """
+        name: bank
+        targets: {table: bank.csv, target: risk, first: 3, limit: 2, num_images: 2}
+        networks: ["mlp:30,30,gelu"]
+        defenses: [none, GaussianNoise(0.1)]
+        max_iterations: 2
+        nulls: 0
+        """,
+        folder=tmp_path,
+    )
+    assert parse_plan(json.dumps(plan.to_dict())).to_dict() == plan.to_dict()
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    run = add_run(ledger, plan)
+    write_jobs(ledger, run)
+    assert work(ledger.url, ledger.folder, run, new_owner()) == 4
+    rows = [row_of(job, content) for job, content in ledger.rows(run)]
+    assert [row["images"] for row in rows] == ["bank 3", "bank 3", "bank 5", "bank 5"]
+    assert [row["verdict"] for row in rows if row["defenses"] == "none"] == ["exact", "exact"]
+
+
+def test_points_and_defend_are_of_pictures_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(ConfigError, match="points are measured on pictures"):
+        Plan("p", targets=(Targets(table=tmp_path / "t.csv"),), points=(Point("none"),))
+    assert main(["defend", "--table", "t.csv", "--target", "x", "--points", "Clip(1.0)"]) != 0
+    assert "on pictures" in capsys.readouterr().err

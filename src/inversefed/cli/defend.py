@@ -78,6 +78,8 @@ def plan_of(options: Defend) -> Plan:
     """
     if options.update or options.after:
         raise ConfigError("defend makes the update of each point itself; leave out --update and --after")
+    if options.table or options.inputs:
+        raise ConfigError("defend compares defenses on pictures; audit rows of a table with each: --defenses")
     return Plan(
         RUN,
         targets=(

@@ -28,7 +28,7 @@ from inversefed.fl.threat_model import ThreatModel
 from inversefed.frontier import Point
 from inversefed.scenario import Scenario
 from inversefed.specs import registry
-from inversefed.specs.sources import Sources, absolute
+from inversefed.specs.sources import Sources, absolute, absolute_path
 from inversefed.specs.written import UNNAMED, written
 from inversefed.zoo.folders import pictures_in
 
@@ -37,7 +37,7 @@ __all__ = ["Cell", "LastLoad", "ModelSpec", "Plan", "Targets", "Training", "Util
 
 @dataclass(frozen=True)
 class Targets:
-    """Whose updates are attacked: consecutive examples of a data set, or picture files.
+    """Whose updates are attacked: consecutive examples of a data set or rows of a table, or picture files.
 
     Args:
         dataset: where the pictures come from, unless `images` names files (see `inversefed list datasets`).
@@ -47,6 +47,9 @@ class Targets:
         first: the first example to take, from 0.
         limit: how many updates; of `images` all that there are, by default.
         num_images: how many consecutive examples share one update.
+        table: a CSV or Parquet file, or `sklearn:` with a table's name, instead of pictures.
+        target: the column of it that the network tells.
+        columns: what its columns are, instead of what is inferred: `NAME=kind`.
     """
 
     dataset: str = "photos"
@@ -56,8 +59,13 @@ class Targets:
     first: int = 0
     limit: int | None = None
     num_images: int = 1
+    table: Path | None = None
+    target: str | None = None
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.table is not None and (self.images or self.labels is not None):
+            raise ConfigError("targets are rows of a table or picture files, not both: leave out images and labels")
         if self.first < 0 or self.num_images < 1 or (self.limit is not None and self.limit < 1):
             raise ConfigError(
                 f"targets need first of at least 0, and limit and num_images of at least 1; got first={self.first}, "
@@ -65,15 +73,14 @@ class Targets:
             )
 
     def sources(self) -> Iterator[Sources]:
-        """The pictures of each update, as the command line names them.
+        """The pictures or rows of each update, as the command line names them.
 
         Raises:
             InputError: a folder without pictures, or fewer of them than the limit asks for.
         """
         if not self.images:
             for number in range(1 if self.limit is None else self.limit):
-                index = self.first + number * self.num_images
-                yield Sources(dataset=self.dataset, data_path=self.data_path, index=index, num_images=self.num_images)
+                yield replace(self._named(), index=self.first + number * self.num_images, num_images=self.num_images)
             return
         files, size = self._files()[self.first :], self.num_images
         most = len(files) // size
@@ -87,6 +94,12 @@ class Targets:
             labels = None if self.labels is None else self.labels[self.first :][part]
             yield Sources(images=files[part], labels=labels)
 
+    def _named(self) -> Sources:
+        """The data set or table, as the command line names it."""
+        if self.table is None:
+            return Sources(dataset=self.dataset, data_path=self.data_path)
+        return Sources(table=self.table, target=self.target, columns=self.columns)
+
     def sources_of_point(self, num_images: int) -> tuple[Sources, int]:
         """All pictures of a point's updates, of so many each, and how many updates that are.
 
@@ -95,7 +108,7 @@ class Targets:
         if not self.images:
             count = 1 if self.limit is None else self.limit
             many = count * num_images
-            return Sources(dataset=self.dataset, data_path=self.data_path, index=self.first, num_images=many), count
+            return replace(self._named(), index=self.first, num_images=many), count
         files = self._files()[self.first :]
         count = max(1, len(files) // num_images) if self.limit is None else self.limit
         part = slice(self.first, self.first + count * num_images)
@@ -271,6 +284,8 @@ class Plan:
                 "points say clients and defenses themselves, and have no null runs: leave out clients, defenses and "
                 "nulls"
             )
+        if any(each.table is not None for each in self.targets):
+            raise ConfigError("points are measured on pictures; audit rows of a table with each of `defenses` instead")
         if any(each.num_images != 1 for each in self.targets):
             raise ConfigError("a point says itself how many pictures share an update: num_images=2 + Mixup(1.0)")
         for attack in self.attacks:
@@ -452,7 +467,7 @@ def _json(value: Any) -> Any:
         return _plain(value)
     if isinstance(value, tuple):
         return [_json(each) for each in value]
-    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+    return str(absolute_path(value)) if isinstance(value, Path) else value
 
 
 def shown(model: ModelSpec) -> str:

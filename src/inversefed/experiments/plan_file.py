@@ -181,6 +181,10 @@ class _Reader:
         values = {key: self.field(Targets, key, each) for key, each in own.items() if key not in _OWN}
         if (other := self.instead(own, values, "test")) is not None:
             return self.targets(other)
+        if "table" in own:
+            table = self.text(own["table"])
+            named = Path(table) if table.startswith("sklearn:") else None
+            values["table"] = self.made(own["table"], lambda: self.files([table])[0]) if named is None else named
         if "images" in own:
             paths = self.each(own["images"], self.text)
             values["images"] = self.made(own["images"], lambda: self.files(paths))
@@ -205,14 +209,14 @@ class _Reader:
         found = tuple(self.folder / Path(each).expanduser() for each in paths)
         for each in found:
             if not each.exists():
-                raise InputError(f"there is no picture, folder or data set {str(each)!r}")
+                raise InputError(f"there is no picture, table, folder or data set {str(each)!r}")
         return found
 
     def model(self, node: Node) -> list[ModelSpec]:
         """A network by name, or a mapping from its name to its settings; one for each number of epochs."""
         name_node, given = self.named(node)
         name = self.text(name_node)
-        if name not in networks.names():
+        if name not in networks.names() and not networks.is_perceptron(name):
             self.fail(name_node, str(unknown_name("network", name, networks.names())))
         if given is None:
             return [ModelSpec(name)]

@@ -76,7 +76,8 @@ def job_of(cell: Cell, memory: dict[Any, int]) -> NewJob:
     key = (cell.model, count, repr(scenario.client), tuple(held.truth.images.shape))
     if key not in memory:
         memory[key] = predicted_bytes(scenario)
-    pictures = sources.images[0].name if sources.images else f"{sources.dataset} {sources.index}"
+    origin = sources.dataset if sources.table is None else held.name
+    pictures = sources.images[0].name if sources.images else f"{origin} {sources.index}"
     return NewJob(
         hash=scenario.hash(),
         scenario=json.dumps(scenario.to_dict()),

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,8 +12,11 @@ from torch import Generator, Tensor, nn
 import inversefed
 from inversefed import Batch, recipes
 from inversefed.errors import InputError, InversefedError, UnsupportedNetworkError
-from inversefed.inputs import Images, InputSpace
+from inversefed.inputs import Images, InputSpace, Tokens
 from inversefed.inputs.real import check_real
+from inversefed.report import gallery
+from inversefed.report.gallery import Cell
+from inversefed.zoo.networks.language import Bert
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,23 @@ def test_examples_of_a_strangers_space_are_recovered_with_their_labels(private, 
     assert report.verdict.figures.exact and report.labels.tolist() == labels.tolist()
     assert report.limit is not None and report.limit.of == 12 and report.limit.determined == (12,) * count
     assert torch.allclose(report.images, rows, atol=1e-5)
+
+
+def test_sentences_of_another_length_than_the_truth_are_shown_beside_it() -> None:
+    space = Tokens(6, 40)
+    torch.manual_seed(0)
+    module = Bert(vocabulary=40, length=6, num_classes=3).eval()
+    report = inversefed.audit(module, space.ids([[7, 21, 30], [5]]), torch.tensor([2, 0]), inputs=space, nulls=0)
+    (shown,) = gallery.cells(report)
+    assert shown.lines[0][1] == (Cell("1", "7", "7"), Cell("1", "5", "5")) and shown.lines[2][1][1] is None
+    images = report.reconstruction.images.clone()
+    images[images == 30] = 0
+    images[images[:, 0] == 5, 1] = 9
+    other = replace(report, reconstruction=replace(report.reconstruction, images=images))
+    (shown,) = gallery.cells(other)
+    assert [cell.right for _, (cell, _) in shown.lines] == [True, True, False]
+    assert shown.lines[1][1][1] == Cell("2", "9", "", False) and shown.lines[2][1][0] == Cell("3", "", "30", False)
+    assert "truth: 30" in other.to_html() and "inversefed defend" not in other.to_html()
 
 
 def test_the_report_speaks_of_them_and_shows_their_cells(private, tmp_path) -> None:

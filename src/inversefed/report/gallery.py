@@ -1,6 +1,6 @@
 """The pictures of a report's page: truth, reconstruction, difference and controls, and what every restart found."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,9 @@ MOST_RESTARTS = 16
 """How many restarts the page shows, those that match the update best."""
 
 _MOST_OF_A_RESTART = 4
+
+_BESIDE = 4
+"""How many examples that are no pictures stand side by side."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Cell:
     right: bool = True
 
 
-def cells(report: "Report") -> list[tuple[str, list[Cell]]]:
-    """A title and the cells of each example that is shown; nothing for pictures."""
+def cells(report: "Report") -> list["CellTable"]:
+    """The examples that are shown, a few side by side; nothing for pictures."""
     space, truth = report.inputs, report.truth
     if space is None or report.pictured:
         return []
@@ -71,13 +74,36 @@ def cells(report: "Report") -> list[tuple[str, list[Cell]]]:
     for index in range(min(report.count, MOST_PICTURES)):
         title, own = f"{space.noun.capitalize()} {index}, label {_said(labels[index])}", space.cells(found[index])
         if truth is None:
-            shown.append((title, [Cell(name, text) for name, text in own]))
+            shown.append((title, {name: Cell(name, text) for name, text in own}))
             continue
-        true = space.cells(truth.images[index].detach().cpu())
-        both = zip(own, true, strict=True)
+        true = dict(space.cells(truth.images[index].detach().cpu()))
         title += f", true label {_said(truth.labels[index].tolist())}"
-        shown.append((title, [Cell(name, text, private, text == private) for (name, text), (_, private) in both]))
-    return shown
+        both = {**dict.fromkeys(true, ""), **dict(own)}
+        shown.append(
+            (title, {name: Cell(name, text, said := true.get(name, ""), text == said) for name, text in both.items()})
+        )
+    return [CellTable.of(shown[first : first + _BESIDE]) for first in range(0, len(shown), _BESIDE)]
+
+
+@dataclass(frozen=True)
+class CellTable:
+    """Some examples side by side.
+
+    Args:
+        titles: of each.
+        lines: the name of a cell, and that cell of each example; `None` where an example has none, such as a word less.
+    """
+
+    titles: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+
+    @classmethod
+    def of(cls, examples: Sequence[tuple[str, Mapping[str, Cell]]]) -> "CellTable":
+        """Examples with the cells of each by name."""
+        longest = max((own for _, own in examples), key=len)
+        names = dict.fromkeys([*longest, *(name for _, own in examples for name in own)])
+        lines = tuple((name, tuple(own.get(name) for _, own in examples)) for name in names)
+        return cls(tuple(title for title, _ in examples), lines)
 
 
 def restarts(report: "Report", labels_known: bool) -> list[Row]:

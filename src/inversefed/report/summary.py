@@ -9,7 +9,7 @@ to work.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from inversefed.evaluation.power import Power
@@ -468,7 +468,8 @@ def _measures(report: "Report", found: Outcome, facts: Audited) -> tuple[str, tu
     """A title, and what would stop it, or would make a good result surer, the most effective first."""
     if found in ("none", "open", "unknown", "absent"):
         return "What would make this surer", _surer(report, facts)
-    return "What would stop it", (_noise(facts), *_mixing(report, facts), _SWEEP)
+    weigh = _SWEEP if report.pictured else replace(_SWEEP, command="")
+    return "What would stop it", (_noise(facts), *_mixing(report, facts), weigh)
 
 
 _ALONE: Mapping[Outcome, str] = {
@@ -560,7 +561,7 @@ def _surer(report: "Report", facts: Audited) -> tuple[Measure, ...]:
     compared = Measure(
         "Compare with the private picture",
         "Whoever has it can have the result scored against it, and against guesses; the attack never sees it.",
-        f"{_AGAIN} --truth PICTURE.png --output compared" if facts.from_file else "",
+        f"{_AGAIN} --truth {'PICTURE.png' if report.pictured else 'FILE'} --output compared" if facts.from_file else "",
     )
     harder = Measure(
         "Attack harder",
@@ -575,7 +576,7 @@ def _surer(report: "Report", facts: Audited) -> tuple[Measure, ...]:
     knows = Measure(
         "Attack with knowledge of the defense",
         f"{', '.join(facts.defenses)} was in use. An attack that knows it may recover more.",
-        "inversefed defend --sweep",
+        _SWEEP.command if report.pictured else "",
     )
     finished = Measure(
         "Carry it out to its end",

@@ -15,6 +15,11 @@ $(VENV)/installed: pyproject.toml
 audit: install
 	$(BIN)/inversefed audit --output runs/demo --overwrite
 
+# Two processes on two cores: a second thread of one, or of what it starts, only takes the other's core. What is compiled
+# is kept, rewritten assertions and checked functions too, which otherwise every process compiles again.
+test proofs: export OMP_NUM_THREADS = 1
+test proofs: export PYTHONDONTWRITEBYTECODE =
+
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 

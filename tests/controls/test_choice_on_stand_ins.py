@@ -52,10 +52,12 @@ def few() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4)).eval()
 
 
-def audited(private: Tensor, others: Tensor, **changes: object) -> Report:
+def audited(private: Tensor, others: Tensor, max_iterations: int = 4, **changes: object) -> Report:
     labels = torch.arange(len(private)) % 4
     public = Batch(others, torch.arange(len(others)) % 4)
-    return inversefed.audit(few(), private, labels, others=public, choose=True, max_iterations=8, **changes)
+    return inversefed.audit(
+        few(), private, labels, others=public, choose=True, max_iterations=max_iterations, **changes
+    )
 
 
 def test_halving_keeps_the_better_half_and_of_equals_the_earlier() -> None:
@@ -112,7 +114,7 @@ def test_the_choice_is_the_same_whatever_the_private_update_holds(small: Tensor,
 def test_what_does_best_on_stand_ins_attacks_the_private_update(small: Tensor, generator, monkeypatch) -> None:
     monkeypatch.setattr(members, "SEARCHES", (ONE_COLOR,))
     flat = 0.3 + 0.4 * torch.rand(8, 3, 1, 1, generator=generator) + 0.1 * torch.rand(8, 3, 8, 8, generator=generator)
-    report = audited(small[:2], flat, nulls=1)
+    report = audited(small[:2], flat, max_iterations=8, nulls=1)
     assert report.choice is not None and report.choice.number == 1
     assert report.attack == report.choice.attack == f"best().with_search({shown(ONE_COLOR)})"
     assert float(report.images.flatten(2).std(2).max()) < 1e-5
@@ -133,14 +135,18 @@ def test_an_exact_method_that_recovers_a_stand_in_needs_no_choice(small: Tensor)
     assert "exact method" in str(report.choice) and report.attack == "best()" and report.verdict.leaked
 
 
-def test_without_public_pictures_or_time_the_attack_is_kept_and_it_is_said_so(small: Tensor, public: Tensor) -> None:
+def test_without_public_pictures_or_time_the_attack_is_kept_and_it_is_said_so(
+    small: Tensor, public: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "SEARCHES", SEARCHES[:1])
     report = inversefed.audit(few(), small[:1], torch.tensor([1]), choose=True, max_iterations=2, nulls=1)
     assert report.choice is not None and "no public pictures" in report.choice.why
     late = audited(small[:2], public, rehearsal_time=1e-9, nulls=1)
     assert late.choice is not None and late.choice.number == 0 and "no time" in late.choice.why
 
 
-def test_whoever_watches_ends_the_choice(small: Tensor, public: Tensor) -> None:
+def test_whoever_watches_ends_the_choice(small: Tensor, public: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "SEARCHES", SEARCHES[:2])
     seen: list[tuple[int, int]] = []
 
     def watch(done: int, total: int) -> bool:
@@ -149,11 +155,12 @@ def test_whoever_watches_ends_the_choice(small: Tensor, public: Tensor) -> None:
 
     report = audited(small[:2], public, on_control=watch, nulls=0)
     assert report.choice is not None and report.choice.number == 0 and "ended" in report.choice.why
-    assert seen == [(1, 44), (2, 44), (3, 44)]
+    assert seen == [(1, 10), (2, 10), (3, 10)]
 
 
-def test_scenario_and_command_know_the_choice(tmp_path: Path) -> None:
-    named = f"audit --choose --network LeNetZhu --max-iterations 1 --nulls 1 --quiet --output {tmp_path / 'run'}"
+def test_scenario_and_command_know_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "SEARCHES", SEARCHES[:1])
+    named = f"audit --choose --network LeNetZhu --max-iterations 1 --nulls 0 --quiet --output {tmp_path / 'run'}"
     assert main(named.split()) == 0
     scenario = Scenario.from_report(tmp_path / "run")
     assert scenario.choose and scenario.attack == recipes.best()

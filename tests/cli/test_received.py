@@ -15,7 +15,7 @@ from inversefed.cli import main
 from inversefed.zoo import networks, pictures
 
 SHAPE = ["--image-shape", "3", "32", "32", "--mean", "0.5", "--std", "0.25"]
-BASE = ["audit", "--network", "LeNetZhu", "--weights", "before.safetensors", *SHAPE, "--overwrite"]
+BASE = ["audit", "--network", "LeNetZhu", "--weights", "before.safetensors", *SHAPE, "--overwrite", "--nulls", "0"]
 QUICK = [*BASE, "--output", "out", "--quiet", "--max-iterations", "2", "--attack", "geiping"]
 
 

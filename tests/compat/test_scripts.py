@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -159,13 +160,15 @@ def test_imagenet_takes_torchvisions_networks(here, capsys):
     assert "unknown ImageNet network" in capsys.readouterr().err
 
 
-def test_rec_mult_runs_consecutive_pictures(cifar_root, tmp_path):
+def test_rec_mult_runs_consecutive_pictures(cifar_root, here, capsys, monkeypatch):
     words = "--num_exp 3 --target_id 1 --soft_labels --unsigned --lr 0.2 --accumulation 2 --batch_size 1 --local_lr 0.1"
-    done = in_a_shell(f"rec_mult.py {words} --data_path {cifar_root} {' '.join(SMALL)}", tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = table(tmp_path / "tables" / "table_mul_exp_iv.csv")
-    assert [row["target_id"] for row in rows] == ["1", "2", "3"] and len(LINE.findall(done.stdout)) == 3
-    (summary,) = table(tmp_path / "tables" / "table_psnr_stats_iv.csv")
+    monkeypatch.setattr(sys, "argv", ["rec_mult.py", *words.split(), "--data_path", str(cifar_root), *SMALL])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "rec_mult.py"), run_name="__main__")
+    assert not ended.value.code
+    rows = table(here / "tables" / "table_mul_exp_iv.csv")
+    assert [row["target_id"] for row in rows] == ["1", "2", "3"] and len(LINE.findall(capsys.readouterr().out)) == 3
+    (summary,) = table(here / "tables" / "table_psnr_stats_iv.csv")
     psnrs = torch.tensor([float(row["psnr"]) for row in rows], dtype=torch.double)
     for name, value in {
         "mean": psnrs.mean(),
@@ -175,7 +178,7 @@ def test_rec_mult_runs_consecutive_pictures(cifar_root, tmp_path):
         "max": psnrs.max(),
     }.items():
         assert float(summary[name]) == pytest.approx(float(value))
-    assert len(list((tmp_path / "images").glob("*_ConvNet8_sim-*.png"))) == 3
+    assert len(list((here / "images").glob("*_ConvNet8_sim-*.png"))) == 3
 
 
 def test_rec_mult_refuses_what_it_cannot(here, cifar_root, capsys):

@@ -10,6 +10,7 @@ of which none may be called exact.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from inversefed import FedSGD, Observation, freeze, recipes
 from inversefed.attacks.exact.text.outcome import result
 from inversefed.controls.null_update import null_observation
 from inversefed.errors import InversefedError
+from inversefed.fl.losses import CrossEntropy, NextToken
 from inversefed.inputs import Tokens
 from inversefed.networks.lora import low_rank
 from inversefed.zoo.networks.language import Bert, Gpt, Llama
@@ -40,6 +42,10 @@ def _adapted(module: nn.Module) -> nn.Module:
     return low_rank(module, 8, ("*query", "*key", "*value"), trained=0.02)
 
 
+def _language(network: Callable[..., nn.Module], tied: bool) -> Callable[..., nn.Module]:
+    return partial(network, every_place=True, tied=tied)
+
+
 @dataclass(frozen=True)
 class Case:
     """A network, and how many sentences make an update.
@@ -49,12 +55,14 @@ class Case:
         width: of its layers.
         count: sentences of an update.
         trains: what of it is trained.
+        language: whether it predicts the next token at every place.
     """
 
     network: Callable[..., nn.Module]
     width: int
     count: int
     trains: Callable[[nn.Module], nn.Module] = nn.Module.eval
+    language: bool = False
 
 
 CASES = {
@@ -68,6 +76,8 @@ CASES = {
     "Gpt, 8": Case(Gpt, 256, 8),
     "Llama": Case(Llama, 128, 1),
     "Llama, 4": Case(Llama, 128, 4),
+    "Gpt, next token, 4": Case(_language(Gpt, tied=False), 128, 4, language=True),
+    "Llama, next token, tied embedding, 4": Case(_language(Llama, tied=True), 128, 4, language=True),
 }
 """By name."""
 
@@ -113,9 +123,10 @@ def measured(name: str, case: Case, updates: int) -> Row:
     for seed in range(updates):
         torch.manual_seed(seed)
         module = case.network(VOCABULARY, LENGTH, width=case.width, num_classes=CLASSES)
-        network = freeze(case.trains(module).eval(), space)
+        loss = NextToken(space.pad) if case.language else CrossEntropy()
+        network = freeze(case.trains(module).eval(), space, loss=loss)
         ids = space.stand_ins(case.count, Generator().manual_seed(seed))
-        labels = torch.arange(case.count) % CLASSES
+        labels = ids if case.language else torch.arange(case.count) % CLASSES
         seen = Observation(network, FedSGD(), FedSGD()(network, ids, labels), case.count)
         began = time.perf_counter()
         try:

@@ -72,6 +72,12 @@ Targets: TypeAlias = Labels | SoftLabels | LabelSets
 Logits: TypeAlias = Float[Tensor, "n k"]
 """What the network says of a batch."""
 
+PlaceLogits: TypeAlias = Float[Tensor, "n length vocabulary"]
+"""What a language model says of each place of sentences: which token is next."""
+
+Sentences: TypeAlias = Int[Tensor, "n length"]
+"""Token ids, padded at their end."""
+
 Scores: TypeAlias = Float[Tensor, "n"]
 """One number an image."""
 

@@ -14,7 +14,8 @@ from inversefed.attacks.exact.text.outcome import result
 from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs, read_roles
 from inversefed.attacks.exact.text.span import placed_tokens, span_of
 from inversefed.controls.null_update import null_observation
-from inversefed.errors import InversefedError, ThreatModelError, UnsupportedNetworkError
+from inversefed.errors import InputError, InversefedError, ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.losses import NextToken
 from inversefed.inputs import Tokens
 from inversefed.networks.lora import low_rank
 from inversefed.zoo.networks.language import Bert, Gpt, Llama
@@ -243,3 +244,80 @@ def test_places_are_not_more_than_the_span_has_dimensions():
     roles = read_roles(observation.network, SPACE.length, SPACE.vocabulary, SPACE.pad)
     placed = placed_tokens(observation.network, SPACE, span_of(observation, roles.first), roles.first[0])
     assert [column.tolist() for column in placed] == [[each] for each in ids[0].tolist() if each]
+
+
+def language_model(name: str, seed: int = 0, tied: bool = False, **settings: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return NETWORKS[name](vocabulary=2000, length=12, every_place=True, tied=tied, **settings).eval()
+
+
+def observed_text(module: nn.Module, ids: Tensor) -> Observation:
+    network = freeze(module, SPACE, loss=NextToken(SPACE.pad))
+    return Observation(network, FedSGD(), FedSGD()(network, ids, ids), len(ids))
+
+
+@pytest.mark.parametrize("name", ["Gpt", "Llama"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_sentences_of_a_language_model_are_found_with_their_last_tokens(name: str, tied: bool, count: int):
+    ids, _ = sentences(count, 2)
+    found = attacked(recipes.best(), observed_text(language_model(name, tied=tied, width=128), ids))
+    assert found.proven and torch.equal(found.labels, found.images)
+    assert {tuple(row) for row in found.images.tolist()} == {tuple(row) for row in ids.tolist()}
+
+
+def test_a_tied_embedding_has_rows_for_every_token_and_says_so():
+    ids, _ = sentences(1)
+    observation = observed_text(language_model("Gpt", tied=True), ids)
+    assert int(observation.gradient["tokens.weight"].any(dim=1).sum()) == 2000
+    with pytest.raises(ThreatModelError, match=r"tied to head\.weight.*every token.*token_span"):
+        attacked(recipes.embedding_rows(), observation)
+
+
+def test_a_last_token_is_ranked_by_the_whole_update_where_the_output_is_frozen():
+    ids, _ = sentences(1, 4)
+    module = language_model("Llama", width=128)
+    for part in (module.head, module.tokens):
+        part.requires_grad_(False)
+    found = attacked(recipes.token_span(), observed_text(module, ids))
+    assert torch.equal(found.images, ids) and found.proven
+
+
+def test_a_sentence_of_a_language_model_with_another_last_token_is_never_exact():
+    ids, _ = sentences(1, 1)
+    observation = observed_text(language_model("Gpt"), ids)
+    right = ids[0][ids[0] != 0].tolist()
+    assert result(recipes.token_span(), observation, [right], "nothing was changed", {}).proven
+    wrong = [*right[:-1], right[-1] % 1999 + 1]
+    assert not result(recipes.token_span(), observation, [wrong], "the last token is another", {}).proven
+
+
+def test_no_null_update_of_a_language_model_is_exact():
+    ids, _ = sentences(1)
+    observation = observed_text(language_model("Llama", tied=True), ids)
+    for seed in range(5):
+        null = null_observation(observation, Generator().manual_seed(seed))
+        try:
+            assert not attacked(recipes.best(), null).proven
+        except InversefedError:
+            continue
+
+
+def test_labels_of_a_language_model_are_its_sentences_and_logits_those_of_every_place():
+    ids, labels = sentences(2)
+    with pytest.raises(InputError, match="sentences themselves"):
+        inversefed.audit(language_model("Gpt"), ids, labels, inputs=SPACE, loss=NextToken())
+    with pytest.raises(UnsupportedNetworkError, match=r"every place.*NextToken"):
+        freeze(language_model("Gpt"), SPACE)
+    with pytest.raises(UnsupportedNetworkError, match="one a token of the vocabulary"):
+        freeze(built("Gpt"), SPACE, loss=NextToken())
+
+
+def test_an_audit_of_a_language_model_with_public_sentences():
+    ids, _ = sentences(2, 3)
+    others, _ = sentences(8, 9)
+    public = inversefed.Batch(others, others)
+    report = inversefed.audit(language_model("Gpt", width=128), ids, ids, inputs=SPACE, loss=NextToken(), others=public)
+    assert report.verdict.figures.exact and bool((report.scores["exact_sentences"] == 1).all())
+    assert bool((report.scores["label_accuracy"] == 1).all())

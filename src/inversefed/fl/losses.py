@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inversefed.types import Labels, Logits, Scalar, SoftLabels, Targets
+from inversefed.types import Labels, Logits, PlaceLogits, Scalar, Sentences, SoftLabels, Targets
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -34,6 +34,7 @@ __all__ = [
     "Huber",
     "MeanSquaredError",
     "NegativeLogLikelihood",
+    "NextToken",
     "PoissonNLL",
 ]
 
@@ -245,6 +246,34 @@ class FocalLoss:
         `dl/do_j = w (p_j - [j = y])` with `w = (1 - p_y)^gamma - gamma p_y (1 - p_y)^(gamma - 1) log p_y > 0`.
         """
         return F.one_hot(slopes.argmin(dim=1), slopes.shape[1]).to(outputs.dtype)
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross entropy of the next token at every place of a sentence, as language models are trained.
+
+        l = -1/N sum_t log softmax(o_t)[v_(t+1)],    over the N places t whose next token is not the pad
+
+    Its labels are the sentences themselves. Logits are `[n, length, vocabulary]`; the last token of a sentence is a
+    target alone, so nothing but the loss says which one it is.
+
+    Args:
+        pad: the id that fills sentences up at their end; it is no target.
+        reduction: `"mean"` or `"sum"` over the places of all sentences.
+
+    >>> import torch
+    >>> NextToken(pad=0)(torch.zeros(1, 4, 5), torch.tensor([[3, 2, 0, 0]]))
+    tensor(1.6094)
+    """
+
+    pad: int = 0
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def __call__(self, logits: PlaceLogits, labels: Sentences) -> Scalar:
+        """Loss of the batch; logits `[n, length, vocabulary]`, labels the ids `[n, length]`."""
+        outputs, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        total = F.cross_entropy(outputs, targets, ignore_index=self.pad, reduction="sum")
+        return total if self.reduction == "sum" else total / (targets != self.pad).sum().clamp(min=1)
 
 
 @runtime_checkable

@@ -25,10 +25,10 @@ from inversefed.fl.asked import Asked
 from inversefed.fl.dropout import given_masks
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.hooks import record
-from inversefed.fl.losses import Loss, as_loss, in_precision
+from inversefed.fl.losses import Loss, NextToken, as_loss, in_precision
 from inversefed.fl.second_derivatives import TwiceDifferentiable, twice_differentiable, unwrap_parts, unwrapped
 from inversefed.inputs import Images, InputSpace
-from inversefed.types import Inputs, Logits, Params
+from inversefed.types import Inputs, Logits, Params, PlaceLogits
 
 __all__ = ["Loss", "Network", "eval_mode", "freeze"]
 
@@ -119,7 +119,7 @@ class Network(Asked):
         """The weights' number format, in which everything is computed."""
         return next(iter(self.params.values()), self.mean).dtype
 
-    def apply(self, params: Params, images: Inputs) -> Logits:
+    def apply(self, params: Params, images: Inputs) -> Logits | PlaceLogits:
         """Run the network on pictures with the given weights.
 
         Args:
@@ -182,7 +182,7 @@ class Network(Asked):
         """Examples on the network's device: real numbers in its number format, ids as they are."""
         return images.to(self.device, self.dtype) if images.is_floating_point() else images.to(self.device)
 
-    def features(self, images: Inputs) -> Logits:
+    def features(self, images: Inputs) -> Logits | PlaceLogits:
         """Logits of pictures under the network's own weights, without a graph."""
         with torch.no_grad():
             return self.apply(self.params, self.held(images))
@@ -357,10 +357,10 @@ def _probe(network: Network) -> tuple[int, str | None]:
         logits, runs = record(
             layers, lambda: network._run(network.params, inputs), lambda name, *_: len(layers[name].weight)
         )
-    _check_logits(logits)
-    heads = [run.name for run in runs if run.inputs == logits.shape[1]]
+    _check_logits(logits, network)
+    heads = [run.name for run in runs if run.inputs == logits.shape[-1]]
     head = heads[-1] if heads and f"{heads[-1]}.weight".lstrip(".") in network.params else None
-    return logits.shape[1], head
+    return logits.shape[-1], head
 
 
 @contextmanager
@@ -375,7 +375,19 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _check_logits(logits: Tensor) -> None:
+def _check_logits(logits: Tensor, network: Network) -> None:
+    if isinstance(network.loss, NextToken):
+        if logits.shape[:-1] != (2, *network.space.shape):
+            raise UnsupportedNetworkError(
+                f"for {network.loss!r} a network must map 2 sentences to logits {[2, *network.space.shape]} and one a "
+                f"token of the vocabulary; this one gave shape {tuple(logits.shape)}"
+            )
+        return
+    if logits.ndim == 3:
+        raise UnsupportedNetworkError(
+            f"this network gave logits of shape {tuple(logits.shape)}, which are those of every place; for sentences "
+            "give loss=NextToken(pad=..), else let it return logits [n, classes]"
+        )
     if logits.ndim != 2 or logits.shape[0] != 2:
         raise UnsupportedNetworkError(
             f"a network must map 2 images to logits [2, classes]; this one gave shape {tuple(logits.shape)}"

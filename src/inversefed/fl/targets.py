@@ -3,8 +3,9 @@
     classes: integers [n]        values: real numbers [n]        rows: real numbers [n, k], one an output
 
 Softmax cross entropy takes classes, binary cross entropy and regression take values or rows. One output stands for two
-classes, 0 and 1. A form counts as taken if the loss is one finite real number that has a derivative, and if no
-example's derivative depends on another example's label: what broadcasts `[n]` against `[n, 1]` does not take `[n]`.
+classes, 0 and 1. The labels of the next token's loss are the sentences themselves, which is none of these forms. A form
+counts as taken if the loss is one finite real number that has a derivative, and if no example's derivative depends on
+another example's label: what broadcasts `[n]` against `[n, 1]` does not take `[n]`.
 """
 
 import warnings
@@ -16,7 +17,7 @@ from torch import Generator, Tensor
 
 from inversefed.errors import InputError, UnsupportedNetworkError
 from inversefed.fl.foreign import foreign_code
-from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.losses import CrossEntropy, NextToken
 from inversefed.fl.network import Network, eval_mode
 from inversefed.types import Labels, Logits, SoftLabels, Targets
 
@@ -96,6 +97,8 @@ def forms(network: Network) -> tuple[Form, ...]:
     """
     if isinstance(network.loss, CrossEntropy):
         return ("classes", "rows")
+    if isinstance(network.loss, NextToken):
+        return ()
     return network.once(_taken)
 
 
@@ -149,6 +152,8 @@ def made_up_targets(network: Network, count: int) -> Targets:
     Raises:
         UnsupportedNetworkError: the loss takes none of the forms, so that nobody but the owner can name labels.
     """
+    if isinstance(network.loss, NextToken):
+        return network.space.stand_ins(count, Generator().manual_seed(0)).to(network.device)
     taken = forms(network)
     if not taken:
         raise _untaken(network, taken, "none are given")
@@ -174,7 +179,7 @@ def as_targets(network: Network, labels: Tensor) -> Targets:
     """
     labels = labels.detach().to(network.device)
     labels = labels.to(network.dtype) if labels.is_floating_point() else labels.long()
-    if isinstance(network.loss, CrossEntropy):
+    if isinstance(network.loss, CrossEntropy | NextToken):
         return labels
     taken = forms(network)
     for form in _wanted(labels, network.num_classes):
@@ -250,6 +255,11 @@ def check_labels(labels: Tensor, num_examples: int, network: Network) -> None:
         InputError: wrong shape or type, a label out of range, or numbers that are not finite.
     """
     numbers = isinstance(labels, Tensor) and not labels.dtype.is_complex and labels.dtype != torch.bool
+    if isinstance(network.loss, NextToken):
+        wanted = (num_examples, *network.space.shape)
+        if not numbers or labels.is_floating_point() or tuple(labels.shape) != wanted:
+            raise InputError(f"labels of {network.loss!r} are the sentences themselves, ids {list(wanted)}: give them")
+        return
     plain = isinstance(network.loss, CrossEntropy)
     if not numbers or labels.ndim not in (1, 2) or (plain and not _fits_cross_entropy(labels, network)):
         what = f"shape {tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else repr(labels)

@@ -4,6 +4,9 @@
     Gpt:    E_v + P_t, norms in front of each part, attention to earlier tokens, the last token, a linear head
     Llama:  E_v, RMS norms in front, rotary positions, a gated MLP, the last token, a linear head
 
+As language models (`every_place`) the two decoders give logits of the next token at every place, `[n, length, v]`, by a
+head of their own without bias, or by the token embedding (`tied`, Press and Wolf 2017, arXiv:1608.05859).
+
 The shapes are those of BERT (Devlin et al. 2018, arXiv:1810.04805), GPT-2 (Radford et al. 2019) and Llama (Touvron et
 al. 2023, arXiv:2302.13971) without dropout, and small. The mask is made of the ids: what is the pad id is attended by
 nobody.
@@ -75,16 +78,18 @@ class Gpt(nn.Module):
 
     def __init__(
         self, vocabulary: int = 200, length: int = 32, width: int = 64, layers: int = 4, heads: int = 4,
-        num_classes: int = 2, pad: int = 0,
+        num_classes: int = 2, pad: int = 0, every_place: bool = False, tied: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.pad = pad
+        self.pad, self.every_place, self.tied = pad, every_place or tied, tied
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
         self.attentions = nn.ModuleList(Attention(width, heads) for _ in range(layers))
         self.mlps = nn.ModuleList(_mlp(width) for _ in range(layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers))
         self.norm: nn.Module = nn.LayerNorm(width)
-        self.head = nn.Linear(width, num_classes)
+        self.head = nn.Linear(width, vocabulary, bias=False) if self.every_place else nn.Linear(width, num_classes)
+        if tied:
+            self.head.weight = self.tokens.weight
         _small(self)
 
     def embedded(self, ids: Tensor) -> Tensor:
@@ -94,13 +99,16 @@ class Gpt(nn.Module):
         return added
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids `[n, length]` to logits `[n, k]`."""
+        """Ids `[n, length]` to logits `[n, k]`, or `[n, length, vocabulary]` of a language model."""
         is_token, many = ids != self.pad, ids.shape[1]
         earlier = torch.ones(many, many, dtype=torch.bool, device=ids.device).tril()
         x = self.embedded(ids)
         for number, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
             x = x + attention(self.norms[2 * number](x), earlier[None, None])
             x = x + mlp(self.norms[2 * number + 1](x))
+        if self.every_place:
+            of_next: Tensor = self.head(self.norm(x))
+            return of_next
         last = (is_token * torch.arange(many, device=ids.device)).argmax(dim=1)
         logits: Tensor = self.head(self.norm(x[torch.arange(len(ids), device=ids.device), last]))
         return logits
@@ -111,9 +119,9 @@ class Llama(Gpt):
 
     def __init__(
         self, vocabulary: int = 200, length: int = 32, width: int = 64, layers: int = 4, heads: int = 4,
-        num_classes: int = 2, pad: int = 0,
+        num_classes: int = 2, pad: int = 0, every_place: bool = False, tied: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(vocabulary, length, width, layers, heads, num_classes, pad)
+        super().__init__(vocabulary, length, width, layers, heads, num_classes, pad, every_place, tied)
         del self.positions
         self.attentions = nn.ModuleList(Attention(width, heads, bias=False, rotary=True) for _ in range(layers))
         self.mlps = nn.ModuleList(Gated(width) for _ in range(layers))

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
+from inversefed.attacks.exact.text.last_tokens import with_last_tokens
 from inversefed.attacks.exact.text.outcome import resolved, result, tokens_of
-from inversefed.attacks.exact.text.roles import TextRoles
+from inversefed.attacks.exact.text.roles import TextRoles, tied_to
 from inversefed.errors import ThreatModelError
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Reconstruction
@@ -69,7 +70,7 @@ class EmbeddingRows:
         """
         roles, tokens, positions = _sent(self.roles, observation)
         sentence, off = sentence_of_rows(tokens, positions)
-        sentence = sentence[: tokens_of(observation).length]
+        (sentence,) = with_last_tokens(observation, [sentence[: tokens_of(observation).length]])
         how = f"the {len(sentence)} tokens were read off the gradients of {roles.tokens} and {roles.positions}"
         return result(
             self,
@@ -106,5 +107,11 @@ def _sent(given: TextRoles | None, observation: Observation) -> tuple[TextRoles,
     missing = [name or "the token embedding" for name in (roles.tokens, roles.positions) if name not in gradient]
     if missing:
         raise ThreatModelError(f"no gradient of {', '.join(missing)} was sent: embeddings are frozen, or left out")
+    tied = tied_to(observation.network, str(roles.tokens))
+    if tied:
+        raise ThreatModelError(
+            f"{roles.tokens} is tied to {', '.join(tied)}, so its gradient has rows for every token of the vocabulary, "
+            "and does not tell which were there; the attention's gradients do: recipes.token_span()"
+        )
     tokens, positions = gradient[str(roles.tokens)], gradient[roles.positions]
     return roles, tokens, positions.reshape(positions.shape[-2:])

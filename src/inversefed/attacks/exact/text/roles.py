@@ -119,6 +119,12 @@ def read_roles(network: Network, length: int, vocabulary: int, pad: int) -> Text
     return TextRoles(f"{tokens}.weight", positions, first, second, causal)
 
 
+def tied_to(network: Network, weight: str) -> tuple[str, ...]:
+    """Other names of a weight: those of layers that share it, as the output does in many language models."""
+    named = dict(network.module.named_parameters(remove_duplicate=False))
+    return tuple(name for name, other in named.items() if other is named[weight] and name != weight)
+
+
 def _is_conv1d(layer: nn.Module) -> bool:
     """The linear layer of Hugging Face's GPT-2, whose weight is `[in, out]`."""
     return type(layer).__name__ == "Conv1D"

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.exact.text.attention_parts import attention_parts
 from inversefed.attacks.exact.text.encoder_batch import EncoderBatch
+from inversefed.attacks.exact.text.last_tokens import with_last_tokens
 from inversefed.attacks.exact.text.outcome import resolved, result, tokens_of
 from inversefed.attacks.exact.text.prefixes import prefixes
 from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs
@@ -63,13 +64,14 @@ class SpanSentences:
             sentences, how = self._sentences(observation, roles, placed, first, watch, figures)
         except Stopped:
             how = "the time was over before a sentence was found"
-        status = Status.STOPPED if watch.stopped else Status.FINISHED
         if not placed:
             raise ThreatModelError(
                 f"no token was found in the span of {', '.join(roles.first)}, of rank {first.rank} of {first.width}: "
                 "the update is not that of this network on such sentences as it was computed, or there was no time"
             )
         sentences = sentences or [tuple(int(column[0]) for column in placed)]
+        sentences = with_last_tokens(observation, sentences, watch.go_on)
+        status = Status.STOPPED if watch.stopped else Status.FINISHED
         told = _deficient(placed, first)
         return result(self, observation, sentences, how, {**figures, "roles": repr(roles)}, told, status)
 

@@ -17,10 +17,11 @@ import torch
 from torch import Generator, nn
 
 from benchmarks import record
-from inversefed import FedSGD, Observation, freeze, recipes
+from inversefed import FedAvg, FedSGD, Observation, freeze, recipes
 from inversefed.attacks.exact.text.outcome import result
 from inversefed.controls.null_update import null_observation
 from inversefed.errors import InversefedError
+from inversefed.fl.clients import Client
 from inversefed.fl.losses import CrossEntropy, NextToken
 from inversefed.inputs import Tokens
 from inversefed.networks.lora import low_rank
@@ -46,6 +47,10 @@ def _language(network: Callable[..., nn.Module], tied: bool) -> Callable[..., nn
     return partial(network, every_place=True, tied=tied)
 
 
+def _thin(module: nn.Module) -> nn.Module:
+    return low_rank(module, 8, ("*query", "*value"), trained=0.02)
+
+
 @dataclass(frozen=True)
 class Case:
     """A network, and how many sentences make an update.
@@ -56,6 +61,7 @@ class Case:
         count: sentences of an update.
         trains: what of it is trained.
         language: whether it predicts the next token at every place.
+        client: that makes the update.
     """
 
     network: Callable[..., nn.Module]
@@ -63,12 +69,15 @@ class Case:
     count: int
     trains: Callable[[nn.Module], nn.Module] = nn.Module.eval
     language: bool = False
+    client: Client = FedSGD()
 
 
 CASES = {
     "Bert": Case(Bert, 128, 1),
     "Bert, embeddings frozen": Case(Bert, 128, 1, _frozen),
     "Bert, LoRA q, k, v, rank 8": Case(Bert, 128, 1, _adapted),
+    "Bert, LoRA q, v, rank 8": Case(Bert, 128, 1, _thin),
+    "Bert, 5 local steps, embeddings frozen": Case(Bert, 128, 1, _frozen, client=FedAvg(local_steps=5, lr=1e-3)),
     "Bert, 2": Case(Bert, 128, 2),
     "Bert, 4": Case(Bert, 128, 4),
     "Gpt": Case(Gpt, 128, 1),
@@ -127,7 +136,7 @@ def measured(name: str, case: Case, updates: int) -> Row:
         network = freeze(case.trains(module).eval(), space, loss=loss)
         ids = space.stand_ins(case.count, Generator().manual_seed(seed))
         labels = ids if case.language else torch.arange(case.count) % CLASSES
-        seen = Observation(network, FedSGD(), FedSGD()(network, ids, labels), case.count)
+        seen = Observation(network, case.client, case.client(network, ids, labels), case.count)
         began = time.perf_counter()
         try:
             found = recipes.best()(seen, Generator().manual_seed(0))

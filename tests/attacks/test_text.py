@@ -7,9 +7,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 import inversefed
-from inversefed import Budget, FedSGD, Observation, Status, freeze, recipes
+from inversefed import Budget, FedAvg, FedSGD, Observation, Status, freeze, recipes
 from inversefed.attacks.exact.text.attention_parts import attention_parts
 from inversefed.attacks.exact.text.embedding_rows import sentence_of_rows
+from inversefed.attacks.exact.text.one_sentence import pursued
 from inversefed.attacks.exact.text.outcome import result
 from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs, read_roles
 from inversefed.attacks.exact.text.span import placed_tokens, span_of
@@ -321,3 +322,63 @@ def test_an_audit_of_a_language_model_with_public_sentences():
     report = inversefed.audit(language_model("Gpt", width=128), ids, ids, inputs=SPACE, loss=NextToken(), others=public)
     assert report.verdict.figures.exact and bool((report.scores["exact_sentences"] == 1).all())
     assert bool((report.scores["label_accuracy"] == 1).all())
+
+
+def without_embeddings(module: nn.Module) -> nn.Module:
+    for part in module.modules():
+        if isinstance(part, nn.Embedding):
+            part.requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_an_update_in_16_bits_gives_the_sentence_without_calling_it_exact(name: str, kind: torch.dtype):
+    ids, labels = sentences(1, 2)
+    observation = observed(without_embeddings(built(name, width=128)), ids, labels)
+    rounded = {each: part.to(kind).to(part.dtype) for each, part in observation.update.items()}
+    found = attacked(recipes.token_span(), replace(observation, update=rounded))
+    assert torch.equal(found.images, ids) and not found.proven
+
+
+@pytest.mark.parametrize("name", ["Bert", "Gpt"])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_network_of_16_bits_gives_the_sentence_exactly(name: str, kind: torch.dtype):
+    ids, labels = sentences(1, 2)
+    found = attacked(recipes.best(), observed(built(name, width=128).to(kind), ids, labels))
+    assert torch.equal(found.images, ids) and found.proven
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_five_local_steps_of_one_sentence_are_undone(name: str):
+    ids, labels = sentences(1, 2)
+    network, client = freeze(built(name, width=128), SPACE), FedAvg(local_steps=5, lr=1e-3)
+    found = attacked(recipes.best(), Observation(network, client, client(network, ids, labels), 1))
+    assert torch.equal(found.images, ids) and found.proven
+
+
+@pytest.mark.parametrize("name", ["Bert", "Gpt"])
+@pytest.mark.parametrize("seed", range(2))
+def test_adapters_with_less_ranks_than_tokens_give_the_sentence(name: str, seed: int):
+    space = Tokens(length=24, vocabulary=2000)
+    ids = space.ids([torch.randint(1, 2000, (18,), generator=Generator().manual_seed(seed)).tolist()])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = NETWORKS[name](vocabulary=2000, length=24, width=128, num_classes=3).eval()
+    network = freeze(low_rank(module, 8, ("*query", "*value"), trained=0.02), space)
+    observation = Observation(network, FedSGD(), FedSGD()(network, ids, torch.tensor([1])), 1)
+    found = attacked(recipes.token_span(), observation)
+    assert found.proven and torch.equal(found.images, ids)
+    null = null_observation(observation, Generator().manual_seed(seed))
+    assert not attacked(recipes.token_span(), null).proven
+
+
+def test_directions_in_the_span_of_more_atoms_are_pursued():
+    random = Generator().manual_seed(3)
+    atoms, places = torch.randn(600, 64, generator=random).double(), torch.arange(600) % 12
+    true = torch.arange(12) * 13
+    mixed = torch.randn(10, 12, generator=random).double() @ atoms[true]
+    directions = torch.linalg.qr(mixed.T)[0].T
+    assert sorted(next(pursued(atoms, places, directions, torch.zeros(10)))) == true.tolist()
+    nothing = torch.linalg.qr(torch.randn(64, 10, generator=random).double())[0].T
+    assert not list(pursued(atoms, places, nothing, torch.zeros(10)))

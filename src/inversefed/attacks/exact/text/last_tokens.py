@@ -62,14 +62,13 @@ def with_last_tokens(
             scores[:, space.pad] = -torch.inf
             ranked = scores.topk(min(_TRIED, scores.shape[1]), dim=1).indices
             every = torch.where(scores.amax(dim=1) > 0, ranked[:, 0], ids[rows, ends])
-            for row, token in ((None, None), *((row, token) for row in range(len(rows)) for token in ranked[row])):
+            changes = [(rows, ends, every)]
+            changes += [(rows[each], ends[each], token) for each in range(len(rows)) for token in ranked[each]]
+            for where, place, token in changes:
                 if cost < EXACT:
                     return _unpadded(ids, space.pad)
                 other = ids.clone()
-                if row is None:
-                    other[rows, ends] = every
-                else:
-                    other[rows[row], ends[row]] = token
+                other[where, place] = token
                 if not torch.equal(other, ids):
                     go_on()
                     nearer = matching_error(observation, other, other)

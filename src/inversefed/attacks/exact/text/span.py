@@ -24,7 +24,7 @@ from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.inputs.tokens import Tokens
 
-__all__ = ["Span", "placed_tokens", "span_of"]
+__all__ = ["Span", "placed_tokens", "span_of", "spans_of"]
 
 _GAP = 30.0
 """A ratio of neighboring singular values below which the spectrum has no end: rounding or noise drowns it, or there are
@@ -33,6 +33,8 @@ _WITHIN = 4.0
 """Of e(x), up to which an input counts as in the span: true ones have 0.5 at most, others 1e3 and more."""
 _MOST = 0.05
 """A relative distance from which nothing counts as in the span, whatever the spectrum: other tokens begin there."""
+_RANKS = 4
+"""Ranks that are tried where the spectrum has no end."""
 _PROBES = 8
 """Sentences drawn at random, by which a span is tried: LayerNorm's outputs do not fill the width, and need not to."""
 _AT_ONCE = 4_000_000
@@ -96,6 +98,45 @@ def span_of(observation: Observation, weights: Sequence[str]) -> Span:
 
     Raises:
         ThreatModelError: none of them was sent, or their gradients' spectrum has no end below the width.
+    """
+    sizes, basis, floor = _spectrum(observation, weights)
+    ratios = sizes[:-1].clamp(min=floor) / sizes[1:].clamp(min=floor)
+    rank = int(ratios.argmax()) + 1 if len(ratios) else 0
+    if not len(ratios) or float(ratios[rank - 1]) < _GAP:
+        raise ThreatModelError(
+            f"the gradients of {', '.join(weights)} fill all {len(sizes)} dimensions that they have, so they tell no "
+            "token from another: a batch of as many tokens, noise, pruning or quantization do that"
+        )
+    return Span(basis[:rank], sizes[:rank], max(float(sizes[rank]), floor), float(ratios[rank - 1]))
+
+
+def spans_of(observation: Observation, weights: Sequence[str]) -> list[Span]:
+    """What the span may be where its spectrum has no end: of the ranks with the largest gaps, and of all directions.
+
+    Args:
+        observation: what the server sees.
+        weights: as in `span_of`.
+
+    Raises:
+        ThreatModelError: none of them was sent.
+    """
+    sizes, basis, floor = _spectrum(observation, weights)
+    known = int((sizes > floor).sum())
+    ratios = sizes[:-1].clamp(min=floor) / sizes[1:].clamp(min=floor)
+    ranks = {int(each) + 1 for each in ratios.topk(min(_RANKS, len(ratios))).indices} | {known}
+    return [
+        Span(
+            basis[:rank],
+            sizes[:rank],
+            max(float(sizes[rank]), floor) if rank < len(sizes) else floor,
+            float(ratios[rank - 1]) if rank <= len(ratios) else 1.0,
+        )
+        for rank in sorted(ranks)
+    ]
+
+
+def _spectrum(observation: Observation, weights: Sequence[str]) -> tuple[Tensor, Tensor, float]:
+    """Singular values of what was sent of some weights, falling, their rows, and the least that is no rounding.
 
     The gradients are weighed to equal norms, so that none drowns another.
     """
@@ -110,15 +151,7 @@ def span_of(observation: Observation, weights: Sequence[str]) -> Span:
     width = min(min(part.shape) for part in sent) if len(sent) == 1 else _common(sent)
     sent = [part if part.shape[-1] == width else part.T for part in sent]
     _, sizes, basis = torch.linalg.svd(torch.cat(sent), full_matrices=False)
-    floor = torch.finfo(observation.network.dtype).eps * float(sizes[0])
-    ratios = sizes[:-1].clamp(min=floor) / sizes[1:].clamp(min=floor)
-    rank = int(ratios.argmax()) + 1 if len(ratios) else 0
-    if not len(ratios) or float(ratios[rank - 1]) < _GAP:
-        raise ThreatModelError(
-            f"the gradients of {', '.join(weights)} fill all {len(sizes)} dimensions that they have, so they tell no "
-            "token from another: a batch of as many tokens, noise, pruning or quantization do that"
-        )
-    return Span(basis[:rank], sizes[:rank], max(float(sizes[rank]), floor), float(ratios[rank - 1]))
+    return sizes, basis, torch.finfo(observation.network.dtype).eps * float(sizes[0])
 
 
 def _common(parts: Sequence[Tensor]) -> int:

@@ -3,13 +3,15 @@
     tokens at places:    x_(v,t) in the span of the first attention's gradients                  (see `span`)
     one sentence:        one token a place, where positions are added; else as a decoder's
     decoders:            prefixes whose last place is in the span of the second attention's      (see `prefixes`)
+    one, without a gap:  nearest tokens, or a pursuit of the adapters' directions               (see `one_sentence`)
     encoders:            who attended to whom, and the span of the second attention's            (see `encoder_batch`)
 
 (DAGER, Petrov et al. 2024, arXiv:2405.15586, with tolerances that come from the spectrum.) Of more sentences than
 examples those are chosen that fill the second span. The result is exact only if the client makes the same update.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -18,15 +20,17 @@ from torch import Generator, Tensor
 from inversefed.attacks.exact.text.attention_parts import attention_parts
 from inversefed.attacks.exact.text.encoder_batch import EncoderBatch
 from inversefed.attacks.exact.text.last_tokens import with_last_tokens
+from inversefed.attacks.exact.text.one_sentence import likely_sentences
 from inversefed.attacks.exact.text.outcome import resolved, result, tokens_of
 from inversefed.attacks.exact.text.prefixes import prefixes
 from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs
-from inversefed.attacks.exact.text.span import Span, placed_tokens, span_of
+from inversefed.attacks.exact.text.span import Span, placed_tokens, span_of, spans_of
 from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.errors import ThreatModelError
 from inversefed.findings import Code
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
+from inversefed.thresholds import SOLVED
 from inversefed.types import Budget, Finding, Reconstruction, Status
 
 __all__ = ["SpanSentences"]
@@ -53,6 +57,39 @@ class SpanSentences:
             UnsupportedNetworkError: the network takes no token ids.
         """
         roles, watch = resolved(observation, self.roles), Watch(budget)
+        if observation.num_examples > 1:
+            return self._by_spans(observation, roles, watch)
+        found, refused = None, None
+        try:
+            found = self._by_spans(observation, roles, watch)
+        except ThreatModelError as error:
+            refused = error
+        if found is None or (found.loss > SOLVED and observation.client_known):
+            for other in self._likely(observation, roles, watch):
+                found = other if found is None or other.loss < found.loss else found
+                if found.loss <= SOLVED:
+                    break
+        if found is None:
+            assert refused is not None
+            raise refused
+        return found
+
+    def _likely(self, observation: Observation, roles: TextRoles, watch: Watch) -> Iterator[Reconstruction]:
+        """What one sentence may be where the span tells no token by itself."""
+        sentences = likely_sentences(observation, tokens_of(observation), roles, _used(observation, roles), watch.go_on)
+        seen = set()
+        with suppress(Stopped):
+            for sentence, how in sentences:
+                if sentence in seen:
+                    continue
+                seen.add(sentence)
+                whole = with_last_tokens(observation, [sentence], watch.go_on)
+                figures = {"tokens": len(whole[0]), "roles": repr(roles)}
+                status = Status.STOPPED if watch.stopped else Status.FINISHED
+                yield result(self, observation, whole, how, figures, status=status)
+
+    def _by_spans(self, observation: Observation, roles: TextRoles, watch: Watch) -> Reconstruction:
+        """The sentences whose tokens lie in the first span."""
         first, space = span_of(observation, roles.first), tokens_of(observation)
         figures: dict[str, object] = {"rank": first.rank, "width": first.width, "gap": first.gap}
         sentences: Sequence[tuple[int, ...]] = ()
@@ -83,7 +120,13 @@ class SpanSentences:
             UnsupportedNetworkError: likewise.
         """
         roles = resolved(observation, self.roles)
-        span = span_of(observation, roles.first)
+        try:
+            span = span_of(observation, roles.first)
+        except ThreatModelError:
+            if observation.num_examples > 1:
+                raise
+            span = spans_of(observation, roles.first)[-1]
+            return f"looks for one sentence nearest to {span.rank} directions of {span.width}; {roles!r}"
         return (
             f"looks for tokens in the span of {', '.join(roles.first)}, of rank {span.rank} of {span.width} with a gap "
             f"of {span.gap:.1g}; {roles!r}"

@@ -189,7 +189,9 @@ class EncoderBatch:
             return
         sent = [self.gradient[name].cpu().double() for name in self.roles.first if name in self.gradient]
         sums = torch.cat([part / part.norm() for part in sent if bool(part.any())]).T
-        yield fewest(inputs.T / inputs.norm(dim=1).mean(), sums, weights)
+        basis = self.first.basis  # of all inputs and sums; and norms of rows stay where columns are turned
+        turned = torch.linalg.qr((basis @ sums).T, mode="r").R.T
+        yield fewest(basis @ inputs.T / inputs.norm(dim=1).mean(), turned, weights)
         tokens, positions = self.gradient.get(str(self.roles.tokens)), self.gradient.get(str(self.roles.positions))
         if tokens is not None and positions is not None:
             yield flow(pairs, tokens, positions.reshape(positions.shape[-2:]), weights)

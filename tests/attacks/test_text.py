@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import inversefed
-from inversefed import Budget, FedAvg, FedSGD, Observation, Status, freeze, recipes
+from inversefed import Budget, FedAvg, FedSGD, Observation, Status, ThreatModel, freeze, recipes
 from inversefed.attacks.exact.text.attention_parts import attention_parts
 from inversefed.attacks.exact.text.embedding_rows import sentence_of_rows
 from inversefed.attacks.exact.text.one_sentence import pursued
@@ -15,7 +15,7 @@ from inversefed.attacks.exact.text.outcome import result
 from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs, read_roles
 from inversefed.attacks.exact.text.span import placed_tokens, span_of
 from inversefed.controls.null_update import null_observation
-from inversefed.errors import InputError, InversefedError, ThreatModelError, UnsupportedNetworkError
+from inversefed.errors import ConfigError, InputError, InversefedError, ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.losses import NextToken
 from inversefed.inputs import Tokens
 from inversefed.networks.lora import low_rank
@@ -382,3 +382,10 @@ def test_directions_in_the_span_of_more_atoms_are_pursued():
     assert sorted(next(pursued(atoms, places, directions, torch.zeros(10)))) == true.tolist()
     nothing = torch.linalg.qr(torch.randn(64, 10, generator=random).double())[0].T
     assert not list(pursued(atoms, places, nothing, torch.zeros(10)))
+
+
+def test_sentences_are_not_handed_over_as_labels() -> None:
+    space, module = Tokens(6, 40), Gpt(vocabulary=40, length=6, num_classes=2, every_place=True).eval()
+    ids, loss = space.ids([[7, 21, 30]]), NextToken(pad=0)
+    with pytest.raises(ConfigError, match="sentences themselves"):
+        inversefed.audit(module, ids, ids, inputs=space, loss=loss, threat=ThreatModel(labels="known"), nulls=0)

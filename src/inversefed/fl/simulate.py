@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor, nn
 
+from inversefed.errors import ConfigError
 from inversefed.fl.apart import apart
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.checks import check_inputs, check_pieces, check_threat
@@ -17,7 +18,7 @@ from inversefed.fl.clients.client import check_client
 from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
 from inversefed.fl.defenses.protocols import mixes_labels
 from inversefed.fl.foreign import foreign_code
-from inversefed.fl.losses import CrossEntropy
+from inversefed.fl.losses import CrossEntropy, NextToken
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.targets import as_rows, as_targets, check_labels
 from inversefed.fl.threat import Observation, ThreatModel, observe
@@ -86,7 +87,14 @@ def simulate(
         defenses: what is done to it before it leaves, in order.
         threat: what the server knows.
         seed: of what the client draws.
+
+    Raises:
+        ConfigError: labels that are granted, and are the private examples themselves.
     """
+    if threat.labels == "known" and isinstance(network.loss, NextToken):
+        raise ConfigError(
+            f"the labels of {network.loss!r} are the sentences themselves, which are to be found: leave labels unknown"
+        )
     world = Generator().manual_seed(2 * seed)
     # Far from 0 and the steps that follow it, which are the masks that the server simulates.
     private = network.with_masks(int(torch.randint(2**31, 2**62, (), generator=world)))

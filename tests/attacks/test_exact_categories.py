@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from torch import Generator, Tensor, nn
 
 import inversefed
 from inversefed import Batch, FedSGD, Observation, ThreatModel, freeze, observe, recipes
+from inversefed.attacks.exact import open_numbers
+from inversefed.attacks.exact.open_numbers import Spans
+from inversefed.attacks.exact.watch import Watch
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.defenses import Context, GaussianNoise
 from inversefed.fl.losses import BinaryCrossEntropy, MeanSquaredError
 from inversefed.inputs import Category, Columns, Number
-from inversefed.types import Reconstruction
+from inversefed.types import Budget, Reconstruction
 
 
 def table(values: tuple[int, ...], numbers: int = 2) -> Columns:
@@ -160,6 +164,48 @@ def test_what_is_no_table_is_refused() -> None:
     numbers = Columns((Number("a", 0, 1), Number("b", 0, 1)))
     with pytest.raises(UnsupportedNetworkError, match="columns of a table"):
         solved(seen(perceptron(numbers), numbers, torch.rand(2, 2), torch.tensor([0, 1])))
+
+
+def alike(count: int) -> tuple[Tensor, Tensor]:
+    """Rows of which three share all categories, so that every part of the method has work to do."""
+    rows = drawn(FEW, count)
+    rows[1, :15], rows[2, :15] = rows[0, :15], rows[0, :15]
+    return rows, torch.arange(count) % 2
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows that the network ran on between each two looks at the time."""
+    since, forward, stop = [0], Spans._forward, Watch.stop
+
+    def ran(spans: Spans, rows: Tensor, outside: dict[str, Tensor]) -> list[Tensor]:
+        since[-1] += len(rows)
+        return forward(spans, rows, outside)
+
+    def looked(watch: Watch) -> bool:
+        since.append(0)
+        return stop(watch)
+
+    monkeypatch.setattr(Spans, "_forward", ran)
+    monkeypatch.setattr(Watch, "stop", looked)
+    return since
+
+
+def test_it_looks_at_the_time_before_each_piece_of_work(looks: list[int]) -> None:
+    rows, labels = alike(8)
+    assert solved(seen(perceptron(FEW), FEW, rows, labels)).proven
+    assert len(looks) > 10 and sum(looks) > 4 * max(looks)
+    assert max(looks) <= open_numbers.TOLERANCES.chunk
+
+
+@pytest.mark.parametrize("last", [1, 2, 4, 8])
+def test_it_ends_at_the_first_look_after_the_time_is_over(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = alike(8)
+    observation, seconds = seen(perceptron(FEW), FEW, rows, labels), iter(range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))  # a second a look, one at the start
+    with pytest.raises(ThreatModelError, match="the time was over before the 8 rows were told"):
+        recipes.categories()(observation, Generator().manual_seed(0), Budget(seconds=last - 0.5))
+    assert next(seconds) == last + 1
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -21,8 +21,8 @@ update again. The method is our own.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
@@ -31,7 +31,7 @@ from inversefed.attacks.exact.dense_batch.rank_decomposition import assigned_lab
 from inversefed.attacks.exact.linear import layer_on_the_picture
 from inversefed.attacks.exact.open_numbers import Spans, solved_numbers, stored
 from inversefed.attacks.exact.verify import verified
-from inversefed.attacks.exact.watch import Watch
+from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.attacks.matching_error import matching_error
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.hooks import record
@@ -54,6 +54,10 @@ class Tolerances:
         cells: most values of whole numbers that are looked at one by one.
         wanted: equations below which whole numbers are looked at beside categories.
         kept: share of the largest slope below which a candidate is no row of the batch.
+        chunk: sums of one half whose opposites are looked for between two looks at the time.
+        unknowns: most slopes that are solved for; their equations take 0.13 GB and some seconds.
+        ridge: added to the diagonal of the normal equations, columns of length 1: below what rounding does to them.
+        tiny: length of a column that is divided by, at least.
     """
 
     rank: float = 8.0
@@ -63,6 +67,10 @@ class Tolerances:
     cells: int = 128
     wanted: int = 4
     kept: float = 1e-3
+    chunk: int = 1 << 13
+    unknowns: int = 1 << 12
+    ridge: float = 1e-12
+    tiny: float = 1e-300
 
 
 TOLERANCES = Tolerances()
@@ -82,7 +90,8 @@ class CategoryRows:
         """Solve; randomness gives starts where numbers are open.
 
         Raises:
-            ThreatModelError: the gradient's rank, or the equations, do not tell the rows; the message says which.
+            ThreatModelError: the gradient's rank, or the equations, do not tell the rows, or the time was over before;
+                the message says which.
             UnsupportedNetworkError: the network takes no table with categories, or no linear layer with bias sees it.
         """
         columns, rows = _table(observation), RowSpace.of(observation)
@@ -90,21 +99,23 @@ class CategoryRows:
         best: Reconstruction | None = None
         refused: ThreatModelError | None = None
         for whole in (False, True):  # whole numbers bring equations, and many more combinations that solve them
-            if refused is not None and watch.stop():
-                break
             try:
                 found = self._solved(observation, rows, columns, whole, generator, watch)
+            except Stopped:
+                over = f"the time was over before the {rows.count} rows were told by their categories; allow more"
+                refused = ThreatModelError(over if refused is None else f"{over}, or: {refused}")
+                break
             except ThreatModelError as error:
                 refused = refused or error
                 continue
             if best is None or found.loss < best.loss:
                 best = found
-            if best.proven or watch.stop():
+            if best.proven:
                 break
         if best is None:
             assert refused is not None
             raise refused
-        return best
+        return replace(best, status=Status.STOPPED) if watch.stopped else best
 
     def _solved(
         self,
@@ -115,10 +126,15 @@ class CategoryRows:
         generator: Generator,
         watch: Watch,
     ) -> Reconstruction:
-        """With or without whole numbers among the cells that are gone through."""
-        solved = Choices.of(rows, columns, self.half, whole)
+        """With or without whole numbers among the cells that are gone through.
+
+        Raises:
+            Stopped: the time is used up.
+            ThreatModelError: the rows are not told.
+        """
+        solved = Choices.of(rows, columns, self.half, whole, watch.go_on)
         found = _rows(observation, rows, columns, solved, generator, watch)
-        choices = [_selected(observation, rows, found)]
+        choices = [_selected(observation, rows, found, watch.go_on)]
         choices += [_independent(found, rows.count)] if len(found) > rows.count else []
         told = max(map(len, choices))
         if told != rows.count:
@@ -287,8 +303,17 @@ class Choices:
         )
 
     @classmethod
-    def of(cls, rows: RowSpace, columns: Columns, half: int, whole: bool) -> "Choices":
+    def of(
+        cls, rows: RowSpace, columns: Columns, half: int, whole: bool, go_on: Callable[[], None] = lambda: None
+    ) -> "Choices":
         """Solve for them.
+
+        Args:
+            rows: the space that they lie in.
+            columns: of the table.
+            half: most sums of half of the columns.
+            whole: whether columns of whole numbers are gone through, too.
+            go_on: called again and again; it may raise to end it.
 
         Raises:
             ThreatModelError: there are no equations, or too many solutions.
@@ -305,7 +330,7 @@ class Choices:
                 f"{said} beyond those that hold for every row; fewer rows, or more columns of categories, would leave "
                 "some"
             )
-        cells = _met(null, groups, said)
+        cells = _met(null, groups, said, go_on)
         q = _with_one(cells) @ right[:rank].T / values[:rank] @ left[:, :rank].T
         free = _complement(left[:, :rank]).T @ rows.basis
         return cls((q @ rows.basis)[:, :-1], free[:, :-1], rank, equations, len(groups))
@@ -359,7 +384,7 @@ def _complement(matrix: Tensor) -> Tensor:
     return free
 
 
-def _met(null: Tensor, groups: Sequence[Group], said: str) -> Tensor:
+def _met(null: Tensor, groups: Sequence[Group], said: str, go_on: Callable[[], None]) -> Tensor:
     """Meeting in the middle: the cells `[n, p]`, one of each group, that solve the equations."""
     from scipy.spatial import cKDTree  # with scipy.sparse behind it, which a refused option need not wait for
 
@@ -375,17 +400,23 @@ def _met(null: Tensor, groups: Sequence[Group], said: str) -> Tensor:
     target = -(second + null[-1])
     width = min(null.shape[1], 8)  # a k-d tree of more directions tells no more, and takes longer
     tree = cKDTree(first[:, :width].numpy())
-    wanted = target[:, :width].numpy()
-    counts = torch.from_numpy(tree.query_ball_point(wanted, TOLERANCES.solved, return_length=True))
-    if int(counts.sum()) > TOLERANCES.most:
-        raise ThreatModelError(
-            f"{int(counts.sum())} combinations of cells fit the gradient, too many to tell which are rows: {said}"
-        )
-    near = tree.query_ball_point(wanted, TOLERANCES.solved, return_sorted=False)
-    ours = torch.tensor([place for each in near for place in each], dtype=torch.long)
-    theirs = torch.arange(len(target)).repeat_interleave(counts)
-    solve = (first[ours] - target[theirs]).norm(dim=1) <= TOLERANCES.solved
-    ours, theirs = ours[solve], theirs[solve]
+    pairs, most = [], 0
+    for start in range(0, len(target), TOLERANCES.chunk):
+        go_on()
+        wanted = target[start : start + TOLERANCES.chunk, :width].numpy()
+        counts = torch.from_numpy(tree.query_ball_point(wanted, TOLERANCES.solved, return_length=True))
+        most += int(counts.sum())
+        if most > TOLERANCES.most:
+            raise ThreatModelError(
+                f"more than {TOLERANCES.most} combinations of cells fit the gradient, too many to tell which are rows: "
+                f"{said}"
+            )
+        near = tree.query_ball_point(wanted, TOLERANCES.solved, return_sorted=False)
+        ours = torch.tensor([place for each in near for place in each], dtype=torch.long)
+        theirs = start + torch.arange(len(counts)).repeat_interleave(counts)
+        solve = (first[ours] - target[theirs]).norm(dim=1) <= TOLERANCES.solved
+        pairs.append((ours[solve], theirs[solve]))
+    ours, theirs = (torch.cat(side) for side in zip(*pairs, strict=True))
     cells: list[Tensor] = [torch.zeros(0)] * len(groups)
     for half, chosen in zip(sides, (ours, theirs), strict=True):
         left = chosen
@@ -412,41 +443,60 @@ def _rows(
     if len(solved.free):
         known = solved_numbers(columns, known, solved.free, spans, generator, watch)
     known = torch.unique(columns.snap(known[stored(columns, known)]), dim=0)
-    return known if len(known) <= rows.count else spans.fit(known)
+    return known if len(known) <= rows.count else spans.fit(known, go_on=watch.go_on)
 
 
 def _independent(rows: Tensor, count: int) -> Tensor:
-    """Of rows in order the first `count` that are independent."""
+    """Of rows in order the first `count` that are independent: each has a part that those before it do not span."""
+    left = _with_one(rows)
+    floor = TOLERANCES.dependent * float(left.norm(dim=1).max())
     picked: list[int] = []
-    for place in range(len(rows)):
-        if len(picked) == count:
+    while len(picked) < count:
+        new = (left.norm(dim=1) > floor).nonzero()[:, 0]
+        if not len(new):
             break
-        sizes = torch.linalg.svdvals(_with_one(rows[[*picked, place]]))
-        if float(sizes[-1]) > TOLERANCES.dependent * float(sizes[0]):
-            picked.append(place)
+        place = int(new[0])
+        picked.append(place)
+        along = left[place] / left[place].norm()
+        for _ in range(2):  # once more, for what rounding left
+            left = left - torch.outer(left @ along, along)
     return rows[picked]
 
 
-def _selected(observation: Observation, rows: RowSpace, found: Tensor) -> Tensor:
-    """Of candidates those that are in the batch, by least squares for the slope of the loss at each."""
+def _selected(observation: Observation, rows: RowSpace, found: Tensor, go_on: Callable[[], None]) -> Tensor:
+    """Of candidates those that are in the batch, by least squares for the slope of the loss at each.
+
+    Normal equations: their matrix is the products of backward passes times those of rows, entry by entry.
+    """
     if len(found) <= rows.count:
         return found
     network = observation.network
+    found = found[: max(rows.count, TOLERANCES.unknowns // network.num_classes)]  # those that fit best stand first
     images = found.to(network.device, network.dtype).reshape(len(found), *network.image_shape)
     layers = {rows.layer: network.module.get_submodule(rows.layer)}
     with torch.enable_grad():
         logits, runs = record(layers, lambda: network.apply(network.params, images), lambda *_: None)
     ones = torch.eye(network.num_classes, device=network.device, dtype=network.dtype)
-    each = [torch.autograd.grad(logits, runs[0].outputs, one.expand_as(logits), retain_graph=True)[0] for one in ones]
+    each = []
+    for one in ones:
+        go_on()
+        each.append(torch.autograd.grad(logits, runs[0].outputs, one.expand_as(logits), retain_graph=True)[0])
     backward = torch.stack(each, dim=1).cpu().double()  # [n, k, m]
     fed = _with_one(network.normalize(images).flatten(1).cpu().double())
     unknowns, told = len(found) * network.num_classes, len(rows.gradient) * rows.count
     if unknowns > told:  # least squares would tell nothing
         return found[:0]
-    _, _, basis = torch.linalg.svd(rows.gradient, full_matrices=False)
-    basis = basis[: rows.count]
-    columns = torch.einsum("nkm,nr->mrnk", backward, fed @ basis.T).reshape(-1, len(found) * network.num_classes)
-    slopes = torch.linalg.lstsq(columns, (rows.gradient @ basis.T).reshape(-1, 1), driver="gelsd").solution
-    pulls = (slopes.reshape(len(found), -1, 1) * backward).sum(dim=1).norm(dim=1) * fed.norm(dim=1)
+    flat, rowed = backward.flatten(0, 1), fed.repeat_interleave(network.num_classes, dim=0)
+    scale = flat.norm(dim=1) * rowed.norm(dim=1)
+    flat = flat / scale.clamp(min=TOLERANCES.tiny)[:, None]
+    square = (flat @ flat.T) * (rowed @ rowed.T)
+    square.diagonal().add_(TOLERANCES.ridge)
+    wanted = ((flat @ rows.gradient) * rowed).sum(dim=1)
+    go_on()
+    factor, failed = torch.linalg.cholesky_ex(square)
+    if int(failed):
+        return found[:0]
+    slopes = torch.cholesky_solve(wanted[:, None], factor)
+    pulls = (slopes * flat).reshape(backward.shape).sum(dim=1).norm(dim=1) * fed.norm(dim=1)
     order = pulls.argsort(descending=True)[: rows.count]
     return found[order[pulls[order] > TOLERANCES.kept * pulls.max()]]

@@ -10,7 +10,7 @@ Where whole numbers do not settle a, the distance from that span is minimized ov
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -36,7 +36,7 @@ class Tolerances:
         noise: likewise, as a share of the span's own rounding, which is that of the least singular value: rows of the
             batch have a tenth of it.
         outputs: of a network, up to which the backward pass of each is looked at.
-        chunk: rows that the network is run on at once.
+        chunk: rows that the network is run on at once, between two looks at the time.
         cells: most values of a column that is gone through.
         moves: length of a column of E from which on it moves that column; E is of the order of 1e-2 there.
         tried: most combinations of them, over all candidates.
@@ -62,7 +62,7 @@ class Tolerances:
     within: float = 1e-6
     noise: float = 0.5
     outputs: int = 64
-    chunk: int = 1 << 15
+    chunk: int = 1 << 12
     cells: int = 1 << 14
     moves: float = 1e-6
     tried: int = 1 << 22
@@ -162,18 +162,27 @@ class Spans:
         sines: Tensor = torch.linalg.svdvals(self.backward.T @ passes)[:, -1]
         return sines
 
-    def fit(self, rows: Tensor, least: float = 0.0) -> Tensor:
-        """Those of some encoded rows that fit, the best first, with this much room at least for what is not rounded."""
+    def fit(self, rows: Tensor, least: float = 0.0, go_on: Callable[[], None] = lambda: None) -> Tensor:
+        """Those of some encoded rows that fit, the best first.
+
+        Args:
+            rows: encoded, `[n, d]`.
+            least: room at least, for what is not rounded.
+            go_on: called before each run of the network; it may raise to end it.
+        """
         if not len(rows):
             return rows
         kept, scores = [], []
         for start in range(0, len(rows), TOLERANCES.chunk):
+            go_on()
             part = rows[start : start + TOLERANCES.chunk]
             tests = [each.norm(dim=1) for each in self._forward(part, self.outside)] if self.outside else []
-            tests += [self._backward(part)] if self.backward is not None else []
             worst = torch.zeros(len(part), dtype=torch.float64)
-            for test, within in zip(tests, self.within.tolist(), strict=True):
+            for test, within in zip(tests, self.within[: len(tests)].tolist(), strict=True):
                 worst = torch.maximum(worst, test / max(least, within))
+            part, worst = part[worst <= 1], worst[worst <= 1]  # few are left for the longer test
+            if self.backward is not None and len(part):
+                worst = torch.maximum(worst, self._backward(part) / max(least, float(self.within[-1])))
             kept.append(part[worst <= 1])
             scores.append(worst[worst <= 1])
         return torch.cat(kept)[torch.cat(scores).argsort()]
@@ -210,11 +219,14 @@ def solved_numbers(
         spans: of the layers behind the first.
         generator: draws the starts.
         watch: asked before each step.
+
+    Raises:
+        Stopped: the time is used up.
     """
     known = known[stored(columns, known, free)]
     pivots = _pivots(columns, free, TOLERANCES.tried / max(1, len(known)))
     if pivots is not None:
-        return spans.fit(_whole(columns, known, free, pivots, watch), TOLERANCES.near)
+        return spans.fit(_whole(columns, known, free, pivots, watch), TOLERANCES.near, watch.go_on)
     if spans.outside:
         return _minimized(columns, known, free, spans, generator, watch)
     return known[:0]
@@ -248,13 +260,13 @@ def _whole(columns: Columns, known: Tensor, free: Tensor, pivots: Sequence[tuple
     ]
     grid = torch.cartesian_prod(*values).reshape(-1, len(pivots))
     inverse = torch.linalg.inv(free[:, places])
-    found = []
+    found = [known[:0]]
     for row in known:
-        if watch.stop():
-            break
-        members = row + (grid - row[places]) @ inverse @ free
-        found.append(members[stored(columns, members)])
-    return torch.cat(found) if found else known[:0]
+        for part in grid.split(TOLERANCES.chunk):
+            watch.go_on()
+            members = row + (part - row[places]) @ inverse @ free
+            found.append(members[stored(columns, members)])
+    return torch.cat(found)
 
 
 def stored(columns: Columns, rows: Tensor, free: Tensor | None = None) -> Tensor:
@@ -292,7 +304,8 @@ def _minimized(
     damping, gained = torch.full((len(a),), first, dtype=torch.float64), residual.norm(dim=1)
     active = torch.arange(len(a))
     for number in range(TOLERANCES.steps):
-        if watch.stop() or not len(active):
+        watch.go_on()
+        if not len(active):
             break
         here, at, bend = base[active], a[active], damping[active]
         wide = (here + at @ free).repeat(len(free), 1) + TOLERANCES.step * free.repeat_interleave(len(active), dim=0)
@@ -315,9 +328,10 @@ def _minimized(
     near = near[distance[near].argsort()]
     found = base[near] + a[near] @ free
     found = found[stored(columns, found)]
-    found = spans.fit(found, TOLERANCES.near)
-    kept: list[Tensor] = []
-    for row in found:
-        if all(float(((row - each) / std).abs().max()) > TOLERANCES.apart for each in kept):
-            kept.append(row)
+    found = spans.fit(found, TOLERANCES.near, watch.go_on)
+    kept = []
+    while len(found):  # the best of what is left, without all that is the same
+        watch.go_on()
+        kept.append(found[0])
+        found = found[((found - found[0]) / std).abs().amax(dim=1) > TOLERANCES.apart]
     return torch.stack(kept) if kept else found

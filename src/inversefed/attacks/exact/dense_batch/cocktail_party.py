@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from inversefed.attacks.exact.dense_batch.rank_decomposition import Mixture, assigned_labels, mixture
 from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.attacks.matching_error import matching_error
+from inversefed.errors import UnsupportedNetworkError
 from inversefed.findings import Code
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Candidate, Finding, Reconstruction, Status
@@ -70,9 +71,10 @@ class IndependentComponents:
 
         Raises:
             ThreatModelError: the gradient's rank is not the number of examples.
-            UnsupportedNetworkError: no linear layer with bias sees the pictures, or it is too small for them.
+            UnsupportedNetworkError: no linear layer with bias sees the pictures, or it is too small for them, or what
+                it sees has no neighbors, as rows of a table.
         """
-        mixed, network, shape = mixture(observation), observation.network, observation.batch_shape
+        mixed, network, shape = _with_neighbors(observation), observation.network, observation.batch_shape
 
         def pictures(inputs: Tensor) -> Tensor:
             images = network.denormalize(inputs.reshape(shape).to(network.device, network.dtype))
@@ -104,7 +106,7 @@ class IndependentComponents:
             ThreatModelError: as when it is called.
             UnsupportedNetworkError: likewise.
         """
-        mixed = mixture(observation)
+        mixed = _with_neighbors(observation)
         return f"takes the {mixed.count} examples in the gradient of {mixed.layer} apart by statistics, roughly"
 
     def unmix(self, mixed: Mixture, generator: Generator, watch: Watch) -> Tensor:
@@ -151,6 +153,21 @@ def scaled(mixed: Mixture, unmix: Tensor) -> Tensor:
     scale = unmix @ mixed.ones
     inputs: Tensor = (unmix @ mixed.basis) / torch.where(scale == 0, 1.0, scale)[:, None]
     return inputs
+
+
+def _with_neighbors(observation: Observation) -> Mixture:
+    """The decomposed gradient of what has neighbors.
+
+    Raises:
+        UnsupportedNetworkError: it has none, or nothing can be decomposed.
+    """
+    mixed = mixture(observation)
+    if not mixed.has_neighbors:
+        raise UnsupportedNetworkError(
+            f"cocktail_party() tells examples apart by the differences of neighboring values, and the numbers of a "
+            f"{observation.network.space.noun} are no neighbors; use sparse(), or a search such as without_prior()"
+        )
+    return mixed
 
 
 def _white_differences(mixed: Mixture, generator: Generator) -> tuple[Tensor, Tensor]:

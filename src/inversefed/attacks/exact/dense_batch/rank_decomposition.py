@@ -80,6 +80,11 @@ class Mixture:
         """How many pictures are mixed."""
         return self.rows.shape[1]
 
+    @property
+    def has_neighbors(self) -> bool:
+        """Whether values stand beside each other, as those of a picture or a series do and those of a row do not."""
+        return self.image_shape[1:] != (1, 1)
+
 
 def mixture(observation: Observation) -> Mixture:
     """Decompose the gradient of the layer that sees the pictures.

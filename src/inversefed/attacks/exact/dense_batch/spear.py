@@ -14,7 +14,7 @@ the client, run once, reproduces the update.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -28,6 +28,7 @@ from inversefed.attacks.matching_error import matching_error
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.threat import Observation
 from inversefed.networks.layer_chain import chain
+from inversefed.thresholds import EXACT
 from inversefed.types import Budget, Candidate, Inputs, Reconstruction, Status, Targets
 
 __all__ = ["SparseBatch"]
@@ -44,12 +45,18 @@ class Tolerances:
         least_rough: likewise at least.
         independent: share of a white direction that must be new.
         agrees: share of all signs from which on a choice is tried on the client.
+        fits: likewise, from which on a choice is fitted to the signs of its own pictures before.
         few: examples up to which exchange is cheap enough to be tried before most of them are settled.
         refits: how often the signs of roughly right pictures are used.
+        unusual: how many times the usual distance of its zeros a unit may be from zero, to be one of them.
         unlikely: the weight of rows that those speak against.
         settled: share of units that agree where an example's direction is right; rounding spoils a few.
         kept: share of a full set, of which some must be wrong, that is kept at random.
         side: steps of a product into which directions that look alike from one side fall.
+        determined: second least eigenvalue of the white rows where a direction has zeros, from which on it is the only
+            one with them; rows of rounding have 1e-8 and less.
+        speaking: how many of them, at least, speak against the next one; k examples that leave the same units off have
+            combinations for which k - 1 do.
         same: how far from 1 the cosine of two directions may be that are one, up to sign.
         tiny: near the least number of double precision: what is divided by is not zero, and nothing else changes.
     """
@@ -60,13 +67,17 @@ class Tolerances:
     least_rough: float = 1e-6
     independent: float = 1e-3
     agrees: float = 0.97
+    fits: float = 0.85
     few: int = 10
     refits: int = 3
+    unusual: float = 16.0
     unlikely: float = 1e-3
     settled: float = 0.98
     kept: float = 0.5
     side: float = 1e5
     same: float = 1e-6
+    determined: float = 1e-6
+    speaking: float = 4.0
     tiny: float = 1e-300
 
 
@@ -108,8 +119,11 @@ class SparseBatch:
         try:
             for chosen in self._found(mixed, rows, generator, watch):
                 stop = watch(1 - chosen.agreement, chosen.inputs)
-                if chosen.agreement >= TOLERANCES.agrees:
-                    found = self._verified(observation, mixed, chosen, pictures(chosen.inputs), watch, status)
+                tried = chosen
+                if TOLERANCES.fits <= chosen.agreement < TOLERANCES.agrees:
+                    tried = _refitted(mixed, rows, chosen)
+                if tried.agreement >= TOLERANCES.agrees:
+                    found = self._verified(observation, mixed, tried, pictures(tried.inputs), watch, status)
                     if found.proven:
                         return found
                 if stop:
@@ -145,7 +159,8 @@ class SparseBatch:
         labels, order = assigned_labels(observation, mixed.layer, images, chosen.deltas)
         images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
         images, loss = matched(observation, images, labels, watch.stop)
-        if loss and labels.is_floating_point() and observation.labels is None and not watch.stop():
+        open_targets = labels.is_floating_point() and observation.labels is None
+        if loss and (open_targets or loss >= EXACT) and not watch.stop():
             refitted = _refitted(mixed, _Rows.of(mixed), chosen)
             images, labels, loss = _better_known(observation, mixed, refitted, (images, labels, loss))
         evidence = {"signs_agree": chosen.agreement, "examples_settled": int(chosen.settled.sum())}
@@ -160,7 +175,7 @@ class SparseBatch:
         pool = torch.empty(mixed.count, 0, dtype=rows.white.dtype)
         chosen = _Chosen.none(mixed)
         for number in range(self.rounds):
-            if number == 1 and self.separation is not None:
+            if number == 1 and self.separation is not None and mixed.has_neighbors:
                 pool = torch.cat([pool, _by_statistics(self.separation, mixed, rows, generator, watch)], dim=1)
             search = self.searches[number % len(self.searches)]
             proposed = search(rows.white, _found_so_far(pool, generator), generator)
@@ -186,11 +201,24 @@ def _better_known(
 
 
 def _refitted(mixed: Mixture, rows: "_Rows", chosen: "_Chosen") -> "_Chosen":
-    """Each direction fitted to all units that its picture leaves off."""
-    off = chosen.inputs @ mixed.weight[rows.live].T + mixed.bias[rows.live] < 0
-    normals = torch.linalg.svd(off[:, :, None] * rows.unit, full_matrices=False)[2][:, -1].T
+    """Each direction fitted to all units that its picture leaves off, but for those that are clearly no zeros of it.
+
+    Zeros come out by far nearer to zero than what is counted as such at first, for rounding is not known beforehand:
+    where two singular values of the gradient are far apart, what is counted holds units that are on, too.
+    """
+    weight, bias = mixed.weight[rows.live], mixed.bias[rows.live]
+    off = kept = chosen.inputs @ weight.T + bias < 0
+    for _ in range(TOLERANCES.refits):
+        normals = torch.linalg.svd(kept[:, :, None] * rows.unit, full_matrices=False)[2][:, -1].T
+        away = (rows.unit @ normals).abs().T
+        usual = torch.where(kept, away, torch.nan).nanmedian(dim=1, keepdim=True).values
+        kept = off & (away <= TOLERANCES.unusual * usual)
     unmix, failed = torch.linalg.inv_ex(normals)
-    return chosen if failed else _Chosen.of(mixed, normals, unmix, rows.directions(normals), chosen.right)
+    if failed or not bool(unmix.isfinite().all()):
+        return chosen
+    fitted = _Chosen.of(mixed, normals, unmix, rows.directions(normals), chosen.right)
+    right = (away > TOLERANCES.unusual * usual) == (fitted.inputs @ weight.T + bias > 0)
+    return replace(fitted, right=right.double().mean(dim=1))
 
 
 def _by_statistics(
@@ -276,9 +304,30 @@ class _Rows:
         return unit
 
     def sparsest(self, directions: Tensor, most: int) -> Tensor:
-        """Those with most zeros, different from each other, each fitted to its own zeros: `[b, <= most]`."""
-        kept = _distinct(_thinned(self._ordered(directions, rough=True))[:, : 8 * most], most)
+        """Those with most zeros, different from each other, each fitted to its own zeros: `[b, <= most]`.
+
+        Examples that leave nearly the same units off give each of their combinations nearly as many zeros, and those
+        that one more unit fits are many. Where there are more than are kept, the first half has most zeros, and the
+        other one is of those that would not be open but for a few zeros, as long as there are such.
+        """
+        kept = _distinct(_thinned(self._ordered(directions, rough=True))[:, : 8 * most], 8 * most)
+        if kept.shape[1] > most:
+            one = self._determined(kept)
+            one[: most // 2] = True
+            kept = torch.cat([kept[:, one], kept[:, ~one]], dim=1)[:, :most]
         return _distinct(self._ordered(self._fitted(kept), rough=False), most)
+
+    def _determined(self, directions: Tensor) -> Tensor:
+        """Which directions are the only ones with their zeros, and with all but a few of them, `[n]`.
+
+        The next best direction is the second eigenvector of the Gram matrix of these rows.
+        """
+        count, zeros = self.white.shape[1], self.zeros(directions, rough=True).to(self.white)
+        products = (self.white[:, :, None] * self.white[:, None, :]).flatten(1)
+        values, vectors = torch.linalg.eigh((products.T @ zeros).T.reshape(-1, count, count))
+        against = (self.white @ vectors[:, :, min(1, count - 1)].T).square() * zeros
+        speaking = against.sum(dim=0).square() / against.square().sum(dim=0).clamp(min=TOLERANCES.tiny)
+        return (values[:, min(1, count - 1)] > TOLERANCES.determined) & (speaking > TOLERANCES.speaking)
 
     def _ordered(self, directions: Tensor, rough: bool) -> Tensor:
         """Those with more zeros than any b - 1 rows allow, the sparsest first."""

@@ -22,11 +22,9 @@ def drawn(count: int, random: Generator) -> Tensor:
     return (rows / 8 + 0.5).clamp(0, 1)
 
 
-def seen(
-    rows: Tensor, targets: Tensor, outputs: int, loss: object, seed: int, activation: type[nn.Module] = nn.ReLU
-) -> Observation:
+def seen(rows: Tensor, targets: Tensor, outputs: int, loss: object, seed: int) -> Observation:
     torch.manual_seed(seed)
-    hidden = [nn.Linear(10, 100), activation(), nn.Linear(100, 100), activation()]
+    hidden = [nn.Linear(10, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU()]
     network = freeze(nn.Sequential(*hidden, nn.Linear(100, outputs)), NUMBERS, loss=loss)
     return observe(network, FedSGD(), FedSGD()(network, rows, targets), Batch(rows, targets), ThreatModel())
 

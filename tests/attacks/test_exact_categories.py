@@ -15,6 +15,7 @@ from inversefed.attacks.exact import open_numbers
 from inversefed.attacks.exact.open_numbers import Spans
 from inversefed.attacks.exact.watch import Watch
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
+from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.defenses import Context, GaussianNoise
 from inversefed.fl.losses import BinaryCrossEntropy, MeanSquaredError
 from inversefed.inputs import Category, Columns, Number
@@ -164,6 +165,55 @@ def test_what_is_no_table_is_refused() -> None:
     numbers = Columns((Number("a", 0, 1), Number("b", 0, 1)))
     with pytest.raises(UnsupportedNetworkError, match="columns of a table"):
         solved(seen(perceptron(numbers), numbers, torch.rand(2, 2), torch.tensor([0, 1])))
+
+
+def normalized(
+    rows: Tensor, labels: Tensor, loss: object = None, outputs: int = 2, told: str = "unknown", width: int = 120
+) -> Observation:
+    """BatchNorm in train mode behind the first layer, its running statistics sent."""
+    torch.manual_seed(0)
+    (inputs,) = CREDIT.shape
+    norm, activation = nn.BatchNorm1d(width), nn.GELU() if outputs == 1 else nn.ReLU()
+    hidden = [nn.Linear(inputs, width), norm, activation, nn.Linear(width, 60), nn.ReLU(), nn.Linear(60, outputs)]
+    network = freeze(nn.Sequential(*hidden), CREDIT, loss=loss)
+    buffers = sent_buffers(FedSGD(), network, rows, labels)
+    threat = ThreatModel(labels=told, buffers="sent")
+    return observe(network, FedSGD(), FedSGD()(network, rows, labels), Batch(rows, labels), threat, buffers)
+
+
+@pytest.mark.parametrize("count", [4, 8, 16])
+def test_behind_batchnorm_in_train_mode_the_statistics_that_are_sent_give_the_mean_back(count: int) -> None:
+    rows, labels = drawn(CREDIT, count), torch.arange(count) % 3 % 2
+    found = solved(normalized(rows, labels))
+    places = order(found.images, rows)
+    assert found.proven and CREDIT.measures(found.images[places], rows)["exact_row"].all()
+    assert found.labels[places].tolist() == labels.tolist()
+
+
+def test_behind_batchnorm_in_train_mode_targets_and_granted_labels_are_right_too() -> None:
+    rows, targets = drawn(CREDIT, 6), torch.randn(6, generator=Generator().manual_seed(1))
+    found = solved(normalized(rows, targets, MeanSquaredError(), outputs=1))
+    assert found.proven and float((found.labels.flatten()[order(found.images, rows)] - targets).abs().max()) < 1e-3
+    labels = torch.tensor([1, 0, 0, 1, 1, 0])
+    found = solved(normalized(rows, labels, told="known"))
+    assert found.proven and found.labels.tolist() == labels.tolist()
+
+
+def test_what_batchnorm_in_train_mode_lacks_is_named() -> None:
+    rows, labels = drawn(CREDIT, 6), torch.arange(6) % 2
+    observation = normalized(rows, labels)
+    unsent = dataclasses.replace(observation, buffers=None)
+    for call in (recipes.categories().check, solved):
+        with pytest.raises(ThreatModelError, match=r"BatchNorm 1 in train mode takes the mean .* sent"):
+            call(unsent)
+    with pytest.raises(UnsupportedNetworkError, match="has to have as many outputs as inputs"):
+        solved(normalized(rows, labels, width=40))
+    assert observation.buffers is not None
+    wrong = {name: part * 1.01 if part.is_floating_point() else part for name, part in observation.buffers.items()}
+    try:
+        assert not solved(dataclasses.replace(observation, buffers=wrong)).proven
+    except ThreatModelError as error:
+        assert "rows are told" in str(error) or "combinations" in str(error)
 
 
 def alike(count: int) -> tuple[Tensor, Tensor]:

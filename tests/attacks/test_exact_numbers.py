@@ -59,6 +59,24 @@ def test_rows_and_targets_are_exact(loss: object, count: int, outputs: int, seed
     assert float((found.labels[places].reshape(targets.shape) - targets).abs().max()) < 1e-4
 
 
+def test_batchnorm_in_eval_mode_belongs_to_the_layer_in_front() -> None:
+    """Scales of both signs, and means and variances that it learned."""
+    rows, labels, random = drawn(4, Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0]), Generator().manual_seed(1)
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(100)
+    with torch.no_grad():
+        for part in (norm.weight, norm.bias, norm.running_mean):
+            part.copy_(torch.randn(100, generator=random) / 2)
+        norm.running_var.copy_(0.1 + torch.rand(100, generator=random))
+    module = nn.Sequential(nn.Linear(10, 100), norm, nn.ReLU(), nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 3)).eval()
+    network = freeze(module, NUMBERS)
+    observation = observe(network, FedSGD(), FedSGD()(network, rows, labels), Batch(rows, labels), ThreatModel())
+    found = SparseBatch(rounds=20)(observation, Generator().manual_seed(0))
+    places = torch.cdist(rows.double(), found.images.double()).argmin(dim=1)
+    assert found.proven and found.labels[places].tolist() == labels.tolist()
+    assert NUMBERS.measures(found.images[places], rows)["exact_row"].all()
+
+
 def test_rows_have_no_neighbors_and_are_told_apart_without() -> None:
     """The first round finds nothing here; the statistics of pictures, which follow it, are left out for rows."""
     rows, labels = drawn(4, Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])

@@ -17,6 +17,8 @@ Integer combinations of rows, such as z1 + z2 - z3, solve the equations too. Whi
 linear: the gradient is the sum over candidates of (backward pass of each output) x [x; 1], with the slopes of the loss
 as unknowns, which are zero for those that are none. The result is called exact only if the client, run once, makes the
 update again. The method is our own.
+
+Behind BatchNorm in train mode rows are told by what lies behind it, not by least squares (see `batch_mean`).
 """
 
 import itertools
@@ -27,6 +29,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Generator, Tensor
 
+from inversefed.attacks.exact.batch_mean import NormalizedBatch, targets_by_head
 from inversefed.attacks.exact.dense_batch.rank_decomposition import assigned_labels
 from inversefed.attacks.exact.linear import layer_on_the_picture
 from inversefed.attacks.exact.open_numbers import Spans, solved_numbers, stored
@@ -36,6 +39,7 @@ from inversefed.attacks.matching_error import matching_error
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.hooks import record
 from inversefed.fl.threat import Observation
+from inversefed.fl.train_mode import batchnorm_by_batch
 from inversefed.inputs.columns import Category, Columns
 from inversefed.types import Budget, Candidate, Reconstruction, Status
 
@@ -53,6 +57,9 @@ class Tolerances:
         most: solutions from which on the equations are too few.
         cells: most values of whole numbers that are looked at one by one.
         wanted: equations below which whole numbers are looked at beside categories.
+        mean: relative error of the basis, at least, where a mean is told by running statistics.
+        statistics: distance from a span up to which a row may be in it, where running statistics tell what goes into
+            layers: of 0.1 of the batch's they keep six digits, and its square root three to five.
         kept: share of the largest slope below which a candidate is no row of the batch.
         chunk: sums of one half whose opposites are looked for between two looks at the time.
         unknowns: most slopes that are solved for; their equations take 0.13 GB and some seconds.
@@ -66,6 +73,8 @@ class Tolerances:
     most: int = 2**18
     cells: int = 128
     wanted: int = 4
+    mean: float = 1e-4
+    statistics: float = 3e-4
     kept: float = 1e-3
     chunk: int = 1 << 13
     unknowns: int = 1 << 12
@@ -150,7 +159,10 @@ class CategoryRows:
         """Rows with their labels, and whether the client makes the update of them again."""
         network = observation.network
         images = chosen.to(network.device, network.dtype).reshape(observation.batch_shape)
-        labels, order = assigned_labels(observation, rows.layer, images, rows.deltas(observation, images))
+        if rows.coupled:
+            labels, order = targets_by_head(observation, images)
+        else:
+            labels, order = assigned_labels(observation, rows.layer, images, rows.deltas(observation, images))
         images, labels = images[order], labels[order]  # granted labels in the order in which they were granted
         loss = matching_error(observation, images, labels)
         candidate = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
@@ -192,6 +204,7 @@ class RowSpace:
         basis: `[rank, d + 1]`: a row of the batch, encoded, with its 1, is a combination of these.
         count: b, the examples that the update is said to be of.
         noise: relative error of the basis, from the rounding of the number format and the least singular value.
+        normalized: what BatchNorm in train mode behind the layer tells, where there is such.
     """
 
     layer: str
@@ -199,6 +212,7 @@ class RowSpace:
     basis: Tensor = field(repr=False)
     count: int
     noise: float
+    normalized: NormalizedBatch | None = None
 
     @property
     def rank(self) -> int:
@@ -227,6 +241,8 @@ class RowSpace:
         _, values, basis = torch.linalg.svd(gradient, full_matrices=False)
         floor = TOLERANCES.rank * torch.finfo(network.dtype).eps * float(values[0])
         rank = int((values > floor).sum())
+        if rank == count - 1 and batchnorm_by_batch(network.module):
+            return cls._normalized(observation, layer, gradient, count)
         if rank != count:
             raise ThreatModelError(
                 f"the gradient of layer {layer} has rank {rank}, and an honest one of {count} different rows has "
@@ -234,6 +250,22 @@ class RowSpace:
             )
         noise = float(values[count] / values[count - 1])
         return cls(layer, gradient, _encoded(observation, basis[:count]), count, noise)
+
+    @classmethod
+    def _normalized(cls, observation: Observation, layer: str, gradient: Tensor, count: int) -> "RowSpace":
+        """The gradient spans differences from the mean, which BatchNorm's statistics tell."""
+        normalized = NormalizedBatch.of(observation, layer)
+        gradient = torch.cat([gradient[:, :-1], 0 * gradient[:, -1:]], dim=1)  # what is left there is rounding
+        _, values, differences = torch.linalg.svd(gradient, full_matrices=False)
+        mean = _with_one(normalized.mean[None])
+        basis = torch.linalg.qr(torch.cat([differences[: count - 1], mean]).T)[0].T
+        noise = max(TOLERANCES.mean, float(values[count - 1] / values[count - 2]))
+        return cls(layer, gradient, _encoded(observation, basis), count, noise, normalized)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the slope of the loss at a row depends on the other rows."""
+        return self.normalized is not None
 
     def deltas(self, observation: Observation, images: Tensor) -> Tensor:
         """D, the gradient with respect to the layer's outputs, of each of b encoded rows, `[b, m]`."""
@@ -438,12 +470,14 @@ def _rows(
     observation: Observation, rows: RowSpace, columns: Columns, solved: Choices, generator: Generator, watch: Watch
 ) -> Tensor:
     """Candidates with all their numbers, `[n, d]`, encoded: one-hot, within the range."""
-    spans = Spans.of(observation, rows.layer, rows.count)
+    seen = observation if rows.normalized is None else replace(observation, network=rows.normalized.network)
+    spans = Spans.of(seen, rows.layer, rows.count, backward=not rows.coupled)
     known = solved.known
     if len(solved.free):
         known = solved_numbers(columns, known, solved.free, spans, generator, watch)
     known = torch.unique(columns.snap(known[stored(columns, known)]), dim=0)
-    return known if len(known) <= rows.count else spans.fit(known, go_on=watch.go_on)
+    least = TOLERANCES.statistics if rows.coupled else 0.0
+    return known if len(known) <= rows.count else spans.fit(known, least, watch.go_on)
 
 
 def _independent(rows: Tensor, count: int) -> Tensor:
@@ -470,6 +504,8 @@ def _selected(observation: Observation, rows: RowSpace, found: Tensor, go_on: Ca
     """
     if len(found) <= rows.count:
         return found
+    if rows.coupled:
+        return found[:0]
     network = observation.network
     found = found[: max(rows.count, TOLERANCES.unknowns // network.num_classes)]  # those that fit best stand first
     images = found.to(network.device, network.dtype).reshape(len(found), *network.image_shape)

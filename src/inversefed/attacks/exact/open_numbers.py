@@ -106,13 +106,14 @@ class Spans:
     within: Tensor = field(repr=False)
 
     @classmethod
-    def of(cls, observation: Observation, first: str, count: int) -> "Spans":
+    def of(cls, observation: Observation, first: str, count: int, backward: bool = True) -> "Spans":
         """Of all layers whose gradient has the rank of the batch, so that none of its examples is lost in it.
 
         Args:
             observation: what the server sees.
             first: the layer that sees the rows.
             count: b, how many examples there are.
+            backward: whether an example's backward pass is its own, as it is not under BatchNorm in train mode.
         """
         network, outside, within = observation.network, {}, []
         for name in network.linear_layers():
@@ -121,11 +122,11 @@ class Spans:
                 outside[name] = told[1]
                 within.append(told[2])
         told = _outside(observation, first, count)
-        backward = None
-        if told is not None and network.num_classes <= min(TOLERANCES.outputs, told[0].shape[1] // 2):
-            backward = told[0]
+        inside = None
+        if backward and told is not None and network.num_classes <= min(TOLERANCES.outputs, told[0].shape[1] // 2):
+            inside = told[0]
             within.append(told[2])
-        return cls(network.to(torch.float64), first, outside, backward, torch.tensor(within, dtype=torch.float64))
+        return cls(network.to(torch.float64), first, outside, inside, torch.tensor(within, dtype=torch.float64))
 
     def residuals(self, rows: Tensor) -> Tensor:
         """How far what goes into layers is out of some of all directions outside, relative, `[n, c]`."""

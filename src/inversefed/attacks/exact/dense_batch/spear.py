@@ -247,17 +247,31 @@ def _found_so_far(pool: Tensor, generator: Generator) -> Tensor:
 
 
 def _mixed(observation: Observation) -> Mixture:
-    """The decomposed gradient, where its layer feeds a ReLU and nothing else."""
+    """The decomposed gradient, where its layer feeds a ReLU and nothing else, but for BatchNorm in eval mode.
+
+    That is affine: its scale and shift belong to the layer's own weight and bias, as far as signs go.
+    """
     mixed = mixture(observation)
     layers = [layer for layer in chain(observation.network) if not isinstance(layer.module, nn.Identity | nn.Dropout)]
     place = next((number for number, layer in enumerate(layers) if layer.name == mixed.layer), None)
-    follower = layers[place + 1].module if place is not None and place + 1 < len(layers) else None
+    behind = [layer.module for layer in layers[place + 1 :]] if place is not None else []
+    while behind and isinstance(behind[0], nn.BatchNorm1d) and behind[0].running_mean is not None:
+        mixed = _scaled(mixed, behind.pop(0))
+    follower = behind[0] if behind else None
     if not isinstance(follower, nn.ReLU):
         came = "nothing" if follower is None else type(follower).__name__
         raise UnsupportedNetworkError(
             f"several pictures are told apart by the zeros of a ReLU behind layer {mixed.layer}; {came} follows it"
         )
     return mixed
+
+
+def _scaled(mixed: Mixture, norm: nn.Module) -> Mixture:
+    """With what an affine layer of units makes of the weight and the bias in front of it."""
+    with torch.no_grad():
+        ends = norm.cpu().double()(torch.stack([torch.zeros_like(mixed.bias), torch.ones_like(mixed.bias)]))
+    shift, scale = ends[0], ends[1] - ends[0]
+    return replace(mixed, weight=scale[:, None] * mixed.weight, bias=scale * mixed.bias + shift)
 
 
 @dataclass(frozen=True, eq=False)

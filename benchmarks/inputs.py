@@ -8,6 +8,7 @@ Labels are never given. The attacker knows the schema: the columns, their catego
 targets of diabetes are standardized; six answers of yes or no, drawn at random, stand for a network of six logits.
 """
 
+import copy
 import gzip
 import json
 import statistics
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import record
 from inversefed import Batch, FedSGD, ThreatModel, freeze, observe, recipes
@@ -28,8 +29,9 @@ from inversefed.errors import InputError, InversefedError
 from inversefed.evaluation.align import align
 from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError
+from inversefed.fl.network import Network
 from inversefed.inputs import Table
-from inversefed.types import Budget
+from inversefed.types import Budget, Params
 
 __all__ = ["Options", "main"]
 
@@ -67,6 +69,8 @@ class Options:
     """Number of the first batch, which is the seed of its rows and of its network."""
     last: int = 0
     """Draw from this many rows at the end of the table; 0 for all of them."""
+    wrong: bool = False
+    """Attack updates that no rows make: of other weights, or with their units in another order, in turn."""
     json: Path | None = None
     """File of what was measured; what is in it already is not measured again."""
     only: str = ""
@@ -194,8 +198,8 @@ def _attack(setting: Setting) -> Attack:
     return recipes.categories() if setting.attack == "categories" else recipes.sparse()
 
 
-def measured(setting: Setting, table: Table, seed: int, seconds: float, last: int = 0) -> Result:
-    """Attack batch number `seed`."""
+def measured(setting: Setting, table: Table, seed: int, seconds: float, last: int = 0, wrong: bool = False) -> Result:
+    """Attack batch number `seed`, or an update that it does not make."""
     assert table.targets is not None
     random = torch.Generator().manual_seed(seed)
     order = torch.randperm(last or len(table.rows), generator=random) + len(table.rows) - (last or len(table.rows))
@@ -212,6 +216,8 @@ def measured(setting: Setting, table: Table, seed: int, seconds: float, last: in
     module = nn.Sequential(*hidden, nn.Linear(width, outputs)).train(setting.norm == "train")
     network = freeze(module, table.columns, loss=loss)
     update = FedSGD()(network, rows, labels)
+    if wrong:
+        update = _wrong(module, network, update, rows, labels, seed)
     sent = setting.norm == "train"
     buffers = sent_buffers(FedSGD(), network, rows, labels) if sent else None
     threat = ThreatModel(buffers="sent") if sent else ThreatModel()
@@ -235,6 +241,20 @@ def measured(setting: Setting, table: Table, seed: int, seconds: float, last: in
     )
 
 
+def _wrong(
+    module: nn.Module, network: Network, update: Params, rows: Tensor, labels: Tensor, seed: int
+) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    if seed % 2:
+        return {name: part[torch.randperm(len(part), generator=random)] for name, part in update.items()}
+    torch.manual_seed(seed + 1_000_000)
+    other = copy.deepcopy(module)
+    for part in other.modules():
+        if isinstance(part, nn.Linear):
+            part.reset_parameters()
+    return dict(FedSGD()(freeze(other, network.space, loss=network.loss), rows, labels))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the settings and print a line for each batch, then a table."""
     return record.command("inputs", Options, _run, arguments)
@@ -253,7 +273,7 @@ def _run(options: Options, command: str) -> int:
             if name not in kept:
                 if setting.table not in tables:
                     tables[setting.table] = loaded(setting.table, options.data)
-                result = measured(setting, tables[setting.table], seed, options.seconds, options.last)
+                result = measured(setting, tables[setting.table], seed, options.seconds, options.last, options.wrong)
                 kept[name] = asdict(result)
                 print(f"{name}: {result.refused or ('exact' if result.exact else 'not exact')}, {result.seconds:.2f} s",
                       file=sys.stderr)  # fmt: skip

@@ -193,9 +193,12 @@ def _of_scikit(name: str) -> Table:
 
 
 def _attack(setting: Setting) -> Attack:
-    if setting.attack == "search":
-        return replace(recipes.best(), exact=())
-    return recipes.categories() if setting.attack == "categories" else recipes.sparse()
+    attacks: dict[str, Attack] = {
+        "categories": recipes.categories(),
+        "sparse": recipes.sparse(),
+        "search": replace(recipes.best(), exact=()),
+    }
+    return attacks[setting.attack]
 
 
 def measured(setting: Setting, table: Table, seed: int, seconds: float, last: int = 0, wrong: bool = False) -> Result:

@@ -263,9 +263,9 @@ def _whole(columns: Columns, known: Tensor, free: Tensor, pivots: Sequence[tuple
     inverse = torch.linalg.inv(free[:, places])
     found = [known[:0]]
     for row in known:
-        for part in grid.split(TOLERANCES.chunk):
+        for start in range(0, len(grid), TOLERANCES.chunk):
             watch.go_on()
-            members = row + (part - row[places]) @ inverse @ free
+            members = row + (grid[start : start + TOLERANCES.chunk] - row[places]) @ inverse @ free
             found.append(members[stored(columns, members)])
     return torch.cat(found)
 

@@ -341,7 +341,8 @@ class _Rows:
         values, vectors = torch.linalg.eigh((products.T @ zeros).T.reshape(-1, count, count))
         against = (self.white @ vectors[:, :, min(1, count - 1)].T).square() * zeros
         speaking = against.sum(dim=0).square() / against.square().sum(dim=0).clamp(min=TOLERANCES.tiny)
-        return (values[:, min(1, count - 1)] > TOLERANCES.determined) & (speaking > TOLERANCES.speaking)
+        determined: Tensor = (values[:, min(1, count - 1)] > TOLERANCES.determined) & (speaking > TOLERANCES.speaking)
+        return determined
 
     def _ordered(self, directions: Tensor, rough: bool) -> Tensor:
         """Those with more zeros than any b - 1 rows allow, the sparsest first."""

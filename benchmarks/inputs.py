@@ -122,6 +122,10 @@ SETTINGS = (
     *(Setting("wine", 8, width, attack="sparse") for width in (100, 200)),
     Setting("diabetes", 8, 200, attack="sparse"),
     Setting("breast_cancer", 4, 200, attack="sparse", answers=6),
+    *(Setting("breast_cancer", count, 200, "GELU") for count in (4, 8, 16)),
+    Setting("breast_cancer", 4, 200, "sigmoid"),
+    Setting("wine", 8, 200, "GELU"),
+    Setting("diabetes", 8, 200, "GELU"),
     *(Setting("breast_cancer", 4, 200, activation, attack="search") for activation in ("GELU", "sigmoid")),
 )
 

@@ -162,9 +162,6 @@ def test_what_is_no_table_is_refused() -> None:
     pictures = observe(network, FedSGD(), FedSGD()(network, images, batch.labels), batch, ThreatModel())
     with pytest.raises(UnsupportedNetworkError, match="columns of a table"):
         recipes.categories().check(pictures)
-    numbers = Columns((Number("a", 0, 1), Number("b", 0, 1)))
-    with pytest.raises(UnsupportedNetworkError, match="columns of a table"):
-        solved(seen(perceptron(numbers), numbers, torch.rand(2, 2), torch.tensor([0, 1])))
 
 
 def normalized(

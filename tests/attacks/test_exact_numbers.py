@@ -59,6 +59,23 @@ def test_rows_and_targets_are_exact(loss: object, count: int, outputs: int, seed
     assert float((found.labels[places].reshape(targets.shape) - targets).abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.Tanh])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_any_activation_tells_rows_by_what_the_layers_behind_are_fed(activation: type[nn.Module], outputs: int) -> None:
+    random, loss = Generator().manual_seed(2), MeanSquaredError() if outputs == 1 else CrossEntropy()
+    rows, targets = NUMBERS.stand_ins(6, random), targets_of(loss, 6, outputs, random)
+    torch.manual_seed(2)
+    hidden = [nn.Linear(10, 100), activation(), nn.Linear(100, 100), activation()]
+    network = freeze(nn.Sequential(*hidden, nn.Linear(100, outputs)), NUMBERS, loss=loss)
+    observation = observe(network, FedSGD(), FedSGD()(network, rows, targets), Batch(rows, targets), ThreatModel())
+    assert "there are no categories" in recipes.categories().check(observation)
+    found = recipes.categories()(observation, Generator().manual_seed(0))
+    places = torch.cdist(rows.double(), found.images.double()).argmin(dim=1)
+    assert found.proven and "lie in the spans" in found.findings[0].message
+    assert NUMBERS.measures(found.images[places], rows)["exact_row"].all()
+    assert float((found.labels[places].reshape(targets.shape) - targets).abs().max()) < 1e-4
+
+
 def test_batchnorm_in_eval_mode_belongs_to_the_layer_in_front() -> None:
     """Scales of both signs, and means and variances that it learned."""
     rows, labels, random = drawn(4, Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0]), Generator().manual_seed(1)

@@ -13,6 +13,8 @@ All z that solve them are found by meeting in the middle: sums of N's rows over 
 half, that are opposite, by a k-d tree. Each gives q = C^+ [z; 1] and with it the numbers of the row. Where C has a rank
 below b (rows with the same categories), q is known up to the null space of C: `open_numbers` finds what is open.
 
+A table of numbers alone has no such equations: the whole of its rows is open, and found as what is open there.
+
 Integer combinations of rows, such as z1 + z2 - z3, solve the equations too. Which candidates are rows of the batch is
 linear: the gradient is the sum over candidates of (backward pass of each output) x [x; 1], with the slopes of the loss
 as unknowns, which are zero for those that are none. The result is called exact only if the client, run once, makes the
@@ -101,7 +103,7 @@ class CategoryRows:
         Raises:
             ThreatModelError: the gradient's rank, or the equations, do not tell the rows, or the time was over before;
                 the message says which.
-            UnsupportedNetworkError: the network takes no table with categories, or no linear layer with bias sees it.
+            UnsupportedNetworkError: the network takes no table, or no linear layer with bias sees it.
         """
         columns, rows = _table(observation), RowSpace.of(observation)
         watch = Watch(budget, observation.network.denormalize)
@@ -111,7 +113,7 @@ class CategoryRows:
             try:
                 found = self._solved(observation, rows, columns, whole, generator, watch)
             except Stopped:
-                over = f"the time was over before the {rows.count} rows were told by their categories; allow more"
+                over = f"the time was over before the {rows.count} rows were told; allow more"
                 refused = ThreatModelError(over if refused is None else f"{over}, or: {refused}")
                 break
             except ThreatModelError as error:
@@ -147,7 +149,7 @@ class CategoryRows:
         choices += [_independent(found, rows.count)] if len(found) > rows.count else []
         told = max(map(len, choices))
         if told != rows.count:
-            raise ThreatModelError(f"{told} of the {rows.count} rows are told by their categories; {solved.said}")
+            raise ThreatModelError(f"{told} of the {rows.count} rows are told; {solved.said}")
         evidence = {"rank": rows.rank, "rank_of_categories": solved.rank, "equations": solved.equations}
         evidence |= {"candidates": len(found)}
         tried = [self._verified(observation, rows, each, evidence) for each in choices if len(each) == rows.count]
@@ -167,6 +169,8 @@ class CategoryRows:
         loss = matching_error(observation, images, labels)
         candidate = Candidate(images, labels, loss, Status.FINISHED, iterations=1)
         how = f"the categories of {rows.count} rows solve the equations of {rows.layer}, and give their numbers"
+        if not evidence["equations"]:
+            how = f"{rows.count} rows lie in the spans of the gradients of {rows.layer} and of the layers behind"
         return verified(self, candidate, how, evidence)
 
     def check(self, observation: Observation) -> str:
@@ -186,10 +190,10 @@ class CategoryRows:
 
 def _table(observation: Observation) -> Columns:
     space = observation.network.space
-    if not isinstance(space, Columns) or not any(isinstance(column, Category) for column in space.columns):
+    if not isinstance(space, Columns):
         raise UnsupportedNetworkError(
-            "categories() reads the one-hot columns of a table, and the network takes none; give inputs=Columns(...) "
-            "with categories, or use another attack"
+            "categories() reads the columns of a table, and the network takes none; give inputs=Columns(...), or use "
+            "another attack"
         )
     return space
 
@@ -329,6 +333,8 @@ class Choices:
     @property
     def said(self) -> str:
         """The figures that decide, as a clause."""
+        if not self.groups:
+            return "there are no categories, so that the layers behind have to tell rows, by what they are fed"
         return (
             f"C, the cells of {self.groups} columns, has rank {self.rank} and leaves {self.equations} equations, which "
             f"{len(self.known)} combinations of cells solve"
@@ -357,12 +363,12 @@ class Choices:
         null = _null_space(rows, groups)
         equations = null.shape[1]
         said = f"C, the cells of {len(groups)} columns, has rank {rank} and leaves {equations} equations"
-        if equations < 1:
+        if groups and equations < 1:
             raise ThreatModelError(
                 f"{said} beyond those that hold for every row; fewer rows, or more columns of categories, would leave "
                 "some"
             )
-        cells = _met(null, groups, said, go_on)
+        cells = _met(null, groups, said, go_on) if groups else torch.zeros(1, 0, dtype=torch.float64)
         q = _with_one(cells) @ right[:rank].T / values[:rank] @ left[:, :rank].T
         free = _complement(left[:, :rank]).T @ rows.basis
         return cls((q @ rows.basis)[:, :-1], free[:, :-1], rank, equations, len(groups))

@@ -41,6 +41,7 @@ class Tolerances:
         moves: length of a column of E from which on it moves that column; E is of the order of 1e-2 there.
         tried: most combinations of them, over all candidates.
         starts: of the minimization, for each candidate.
+        lone: likewise, where there is one family, of all rows of a table of numbers alone.
         started: most of them, over all candidates.
         steps: most steps of it.
         step: difference of a by which slopes are taken.
@@ -67,6 +68,7 @@ class Tolerances:
     moves: float = 1e-6
     tried: int = 1 << 22
     starts: int = 48
+    lone: int = 256
     started: int = 1 << 13
     steps: int = 40
     step: float = 1e-6
@@ -295,7 +297,8 @@ def _minimized(
 ) -> Tensor:
     """Members that lie in the spans, by Levenberg-Marquardt over a, each of them once."""
     std = columns.normalization()[1].double()
-    starts = max(1, min(TOLERANCES.starts, TOLERANCES.started // max(1, len(known))))
+    most = TOLERANCES.lone if len(known) == 1 else TOLERANCES.starts
+    starts = max(1, min(most, TOLERANCES.started // max(1, len(known))))
     drawn = columns.stand_ins(starts * len(known), generator).double()
     drawn[::2] = torch.rand(drawn[::2].shape, generator=generator, dtype=torch.float64)  # all of the range
     base = known.repeat_interleave(starts, dim=0)

@@ -124,7 +124,9 @@ def best() -> AutoAttack:
             Rule((one, wide), separated(), "a head that sees as much as a picture holds is inverted"),
             Rule((one,), peel(), "linear equations, layer by layer, and the image from where they end", late=True),
             Rule(
-                (several, table), categories(), "the categories of a table solve equations that whole rows follow from"
+                (several, table),
+                categories(),
+                "rows solve equations, by categories or by the layers behind",
             ),
             Rule((several,), sparse(), "the zeros that a ReLU leaves tell examples of a first linear layer apart"),
             Rule((several,), peel(), "peeling, all of them at once", late=True),
@@ -563,11 +565,12 @@ def spear(rounds: int = 256) -> SparseBatch:
 
 
 def categories() -> CategoryRows:
-    """The rows of a table with their labels, from the one-hot columns of its categories; any activation behind them.
+    """The rows of a table with their labels, from its categories, or of numbers alone; any activation behind them.
 
     Paper: own method.
-    Needs: several rows, inputs=Columns(...) with categories, a first linear layer with bias on the encoded row.
-    Cost: a tenth of a second for 32 rows, to ten seconds where rows have the same categories.
+    Needs: several rows, inputs=Columns(...), a first linear layer with bias on the encoded row; for numbers alone a
+        second one that is wider than the batch.
+    Cost: a tenth of a second for 32 rows, to ten seconds where rows have the same categories or none.
     """
     return CategoryRows()
 

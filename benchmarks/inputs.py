@@ -32,6 +32,7 @@ from inversefed.fl.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSqu
 from inversefed.fl.network import Network
 from inversefed.inputs import Table
 from inversefed.types import Budget, Params
+from inversefed.zoo.named_tables import load_table
 
 __all__ = ["Options", "main"]
 
@@ -178,22 +179,11 @@ def loaded(name: str, folder: Path) -> Table:
 
 
 def _of_scikit(name: str) -> Table:
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise InputError(f"the table {name} comes with scikit-learn, which is not installed: pip install scikit-learn"
-                         ) from error  # fmt: skip
-    held = getattr(datasets, f"load_{name}")()
-    targets = held.target.tolist()
-    if name == "diabetes":
-        mean, std = statistics.fmean(targets), statistics.pstdev(targets)
-        targets = [(target - mean) / std for target in targets]
-    names = [str(each) for each in held.feature_names]
-    rows = [
-        {**dict(zip(names, row, strict=True)), "target": target}
-        for row, target in zip(held.data.tolist(), targets, strict=True)
-    ]
-    return Table.of(rows, target="target", kinds={"target": "number"} if name == "diabetes" else None)
+    if name != "diabetes":
+        return load_table(f"sklearn:{name}")
+    table = load_table(f"sklearn:{name}", kinds={"target": "number"})
+    assert table.targets is not None
+    return replace(table, targets=(table.targets - table.targets.mean()) / table.targets.std())
 
 
 def _attack(setting: Setting) -> Attack:

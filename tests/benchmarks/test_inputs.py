@@ -1,7 +1,6 @@
 """The benchmark of tables: it resumes, and counts what is exact and right."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,12 +63,6 @@ def test_tables_of_numbers_are_exact_or_said_to_be_missing(name: str, tmp_path: 
         pytest.skip(str(error))
     result = inputs.measured(inputs.Setting(name, 8, 200, attack="sparse"), table, 0, 60.0)
     assert result.exact and result.right
-
-
-def test_scikit_learn_is_asked_for_where_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(InputError, match="comes with scikit-learn, which is not installed"):
-        inputs.loaded("wine", tmp_path)
 
 
 def test_a_folder_without_the_tables_is_refused(tmp_path: Path, capsys) -> None:

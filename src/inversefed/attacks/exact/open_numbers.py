@@ -297,8 +297,8 @@ def _minimized(
 ) -> Tensor:
     """Members that lie in the spans, by Levenberg-Marquardt over a, each of them once."""
     std = columns.normalization()[1].double()
-    most = TOLERANCES.lone if len(known) == 1 else TOLERANCES.starts
-    starts = max(1, min(most, TOLERANCES.started // max(1, len(known))))
+    limit = TOLERANCES.lone if len(known) == 1 else TOLERANCES.starts
+    starts = max(1, min(limit, TOLERANCES.started // max(1, len(known))))
     drawn = columns.stand_ins(starts * len(known), generator).double()
     drawn[::2] = torch.rand(drawn[::2].shape, generator=generator, dtype=torch.float64)  # all of the range
     base = known.repeat_interleave(starts, dim=0)

@@ -108,6 +108,8 @@ class Setting:
         more = f" {self.answers} logits" if self.answers else ""
         more += f" BatchNorm {self.norm}" if self.norm else ""
         more += " search" if self.attack == "search" else ""
+        both = self.table in SCIKIT and self.activation == "ReLU"  # where two methods apply
+        more += " categories" if both and self.attack == "categories" else ""
         return f"{self.table} {self.width}-{self.width} {self.activation}{more} b={self.count}"
 
 
@@ -125,6 +127,8 @@ SETTINGS = (
     Setting("breast_cancer", 4, 200, attack="sparse", answers=6),
     *(Setting("breast_cancer", count, 200, "GELU") for count in (4, 8, 16)),
     Setting("breast_cancer", 4, 200, "sigmoid"),
+    Setting("wine", 8, 100),
+    Setting("diabetes", 8, 200),
     Setting("wine", 8, 200, "GELU"),
     Setting("diabetes", 8, 200, "GELU"),
     *(Setting("breast_cancer", 4, 200, activation, attack="search") for activation in ("GELU", "sigmoid")),

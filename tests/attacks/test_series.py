@@ -1,5 +1,7 @@
 """Series through an audit: peeled, searched, and through networks that no exact method reads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ import inversefed
 from inversefed import recipes
 from inversefed.errors import InversefedError
 from inversefed.inputs import Series
+from inversefed.report import gallery
 
 SPACE = Series(1, 64, low=-10.0, high=40.0)
 
@@ -89,3 +92,17 @@ def test_a_recurrent_network_is_searched_and_answers(kind: type[nn.LSTM] | type[
 def test_values_in_other_units_are_refused_by_what_to_do() -> None:
     with pytest.raises(InversefedError, match=r"encode\(values\)"):
         inversefed.audit(LeNet(nn.ReLU).eval(), SPACE.decode(windows(1)), torch.tensor([2]), inputs=SPACE)
+
+
+def test_the_report_draws_recovered_and_private_curves_in_units_of_the_series() -> None:
+    torch.manual_seed(0)
+    network, window = nn.Sequential(nn.Flatten(), nn.Linear(128, 5)), windows(1, channels=2)
+    space = Series(2, 64, low=-10.0, high=40.0)
+    report = inversefed.audit(network, window, torch.tensor([2]), inputs=space, nulls=0)
+    drawn = gallery.curves(report)
+    assert [title for title, _ in drawn] == ["Window 0, channel 0", "Window 0, channel 1"]
+    values = SPACE.decode(window[0, 0])
+    assert f"64 values from {float(values.min()):.4g} to {float(values.max()):.4g}" in drawn[0][1]
+    assert all(drawing in report.to_html() for _, drawing in drawn) and "<svg" not in drawn[0][0]
+    alone = replace(report, truth=None)
+    assert "private" not in gallery.curves(alone)[0][1] and gallery.curves(replace(report, inputs=None)) == []

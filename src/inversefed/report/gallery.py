@@ -1,5 +1,6 @@
 """The pictures of a report's page: truth, reconstruction, difference and controls, and what every restart found."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from torch import Tensor
 from inversefed.evaluation import controls
 from inversefed.evaluation.align import paired
 from inversefed.evaluation.metrics import peak_signal_noise_ratio
+from inversefed.inputs import Series
+from inversefed.report.plots import window_figure
 from inversefed.report.png import data_uri, difference
 from inversefed.report.sentences import PSNR
 from inversefed.report.tables import Table
@@ -18,7 +21,7 @@ from inversefed.types import Candidate, Images
 if TYPE_CHECKING:
     from inversefed.report.model import Report
 
-__all__ = ["MOST_PICTURES", "MOST_RESTARTS", "Figure", "cells", "chosen", "pictures", "restarts"]
+__all__ = ["MOST_PICTURES", "MOST_RESTARTS", "Figure", "cells", "chosen", "curves", "pictures", "restarts"]
 
 MOST_PICTURES = 16
 """How many pictures the page shows; the folder holds them all."""
@@ -27,6 +30,9 @@ MOST_RESTARTS = 16
 """How many restarts the page shows, those that match the update best."""
 
 _MOST_OF_A_RESTART = 4
+
+_CURVES = 8
+"""How many curves of series the page shows."""
 
 _BESIDE = 4
 """How many examples that are no pictures stand side by side."""
@@ -104,6 +110,22 @@ class CellTable:
         names = dict.fromkeys([*longest, *(name for _, own in examples for name in own)])
         lines = tuple((name, tuple(own.get(name) for _, own in examples)) for name in names)
         return cls(tuple(title for title, _ in examples), lines)
+
+
+def curves(report: "Report") -> list[tuple[str, str]]:
+    """A title and a drawing of each channel of the first windows of a series; nothing for other inputs."""
+    space, truth = report.inputs, report.truth
+    if not isinstance(space, Series):
+        return []
+    found = space.decode(report.images.detach().cpu().double())
+    true = None if truth is None else space.decode(truth.images.detach().cpu().double())
+    drawn = []
+    for index, channel in list(itertools.product(range(report.count), range(space.channels)))[:_CURVES]:
+        title = f"Window {index}" + (f", channel {channel}" if space.channels > 1 else "")
+        private = None if true is None else true[index, channel].tolist()
+        drawing = window_figure(found[index, channel].tolist(), private, f"window-{index}-{channel}", title)
+        drawn.append((title, drawing))
+    return drawn
 
 
 def restarts(report: "Report", labels_known: bool) -> list[Row]:

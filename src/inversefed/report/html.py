@@ -48,6 +48,7 @@ def page(report: "Report", images: bool = True) -> str:
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii"),
         gallery=gallery.pictures(report) if images else [],
         cells=gallery.cells(report) if images else [],
+        curves=[(title, Markup(drawing)) for title, drawing in gallery.curves(report)] if images else [],  # likewise
         restarts=gallery.restarts(report, said.labels_known) if images else [],
         without_images=not images,
         hidden=max(0, said.count - gallery.MOST_PICTURES) if images else 0,

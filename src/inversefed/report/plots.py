@@ -1,4 +1,4 @@
-"""Draw a report's figures as SVG, by matplotlib without a display: loss over iterations, leakage against accuracy.
+"""Draw a report's figures as SVG, by matplotlib without a display: losses, leakage against accuracy, windows.
 
 matplotlib is imported when a figure is drawn, for it is slow to import. Its SVG styles every element by an attribute
 `style`, which the page's content security policy forbids, and refers from one element to another by identifiers, which
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from inversefed.report.frontier import Row
 
-__all__ = ["MOST_POINTS", "frontier_figure", "loss_figure"]
+__all__ = ["MOST_POINTS", "frontier_figure", "loss_figure", "window_figure"]
 
 MOST_POINTS = 400
 """Points of a drawn curve; more cannot be seen, and would make the page large."""
@@ -115,6 +115,33 @@ def _points(history: Sequence[float]) -> list[tuple[int, float]]:
     finite = [(iteration, loss) for iteration, loss in enumerate(history, start=1) if abs(loss) < 1e300]
     step = max(1, math.ceil(len(finite) / MOST_POINTS))
     return finite[::-step][::-1]
+
+
+def window_figure(found: Sequence[float], truth: Sequence[float] | None, name: str, title: str) -> str:
+    """Draw a channel of a recovered window of a series, and the private one behind it.
+
+    Args:
+        found: what was recovered, in units of the series.
+        truth: the private values at the same places; `None` where they are not known.
+        name: begins the identifiers of title and description, which are used once on a page.
+        title: what it is of.
+
+    Returns:
+        An `<svg>` element with a title and a description, for a page.
+
+    >>> window_figure([0.0, 1.0], [0.0, 2.0], "window-0", "Window 0")[:4]
+    '<svg'
+    """
+    with _figure(7.2, 2.2) as (figure, axes):
+        if truth is not None:
+            axes.plot(range(len(truth)), truth, color=_WEAK, lw=2.6, alpha=0.6, gid="back", label="private")
+        axes.plot(range(len(found)), found, color=_STRONG, lw=1.2, gid="front", label="recovered")
+        axes.set_xlabel("place")
+        axes.grid(axis="y")
+        axes.legend(loc="upper right")
+        off = "" if truth is None else f"; at most {max(abs(a - b) for a, b in zip(found, truth, strict=True)):.3g} off"
+        told = f"{len(found)} values from {min(found):.4g} to {max(found):.4g}{off}."
+        return _plain_svg(figure, name, title, told, page=True)
 
 
 def frontier_figure(rows: "Sequence[Row]", page: bool = False) -> str:

@@ -165,3 +165,15 @@ def test_regression_takes_numbers_and_one_output(tmp_path: Path) -> None:
     setting = load(Sources(table=Path("sklearn:diabetes"), network="mlp:20", num_images=3), 0)
     assert setting.labels.is_floating_point() and setting.labels.shape == (3,)
     assert list(setting.module.parameters())[-1].shape == (1,)
+
+
+@pytest.mark.parametrize("received", [True, False])
+def test_rows_that_equal_a_private_one_are_not_public(people: Path, tmp_path: Path, received: bool) -> None:
+    twice = rows_of(people, range(8), tmp_path / "twice.csv")
+    twice.write_text(twice.read_text() + people.read_text().splitlines()[2] + "\n")  # row 1 again
+    update = {"update": Path("u.npz"), "truth": (rows_of(people, range(1, 3), tmp_path / "behind.csv"),)}
+    given = update if received else {"index": 1, "num_images": 2}
+    setting = load(Sources(table=twice, target="risk", network="mlp:8", **given), 0)
+    assert len(setting.images) == 2 and len(setting.others.images) == 9 - 3
+    apart = (setting.others.images[:, None] - setting.images).abs().amax(dim=2)
+    assert float(apart.min()) > 0

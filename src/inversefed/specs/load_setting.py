@@ -131,18 +131,21 @@ def _of_table(
             f"--target names the column that the network tells; the columns of {file.name} are "
             f"{', '.join(shown(each.name) for each in table.columns.columns)}"
         )
-    rows, targets, others = table.rows, table.targets, None
+    rows, targets = table.rows, table.targets
+    first, behind = named.index, named.index + named.num_images
     if named.update or named.after:
-        private, private_targets, others = *_behind(named, table), Batch(rows[:_MOST_OTHERS], targets[:_MOST_OTHERS])
+        private, private_targets = _behind(named, table)
+        first = behind = 0
     else:
-        first, behind = named.index, named.index + named.num_images
         if behind > len(rows):
             raise InputError(
                 f"{file.name} has {len(rows)} rows that can be used, and rows {first} to {behind - 1} were asked for"
             )
         private, private_targets = rows[first:behind], targets[first:behind]
-        after = [place % len(rows) for place in range(behind, first + len(rows))][:_MOST_OTHERS]
-        others = Batch(rows[after], targets[after]) if after else None
+    # What equals a private row, be it that row itself, is nothing that anybody may have.
+    same = torch.stack([torch.zeros(len(rows)).bool(), *((rows == each).all(dim=1) for each in private)]).any(dim=0)
+    after = [at for step in range(behind, first + len(rows)) if not same[at := step % len(rows)]][:_MOST_OTHERS]
+    others = Batch(rows[after], targets[after]) if after else None
     num_classes = named.num_classes or len(table.classes) or 1
     module = _network(named, table.columns.shape, num_classes, seed)
     source = _called(named) or _plain(file.stem.replace("sklearn:", ""))

@@ -12,10 +12,10 @@ targets are told by the head: `gW_head = S^T H`, with what goes into it, H, know
 import copy
 from dataclasses import dataclass, field, replace
 
-import scipy
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from inversefed.attacks.exact.dense_batch.rank_decomposition import dealt
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.batchnorm import batch_moments, moments
 from inversefed.fl.hooks import record
@@ -24,6 +24,7 @@ from inversefed.fl.recovered_targets import recovered_targets
 from inversefed.fl.targets import loss_slope
 from inversefed.fl.threat import Observation
 from inversefed.fl.train_mode import batchnorm_by_batch
+from inversefed.networks.natural_noise import natural_noise
 from inversefed.types import Inputs, Targets
 
 __all__ = ["NormalizedBatch", "targets_by_head"]
@@ -74,7 +75,7 @@ class NormalizedBatch:
                 "and its running statistics, which hold it, were not sent; where the client sends them, grant them "
                 "with ThreatModel(buffers='sent')"
             )
-        probe = _probe(observation)
+        probe = natural_noise(network, observation.num_examples)
         found = batch_moments(network, observation.buffers, {name: each.numbers for name, each in
                                                               moments(network, probe).items()})  # fmt: skip
         weight, bias = (network.params[f"{layer}.{part}"].detach().cpu().double() for part in ("weight", "bias"))
@@ -93,12 +94,6 @@ class NormalizedBatch:
         return cls(mean, replace(network, module=module))
 
 
-def _probe(observation: Observation) -> Inputs:
-    network = observation.network
-    rows = network.space.stand_ins(observation.num_examples, Generator().manual_seed(0))
-    return rows.to(network.device, network.dtype)
-
-
 def _behind(observation: Observation, layer: str) -> str:
     """The BatchNorm that is fed with what a linear layer gives.
 
@@ -108,7 +103,11 @@ def _behind(observation: Observation, layer: str) -> str:
     network = observation.network
     names = [layer, *batchnorm_by_batch(network.module)]
     layers = {name: network.module.get_submodule(name) for name in names}
-    _, runs = record(layers, lambda: network.features(_probe(observation)), lambda _, __, inputs: inputs.detach())
+    _, runs = record(
+        layers,
+        lambda: network.features(natural_noise(network, observation.num_examples)),
+        lambda _, __, inputs: inputs.detach(),
+    )
     given = next(run.outputs for run in runs if run.name == layer)
     for run in runs:
         if run.name != layer and run.inputs.shape == given.shape and torch.equal(run.inputs, given):
@@ -149,6 +148,4 @@ def targets_by_head(observation: Observation, images: Inputs) -> tuple[Targets, 
         return targets, torch.arange(count, device=images.device)
     held = granted.to(outputs) if granted.is_floating_point() else granted
     away = [(loss_slope(network, outputs, each.expand(count, *each.shape)) - slopes).norm(dim=1) for each in held]
-    _, dealt = scipy.optimize.linear_sum_assignment(torch.stack(away, dim=1).cpu().numpy())
-    places = torch.from_numpy(dealt).to(images.device)
-    return granted[places], places.argsort()
+    return dealt(granted, torch.stack(away, dim=1).to(images.device))

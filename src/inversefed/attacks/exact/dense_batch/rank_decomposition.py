@@ -161,9 +161,7 @@ def assigned_labels(observation: Observation, layer: str, images: Inputs, deltas
     network, granted = observation.network, observation.labels
     backward, own = _backward(network, layer, images), torch.arange(len(images), device=images.device)
     if granted is not None:
-        _, dealt = scipy.optimize.linear_sum_assignment(_distances(backward, granted, deltas).numpy())
-        places = torch.from_numpy(dealt).to(images.device)
-        return granted[places], places.argsort()
+        return dealt(granted, _distances(backward, granted, deltas).to(images.device))
     if not _has_classes(network):
         return _numbers(network, layer, images, deltas), own
     classes = as_targets(network, torch.arange(class_count(network)))
@@ -176,6 +174,21 @@ def assigned_labels(observation: Observation, layer: str, images: Inputs, deltas
             if bool(((backward(found) - deltas).norm(dim=1) <= limit).all()):
                 return found, own
     return nearest, own
+
+
+def dealt(granted: Targets, distances: Tensor) -> tuple[Targets, Tensor]:
+    """Granted labels dealt out to examples for the least distance in all.
+
+    Args:
+        granted: b labels.
+        distances: `[b, b]`, of each example from each label.
+
+    Returns:
+        The label of each example, and the order `[b]` that examples take to stand as the granted labels do.
+    """
+    _, columns = scipy.optimize.linear_sum_assignment(distances.cpu().numpy())
+    places = torch.from_numpy(columns).to(distances.device)
+    return granted[places], places.argsort()
 
 
 def _distances(backward: Callable[[Tensor], Tensor], targets: Targets, deltas: Tensor) -> Tensor:

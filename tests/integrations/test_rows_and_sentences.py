@@ -101,3 +101,15 @@ def test_a_client_withholds_the_rows_that_its_update_gives_away() -> None:
     )  # fmt: skip
     found = own.judge(1, before, weights(module), {}, 2, None)
     assert found.action == "withhold", found.reason
+
+
+def test_a_perceptron_by_name_is_built_for_the_rows_of_the_client() -> None:
+    module = networks.build("mlp:30,30,gelu", 10, seed=3, shape=COLUMNS.shape)
+    before = weights(module)
+    stepped(module, rows())
+    stated = Metadata(learning_rate=LR, local_steps=1)
+    own = SelfAudit(
+        Policy(max_leakage=3.0, nulls=0), "mlp:30,30,gelu", inputs=COLUMNS, stated=stated, truth=lambda _: rows()
+    )
+    found = own.judge(1, before, weights(module), {}, 2, None)
+    assert found.action == "withhold", found.reason

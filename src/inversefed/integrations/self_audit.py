@@ -184,7 +184,7 @@ class SelfAudit:
     ) -> Report:
         space = Images(self.image_shape) if self.inputs is None else self.inputs
         module = (
-            networks.build(self.network, 10, self.image_shape[0], self.seed)
+            networks.build(self.network, 10, self.image_shape[0], self.seed, shape=space.shape)
             if isinstance(self.network, str)
             else self.network()
         )

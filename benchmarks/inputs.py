@@ -31,8 +31,8 @@ from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError
 from inversefed.fl.network import Network
 from inversefed.inputs import Table
+from inversefed.specs.named_tables import load_table
 from inversefed.types import Budget, Params
-from inversefed.zoo.named_tables import load_table
 
 __all__ = ["Options", "main"]
 

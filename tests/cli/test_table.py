@@ -13,9 +13,9 @@ from inversefed.errors import ConfigError, InputError
 from inversefed.fl.clients import FedSGD
 from inversefed.fl.network import freeze
 from inversefed.specs.load_setting import load
+from inversefed.specs.named_tables import NAMES, load_table
 from inversefed.specs.sources import Sources, absolute, as_json, read_fields
 from inversefed.zoo import networks
-from inversefed.zoo.named_tables import NAMES, load_table
 
 NETWORK = ["--network", "mlp:60,60,gelu"]
 

@@ -32,6 +32,7 @@ from inversefed.fl.threat_model import ThreatModel
 from inversefed.frontier import Point
 from inversefed.specs import registry
 from inversefed.specs.durations import seconds_in
+from inversefed.specs.sources import BUNDLED
 from inversefed.zoo import datasets, networks
 
 T = TypeVar("T")
@@ -183,8 +184,8 @@ class _Reader:
             return self.targets(other)
         if "table" in own:
             table = self.text(own["table"])
-            named = Path(table) if table.startswith("sklearn:") else None
-            values["table"] = self.made(own["table"], lambda: self.files([table])[0]) if named is None else named
+            bundled = table.startswith(BUNDLED)
+            values["table"] = Path(table) if bundled else self.made(own["table"], lambda: self.files([table])[0])
         if "images" in own:
             paths = self.each(own["images"], self.text)
             values["images"] = self.made(own["images"], lambda: self.files(paths))

@@ -88,7 +88,7 @@ class Table:
             ConfigError: a kind that there is not.
         """
         kinds = dict(kinds or {})
-        cells = _from_file(Path(source)) if isinstance(source, str | Path) else _from_rows(source)
+        cells = _cells_of(source)
         unknown = [name for name in (*kinds, *([] if target is None else [target])) if name not in cells]
         if unknown:
             raise InputError(
@@ -106,14 +106,8 @@ class Table:
                 "no column is left that a network could be fed with: " + " ".join(each.message for each in told)
             )
         schema = Columns(columns)
-        names = [column.name for column in columns]
-        filled = {
-            name: [cell or _NOTHING for cell in kept[name]] if isinstance(found[name], Category) else kept[name]
-            for name in names
-        }
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*filled.values(), strict=True)]
         targets, classes = (None, ()) if target is None else _targets(kept[target], kinds.get(target))
-        return cls(schema, schema.encode(rows), targets, classes, tuple(told), target or "")
+        return cls(schema, _encoded(schema, kept), targets, classes, tuple(told), target or "")
 
     def more(self, source: str | Path | Sequence[Mapping[str, object]]) -> tuple[Tensor, Tensor | None]:
         """Rows of another file, encoded by this schema, with their targets; other columns are passed over.
@@ -132,12 +126,8 @@ class Table:
         >>> Table.of(rows, target="risk").more([{"age": 34, "sex": "m", "risk": "y"}])
         (tensor([[0.5000, 0.0000, 1.0000]]), tensor([1]))
         """
-        cells = _from_file(Path(source)) if isinstance(source, str | Path) else _from_rows(source)
-        names = [column.name for column in self.columns.columns if column.name in cells]
-        categories = {column.name for column in self.columns.columns if isinstance(column, Category)}
-        filled = [[cell or _NOTHING for cell in cells[name]] if name in categories else cells[name] for name in names]
-        rows = self.columns.encode([dict(zip(names, row, strict=True)) for row in zip(*filled, strict=True)])
-        told = cells.get(self.target)
+        cells = _cells_of(source)
+        rows, told = _encoded(self.columns, cells), cells.get(self.target)
         if told is None:
             return rows, None
         if self.classes:
@@ -170,6 +160,22 @@ class Table:
                 some = ", ".join(map(shown, column.values[:8])) + (", .." if len(column.values) > 8 else "")
                 lines.append(f"{shown(column.name)}: category, one of {some}")
         return tuple(lines)
+
+
+def _cells_of(source: str | Path | Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
+    return _from_file(Path(source)) if isinstance(source, str | Path) else _from_rows(source)
+
+
+def _encoded(schema: Columns, cells: Mapping[str, list[str]]) -> Tensor:
+    """The columns of a schema that are there, `[n, d]`; a missing cell of a category is a value of its own."""
+    filled = {
+        column.name: [cell or _NOTHING for cell in cells[column.name]]
+        if isinstance(column, Category)
+        else cells[column.name]
+        for column in schema.columns
+        if column.name in cells
+    }
+    return schema.encode([dict(zip(filled, row, strict=True)) for row in zip(*filled.values(), strict=True)])
 
 
 def _from_rows(rows: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:

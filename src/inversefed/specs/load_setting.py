@@ -14,15 +14,15 @@ from inversefed.errors import ConfigError, InputError, InversefedError, Unsuppor
 from inversefed.findings import Code
 from inversefed.inputs import Images, InputSpace, Table, pictured
 from inversefed.inputs.table_file import Kind
+from inversefed.specs.named_tables import load_table
 from inversefed.specs.registry import import_object
-from inversefed.specs.sources import Sources, names_code
+from inversefed.specs.sources import BUNDLED, Sources, names_code
 from inversefed.types import Batch, Finding
 from inversefed.updates.files import read_tensors
 from inversefed.updates.update import expected_tensors
 from inversefed.zoo import constants, datasets, networks
 from inversefed.zoo.checkpoints import with_weights
 from inversefed.zoo.datasets import Dataset
-from inversefed.zoo.named_tables import load_table
 from inversefed.zoo.networks.seeding import seeded
 from inversefed.zoo.pictures import read_picture
 
@@ -131,26 +131,28 @@ def _of_table(
             f"--target names the column that the network tells; the columns of {file.name} are "
             f"{', '.join(shown(each.name) for each in table.columns.columns)}"
         )
-    rows, targets = table.rows, table.targets
+    rows, targets, read = table.rows, table.targets, partial(_rows_of, table)
     first, behind = named.index, named.index + named.num_images
     if named.update or named.after:
-        private, private_targets = _behind(named, table)
+        private = _behind(named, table.columns, read)
         first = behind = 0
     else:
         if behind > len(rows):
             raise InputError(
                 f"{file.name} has {len(rows)} rows that can be used, and rows {first} to {behind - 1} were asked for"
             )
-        private, private_targets = rows[first:behind], targets[first:behind]
+        private = Batch(rows[first:behind], targets[first:behind])
     # What equals a private row, be it that row itself, is nothing that anybody may have.
-    same = torch.stack([torch.zeros(len(rows)).bool(), *((rows == each).all(dim=1) for each in private)]).any(dim=0)
+    same = torch.stack([torch.zeros(len(rows)).bool(), *((rows == each).all(dim=1) for each in private.images)]).any(
+        dim=0
+    )
     after = [at for step in range(behind, first + len(rows)) if not same[at := step % len(rows)]][:_MOST_OTHERS]
     others = Batch(rows[after], targets[after]) if after else None
     num_classes = named.num_classes or len(table.classes) or 1
     module = _network(named, table.columns.shape, num_classes, seed)
-    source = _called(named) or _plain(file.stem.replace("sklearn:", ""))
-    read = partial(_rows_of, table)
-    return Setting(module, table.columns, private, private_targets, mean, std, source, others, _told(table), read)
+    source = _called(named) or _plain(file.stem.removeprefix(BUNDLED))
+    images, labels = private.images, private.labels
+    return Setting(module, table.columns, images, labels, mean, std, source, others, _told(table), read)
 
 
 def _require_no_picture(named: Sources, option: str) -> None:
@@ -172,19 +174,17 @@ def _of_space(
 ) -> Setting:
     """Examples of any input space, from a file of tensors."""
     _require_no_picture(named, "--inputs")
-    brought = named.update or named.after
-    files = named.truth if brought else () if named.batch is None else (named.batch,)
-    if (brought and named.batch is not None) or len(files) > 1 or not (brought or files):
+    brought, read = named.update or named.after, partial(_tensors_of, space)
+    if bool(brought) == (named.batch is not None):
         raise ConfigError(
             f"of {space.noun}s one file of tensors is taken, .safetensors or .npz: --batch for an update that is made "
             "here, --truth for those behind --update"
         )
-    read = partial(_tensors_of, space)
-    private = read(files[0]) if files else Batch(space.middle(1)[:0], torch.full((0,), -1))
+    private = _behind(named, space, read) if named.batch is None else read(named.batch)
     if named.num_classes is None and networks.is_perceptron(named.network):
         raise ConfigError(f"{named.network} needs the number of its outputs: --num-classes")
     module = _network(named, space.shape, named.num_classes or 0, seed)
-    source = _called(named) or _plain(files[0].stem)
+    source = _called(named) if named.batch is None else _plain(named.batch.stem)
     return Setting(module, space, private.images, private.labels, mean, std, source, read=read)
 
 
@@ -222,14 +222,11 @@ def _kinds(columns: Sequence[str]) -> dict[str, Kind]:
     return found
 
 
-def _behind(named: Sources, table: Table) -> tuple[Tensor, Tensor]:
-    """The rows behind an update that was made elsewhere: none, where their owner keeps them."""
+def _behind(named: Sources, space: InputSpace, read: Callable[[Path], Batch]) -> Batch:
+    """The examples behind an update that was made elsewhere: none, where their owner keeps them."""
     if len(named.truth) > 1:
-        raise ConfigError(f"--truth takes one file with rows of --table; got {len(named.truth)}")
-    if not named.truth:
-        return table.rows[:0], torch.full((0,), -1)
-    found = _rows_of(table, named.truth[0])
-    return found.images, found.labels
+        raise ConfigError(f"--truth takes one file with the {space.noun}s behind the update; got {len(named.truth)}")
+    return read(named.truth[0]) if named.truth else Batch(space.middle(1)[:0], torch.full((0,), -1))
 
 
 def _rows_of(table: Table, file: Path) -> Batch:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from inversefed.errors import ConfigError, unknown_name
 
 __all__ = [
+    "BUNDLED",
     "Asked",
     "Model",
     "OtherInputs",
@@ -31,6 +32,9 @@ __all__ = [
     "records_of",
     "sources_of",
 ]
+
+BUNDLED = "sklearn:"
+"""What the name of a table begins with that is no file, such as `sklearn:wine`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +185,7 @@ def absolute(sources: Sources) -> Sources:
 
 def absolute_path(path: Path) -> Path:
     """The same in any other folder; a table by its name, such as `sklearn:wine`, is as it is."""
-    return path if str(path).startswith("sklearn:") else path.expanduser().absolute()
+    return path if str(path).startswith(BUNDLED) else path.expanduser().absolute()
 
 
 def _absolute(value: Any) -> Any:

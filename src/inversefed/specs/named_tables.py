@@ -6,10 +6,10 @@ from pathlib import Path
 from inversefed.errors import InputError, unknown_name
 from inversefed.inputs import Table
 from inversefed.inputs.table_file import Kind
+from inversefed.specs.sources import BUNDLED
 
 __all__ = ["NAMES", "load_table"]
 
-_BUNDLED = "sklearn:"
 NAMES = ("breast_cancer", "diabetes", "iris", "wine")
 """The tables of scikit-learn; the target of each is the column `target`."""
 
@@ -26,7 +26,7 @@ def load_table(source: str | Path, target: str | None = None, kinds: Mapping[str
         ConfigError: no such name, or no such kind of column.
         InputError: a file that cannot be used, or scikit-learn is not installed.
     """
-    name = str(source).removeprefix(_BUNDLED)
+    name = str(source).removeprefix(BUNDLED)
     if name == str(source):
         return Table.of(source, target, kinds)
     if name not in NAMES:

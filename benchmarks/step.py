@@ -1,4 +1,4 @@
-"""What one step costs in each way of computing it, beside the eager one: the figures of docs/speed.md.
+"""What one step costs in each way of computing it, beside the eager one: the figures of docs/internals/speed.md.
 
 python -m benchmarks.step --networks LeNetZhu,ConvNet16
 """

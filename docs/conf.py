@@ -9,7 +9,7 @@ from pathlib import Path
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
-sys.path.insert(0, str(Path(__file__).parent / "howto"))  # own_network.py, which a page shows and runs
+sys.path.insert(0, str(Path(__file__).parent / "guides"))  # own_network.py, which a page shows and runs
 
 project = "inversefed"
 author = "The inversefed developers"

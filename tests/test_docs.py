@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")] + [
     path for path in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in path.parts
 ]
-COMMAND_LINE = ROOT / "docs" / "howto" / "command-line.md"
+COMMAND_LINE = ROOT / "docs" / "reference" / "command-line.md"
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -179,14 +179,14 @@ def test_every_option_in_the_page_exists_and_every_option_is_in_the_page(
 
 
 def test_every_option_of_the_page_on_defenses_exists() -> None:
-    page = (ROOT / "docs" / "howto" / "defend.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "defend.md").read_text(encoding="utf-8")
     both = [*dataclasses.fields(Audit), *dataclasses.fields(Defend), *dataclasses.fields(InLedger)]
     named = options_of(page) - {"--no-utility"}
     assert named <= {f"--{field.name.replace('_', '-')}" for field in both}
 
 
 def test_every_option_of_the_page_on_training_exists() -> None:
-    page = (ROOT / "docs" / "howto" / "train.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
     both = [*dataclasses.fields(Audit), *dataclasses.fields(Train)]
     assert options_of(page) <= {f"--{field.name.replace('_', '-')}" for field in both}
 
@@ -203,8 +203,8 @@ def test_completion_is_called_as_the_page_says(shell: str, capsys: pytest.Captur
 def test_the_network_of_the_page_is_audited_from_the_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "docs" / "howto")
-    page = ROOT / "docs" / "howto" / "own-network.md"
+    monkeypatch.syspath_prepend(ROOT / "docs" / "guides")
+    page = ROOT / "docs" / "guides" / "own-network.md"
     (line,) = [line for block in blocks(page, "shell") for line in block.splitlines()]
     words = shlex.split(line.replace("--max-iterations 500", "--max-iterations 3"))
     assert words[:2] == ["PYTHONPATH=.", "inversefed"]
@@ -228,7 +228,7 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
 
 def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    reasons = (ROOT / "docs" / "decisions" / "0001-dependencies.md").read_text(encoding="utf-8")
+    reasons = (ROOT / "docs" / "internals" / "decisions" / "0001-dependencies.md").read_text(encoding="utf-8")
     for requirement in project["dependencies"]:
         name = re.split(r"[^\w-]", requirement)[0]
         assert f"| `{name}` |" in reasons, name

@@ -1,4 +1,4 @@
-"""Who may import whom (the plan in docs/idea.md): no truth can leak into an attack, and no room looks back up."""
+"""Who may import whom (the plan in docs/concepts/idea.md): no truth leaks into an attack, no room looks back up."""
 
 import ast
 from pathlib import Path

@@ -273,7 +273,7 @@ def test_the_fields_of_a_reconstruction_are_measured_and_named() -> None:
 
 
 def test_the_page_shows_the_rules_that_the_default_attack_goes_by() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "speed.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "internals" / "speed.md").read_text(encoding="utf-8")
     rules = recipes.table(recipes.best())
     assert rules in page
     rows = [row.split(" | ") for row in rules.splitlines()[2:]]

@@ -1,4 +1,4 @@
-"""Defect 14 of the list in docs/legacy.md: the sign rule on a weight change."""
+"""Defect 14 of the list in docs/guides/legacy.md: the sign rule on a weight change."""
 
 import pytest
 import torch

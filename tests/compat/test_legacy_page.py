@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "legacy.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "legacy.md"
 BLOCK = re.compile(r"```\{testcode\}\n(.*?)```\s+```\{testoutput\}\n(.*?)```", re.DOTALL)
 
 

@@ -59,10 +59,10 @@ _CALLED = (
     "convergence", "pruning", "simulation",
 )  # fmt: skip
 _WORTH_SHARING = 2e7
-"""Operations of a forward pass below which a step is mostly overhead; measured in docs/speed.md."""
+"""Operations of a forward pass below which a step is mostly overhead; measured in docs/internals/speed.md."""
 _SHARED = 8
 _FIRST = 30
-"""Evaluations of a first picture; with 30 steps `spectral` gives one (docs/speed.md)."""
+"""Evaluations of a first picture; with 30 steps `spectral` gives one (docs/internals/speed.md)."""
 _SOLVING = 0.5
 """Of the time, what solving for that which went into the head may take."""
 _APART = 0.5

@@ -27,7 +27,7 @@ __all__ = ["Compilation", "Evaluator"]
 Compilation = Literal["off", "on", "auto"]
 
 _COMPILE_SECONDS, _COMPILE_GAIN = 60.0, 0.15
-"""About what compiling a step takes and gains on one core (docs/speed.md); what it gained is measured afterwards."""
+"""About what compiling a step takes and gains on one core (docs/internals/speed.md); the gain is then measured."""
 _PARITY = 1e-3
 """Largest relative difference of a vectorized or compiled float32 gradient from the eager one."""
 _TRIALS = 5

@@ -1,4 +1,4 @@
-"""How many labels each rule gets right, by batch, duplicates and network: the figures of docs/guides/labels.md.
+"""How many labels each rule gets right, by batch, duplicates and network: the figures of docs/results/labels.md.
 
 python -m benchmarks.labels --images FOLDER --json OUT
 """

@@ -1,4 +1,4 @@
-"""How well records of an update are told from others: the table of docs/guides/membership.md.
+"""How well records of an update are told from others: the table of docs/results/membership.md.
 
 python -m benchmarks.records --images FOLDER --json OUT
 

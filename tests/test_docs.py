@@ -237,3 +237,12 @@ def test_every_dependency_has_its_reason() -> None:
 def test_the_figures_of_the_readme_are_a_picture_and_small() -> None:
     picture = ROOT / "docs" / "figures" / "audit.png"
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 60_000
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for room in ("start", "guides", "concepts") for page in sorted((ROOT / "docs" / room).glob("*.md"))],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_a_page_that_is_read_through_has_at_most_1500_words(page: Path) -> None:
+    assert len(page.read_text(encoding="utf-8").split()) <= 1500

@@ -1,4 +1,4 @@
-"""Who may import whom (the plan in docs/concepts/idea.md): no truth leaks into an attack, no room looks back up."""
+"""Who may import whom (the plan in docs/internals/layers.md): no truth leaks into an attack, no room looks back up."""
 
 import ast
 from pathlib import Path

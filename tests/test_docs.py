@@ -246,3 +246,51 @@ def test_the_figures_of_the_readme_are_a_picture_and_small() -> None:
 )
 def test_a_page_that_is_read_through_has_at_most_1500_words(page: Path) -> None:
     assert len(page.read_text(encoding="utf-8").split()) <= 1500
+
+
+SEARCHED = {
+    "activation pattern": "concepts/exact-layers.md",
+    "batch norm": "guides/train-mode.md",
+    "epsilon": "guides/differential-privacy.md",
+    "FedAvg": "guides/fedavg.md",
+    "label": "guides/labels.md",
+    "learning rate unknown": "guides/unknown-client.md",
+    "limit": "concepts/limit.md",
+    "LoRA": "guides/partial-updates.md",
+    "membership": "guides/membership.md",
+    "null update": "concepts/controls.md",
+    "secure aggregation": "guides/defenses.md",
+    "verdict": "concepts/verdict.md",
+}
+
+
+@pytest.mark.parametrize("word", SEARCHED)
+def test_what_people_search_for_is_a_main_entry_of_one_page(word: str) -> None:
+    """A main entry of the index comes first in Sphinx's search; of equals, the title that is first by its letters."""
+    glossary = "reference/glossary.md"
+    entries = {
+        str(page.relative_to(ROOT / "docs")): page.read_text(encoding="utf-8").splitlines()[0]
+        for page in PAGES
+        if (ROOT / "docs") in page.parents
+        and any(
+            f"! {word}" in (entry.strip() for entry in line.split(","))
+            for line in re.findall(r"^```\{index\} (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        )
+    }
+    assert list(entries) == [SEARCHED[word]]
+    assert entries[SEARCHED[word]].lower() < (ROOT / "docs" / glossary).read_text(encoding="utf-8").lower()
+
+
+def test_the_first_page_leads_each_reader_to_a_result_in_two_clicks() -> None:
+    front = ROOT / "docs" / "index.md"
+    roles = re.findall(r"^## (I .+)\n\n(.+)$", front.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [role for role, _ in roles] == ["I send updates", "I do research", "I audit"]
+    for role, text in roles:
+        page = front.parent / re.findall(r"\]\(([^)#]+)\)", text)[0]
+        run = [*blocks(page, "shell"), *blocks(page, r"\{testcode\}")]
+        assert any("audit" in block for block in run), role
+
+
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    assert {name for name in inversefed.__all__ if f"`{name}`" not in page} <= {"__version__"}

@@ -1,4 +1,4 @@
-"""How many sentences of an update are recovered: the table of docs/guides/text.md.
+"""How many sentences of an update are recovered: the table of docs/results/sentences.md.
 
 python -m benchmarks.sentences --json OUT
 

@@ -82,8 +82,9 @@ DATA ?= ~/data
 paper: install
 	$(BIN)/python -m benchmarks.paper --data-path $(DATA)
 
+# Afresh: a build that goes on from an earlier one loses the index entries of unchanged pages from the search.
 docs: install
-	$(BIN)/sphinx-build --fail-on-warning --builder html docs docs/_build/html
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --builder html docs docs/_build/html
 	$(BIN)/sphinx-build --fail-on-warning --builder doctest docs docs/_build/doctest
 
 clean:

@@ -9,47 +9,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from inversefed.cli.options import (
-    Audit,
-    Command,
-    Convert,
-    Defend,
-    Gate,
-    Inspect,
-    List,
-    Purge,
-    Results,
-    Resume,
-    Runs,
-    Serve,
-    ShowStatus,
-    Sweep,
-    Train,
-    Watch,
-    parse,
-)
+from inversefed.cli.commands import COMMANDS, page
+from inversefed.cli.options import Command, parse
 from inversefed.errors import InversefedError
 
 __all__ = ["main"]
-
-_RUNS: dict[type[Command], tuple[str, str]] = {
-    Audit: ("audit", "run_audit"),
-    Convert: ("convert", "run_convert"),
-    Defend: ("defend", "run_defend"),
-    Gate: ("gate", "run_gate"),
-    Inspect: ("inspect", "run_inspect"),
-    List: ("list", "run_list"),
-    Purge: ("purge", "run_purge"),
-    Results: ("ledger_views", "run_results"),
-    Resume: ("sweep", "run_resume"),
-    Runs: ("ledger_views", "run_runs"),
-    Serve: ("serve", "run_serve"),
-    ShowStatus: ("ledger_views", "run_status"),
-    Sweep: ("sweep", "run_sweep"),
-    Train: ("train", "run_train"),
-    Watch: ("watch_run", "run_watch"),
-}
-"""Where each command is carried out."""
 
 SUCCESS, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -66,13 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbose = False
     # Read by OpenMP when torch is imported: threads that spin while they wait bring a busy machine to a standstill.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    typed = sys.argv[1:] if arguments is None else arguments
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        options = parse(typed)
         verbose = getattr(options, "verbose", False)
         logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
         return _run(options)
     except InversefedError as error:
-        return _say(f"error: {error}", WRONG, verbose)
+        return _say(f"error: {error}\nmore: {page(error, typed)}", WRONG, verbose)
     except KeyboardInterrupt:
         return _say("interrupted before there was a result to keep; nothing was written", INTERRUPTED, verbose=False)
     except BrokenPipeError:
@@ -83,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Command) -> int:
-    module, function = _RUNS[type(options)]
-    return int(getattr(import_module(f"inversefed.cli.{module}"), function)(options))
+    command = next(each for each in COMMANDS.values() if each.options is type(options))
+    return int(getattr(import_module(f"inversefed.cli.{command.module}"), command.function)(options))
 
 
 def _say(message: str, status: int, verbose: bool) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 import inversefed
 from inversefed.attacks.pieces import priors
 from inversefed.cli import main
+from inversefed.cli.commands import COMMANDS
 from inversefed.cli.options import Audit, Defend, InLedger, Inspect, Train, parse
 from inversefed.specs import registry
 
@@ -31,15 +32,12 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-COMMANDS = "audit|convert|defend|gate|inspect|purge|train|list|sweep|resume|watch|status|results|runs|serve"
-
-
 def commands() -> list:
     """Every line of every page that calls `inversefed`, up to a redirection."""
     found = {}
     for page in PAGES:
         for line in "\n".join(blocks(page, "shell")).splitlines():
-            call = re.search(rf"(?:^|\s)(?:\S*/)?inversefed ((?:{COMMANDS})\b.*)", line)
+            call = re.search(rf"(?:^|\s)(?:\S*/)?inversefed ((?:{'|'.join(COMMANDS)})\b.*)", line)
             if call:
                 found.setdefault(call[1], page.relative_to(ROOT))
     return [pytest.param(line, id=f"{page}: {line}") for line, page in found.items()]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from inversefed.cli.commands import COMMANDS, page
+from inversefed.cli.commands import COMMANDS, after_help, page
 from inversefed.cli.options import Command, parse
 from inversefed.errors import InversefedError
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     typed = sys.argv[1:] if arguments is None else arguments
     try:
-        options = parse(typed)
+        options = _read(typed)
         verbose = getattr(options, "verbose", False)
         logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
         return _run(options)
@@ -45,6 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last door: a traceback helps only who asked for it
         hint = "" if verbose else " (--verbose shows where)"
         return _say(f"failed: {type(error).__name__}: {error}{hint}", FAILED, verbose)
+
+
+def _read(typed: Sequence[str]) -> Command:
+    try:
+        return parse(typed)
+    except SystemExit as ended:
+        if not ended.code and {"-h", "--help"} & {*typed}:
+            print(after_help(typed))
+        raise
 
 
 def _run(options: Command) -> int:

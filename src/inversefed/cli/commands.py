@@ -1,8 +1,9 @@
-"""What the command line knows of each command: where it is carried out, and the page that explains it.
+"""What the command line knows of each command: where it is carried out, the page that explains it, and examples.
 
 The pages are files of the repository, and this is the only place in the package that names them.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from inversefed.errors import (
     UpdateMismatchError,
 )
 
-__all__ = ["COMMANDS", "COMMAND_LINE", "OF_ERRORS", "Explained", "page"]
+__all__ = ["COMMANDS", "COMMAND_LINE", "EXAMPLES", "OF_ERRORS", "Explained", "after_help", "page"]
 
 COMMAND_LINE = "docs/reference/command-line.md"
 
@@ -58,6 +59,39 @@ COMMANDS = {
 }
 """Every command by its name."""
 
+FIRST = ("inversefed audit", "inversefed audit --help", "source <(inversefed --tyro-print-completion bash)")
+"""What stands at the end of the help of `inversefed` itself; the last one completes commands and options in bash."""
+
+EXAMPLES = """
+inversefed audit --output runs/first
+inversefed audit --images photo.jpg --network ConvNet --client "FedAvg(local_steps=4, lr=0.01)"
+inversefed gate runs/first --max-leakage 3
+inversefed gate --network ConvNet --images photo.jpg --no-images --time-budget 5m
+inversefed inspect --network ResNet18 --num-images 4
+inversefed inspect --network ConvNet --weights weights.safetensors --update update.safetensors
+inversefed defend --points "GaussianNoise(0.1)" "Clip(1.0) + GaussianNoise(0.01)" --no-utility
+inversefed defend --sweep --time-budget 30s --output runs/defenses
+inversefed convert update.pt update.safetensors --kind gradient --num-examples 4
+inversefed purge --dry-run
+inversefed purge runs/first --older-than 30d --yes
+inversefed train --network ConvNet --dataset CIFAR10 --download --epochs 20
+inversefed sweep plan.yaml --dry-run
+inversefed sweep plan.yaml --run first --workers 2
+inversefed resume first
+inversefed resume first --retry
+inversefed watch first
+inversefed status first --watch
+inversefed results first --summary
+inversefed results first --csv --output first.csv
+inversefed runs
+inversefed runs --remove first
+inversefed serve
+inversefed serve --ledger runs/ledger.db --port 0
+inversefed list attacks
+inversefed list networks
+""".strip().splitlines()
+"""What stands at the end of each command's help, as typed into a shell."""
+
 OF_ERRORS: dict[type[InversefedError], str] = {
     MetadataError: "docs/guides/own-update.md",
     UpdateMismatchError: "docs/guides/diagnose.md",
@@ -82,3 +116,19 @@ def page(error: InversefedError, arguments: Sequence[str]) -> str:
     of_kind = next((OF_ERRORS[kind] for kind in type(error).__mro__ if kind in OF_ERRORS), None)
     command = COMMANDS.get(arguments[0]) if arguments else None
     return of_kind or (COMMAND_LINE if command is None else command.page)
+
+
+def after_help(arguments: Sequence[str]) -> str:
+    """What stands below a page of help: how to use it, and where to read more.
+
+    Args:
+        arguments: as typed after `inversefed`.
+
+    >>> print(after_help(["status", "--help"]))
+    examples:
+      inversefed status first --watch
+    more: docs/guides/sweep.md
+    """
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    shown = FIRST if command is None else [line for line in EXAMPLES if shlex.split(line)[1] == arguments[0]]
+    return "\n  ".join(["examples:", *shown]) + f"\nmore: {COMMAND_LINE if command is None else command.page}"

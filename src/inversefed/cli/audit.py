@@ -25,7 +25,7 @@ from inversefed.specs.sources import absolute, records_of, sources_of
 from inversefed.specs.written import written
 from inversefed.types import Status, Step
 
-__all__ = ["carry_out", "run_audit"]
+__all__ = ["carry_out", "loaded", "run_audit"]
 
 
 def run_audit(options: Audit) -> int:
@@ -46,10 +46,7 @@ def carry_out(options: Audit) -> Report:
     """
     if options.no_images and options.checkpoint is not None:
         raise ConfigError("a checkpoint holds the pictures of its search: leave out --checkpoint, or --no-images")
-    scenario = read_scenario(options)
-    scenario = replace(scenario, sha256=recorded(options, scenario)).loaded(
-        pick_device(options.device), before=lambda module: set_threads(module, options.threads)
-    )
+    scenario = loaded(options)
     assert scenario.held is not None
     folder = options.output or _new_folder(options, scenario.held.name)
     check_folder(folder, options.overwrite)
@@ -62,6 +59,19 @@ def carry_out(options: Audit) -> Report:
     report.save(folder, options.overwrite, images=not options.no_images)
     _show(report, folder, options)
     return report
+
+
+def loaded(options: Audit) -> Scenario:
+    """The audit that the options describe, with its network and examples on the device that it runs on.
+
+    Raises:
+        ConfigError: a piece that there is not, or an option that the attack has no use for.
+        InputError: files that cannot be used.
+    """
+    scenario = read_scenario(options)
+    return replace(scenario, sha256=recorded(options, scenario)).loaded(
+        pick_device(options.device), before=lambda module: set_threads(module, options.threads)
+    )
 
 
 def read_scenario(options: Audit) -> Scenario:

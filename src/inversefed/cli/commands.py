@@ -55,11 +55,17 @@ COMMANDS = {
     "results": Explained(given.Results, "ledger_views", "run_results", "docs/guides/sweep.md"),
     "runs": Explained(given.Runs, "ledger_views", "run_runs", "docs/guides/sweep.md"),
     "serve": Explained(given.Serve, "serve", "run_serve", "docs/guides/serve.md"),
+    "doctor": Explained(given.Doctor, "doctor", "run_doctor", "docs/start/install.md"),
     "list": Explained(given.List, "list", "run_list", COMMAND_LINE),
 }
 """Every command by its name."""
 
-FIRST = ("inversefed audit", "inversefed audit --help", "source <(inversefed --tyro-print-completion bash)")
+FIRST = (
+    "inversefed doctor",
+    "inversefed audit",
+    "inversefed audit --help",
+    "source <(inversefed --tyro-print-completion bash)",
+)
 """What stands at the end of the help of `inversefed` itself; the last one completes commands and options in bash."""
 
 EXAMPLES = """
@@ -87,6 +93,8 @@ inversefed runs
 inversefed runs --remove first
 inversefed serve
 inversefed serve --ledger runs/ledger.db --port 0
+inversefed doctor
+inversefed doctor --json
 inversefed list attacks
 inversefed list networks
 """.strip().splitlines()

@@ -34,6 +34,7 @@ __all__ = [
     "Command",
     "Convert",
     "Defend",
+    "Doctor",
     "Executing",
     "Gate",
     "InLedger",
@@ -526,6 +527,21 @@ class Serve(InLedger):
 
 
 @dataclass(frozen=True)
+class Doctor:
+    """Say what is installed, on what machine, and whether an audit recovers here what it should.
+
+    It prints versions, the machine, and which extras are there; then it attacks the gradient of a bundled picture, in a
+    few seconds. Nothing is written, and nothing it prints names you, your files or this machine: paste it into a
+    report of an error. The exit status is 1 where something that is needed is missing or the picture is not recovered.
+    """
+
+    json: bool = False
+    """Print JSON on standard output."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
 class List:
     """List what can be chosen by name."""
 
@@ -533,7 +549,9 @@ class List:
     """The kind of piece."""
 
 
-Plain: TypeAlias = Convert | Purge | Train | Sweep | Resume | Watch | ShowStatus | Results | Runs | Serve | List
+Plain: TypeAlias = (
+    Convert | Purge | Train | Sweep | Resume | Watch | ShowStatus | Results | Runs | Serve | Doctor | List
+)
 """Commands whose options stand in one group."""
 Command: TypeAlias = Audit | Defend | Gate | Inspect | Plain
 
@@ -615,6 +633,7 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Results, subcommand("results")]
         | Annotated[Runs, subcommand("runs")]
         | Annotated[Serve, subcommand("serve")]
+        | Annotated[Doctor, subcommand("doctor")]
         | Annotated[List, subcommand("list")]
     )
     # Beside a config file a switch may have to be turned off again, so it needs both its forms there.

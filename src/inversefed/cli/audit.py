@@ -25,7 +25,7 @@ from inversefed.specs.sources import absolute, records_of, sources_of
 from inversefed.specs.written import written
 from inversefed.types import Status, Step
 
-__all__ = ["carry_out", "loaded", "run_audit"]
+__all__ = ["carry_out", "exit_status", "free_folder", "loaded", "run_audit"]
 
 
 def run_audit(options: Audit) -> int:
@@ -34,7 +34,11 @@ def run_audit(options: Audit) -> int:
     Returns:
         0; 1 if every restart was lost to NaN; 130 if Ctrl-C ended the attack, the best so far written.
     """
-    report = carry_out(options)
+    return exit_status(carry_out(options))
+
+
+def exit_status(report: Report) -> int:
+    """What the command returns for a report, by how its attack ended."""
     return {Status.INTERRUPTED: 130, Status.NON_FINITE: 1}.get(report.status, 0)
 
 
@@ -48,7 +52,8 @@ def carry_out(options: Audit) -> Report:
         raise ConfigError("a checkpoint holds the pictures of its search: leave out --checkpoint, or --no-images")
     scenario = loaded(options)
     assert scenario.held is not None
-    folder = options.output or _new_folder(options, scenario.held.name)
+    network = options.network.replace(":", ".").replace("/", ".")
+    folder = options.output or free_folder(f"{network}_{scenario.held.name}_{options.index}_seed{options.seed}")
     check_folder(folder, options.overwrite)
     check_writable(folder)
     frontier = read_sweep(options.frontier) if options.frontier else ()
@@ -181,10 +186,8 @@ def _tell(tell: Tell, step: Step) -> None:
     tell(step.iteration, step.iterations, f"{which}loss {step.loss:.4g}  {step.rate:.1f} it/s{left}")
 
 
-def _new_folder(options: Audit, source: str) -> Path:
-    """A folder under runs/ that is not there yet, named after what is audited."""
-    network = options.network.replace(":", ".").replace("/", ".")
-    name = f"{network}_{source}_{options.index}_seed{options.seed}"
+def free_folder(name: str) -> Path:
+    """A folder under runs/ of that name, or of that name and a number, which is not there yet."""
     tries = (Path("runs") / (name if number == 1 else f"{name}_{number}") for number in range(1, 10**6))
     return next(folder for folder in tries if not folder.exists())
 

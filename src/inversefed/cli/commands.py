@@ -55,6 +55,7 @@ COMMANDS = {
     "results": Explained(given.Results, "ledger_views", "run_results", "docs/guides/sweep.md"),
     "runs": Explained(given.Runs, "ledger_views", "run_runs", "docs/guides/sweep.md"),
     "serve": Explained(given.Serve, "serve", "run_serve", "docs/guides/serve.md"),
+    "demo": Explained(given.Demo, "demo", "run_demo", "docs/start/shell.md"),
     "doctor": Explained(given.Doctor, "doctor", "run_doctor", "docs/start/install.md"),
     "list": Explained(given.List, "list", "run_list", COMMAND_LINE),
 }
@@ -62,7 +63,7 @@ COMMANDS = {
 
 FIRST = (
     "inversefed doctor",
-    "inversefed audit",
+    "inversefed demo",
     "inversefed audit --help",
     "source <(inversefed --tyro-print-completion bash)",
 )
@@ -93,6 +94,8 @@ inversefed runs
 inversefed runs --remove first
 inversefed serve
 inversefed serve --ledger runs/ledger.db --port 0
+inversefed demo
+inversefed demo --table --open off
 inversefed doctor
 inversefed doctor --json
 inversefed list attacks

@@ -34,6 +34,7 @@ __all__ = [
     "Command",
     "Convert",
     "Defend",
+    "Demo",
     "Doctor",
     "Executing",
     "Gate",
@@ -542,6 +543,25 @@ class Doctor:
 
 
 @dataclass(frozen=True)
+class Demo:
+    """Make a first audit with a few sentences around it: what is attacked, who knows what, what the result means.
+
+    It is the audit that `inversefed audit` makes without options, and takes a few seconds.
+    """
+
+    table: bool = False
+    """Audit rows of a table instead of a picture; needs the extra `tables`."""
+    output: Path | None = None
+    """Folder for the report; by default runs/demo, or runs/demo_2 and so on where that is there already."""
+    overwrite: bool = False
+    """Replace an earlier report in --output."""
+    open: Literal["off", "on", "auto"] = "auto"
+    """Open the report in a browser: auto where this is a terminal with a display."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Log more, and show where an error came from."""
+
+
+@dataclass(frozen=True)
 class List:
     """List what can be chosen by name."""
 
@@ -550,7 +570,7 @@ class List:
 
 
 Plain: TypeAlias = (
-    Convert | Purge | Train | Sweep | Resume | Watch | ShowStatus | Results | Runs | Serve | Doctor | List
+    Convert | Purge | Train | Sweep | Resume | Watch | ShowStatus | Results | Runs | Serve | Demo | Doctor | List
 )
 """Commands whose options stand in one group."""
 Command: TypeAlias = Audit | Defend | Gate | Inspect | Plain
@@ -600,7 +620,7 @@ def _in_help(group: type) -> None:
             hints[each.name] = Annotated[hints[each.name], arg(help_behavior_hint="", metavar=many)]
 
 
-_PLAIN = {Asked, Train, Purge, InLedger, Executing, Sweep, Resume, Watch, ShowStatus, Results, Runs, Serve}
+_PLAIN = {Asked, Train, Purge, InLedger, Executing, Sweep, Resume, Watch, ShowStatus, Results, Runs, Serve, Demo}
 for _group in {*_GROUPS.values(), *_PLAIN}:
     _in_help(_group)
 
@@ -633,6 +653,7 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Results, subcommand("results")]
         | Annotated[Runs, subcommand("runs")]
         | Annotated[Serve, subcommand("serve")]
+        | Annotated[Demo, subcommand("demo")]
         | Annotated[Doctor, subcommand("doctor")]
         | Annotated[List, subcommand("list")]
     )

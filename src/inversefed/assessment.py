@@ -40,7 +40,7 @@ from inversefed.fl.batchnorm import sent_buffers
 from inversefed.fl.clients import Client
 from inversefed.fl.defenses.protocols import Defense
 from inversefed.fl.foreign import foreign_code
-from inversefed.fl.losses import NextToken
+from inversefed.fl.losses import labels_are_inputs
 from inversefed.fl.network import Network
 from inversefed.fl.targets import as_targets, class_count, forms
 from inversefed.fl.threat import Observation, ThreatModel
@@ -495,7 +495,7 @@ def as_seen(observation: Observation, batch: Batch) -> Observation:
 
 def _of_others(network: Network, labels: Targets) -> Targets | None:
     """Labels for public pictures, as the loss takes them; nothing where it takes no classes, and nobody can tell."""
-    if isinstance(network.loss, NextToken):
+    if labels_are_inputs(network.loss):
         return as_targets(network, labels)
     if labels.is_floating_point() or (network.num_classes > 1 and "classes" not in forms(network)):
         return None

@@ -314,6 +314,52 @@ def test_labels_of_a_language_model_are_its_sentences_and_logits_those_of_every_
         freeze(built("Gpt"), SPACE, loss=NextToken())
 
 
+class Smoothed(nn.Module):
+    """A stranger's loss of the next token: smoothed, and with a number of its own."""
+
+    labels_are_inputs = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(2000))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        outputs, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        total = nn.functional.cross_entropy(
+            outputs, targets, self.weight, ignore_index=0, label_smoothing=0.1, reduction="sum"
+        )
+        return total / (targets != 0).sum()
+
+
+class Own(nn.Module):
+    """A stranger's loss of each place's own token, as autoencoders have it: the last one has a gradient too."""
+
+    labels_are_inputs = True
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=0)
+
+
+@pytest.mark.parametrize("loss", [Smoothed(), Own()])
+@pytest.mark.parametrize("count", [1, 2])
+def test_sentences_under_a_stranger_s_loss_whose_labels_they_are(loss: nn.Module, count: int):
+    ids, labels = sentences(count, 2)
+    module = language_model("Gpt", width=128)
+    report = inversefed.audit(module, ids, ids, inputs=SPACE, loss=loss, nulls=2)
+    assert report.verdict.figures.exact and bool((report.scores["exact_sentences"] == 1).all())
+    assert bool((report.scores["label_accuracy"] == 1).all())
+    with pytest.raises(InputError, match="sentences themselves"):
+        inversefed.audit(module, ids, labels, inputs=SPACE, loss=loss)
+    with pytest.raises(ConfigError, match="sentences themselves"):
+        inversefed.audit(module, ids, ids, inputs=SPACE, loss=loss, threat=ThreatModel(labels="known"))
+
+
+def test_a_stranger_s_loss_of_places_takes_the_number_format_of_the_network():
+    network = freeze(language_model("Gpt"), SPACE, loss=Smoothed())
+    ids, _ = sentences(1)
+    assert network.to(torch.float64).loss(network.to(torch.float64).features(ids), ids).dtype == torch.float64
+
+
 def test_an_audit_of_a_language_model_with_public_sentences():
     ids, _ = sentences(2, 3)
     others, _ = sentences(8, 9)

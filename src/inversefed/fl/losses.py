@@ -1,8 +1,9 @@
 """Loss functions of the client: (outputs, labels) -> scalar.
 
 Labels are class indices `[n]`, or probabilities `[n, k]` where an attack optimizes over them too; for binary cross
-entropy and regression they are numbers, one an output. Any other function of outputs and labels is a loss as well;
-of torch's own losses those that are one of ours become it where they come in (`as_loss`).
+entropy and regression they are numbers, one an output; for the next token's, the sentences themselves. Any other
+function of outputs and labels is a loss as well; of torch's own losses those that are one of ours become it where they
+come in (`as_loss`).
 
 A loss with a link (`Linked`) also says what the network predicts, mu(o), and which targets give a derivative:
 
@@ -275,6 +276,11 @@ class NextToken:
         total = F.cross_entropy(outputs, targets, ignore_index=self.pad, reduction="sum")
         return total if self.reduction == "sum" else total / (targets != self.pad).sum().clamp(min=1)
 
+    @property
+    def labels_are_inputs(self) -> bool:
+        """True."""
+        return True
+
 
 @runtime_checkable
 class Linked(Protocol):
@@ -331,6 +337,29 @@ def reduction_of(loss: Loss) -> str:
     return loss.reduction if isinstance(loss, Reduces) else "mean"
 
 
+@runtime_checkable
+class OfPlaces(Protocol):
+    """A loss of every place of a sentence, whose labels are the sentences themselves, as `NextToken` is.
+
+    It takes logits `[n, length, vocabulary]` and ids `[n, length]`, so that nobody tells its labels but who has the
+    sentences, and an attack finds them with these. A loss of your own says so by this one property.
+    """
+
+    @property
+    def labels_are_inputs(self) -> bool:
+        """Whether the labels are the inputs themselves."""
+        ...
+
+
+def labels_are_inputs(loss: object) -> bool:
+    """Whether the labels of a loss are the inputs themselves: not so where it does not say.
+
+    >>> labels_are_inputs(NextToken()), labels_are_inputs(CrossEntropy())
+    (True, False)
+    """
+    return isinstance(loss, OfPlaces) and loss.labels_are_inputs
+
+
 def is_plain_cross_entropy(loss: Loss) -> bool:
     """Whether it is softmax cross entropy of the labels as they are, without smoothing or class weights."""
     return isinstance(loss, CrossEntropy) and not loss.label_smoothing
@@ -380,6 +409,11 @@ class WrappedLoss:
         """That of the loss itself."""
         return reduction_of(self.loss)
 
+    @property
+    def labels_are_inputs(self) -> bool:
+        """As those of the loss itself."""
+        return labels_are_inputs(self.loss)
+
     def __repr__(self) -> str:
         return repr(self.loss)
 
@@ -418,13 +452,25 @@ def in_precision(loss: Loss, outputs: int, own: torch.dtype, dtype: torch.dtype,
 
 def _taken(loss: Loss, outputs: int, dtype: torch.dtype, device: torch.device) -> set[int]:
     """With labels of which form, by number, a loss runs in a number format."""
-    zeros, found = torch.zeros(2, outputs, dtype=dtype, device=device), set[int]()
-    for number, labels in enumerate((zeros[:, 0].long(), zeros[:, 0], zeros)):
+    found = set[int]()
+    for number, (zeros, labels) in enumerate(made_up_calls(loss, torch.zeros(2, outputs, dtype=dtype, device=device))):
         with suppress(Exception), warnings.catch_warnings():  # the loss is foreign code
             warnings.simplefilter("ignore")
             loss(zeros, labels)
             found.add(number)
     return found
+
+
+def made_up_calls(loss: Loss, zeros: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Outputs and labels on which a loss may run, in every form that labels have.
+
+    Args:
+        loss: of which it is only asked whether its labels are the inputs.
+        zeros: outputs of two examples, `[2, k]`.
+    """
+    if labels_are_inputs(loss):
+        return [(zeros[:, None].expand(-1, 2, -1), zeros.new_zeros(2, 2, dtype=torch.long))]
+    return [(zeros, labels) for labels in (zeros[:, 0].long(), zeros.long(), zeros[:, 0], zeros)]
 
 
 def _each(slopes: Tensor, reduction: str, terms: int) -> Tensor:

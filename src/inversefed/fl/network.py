@@ -25,7 +25,7 @@ from inversefed.fl.asked import Asked
 from inversefed.fl.dropout import given_masks
 from inversefed.fl.foreign import foreign_code
 from inversefed.fl.hooks import record
-from inversefed.fl.losses import Loss, NextToken, as_loss, in_precision
+from inversefed.fl.losses import Loss, as_loss, in_precision, labels_are_inputs
 from inversefed.fl.second_derivatives import TwiceDifferentiable, twice_differentiable, unwrap_parts, unwrapped
 from inversefed.inputs import Images, InputSpace
 from inversefed.types import Inputs, Logits, Params, PlaceLogits
@@ -376,7 +376,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def _check_logits(logits: Tensor, network: Network) -> None:
-    if isinstance(network.loss, NextToken):
+    if labels_are_inputs(network.loss):
         if logits.shape[:-1] != (2, *network.space.shape):
             raise UnsupportedNetworkError(
                 f"for {network.loss!r} a network must map 2 sentences to logits {[2, *network.space.shape]} and one a "

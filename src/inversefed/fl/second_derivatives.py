@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from inversefed.fl.losses import Loss, WrappedLoss
+from inversefed.fl.losses import Loss, WrappedLoss, made_up_calls
 
 __all__ = ["TwiceDifferentiable", "twice_differentiable", "unwrap_parts", "unwrapped"]
 
@@ -130,10 +130,9 @@ def twice_differentiable(loss: Loss, outputs: int, like: Tensor) -> Loss:
     >>> [twice_differentiable(each, 4, Tensor([0.0])) for each in (nn.MultiMarginLoss(), nn.MSELoss())]
     [MultiMarginLoss(), MSELoss()]
     """
-    zeros = like.new_zeros(2, outputs)
     with TwiceDifferentiable() as mode, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for labels in (zeros[:, 0].long(), zeros.long(), zeros[:, 0], zeros):
+        for zeros, labels in made_up_calls(loss, like.new_zeros(2, outputs)):
             with suppress(Exception):  # the loss is foreign code, and takes one of these forms at most
                 loss(zeros, labels)
     return _Twice(loss) if mode.replaced else loss

@@ -18,7 +18,7 @@ from inversefed.fl.clients.client import check_client
 from inversefed.fl.defenses import Context, Defense, data_defenses, network_defenses, update_defenses
 from inversefed.fl.defenses.protocols import mixes_labels
 from inversefed.fl.foreign import foreign_code
-from inversefed.fl.losses import CrossEntropy, NextToken
+from inversefed.fl.losses import CrossEntropy, labels_are_inputs
 from inversefed.fl.network import Loss, Network, freeze
 from inversefed.fl.targets import as_rows, as_targets, check_labels
 from inversefed.fl.threat import Observation, ThreatModel, observe
@@ -91,7 +91,7 @@ def simulate(
     Raises:
         ConfigError: labels that are granted, and are the private examples themselves.
     """
-    if threat.labels == "known" and isinstance(network.loss, NextToken):
+    if threat.labels == "known" and labels_are_inputs(network.loss):
         raise ConfigError(
             f"the labels of {network.loss!r} are the sentences themselves, which are to be found: leave labels unknown"
         )

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from inversefed.errors import InputError, UnsupportedNetworkError
 from inversefed.fl.foreign import foreign_code
-from inversefed.fl.losses import CrossEntropy, NextToken
+from inversefed.fl.losses import CrossEntropy, labels_are_inputs
 from inversefed.fl.network import Network, eval_mode
 from inversefed.types import Labels, Logits, SoftLabels, Targets
 
@@ -97,7 +97,7 @@ def forms(network: Network) -> tuple[Form, ...]:
     """
     if isinstance(network.loss, CrossEntropy):
         return ("classes", "rows")
-    if isinstance(network.loss, NextToken):
+    if labels_are_inputs(network.loss):
         return ()
     return network.once(_taken)
 
@@ -152,7 +152,7 @@ def made_up_targets(network: Network, count: int) -> Targets:
     Raises:
         UnsupportedNetworkError: the loss takes none of the forms, so that nobody but the owner can name labels.
     """
-    if isinstance(network.loss, NextToken):
+    if labels_are_inputs(network.loss):
         return network.space.stand_ins(count, Generator().manual_seed(0)).to(network.device)
     taken = forms(network)
     if not taken:
@@ -179,7 +179,7 @@ def as_targets(network: Network, labels: Tensor) -> Targets:
     """
     labels = labels.detach().to(network.device)
     labels = labels.to(network.dtype) if labels.is_floating_point() else labels.long()
-    if isinstance(network.loss, CrossEntropy | NextToken):
+    if isinstance(network.loss, CrossEntropy) or labels_are_inputs(network.loss):
         return labels
     taken = forms(network)
     for form in _wanted(labels, network.num_classes):
@@ -255,7 +255,7 @@ def check_labels(labels: Tensor, num_examples: int, network: Network) -> None:
         InputError: wrong shape or type, a label out of range, or numbers that are not finite.
     """
     numbers = isinstance(labels, Tensor) and not labels.dtype.is_complex and labels.dtype != torch.bool
-    if isinstance(network.loss, NextToken):
+    if labels_are_inputs(network.loss):
         wanted = (num_examples, *network.space.shape)
         if not numbers or labels.is_floating_point() or tuple(labels.shape) != wanted:
             raise InputError(f"labels of {network.loss!r} are the sentences themselves, ids {list(wanted)}: give them")

@@ -21,7 +21,7 @@ from torch import Tensor
 from inversefed.attacks.exact.text.outcome import tokens_of
 from inversefed.attacks.exact.watch import Stopped
 from inversefed.attacks.matching_error import matching_error
-from inversefed.fl.losses import NextToken
+from inversefed.fl.losses import labels_are_inputs
 from inversefed.fl.network import Network, first_names
 from inversefed.fl.threat import Observation
 from inversefed.thresholds import EXACT
@@ -40,13 +40,18 @@ def with_last_tokens(
 ) -> list[tuple[int, ...]]:
     """Sentences of a language model with their last tokens, which `sentences` lack; of another loss, as they are.
 
+    As they are too where they make the update: a loss may give a gradient at every place.
+
     Args:
         observation: what the server sees.
         sentences: as many as there are examples, each of one token less than it has; the empty one stays so.
         go_on: called before each update of the client; it may raise to end the search, and what stands then is kept.
     """
     space, network = tokens_of(observation), observation.network
-    if not isinstance(network.loss, NextToken):
+    if not labels_are_inputs(network.loss):
+        return list(sentences)
+    whole = space.ids(sentences).to(network.device)
+    if matching_error(observation, whole, whole) < EXACT:
         return list(sentences)
     open_ = [len(each) < space.length and len(each) > 0 for each in sentences]
     guess = int(space.pad == 0)

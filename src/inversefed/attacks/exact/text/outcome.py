@@ -13,7 +13,7 @@ from inversefed.attacks.exact.verify import verified
 from inversefed.attacks.labels.nearest_update import labels_of
 from inversefed.attacks.matching_error import matching_error
 from inversefed.errors import InversefedError, ThreatModelError, UnsupportedNetworkError
-from inversefed.fl.losses import NextToken
+from inversefed.fl.losses import labels_are_inputs
 from inversefed.fl.targets import as_targets, class_count
 from inversefed.fl.threat import Observation
 from inversefed.inputs.tokens import Tokens
@@ -90,7 +90,7 @@ def _labeled(observation: Observation, ids: Tensor) -> tuple[Tensor, Targets, tu
 
     dW_head = sum_i delta_i f_i^T    =>    delta = (dW_head pinv(F))^T,    f_i: what the head is fed, known by now
     """
-    if isinstance(observation.network.loss, NextToken):
+    if labels_are_inputs(observation.network.loss):
         return ids, ids, ()
     if len(ids) == 1:
         labels, told = labels_of(observation, ids)

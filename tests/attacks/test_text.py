@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 import inversefed
 from inversefed import Budget, FedAvg, FedSGD, Observation, Status, ThreatModel, freeze, recipes
-from inversefed.attacks.exact.text.attention_parts import attention_parts
+from inversefed.attacks.exact.text.attention_parts import Projection, attention_parts
 from inversefed.attacks.exact.text.embedding_rows import sentence_of_rows
 from inversefed.attacks.exact.text.one_sentence import pursued
 from inversefed.attacks.exact.text.outcome import result
@@ -84,7 +84,7 @@ def test_several_sentences_are_found_with_their_labels(name: str, count: int):
 def test_a_tolerance_from_the_spectrum_parts_true_inputs_from_others(name: str):
     ids, labels = sentences(2, 2)
     observation = observed(built(name, width=128), ids, labels)
-    roles = read_roles(observation.network, SPACE.length, SPACE.vocabulary, SPACE.pad)
+    roles = read_roles(observation.network, SPACE)
     for weights in (roles.first, roles.second):
         span = span_of(observation, weights)
         true = layer_inputs(observation.network, weights[0], ids)[ids != 0]
@@ -107,11 +107,11 @@ def test_roles_are_read_off_whatever_the_names():
             return self.inner(ids)
 
     network = freeze(Strange(), SPACE)
-    roles = read_roles(network, SPACE.length, SPACE.vocabulary, SPACE.pad)
+    roles = read_roles(network, SPACE)
     names = tuple(tuple(f"inner.a.{layer}.{part}.weight" for part in ("query", "key", "value")) for layer in (0, 1))
     assert roles == TextRoles("inner.tokens.weight", "inner.positions.weight", *names, causal=False)
     parts = attention_parts(network, roles, SPACE)
-    assert (parts.query, parts.key, parts.value) == names[0] and parts.heads == 4
+    assert tuple(each.weight for each in (parts.query, parts.key, parts.value)) == names[0] and parts.heads == 4
 
 
 class Fused(nn.Module):
@@ -136,7 +136,7 @@ def test_a_stranger_s_transformer_with_fused_projections_is_read():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         observation = observed(Fused().train(), ids, labels)
-    roles = read_roles(observation.network, SPACE.length, SPACE.vocabulary, SPACE.pad)
+    roles = read_roles(observation.network, SPACE)
     layers = tuple((f"layers.{layer}.in_proj_weight",) for layer in (0, 1))
     assert roles == TextRoles("words.weight", "places", *layers, causal=False)
     for attack in (recipes.embedding_rows(), recipes.token_span()):
@@ -147,10 +147,99 @@ def test_a_stranger_s_transformer_with_fused_projections_is_read():
 def test_roles_that_are_given_are_taken_and_wrong_names_refused():
     ids, labels = sentences(1)
     observation = observed(built("Gpt"), ids, labels)
-    roles = read_roles(observation.network, SPACE.length, SPACE.vocabulary, SPACE.pad)
+    roles = read_roles(observation.network, SPACE)
     assert roles.causal and attacked(recipes.token_span(roles), observation).proven
     with pytest.raises(UnsupportedNetworkError, match=r"no weights named wte\.weight"):
         attacked(recipes.token_span(replace(roles, tokens="wte.weight")), observation)
+
+
+class Bare(nn.Module):
+    """An encoder whose embedding is a bare table, and whose attentions have queries apart, keys and values in one."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.table, self.where = nn.Parameter(0.1 * torch.randn(2000, width)), nn.Parameter(torch.randn(12, width))
+        self.asks = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.holds = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(3))
+        self.norm, self.says = nn.LayerNorm(width), nn.Linear(width, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        is_token = ids != 0
+        x = self.norm(nn.functional.embedding(ids, self.table) + 0.1 * self.where[: ids.shape[1]])
+        for ask, hold in zip(self.asks, self.holds, strict=True):
+            key, value = hold(x).chunk(2, dim=-1)
+            x = x + nn.functional.scaled_dot_product_attention(ask(x), key, value, attn_mask=is_token[:, None])
+        return self.says((x * is_token[..., None]).sum(dim=1) / is_token.sum(dim=1, keepdim=True))
+
+
+BARE = TextRoles("table", first=("asks.0.weight", "holds.0.weight"), second=("asks.1.weight", "holds.1.weight"))
+
+
+def bare() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Bare().eval()
+
+
+def test_a_mapping_names_what_a_run_does_not_tell_and_the_rest_is_read():
+    ids, labels = sentences(1, 2)
+    observation = observed(bare(), ids, labels)
+    with pytest.raises(UnsupportedNetworkError, match=r"no embedding is fed.*TextRoles\(tokens"):
+        attacked(recipes.embedding_rows(), observation)
+    with pytest.raises(UnsupportedNetworkError, match=r"no three linear layers.*TextRoles\("):
+        attacked(recipes.token_span(), observation)
+    assert read_roles(observation.network, SPACE) == TextRoles(positions="where", causal=False)
+    assert read_roles(observation.network, SPACE, BARE) == replace(BARE, positions="where", causal=False)
+    for attack in (recipes.embedding_rows(TextRoles("table")), recipes.token_span(BARE)):
+        found = attacked(attack, observation)
+        assert found.proven and torch.equal(found.images, ids)
+
+
+@pytest.mark.parametrize("stranger", [Bare, Fused])
+def test_several_sentences_of_an_encoder_with_shared_projections(stranger: type[nn.Module]):
+    ids, labels = sentences(2, 2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        observation = observed(stranger().eval(), ids, labels)
+    roles = read_roles(observation.network, SPACE, BARE if stranger is Bare else TextRoles())
+    parts, width = attention_parts(observation.network, roles, SPACE), 64
+    names = ("asks.0.weight", "holds.0.weight") if stranger is Bare else ("layers.0.in_proj_weight",)
+    shared = [Projection(names[-1], slice(at, at + width)) for at in range(0, 3 * width, width)]
+    if stranger is Bare:
+        shared = [Projection(names[0], slice(0, width)), *shared[:2]]
+    assert [parts.query, parts.key, parts.value] == shared and parts.heads == (1 if stranger is Bare else 4)
+    found = attacked(recipes.token_span(roles), observation)
+    assert found.proven and as_set(found.images, found.labels) == as_set(ids, labels)
+
+
+def test_projections_in_turns_of_heads_are_refused():
+    class Turns(Bare):
+        def __init__(self) -> None:
+            super().__init__()
+            self.all = nn.ModuleList(nn.Linear(64, 192) for _ in range(2))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.norm(nn.functional.embedding(ids, self.table) + 0.1 * self.where[: ids.shape[1]])
+            for layer in self.all:
+                parts = layer(x).unflatten(-1, (4, 3, 16)).transpose(1, 2)
+                mixed = nn.functional.scaled_dot_product_attention(*parts.unbind(dim=3))
+                x = x + mixed.transpose(1, 2).flatten(2)
+            return self.says(x.mean(dim=1))
+
+    network = freeze(Turns().eval(), SPACE)
+    roles = TextRoles("table", first=("all.0.weight",), second=("all.1.weight",), causal=False)
+    with pytest.raises(UnsupportedNetworkError, match="each in rows of its own"):
+        attention_parts(network, roles, SPACE)
+
+
+def test_what_a_run_tells_is_overridden_by_a_mapping():
+    network = freeze(built("Gpt"), SPACE)
+    read = read_roles(network, SPACE)
+    third = tuple(name.replace(".1.", ".2.") for name in read.second)
+    given = TextRoles(positions="", second=third, causal=False)
+    assert read.causal and read_roles(network, SPACE, given) == replace(
+        given, tokens=read.tokens, positions=None, first=read.first
+    )
 
 
 def test_a_network_of_pictures_is_refused():
@@ -246,7 +335,7 @@ def test_a_sentence_with_one_token_changed_is_never_exact():
 def test_places_are_not_more_than_the_span_has_dimensions():
     ids, labels = sentences(1, 4)
     observation = observed(built("Bert"), ids, labels)
-    roles = read_roles(observation.network, SPACE.length, SPACE.vocabulary, SPACE.pad)
+    roles = read_roles(observation.network, SPACE)
     placed = placed_tokens(observation.network, SPACE, span_of(observation, roles.first), roles.first[0])
     assert [column.tolist() for column in placed] == [[each] for each in ids[0].tolist() if each]
 

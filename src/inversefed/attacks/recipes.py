@@ -302,7 +302,7 @@ def embedding_rows(roles: TextRoles | None = None) -> EmbeddingRows:
     Cost: one least-squares solution, and an update of the client for each class.
 
     Args:
-        roles: which weights are what; `None` for what a run of the network tells.
+        roles: which weights are what, as far as a run of the network does not tell.
     """
     return EmbeddingRows(roles)
 
@@ -316,7 +316,7 @@ def token_span(roles: TextRoles | None = None) -> SpanSentences:
     Cost: the embeddings of the vocabulary, and some hundred to some ten thousand runs of one layer.
 
     Args:
-        roles: which weights are what; `None` for what a run of the network tells.
+        roles: which weights are what, as far as a run of the network does not tell.
     """
     return SpanSentences(roles)
 

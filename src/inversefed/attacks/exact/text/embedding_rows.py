@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from inversefed.attacks.exact.text.last_tokens import with_last_tokens
 from inversefed.attacks.exact.text.outcome import resolved, result, tokens_of
-from inversefed.attacks.exact.text.roles import TextRoles, tied_to
+from inversefed.attacks.exact.text.roles import TextRoles, tied_to, unread
 from inversefed.errors import ThreatModelError
 from inversefed.fl.threat import Observation
 from inversefed.types import Budget, Reconstruction
@@ -56,7 +56,7 @@ class EmbeddingRows:
     """Read the sentence of one example off the gradients of its embeddings.
 
     Args:
-        roles: which weights are what; `None` for what a run of the network tells.
+        roles: which weights are what, as far as a run of the network does not tell.
     """
 
     roles: TextRoles | None = field(default=None)
@@ -102,16 +102,18 @@ def _sent(given: TextRoles | None, observation: Observation) -> tuple[TextRoles,
         raise ThreatModelError(
             f"the rows of the embeddings' gradients are one sentence's; this update has {observation.num_examples}"
         )
+    if roles.tokens is None:
+        raise unread("no embedding is fed the token ids")
     if roles.positions is None:
         raise ThreatModelError("this network learns no positions, so its embeddings' gradients tell no order")
-    missing = [name or "the token embedding" for name in (roles.tokens, roles.positions) if name not in gradient]
+    missing = [name for name in (roles.tokens, roles.positions) if name not in gradient]
     if missing:
         raise ThreatModelError(f"no gradient of {', '.join(missing)} was sent: embeddings are frozen, or left out")
-    tied = tied_to(observation.network, str(roles.tokens))
+    tied = tied_to(observation.network, roles.tokens)
     if tied:
         raise ThreatModelError(
             f"{roles.tokens} is tied to {', '.join(tied)}, so its gradient has rows for every token of the vocabulary, "
             "and does not tell which were there; the attention's gradients do: recipes.token_span()"
         )
-    tokens, positions = gradient[str(roles.tokens)], gradient[roles.positions]
+    tokens, positions = gradient[roles.tokens], gradient[roles.positions]
     return roles, tokens, positions.reshape(positions.shape[-2:])

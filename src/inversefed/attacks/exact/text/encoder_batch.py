@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from inversefed.attacks.exact.text.attention_parts import AttentionParts
+from inversefed.attacks.exact.text.attention_parts import AttentionParts, Projection
 from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs
 from inversefed.attacks.exact.text.span import Span
 from inversefed.attacks.exact.watch import Stopped
@@ -258,19 +258,20 @@ class EncoderBatch:
     def _affinity(self, inputs: Tensor) -> Tensor:
         """Who attends to whom, `[n, n]`, symmetric."""
         inverse = torch.linalg.pinv(inputs)
-        weights = {name: self.network.params[name].detach() for name in (self.parts.query, self.parts.key)}
-        made = {}
-        for name, weight in weights.items():
-            bias = self.network.params.get(f"{name.removesuffix('weight')}bias")
-            offset = 0.0 if bias is None else bias.detach().cpu().double()
-            made[name] = inputs @ weight.cpu().double().T + offset
-        query, key, heads = self.parts.query, self.parts.key, self.parts.heads
+        query, key = (self._projected(inputs, part) for part in (self.parts.query, self.parts.key))
         near = torch.zeros(len(inputs), len(inputs), dtype=torch.float64)
-        if query in self.gradient:
-            near += affinity((self.gradient[query].cpu().double() @ inverse).T, made[key], heads, centered=True)
-        if key in self.gradient:
-            near += affinity((self.gradient[key].cpu().double() @ inverse).T, made[query], heads, centered=False)
+        for part, vectors, centered in ((self.parts.query, key, True), (self.parts.key, query, False)):
+            if part.weight in self.gradient:
+                sent = self.gradient[part.weight][part.rows].cpu().double()
+                near += affinity((sent @ inverse).T, vectors, self.parts.heads, centered)
         return near + near.T
+
+    def _projected(self, inputs: Tensor, part: Projection) -> Tensor:
+        """Queries or keys, `[n, width]`."""
+        params = self.network.params
+        made = inputs @ params[part.weight][part.rows].detach().cpu().double().T
+        bias = params.get(f"{part.weight.removesuffix('weight')}bias")
+        return made if bias is None else made + bias[part.rows].detach().cpu().double()
 
     def _seeds(self, pairs: Tensor, count: int) -> list[int]:
         """Tokens to read sentences from: at places with most of them, for those tell sentences apart."""

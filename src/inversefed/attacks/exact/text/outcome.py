@@ -38,21 +38,20 @@ def tokens_of(observation: Observation) -> Tokens:
 
 
 def resolved(observation: Observation, roles: TextRoles | None) -> TextRoles:
-    """The roles that were given, or those that a run of the network tells.
+    """The roles that were given, and where none were those that a run of the network tells.
 
     Raises:
-        UnsupportedNetworkError: the network is fed no tokens, names are unknown, or none can be read off.
+        UnsupportedNetworkError: the network is fed no tokens, or names are unknown.
     """
-    space, network = tokens_of(observation), observation.network
-    if roles is None:
-        return read_roles(network, space.length, space.vocabulary, space.pad)
+    space, network, given = tokens_of(observation), observation.network, roles or TextRoles()
     known = {name for name, _ in network.module.named_parameters(remove_duplicate=False)}
-    unknown = [
-        name for name in (roles.tokens, roles.positions, *roles.first, *roles.second) if name and name not in known
-    ]
-    if unknown:
-        raise UnsupportedNetworkError(f"the network has no weights named {', '.join(unknown)}; TextRoles names weights")
-    return roles
+    named = given.tokens, given.positions, *given.first, *given.second
+    if unknown := [name for name in named if name and name not in known]:
+        raise UnsupportedNetworkError(
+            f"the network has no weights named {', '.join(unknown)}; TextRoles names them as named_parameters does, "
+            f"such as {', '.join(sorted(known)[:8])}"
+        )
+    return read_roles(network, space, given)
 
 
 def result(

@@ -7,11 +7,11 @@ The module is run once on made-up sentences, and what its layers are fed says wh
     causal:            another last token changes nothing of what the second attention is fed in front of it
 
 `torch.nn.Linear`, `torch.nn.MultiheadAttention`, the Conv1D of Hugging Face's GPT-2, and low-rank adapters of
-`networks.lora` and of peft are known. For anything else give a `TextRoles` by hand: it is five names.
+`networks.lora` and of peft are known. For anything else name in a `TextRoles` what is not read, or not as it is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from inversefed.errors import InversefedError, UnsupportedNetworkError
 from inversefed.fl.hooks import LayerRun, record
 from inversefed.fl.network import Network
+from inversefed.inputs.tokens import Tokens
 from inversefed.networks.lora import LowRankLinear
 
 __all__ = ["TextRoles"]
@@ -26,25 +27,28 @@ __all__ = ["TextRoles"]
 
 @dataclass(frozen=True)
 class TextRoles:
-    """Names of weights, as `named_parameters` has them.
+    """Names of weights, as `named_parameters` has them. What is not named is read off a run of the network.
+
+    A weight of `first` and `second` may be a layer's or a bare parameter: what the module that holds it is fed is taken
+    for what the weight multiplies.
 
     Args:
-        tokens: of the token embedding, `[vocabulary, width]`; `None` where there is none.
-        positions: of learned positions, `[.., places, width]`; `None` where there are none, as in Llama.
+        tokens: of the token embedding, `[vocabulary, width]`; an empty name says that there is none.
+        positions: of learned positions, `[.., places, width]`; an empty name that there are none, as in Llama.
         first: weights that multiply what the first attention is fed: its queries, keys and values, or their adapters.
-        second: likewise of the second attention.
+        second: likewise of the second attention, or of any other layer behind the first.
         causal: whether a token sees only those before it.
 
-    >>> TextRoles("wte.weight", "wpe.weight", ("h.0.attn.c_attn.weight",), ("h.1.attn.c_attn.weight",), causal=True)
-    TextRoles(tokens='wte.weight', positions='wpe.weight', first=('h.0.attn.c_attn.weight',),
-              second=('h.1.attn.c_attn.weight',), causal=True)
+    >>> TextRoles(first=("blocks.0.to_q.weight", "blocks.0.to_kv.weight"), second=("blocks.1.to_q.weight",))
+    TextRoles(tokens=None, positions=None, first=('blocks.0.to_q.weight', 'blocks.0.to_kv.weight'),
+              second=('blocks.1.to_q.weight',), causal=None)
     """
 
-    tokens: str | None
-    positions: str | None
-    first: tuple[str, ...]
-    second: tuple[str, ...]
-    causal: bool = False
+    tokens: str | None = None
+    positions: str | None = None
+    first: tuple[str, ...] = ()
+    second: tuple[str, ...] = ()
+    causal: bool | None = None
 
 
 class _Reached(InversefedError):
@@ -78,45 +82,62 @@ def layer_inputs(network: Network, weight: str, ids: Tensor) -> Tensor:
     raise UnsupportedNetworkError(f"layer {name} does not run on token ids of shape {tuple(ids.shape)}")
 
 
-def read_roles(network: Network, length: int, vocabulary: int, pad: int) -> TextRoles:
+def read_roles(network: Network, space: Tokens, given: TextRoles = TextRoles()) -> TextRoles:
     """Run the network on made-up sentences, and read off what its weights are.
 
     Args:
         network: takes ids `[n, length]`.
-        length: places of a sentence.
-        vocabulary: how many tokens there are.
-        pad: the id that no sentence here has.
+        space: of its inputs.
+        given: what is not to be read off.
 
     Raises:
-        UnsupportedNetworkError: it fails on ids, or has no embedding of them.
+        UnsupportedNetworkError: it fails on ids.
+
+    Returns:
+        All of them; `None`, and no names, for what there is none of or what was not read.
     """
     kinds = (nn.Linear, nn.Embedding, nn.MultiheadAttention, LowRankLinear)
     layers = {
         name: layer for name, layer in network.module.named_modules() if isinstance(layer, kinds) or _is_conv1d(layer)
     }
-    drawn = torch.randint(vocabulary - 1, (2, length), generator=Generator().manual_seed(0))
-    ids = drawn + (drawn >= pad)
+    drawn = torch.randint(space.vocabulary - 1, (2, space.length), generator=Generator().manual_seed(0))
+    ids = drawn + (drawn >= space.pad)
     ids[1, :-1] = ids[0, :-1]
     ids = ids.to(network.device)
     with torch.no_grad():
         _, runs = record(layers, lambda: network.apply(network.params, ids), lambda _, __, inputs: inputs.detach())
     embeddings = [run for run in runs if isinstance(run.layer, nn.Embedding)]
     tokens = next((run.name for run in embeddings if torch.equal(run.inputs, ids)), None)
-    placed = next((run.name for run in embeddings if _counts_up(run.inputs, length)), None)
-    attentions = _attentions(runs)
-    positions = _held(network, length) if placed is None else f"{placed}.weight"
-    if tokens is None or not attentions:
-        raise UnsupportedNetworkError(
-            "no embedding is fed the token ids, or no three linear layers are fed one tensor, so this is no known "
-            "transformer; name its weights in TextRoles"
-        )
-    first, second = [*attentions, ()][:2]
-    causal = bool(second) and length > 1
-    if causal:
-        seen = layer_inputs(network, second[0], ids)
-        before = seen[:, :-1]
-        causal = float((before[0] - before[1]).norm()) <= 1e-4 * float(before[0].norm())  # rounding, or everything
-    return TextRoles(f"{tokens}.weight", positions, first, second, causal)
+    placed = next((run.name for run in embeddings if _counts_up(run.inputs, space.length)), None)
+    positions = _held(network, space.length) if placed is None else f"{placed}.weight"
+    first, second, *_ = *_attentions(runs), (), ()
+    read = TextRoles(None if tokens is None else f"{tokens}.weight", positions, first, second)
+    named = {name: value for name, value in vars(given).items() if value not in (None, ())}
+    roles = replace(read, **named)
+    roles = replace(roles, tokens=roles.tokens or None, positions=roles.positions or None)
+    return roles if roles.causal is not None else replace(roles, causal=_causal(network, roles.second, ids))
+
+
+def unread(missing: str) -> UnsupportedNetworkError:
+    """The error for a network of which a run does not tell what is needed: what that is, and how to name it."""
+    return UnsupportedNetworkError(
+        f"{missing}, so this is no transformer that is known by a run of it; name its weights, as named_parameters "
+        "has them: roles=TextRoles(tokens=.., first=(..), second=(..))"
+    )
+
+
+def _causal(network: Network, second: tuple[str, ...], ids: Tensor) -> bool:
+    """Whether another last token changes nothing of what the second attention is fed in front of it.
+
+    Args:
+        network: run on both.
+        second: weights of that attention.
+        ids: two sentences that differ in their last tokens.
+    """
+    if not second or ids.shape[1] < 2:
+        return False
+    before = layer_inputs(network, second[0], ids)[:, :-1]
+    return float((before[0] - before[1]).norm()) <= 1e-4 * float(before[0].norm())  # rounding, or everything
 
 
 def tied_to(network: Network, weight: str) -> tuple[str, ...]:

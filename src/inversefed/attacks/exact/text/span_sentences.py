@@ -23,7 +23,7 @@ from inversefed.attacks.exact.text.last_tokens import with_last_tokens
 from inversefed.attacks.exact.text.one_sentence import likely_sentences
 from inversefed.attacks.exact.text.outcome import resolved, result, tokens_of
 from inversefed.attacks.exact.text.prefixes import prefixes
-from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs
+from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs, unread
 from inversefed.attacks.exact.text.span import Span, placed_tokens, span_of, spans_of
 from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.errors import ThreatModelError
@@ -44,7 +44,7 @@ class SpanSentences:
     """Find tokens by the span of the first attention's gradients, and sentences by that of the second's.
 
     Args:
-        roles: which weights are what; `None` for what a run of the network tells.
+        roles: which weights are what, as far as a run of the network does not tell.
     """
 
     roles: TextRoles | None = field(default=None)
@@ -56,7 +56,7 @@ class SpanSentences:
             ThreatModelError: the spans tell no token, or no sentence.
             UnsupportedNetworkError: the network takes no token ids.
         """
-        roles, watch = resolved(observation, self.roles), Watch(budget)
+        roles, watch = self._resolved(observation), Watch(budget)
         if observation.num_examples > 1:
             return self._by_spans(observation, roles, watch)
         found, refused = None, None
@@ -73,6 +73,12 @@ class SpanSentences:
             assert refused is not None
             raise refused
         return found
+
+    def _resolved(self, observation: Observation) -> TextRoles:
+        roles = resolved(observation, self.roles)
+        if not roles.first:
+            raise unread("no three linear layers are fed one tensor, and none gives three of its width")
+        return roles
 
     def _likely(self, observation: Observation, roles: TextRoles, watch: Watch) -> Iterator[Reconstruction]:
         """What one sentence may be where the span tells no token by itself."""
@@ -119,7 +125,7 @@ class SpanSentences:
             ThreatModelError: as when it is called.
             UnsupportedNetworkError: likewise.
         """
-        roles = resolved(observation, self.roles)
+        roles = self._resolved(observation)
         try:
             span = span_of(observation, roles.first)
         except ThreatModelError:

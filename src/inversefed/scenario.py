@@ -168,7 +168,7 @@ class Scenario:
                 "the network and the pictures of this audit were values of the program that made it, and nothing names "
                 "them; give them: Scenario.from_report(path, module=.., images=.., labels=..)"
             )
-        setting = load(self.sources, self.seed, self.mean, self.std, self.inputs)
+        setting = load(self.sources, self.seed, self.mean, self.std, self.inputs, self.loss)
         setting = replace(setting, module=setting.module.to(device))
         if before is not None:
             before(setting.module)

@@ -85,7 +85,7 @@ def test_a_window_of_a_series_is_audited(tmp_path: Path) -> None:
     ("given", "message"),
     [
         (["--batch", "{batch}"], "say by --inputs what they are"),
-        (["--inputs", "Tokens(length=8, vocabulary=40)"], "--batch for an update that is made"),
+        (["--inputs", "Tokens(length=8, vocabulary=40)"], "--batch, of tensors"),
         (["--inputs", "Tokens(length=8, vocabulary=20)", "--batch", "{batch}"], "from 0 to 19"),
         (["--inputs", "Tokens(8)", "--batch", "{batch}"], "vocabulary"),
         (["--inputs", "Sentences(8)", "--batch", "{batch}"], "Tokens"),

@@ -28,7 +28,7 @@ def read_setting(options: given.Setting) -> Setting:
     if options.threads is not None and options.threads < 1:
         raise ConfigError("--threads must be at least 1")
     space = None if options.inputs is None else registry.build("inputs", options.inputs)
-    setting = load(options, options.seed, options.mean, options.std, space)
+    setting = load(options, options.seed, options.mean, options.std, space, registry.build("loss", options.loss))
     setting.module.to(pick_device(options.device))
     set_threads(setting.module, options.threads)
     return setting

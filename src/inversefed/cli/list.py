@@ -24,7 +24,8 @@ def _listed(what: str) -> Mapping[str, str]:
     if what == "networks":
         from inversefed.zoo import networks
 
-        return dict.fromkeys(networks.names(), "")
+        sentences = dict.fromkeys(networks.TRANSFORMERS, "for sentences; with a width, such as :128")
+        return {**dict.fromkeys(networks.names(), ""), **sentences}
     if what == "datasets":
         from inversefed.zoo import datasets
 

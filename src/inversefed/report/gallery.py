@@ -77,13 +77,15 @@ def cells(report: "Report") -> list["CellTable"]:
     if space is None or report.pictured:
         return []
     found, labels, shown = report.images.detach().cpu(), report.labels.tolist(), []
+    labeled = report.labels.shape != found.shape  # else a language model's, which are the examples themselves
     for index in range(min(report.count, MOST_PICTURES)):
-        title, own = f"{space.noun.capitalize()} {index}, label {_said(labels[index])}", space.cells(found[index])
+        title, own = f"{space.noun.capitalize()} {index}", space.cells(found[index])
+        title += f", label {_said(labels[index])}" if labeled else ""
         if truth is None:
             shown.append((title, {name: Cell(name, text) for name, text in own}))
             continue
         true = dict(space.cells(truth.images[index].detach().cpu()))
-        title += f", true label {_said(truth.labels[index].tolist())}"
+        title += f", true label {_said(truth.labels[index].tolist())}" if labeled else ""
         both = {**dict.fromkeys(true, ""), **dict(own)}
         shown.append(
             (title, {name: Cell(name, text, said := true.get(name, ""), text == said) for name, text in both.items()})

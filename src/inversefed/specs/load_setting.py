@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from inversefed.errors import ConfigError, InputError, InversefedError, UnsupportedNetworkError, shown
 from inversefed.findings import Code
-from inversefed.inputs import Images, InputSpace, Table, pictured
+from inversefed.fl.losses import Loss, labels_are_inputs
+from inversefed.inputs import Images, InputSpace, Table, Tokens, pictured
 from inversefed.inputs.table_file import Kind
+from inversefed.inputs.tokenizer_file import TokenizerFile, read_lines
 from inversefed.specs.named_tables import load_table
 from inversefed.specs.registry import import_object
 from inversefed.specs.sources import BUNDLED, Sources, names_code
@@ -31,6 +33,8 @@ __all__ = ["Setting", "check_shape", "load"]
 Shape = tuple[int, int, int]
 _MOST_OTHERS = 64
 """Rows of a table that stand beside the private ones."""
+_TENSORS = (".safetensors", ".npz", ".pt", ".pth")
+"""Endings of files of tensors; where there is a tokenizer, other files hold sentences."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,7 @@ def load(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     space: InputSpace | None = None,
+    loss: Loss | None = None,
 ) -> Setting:
     """Read examples and network, on the CPU.
 
@@ -77,6 +82,7 @@ def load(
         mean: what the client's input normalization subtracts; `None` for the data set's.
         std: what it divides by.
         space: what the examples are, where they are neither pictures nor rows of a table.
+        loss: the client's, which may have the inputs themselves as labels.
 
     Raises:
         ConfigError: an unknown name, or options that contradict each other.
@@ -93,15 +99,16 @@ def load(
     for name in ("target", "columns"):
         if getattr(named, name):
             raise ConfigError(f"--{name} tells of a table; name it by --table")
+    space = _spoken(named, space)
     if space is not None and not pictured(space):
-        return _of_space(named, space, seed, mean, std)
+        return _of_space(named, space, seed, mean, std, loss)
     if named.batch is not None:
         raise ConfigError('--batch holds examples that are no pictures; say by --inputs what they are, "Tokens(..)"')
     check_shape(named)
     shape = named.image_shape or _named_shape(named)
     images, labels, dataset = _pictures(named, shape)
     num_classes = _num_classes(named, dataset) if named.num_classes is None else named.num_classes
-    module = _network(named, shape, num_classes, seed)
+    module = _network(named, Images(shape), num_classes, seed)
     mean = mean or (dataset.mean if dataset else _usual(named, shape[0])[0])
     std = std or (dataset.std if dataset else _usual(named, shape[0])[1])
     source = _called(named) or (dataset.name if dataset else "pictures")
@@ -123,8 +130,8 @@ def _of_table(
 ) -> Setting:
     """Rows of a table, the public ones after the private, and a network that takes them."""
     _require_no_picture(named, "--table")
-    if named.batch is not None:
-        raise ConfigError("--table and --batch both hold the examples: give one of them")
+    if named.batch or named.text or named.tokenizer:
+        raise ConfigError("--table holds the examples, and so do --batch and --text: give one of them")
     table = load_table(file.expanduser(), named.target, _kinds(named.columns))
     if table.targets is None:
         raise ConfigError(
@@ -149,7 +156,7 @@ def _of_table(
     after = [at for step in range(behind, first + len(rows)) if not same[at := step % len(rows)]][:_MOST_OTHERS]
     others = Batch(rows[after], targets[after]) if after else None
     num_classes = named.num_classes or len(table.classes) or 1
-    module = _network(named, table.columns.shape, num_classes, seed)
+    module = _network(named, table.columns, num_classes, seed)
     source = _called(named) or _plain(file.stem.removeprefix(BUNDLED))
     images, labels = private.images, private.labels
     return Setting(module, table.columns, images, labels, mean, std, source, others, _told(table), read)
@@ -157,35 +164,90 @@ def _of_table(
 
 def _require_no_picture(named: Sources, option: str) -> None:
     """Refuse what tells of pictures."""
-    if named.images or named.image_shape or named.labels is not None:
+    labeled = named.labels is not None and (named.tokenizer is None or named.batch is not None)
+    if named.images or named.image_shape or labeled:
         raise ConfigError(
             f"{option} gives examples and targets; leave out --images, --image-shape and --labels, which are for "
-            "pictures"
+            "pictures, --labels also for --text"
         )
-    if not (names_code(named.network) or networks.is_perceptron(named.network)):
+    if not (
+        names_code(named.network) or networks.is_perceptron(named.network) or networks.is_transformer(named.network)
+    ):
         raise ConfigError(
-            f"{named.network} takes pictures; for {option} name a perceptron, --network mlp:200,200, or your own "
-            "network, --network pkg.mod:factory"
+            f"{named.network} takes pictures; for {option} name a perceptron, --network mlp:200,200, for sentences a "
+            "transformer, --network Bert, or your own network, --network pkg.mod:factory"
         )
+
+
+def _spoken(named: Sources, given: InputSpace | None) -> InputSpace | None:
+    """What sentences are by the tokenizer that is named, cut as the file or `given` says; `given` where there are none.
+
+    Raises:
+        ConfigError: there is no tokenizer, or something else than sentences.
+        InputError: a file that cannot be used.
+    """
+    if named.tokenizer is None:
+        if named.text is None:
+            return given
+        raise ConfigError(
+            "--text holds sentences, and a tokenizer makes ids of them: --tokenizer FILE, a tokenizer.json"
+        )
+    if given is not None and not isinstance(given, Tokens):
+        raise ConfigError(f"--tokenizer makes ids of sentences, and --inputs says that examples are {given!r}")
+    files = [file for file in (named.text, *named.truth) if file and file.suffix not in _TENSORS]
+    texts = [line for file in files for line in read_lines(file.expanduser())] if given is None else []
+    return TokenizerFile.of(named.tokenizer.expanduser()).space(texts, given)
 
 
 def _of_space(
-    named: Sources, space: InputSpace, seed: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+    named: Sources,
+    space: InputSpace,
+    seed: int,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    loss: Loss | None,
 ) -> Setting:
-    """Examples of any input space, from a file of tensors."""
-    _require_no_picture(named, "--inputs")
-    brought, read = named.update or named.after, partial(_tensors_of, space)
-    if bool(brought) == (named.batch is not None):
+    """Examples of any input space, from a file of tensors or of sentences."""
+    _require_no_picture(named, "--inputs" if named.text is None else "--text")
+    brought, read = named.update or named.after, partial(_examples_of, space, loss)
+    files = [file for file in (named.batch, named.text) if file is not None]
+    if len(files) != (not brought):
         raise ConfigError(
-            f"of {space.noun}s one file of tensors is taken, .safetensors or .npz: --batch for an update that is made "
-            "here, --truth for those behind --update"
+            f"of {space.noun}s one file is taken: --batch, of tensors, .safetensors or .npz, or --text, of sentences, "
+            "for an update that is made here, --truth for those behind --update"
         )
-    private = _behind(named, space, read) if named.batch is None else read(named.batch)
-    if named.num_classes is None and networks.is_perceptron(named.network):
+    private = read(files[0]) if files else _behind(named, space, read)
+    labels = private.labels
+    if named.labels is not None or (named.text is not None and not labels_are_inputs(loss)):
+        labels = _labels(named, len(private.images), space.noun)
+    outputs = _outputs(named, labels, loss)
+    module = _network(named, space, outputs, seed, labels_are_inputs(loss))
+    source = _plain(files[0].stem) if files else _called(named)
+    return Setting(module, space, private.images, labels, mean, std, source, read=read)
+
+
+def _outputs(named: Sources, labels: Tensor, loss: Loss | None) -> int:
+    """How many outputs a network by name has; 0 where it decides for itself."""
+    if named.num_classes is not None or names_code(named.network):
+        return named.num_classes or 0
+    if networks.is_transformer(named.network) and labels_are_inputs(loss):
+        return 0
+    known = networks.is_transformer(named.network) and len(labels) and not labels.is_floating_point()
+    if not known or int(labels.min()) < 0:
         raise ConfigError(f"{named.network} needs the number of its outputs: --num-classes")
-    module = _network(named, space.shape, named.num_classes or 0, seed)
-    source = _called(named) if named.batch is None else _plain(named.batch.stem)
-    return Setting(module, space, private.images, private.labels, mean, std, source, read=read)
+    return max(2, int(labels.max()) + 1)
+
+
+def _examples_of(space: InputSpace, loss: Loss | None, file: Path) -> Batch:
+    """The examples of a file of tensors, or of sentences where there is a tokenizer; labels -1 where there are none."""
+    file = file.expanduser()
+    if isinstance(space, Tokens) and space.tokenizer is not None and file.suffix not in _TENSORS:
+        inputs = space.encode(read_lines(file))
+        found = Batch(inputs, torch.full((len(inputs),), -1))
+    else:
+        found = _tensors_of(space, file)
+    unknown = found.labels.ndim == 1 and not found.labels.is_floating_point() and bool((found.labels == -1).all())
+    return Batch(found.images, found.images) if unknown and labels_are_inputs(loss) else found
 
 
 def _tensors_of(space: InputSpace, file: Path) -> Batch:
@@ -277,10 +339,10 @@ def _truth(named: Sources, shape: Shape) -> tuple[Tensor, Tensor, None]:
     return images, unknown if named.labels is None else torch.tensor(named.labels), None
 
 
-def _labels(named: Sources, count: int) -> Tensor:
+def _labels(named: Sources, count: int, noun: str = "picture") -> Tensor:
     labels = named.labels or (0,) * count
     if len(labels) != count:
-        raise InputError(f"--labels gives {len(labels)} labels for {count} pictures")
+        raise InputError(f"--labels gives {len(labels)} labels for {count} {noun}s")
     return torch.tensor(labels)
 
 
@@ -290,7 +352,7 @@ def _num_classes(named: Sources, dataset: Dataset | None) -> int:
     return dataset.num_classes if dataset else 10
 
 
-def _network(named: Sources, shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
+def _network(named: Sources, space: InputSpace, num_classes: int, seed: int, language: bool = False) -> nn.Module:
     if names_code(named.network):
         if named.num_classes is not None:
             raise ConfigError("--num-classes is for networks by name; a factory decides for itself")
@@ -307,11 +369,21 @@ def _network(named: Sources, shape: tuple[int, ...], num_classes: int, seed: int
         if not isinstance(module, nn.Module):
             raise UnsupportedNetworkError(f"{named.network} gave {type(module).__name__}, not a torch.nn.Module")
     else:
-        module = networks.build(named.network, num_classes, shape[0], seed, _published(named), shape)
+        module = _by_name(named, space, num_classes, seed, language)
     if named.weights and not _published(named):
         content = read_tensors(named.weights, expected_tensors(module), strict=False)
         module = with_weights(module, content.tensors, named.weights)
     return module.train(named.train_mode)
+
+
+def _by_name(named: Sources, space: InputSpace, num_classes: int, seed: int, language: bool) -> nn.Module:
+    """A network of the zoo; of a language model, the next token at every place."""
+    if not networks.is_transformer(named.network):
+        return networks.build(named.network, num_classes, space.shape[0], seed, _published(named), space.shape)
+    if not isinstance(space, Tokens):
+        raise ConfigError(f"{named.network} takes sentences, and the audit {space.noun}s; name another network")
+    sizes = space.vocabulary, space.length, space.pad
+    return networks.transformer(named.network, *sizes, None if language else num_classes, seed, _published(named))
 
 
 def _usual(named: Sources, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -44,7 +44,8 @@ class Pictures:
     images: tuple[Path, ...] = ()
     """Picture files to audit with; each is cropped to its center and resized to the network's input."""
     labels: tuple[int | float, ...] | None = None
-    """The true classes of --images, one each (0 by default); for --loss MeanSquaredError numbers such as 63.0."""
+    """The true classes of --images or --text, one each (0 by default); for --loss MeanSquaredError numbers such as
+    63.0."""
     dataset: str = "photos"
     """Where pictures come from if --images names none (see `inversefed list datasets`)."""
     data_path: Path = Path("~/data")
@@ -66,6 +67,11 @@ class OtherInputs:
     """The column of --table that the network tells."""
     columns: tuple[str, ...] = ()
     """What columns of --table are, instead of what is inferred: NAME=number, whole, category or "leave out"."""
+    text: Path | None = None
+    """A text file, one sentence a line, which share one update, for --tokenizer; --labels are their classes."""
+    tokenizer: Path | None = None
+    """A tokenizer.json of the library tokenizers, by which sentences are ids; the report shows words then. It is read
+    as data. --network Bert, Gpt or Llama takes its sentences."""
     batch: Path | None = None
     """A file of tensors, .safetensors or .npz, for --inputs: `inputs` [n, ..] as the space has them, and `labels`."""
 
@@ -76,7 +82,8 @@ class Model:
 
     network: str = "LeNetZhu"
     """A network's name (see `inversefed list networks`), a perceptron by the outputs of its layers, such as mlp:200,200
-    or mlp:200,200,gelu, or pkg.mod:factory. The last IMPORTS AND RUNS that code."""
+    or mlp:200,200,gelu, a transformer for sentences, such as Bert or Gpt:128, or pkg.mod:factory. The last IMPORTS AND
+    RUNS that code."""
     weights: str | None = None
     """A .safetensors or .pt file of weights; for torchvision's networks also a name such as DEFAULT, which downloads.
     Without it the network is untrained, its weights drawn from --seed."""
@@ -99,7 +106,7 @@ class Received:
     """The same for the weights after training, where --weights are those from before."""
     truth: tuple[Path, ...] = ()
     """The pictures behind --update, where their owner has them, for the scores; the attack never sees them. With
-    --table a file of rows, with --inputs a file of tensors as --batch has them."""
+    --table a file of rows, with --tokenizer a text file, with --inputs a file of tensors as --batch has them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,8 @@ def _named(piece: object) -> str | None:
         return _path(piece) if importable else None
     if not importable or not dataclasses.is_dataclass(piece):
         return None
-    told = {each.name: _named(getattr(piece, each.name)) for each in dataclasses.fields(piece) if each.init}
+    settings = [each for each in dataclasses.fields(piece) if each.init and (each.compare or each.repr)]
+    told = {each.name: _named(getattr(piece, each.name)) for each in settings}
     if None in told.values():
         return None
     if type(piece).__module__.split(".")[0] == "inversefed":

@@ -10,17 +10,28 @@ form; `resnet18` is torchvision's, for ImageNet.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from inversefed.errors import ConfigError, UnsupportedNetworkError, unknown_name
-from inversefed.zoo.networks import attention, densenet, irevnet, plain, resnet, vision
+from inversefed.zoo.networks import attention, densenet, irevnet, language, plain, resnet, vision
 from inversefed.zoo.networks.seeding import draw_seed, seeded
 from inversefed.zoo.networks.shapes import require_channels
 
-__all__ = ["build", "build_imagenet", "draw_seed", "input_shape", "is_perceptron", "names"]
+__all__ = [
+    "TRANSFORMERS",
+    "build",
+    "build_imagenet",
+    "draw_seed",
+    "input_shape",
+    "is_perceptron",
+    "is_transformer",
+    "names",
+    "transformer",
+]
 
 _WIDEST = 100_000
 """Outputs of a perceptron's layer."""
@@ -128,6 +139,57 @@ def is_perceptron(name: str) -> bool:
     return re.match(r"mlp:\d", name) is not None
 
 
+TRANSFORMERS: Mapping[str, type[nn.Module]] = {"Bert": language.Bert, "Gpt": language.Gpt, "Llama": language.Llama}
+"""Networks for sentences, by name."""
+
+
+def is_transformer(name: str) -> bool:
+    """Whether a name is that of a network for sentences, such as `Bert`, or `Gpt:128` with its width."""
+    return name.partition(":")[0] in TRANSFORMERS
+
+
+def transformer(
+    name: str,
+    vocabulary: int,
+    length: int,
+    pad: int,
+    num_classes: int | None,
+    seed: int | None = None,
+    weights: str | None = None,
+) -> nn.Module:
+    """Build a network for sentences on the CPU, in training mode, as `build` does others.
+
+    Args:
+        name: one of `TRANSFORMERS`, with a width or without, which is 64 then: `"Gpt:128"`.
+        vocabulary: how many tokens there are.
+        length: places of a sentence.
+        pad: the id that fills sentences up.
+        num_classes: number of logits; `None` for those of the next token at every place.
+        seed: the same seed gives the same weights; `None` draws a fresh one.
+        weights: refused, for there are no published ones.
+
+    Raises:
+        ConfigError: a width that the heads do not share, weights, or an encoder that is to tell the next token.
+
+    >>> transformer("Gpt:32", 500, length=12, pad=0, num_classes=3, seed=0).head
+    Linear(in_features=32, out_features=3, bias=True)
+    """
+    kind, _, width = name.partition(":")
+    _require_no_weights(name, weights)
+    if width and (not width.isdecimal() or int(width) not in range(8, _WIDEST, 8)):
+        raise ConfigError(f"{kind} takes a width, a multiple of 8, as {kind}:128; got {name[:80]!r}")
+    settings: dict[str, Any] = {"vocabulary": vocabulary, "length": length, "pad": pad}
+    settings |= {"width": int(width)} if width else {}
+    if num_classes is None:
+        if not issubclass(TRANSFORMERS[kind], language.Gpt):
+            raise ConfigError(f"{kind} tells classes and no next token; take Gpt or Llama, or the loss CrossEntropy")
+        settings["every_place"] = True
+    else:
+        settings["num_classes"] = num_classes
+    with seeded(draw_seed() if seed is None else seed):
+        return TRANSFORMERS[kind](**settings)
+
+
 def _layers_of(name: str) -> tuple[tuple[int, ...], str]:
     """The widths of a perceptron's hidden layers, and its activation."""
     found = re.fullmatch(r"mlp:(\d+(?:,\d+)*)(?:,([a-z]+))?", name)
@@ -142,6 +204,8 @@ def _layers_of(name: str) -> tuple[tuple[int, ...], str]:
 
 
 def _require_known(name: str) -> None:
+    if is_transformer(name):
+        raise ConfigError(f"{name} takes sentences and no pictures: give --text FILE --tokenizer FILE")
     if name not in _SMALL and name not in names():
         raise unknown_name("network", name, (*names(), "mlp:200,200"))
 

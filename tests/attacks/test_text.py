@@ -14,6 +14,7 @@ from inversefed.attacks.exact.text.one_sentence import pursued
 from inversefed.attacks.exact.text.outcome import result
 from inversefed.attacks.exact.text.roles import TextRoles, layer_inputs, read_roles
 from inversefed.attacks.exact.text.span import placed_tokens, span_of
+from inversefed.attacks.labels import granted_or_recovered_labels
 from inversefed.controls.null_update import null_observation
 from inversefed.errors import ConfigError, InputError, InversefedError, ThreatModelError, UnsupportedNetworkError
 from inversefed.fl.losses import NextToken
@@ -516,6 +517,12 @@ def test_directions_in_the_span_of_more_atoms_are_pursued():
     assert sorted(next(pursued(atoms, places, directions, torch.zeros(10)))) == true.tolist()
     nothing = torch.linalg.qr(torch.randn(64, 10, generator=random).double())[0].T
     assert not list(pursued(atoms, places, nothing, torch.zeros(10)))
+
+
+def test_no_rule_looks_for_labels_that_are_the_sentences() -> None:
+    ids, _ = sentences(1)
+    with pytest.raises(ThreatModelError, match=r"sentences themselves.*token_span"):
+        granted_or_recovered_labels(observed_text(language_model("Gpt"), ids))
 
 
 def test_sentences_are_not_handed_over_as_labels() -> None:

@@ -1,15 +1,23 @@
 """Updates of tables and sentences where they come from: captures, federations, and a client's own audit."""
 
+import importlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import inversefed
 from inversefed.attacks import recipes
+from inversefed.errors import ConfigError
 from inversefed.experiments.ledger import Ledger
 from inversefed.experiments.places import Places
-from inversefed.inputs import Category, Columns, Number, Tokens
+from inversefed.fl.losses import NextToken
+from inversefed.inputs import Category, Columns, Images, Number, Tokens
 from inversefed.integrations.federated_audits import watch
 from inversefed.integrations.federation import Federation, Inbox
 from inversefed.integrations.self_audit import Policy, SelfAudit
@@ -113,3 +121,164 @@ def test_a_perceptron_by_name_is_built_for_the_rows_of_the_client() -> None:
     )
     found = own.judge(1, before, weights(module), {}, 2, None)
     assert found.action == "withhold", found.reason
+
+
+SENTENCES = Tokens(10, 60)
+IDS = SENTENCES.ids([[7, 41, 7, 30], [9, 2, 55]])
+TRAINING = {"lr": LR, "local-steps": 1}
+
+
+def private_rows(_: object) -> Batch:
+    """What a client's AuditFilter calls."""
+    return rows()
+
+
+def private_sentences(_: object) -> Batch:
+    return Batch(IDS, torch.tensor([2, 0]))
+
+
+def test_what_a_self_audit_is_fed_is_a_value_or_its_text() -> None:
+    assert SelfAudit(Policy(), build, inputs=repr(COLUMNS)).space == COLUMNS
+    assert SelfAudit(Policy(), build, inputs=SENTENCES).space == SENTENCES
+    shapes = [SelfAudit(Policy(), name).space for name in (build, "BeyondInferringMNIST")]
+    assert shapes == [Images((3, 32, 32)), Images((1, 28, 28))]
+    with pytest.raises(ConfigError, match="Columns"):
+        SelfAudit(Policy(), build, inputs="Rows(4)")
+    with pytest.raises(ConfigError, match="give one of them"):
+        SelfAudit(Policy(), build, image_shape=(3, 8, 8), inputs=COLUMNS)
+
+
+def test_a_federation_of_a_language_model_by_name_is_audited_as_it_runs(tmp_path: Path) -> None:
+    federation = Federation(
+        "text", "Gpt", inputs=repr(SENTENCES), loss="NextToken", nulls=0, ledger=str(tmp_path / "ledger.db"),
+        watched=False,
+    )  # fmt: skip
+    module = networks.transformer("Gpt", 60, 10, 0, None, seed=5)
+    before, optimizer = weights(module), torch.optim.SGD(module.parameters(), lr=LR)
+    NextToken()(module(IDS), IDS).backward()
+    optimizer.step()
+    stated = Metadata(learning_rate=LR, local_steps=1, num_examples=2, inputs="tokens")
+    with Inbox(federation) as inbox:
+        inbox.keep(1, "phone", before, after=weights(module), metadata=stated)
+    ledger = Ledger(federation.ledger)
+    assert watch(inbox.folder, ledger, trust_code=True).counts["done"] == 1
+    ((job, _),) = ledger.rows(ledger.run("text"))
+    found = read_tensors(Places(ledger.folder).job(job.hash) / "reconstruction.safetensors").tensors
+    assert {tuple(each) for each in found["images"].tolist()} == {tuple(each) for each in IDS.tolist()}
+
+
+class FakeDXO:
+    """What the filters use of FLARE's."""
+
+    def __init__(self, data_kind: str, data: dict[str, Any], meta: dict[str, Any] | None = None) -> None:
+        self.data_kind, self.data, self.meta = data_kind, data, meta or {}
+
+    def get_meta_prop(self, name: str) -> object:
+        return self.meta.get(name)
+
+    def set_meta_prop(self, name: str, value: object) -> None:
+        self.meta[name] = value
+
+
+class FakeContext(dict[str, Any]):
+    get_prop = dict.get
+
+    def set_prop(self, name: str, value: object, **_: object) -> None:
+        self[name] = value
+
+    def get_identity_name(self) -> str:
+        return "branch"
+
+
+class FakeShareable(dict[str, Any]):
+    get_header = get_cookie = dict.get
+
+
+class FakeFilter:
+    def __init__(self, **_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def flare(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The filters with stubs for the names that they take of FLARE, which is not needed for what they do."""
+    stubs = {
+        "apis.dxo": {
+            "DXO": FakeDXO,
+            "DataKind": SimpleNamespace(WEIGHTS="WEIGHTS", WEIGHT_DIFF="WEIGHT_DIFF"),
+            "MetaKey": SimpleNamespace(PROCESSED_ALGORITHM="algorithm"),
+        },
+        "apis.dxo_filter": {"DXOFilter": FakeFilter},
+        "apis.event_type": {"EventType": object},
+        "apis.fl_context": {"FLContext": FakeContext},
+        "apis.shareable": {"Shareable": FakeShareable},
+        "app_common.app_constant": {
+            "AppConstants": SimpleNamespace(CURRENT_ROUND="current_round", CONTRIBUTION_ROUND="contribution_round")
+        },
+    }
+    for name in ("nvflare", "nvflare.apis", "nvflare.app_common"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    for name, values in stubs.items():
+        made = ModuleType(f"nvflare.{name}")
+        vars(made).update(values)
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+    name = "inversefed.integrations.nvflare"
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))  # so that what is there now is put back
+    del sys.modules[name]
+    yield importlib.import_module(name)
+
+
+def left(flare: ModuleType, module: nn.Module, train: Any, **settings: Any) -> tuple[dict[str, Any], FakeDXO | None]:
+    """The weights that a client was sent, and what its filter makes of a step from there."""
+    before, context = weights(module), FakeContext()
+    flare.SentFilter().process_dxo(FakeDXO("WEIGHTS", before), FakeShareable(), context)
+    train(module)
+    audit = flare.AuditFilter(training=TRAINING, max_leakage=3.0, nulls=0, **settings)
+    return before, audit.process_dxo(FakeDXO("WEIGHTS", weights(module)), FakeShareable(current_round=0), context)
+
+
+def test_a_filter_of_flare_withholds_rows_of_a_table(flare: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    module = networks.build("mlp:30,30,gelu", 3, seed=3, shape=COLUMNS.shape)
+    before, sent = left(
+        flare, module, lambda each: stepped(each, rows()), network="mlp:30,30,gelu", num_classes=3,
+        inputs=repr(COLUMNS), truth=f"{__name__}:private_rows",
+    )  # fmt: skip
+    assert sent is not None and sent.meta == {"inversefed_withheld": True}, caplog.text
+    assert all(torch.equal(sent.data[name], part) for name, part in before.items())
+    assert "a row is recovered exactly" in caplog.text
+
+
+@pytest.mark.parametrize(("network", "loss"), [("Bert:64", "CrossEntropy"), ("Gpt:64", "NextToken")])
+def test_a_filter_of_flare_withholds_sentences(
+    flare: ModuleType, caplog: pytest.LogCaptureFixture, network: str, loss: str
+) -> None:
+    language = loss == "NextToken"
+
+    def train(module: nn.Module) -> None:
+        optimizer, logits = torch.optim.SGD(module.parameters(), lr=LR), module(IDS)
+        labels = private_sentences(None).labels
+        (NextToken()(logits, IDS) if language else nn.functional.cross_entropy(logits, labels)).backward()
+        optimizer.step()
+
+    module = networks.transformer(network, 60, 10, 0, None if language else 3, seed=2)
+    truth = "sentences_alone" if language else "private_sentences"
+    _, sent = left(
+        flare, module, train, network=network, loss=loss, num_classes=3, inputs=repr(SENTENCES),
+        truth=f"{__name__}:{truth}",
+    )  # fmt: skip
+    assert sent is not None and sent.meta == {"inversefed_withheld": True}, caplog.text
+    assert "a sentence is recovered exactly" in caplog.text
+
+
+def sentences_alone(_: object) -> Batch:
+    return Batch(IDS, IDS)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"image_shape": [3, 8, 8], "inputs": repr(COLUMNS)}, {"inputs": "Rows(4)"}, {"inputs": "Tokens(4)"}]
+)
+def test_a_filter_of_flare_refuses_inputs_that_cannot_be_where_it_is_made(
+    flare: ModuleType, given: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError):
+        flare.AuditFilter("mlp:30", **given)

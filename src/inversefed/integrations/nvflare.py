@@ -90,6 +90,8 @@ class AuditFilter(_Weights):
         attack: what the server would run.
         reports: a folder where each round's report goes, by site; `None` for none.
         inputs: what the network takes where that is no picture, as text, such as `"Series(channels=2, length=128)"`.
+        num_classes: how many classes a network by name has.
+        loss: what the client minimizes.
 
     Raises:
         ConfigError: a setting that cannot be, or a name that leads nowhere.
@@ -113,11 +115,16 @@ class AuditFilter(_Weights):
         attack: str = "best",
         reports: str | None = None,
         inputs: str | None = None,
+        num_classes: int = 10,
+        loss: str = "CrossEntropy",
     ) -> None:
         super().__init__()
         if (image_shape is None) == (inputs is None):
             raise ConfigError("AuditFilter needs image_shape=[c, h, w] for pictures, or inputs= for others")
-        self.inputs = inputs
+        self.inputs, self.num_classes, self.loss = inputs, num_classes, loss
+        for kind, text in (("inputs", inputs), ("loss", loss), ("attack", attack)):
+            if text is not None:
+                registry.build(kind, text, trust_code=True)  # here, and not in the first round
         self.network, self.image_shape, self.mean, self.std = network, image_shape, mean, std
         self.training, self.num_examples, self.truth = training, num_examples, truth
         self.max_leakage, self.above, self.unknown, self.noise_std = max_leakage, above, unknown, noise_std
@@ -150,17 +157,19 @@ class AuditFilter(_Weights):
         return own.judge(number, sent, after, self.training or {}, self.num_examples, fl_ctx)
 
     def _own(self, site: str = "") -> SelfAudit:
-        channels, height, width = self.image_shape or (3, 32, 32)
+        shape = None if self.image_shape is None else (self.image_shape[0], self.image_shape[1], self.image_shape[2])
         return SelfAudit(
             self._policy,
             import_object(self.network) if names_code(self.network) else self.network,
-            (channels, height, width),
+            shape,
             mean=_constants(self.mean),
             std=_constants(self.std),
             attack=self.attack,
             truth=None if self.truth is None else import_object(self.truth),
             reports=None if self.reports is None else Path(self.reports).expanduser() / site,
-            inputs=None if self.inputs is None else registry.build("inputs", self.inputs, trust_code=True),
+            inputs=self.inputs,
+            num_classes=self.num_classes,
+            loss=self.loss,
         )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from inversefed.errors import ConfigError, UpdateMismatchError
+from inversefed.fl.losses import labels_are_inputs
 from inversefed.fl.network import freeze
 from inversefed.fl.threat_model import ThreatModel
 from inversefed.inputs import Images, InputSpace
@@ -23,7 +24,9 @@ from inversefed.integrations.training_settings import client_text, metadata_of
 from inversefed.pipeline import audit_observation
 from inversefed.report.gate import Leakage, Outcome, leakage, outcome
 from inversefed.report.model import Report
+from inversefed.report.spoken import spoken
 from inversefed.specs import registry
+from inversefed.specs.load_setting import network_by_name
 from inversefed.types import Batch
 from inversefed.updates.diagnosis import diagnose, require_usable
 from inversefed.updates.metadata import Metadata
@@ -100,7 +103,9 @@ class SelfAudit:
     Args:
         policy: what is done above the limit.
         network: the network's factory, or a name of `inversefed list networks`.
-        image_shape: channels, height and width of its input.
+        image_shape: channels, height and width of its input; `None` where `inputs` or its name tells, 3x32x32 for a
+            factory.
+        num_classes: how many classes a network by name has.
         mean: what the client's input normalization subtracts, one number or one a channel; `None` for 0, or that of
             `inputs`.
         std: what it divides by.
@@ -112,12 +117,16 @@ class SelfAudit:
         stated: what is known of the training that the configuration does not say.
         reports: a folder where each round's report goes; `None` for none.
         seed: fixes the randomness of the audits.
-        inputs: what the network takes, where that is no picture.
+        inputs: what the network takes, where that is no picture: a space, or its text, such as
+            `"Series(channels=2, length=128)"`.
+
+    Raises:
+        ConfigError: both a shape of pictures and other inputs, or inputs that no name leads to.
     """
 
     policy: Policy
     network: Callable[[], nn.Module] | str
-    image_shape: tuple[int, int, int] = (3, 32, 32)
+    image_shape: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | float | None = None
     std: tuple[float, ...] | float | None = None
     train_mode: bool = True
@@ -127,7 +136,23 @@ class SelfAudit:
     stated: Metadata = field(default_factory=Metadata)
     reports: Path | None = None
     seed: int = 0
-    inputs: InputSpace | None = None
+    inputs: InputSpace | str | None = None
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        if self.inputs is not None and self.image_shape is not None:
+            raise ConfigError("image_shape is for pictures, and inputs say that there are none: give one of them")
+        if isinstance(self.inputs, str):
+            object.__setattr__(self, "inputs", registry.build("inputs", self.inputs, trust_code=True))
+
+    @property
+    def space(self) -> InputSpace:
+        """What the network is fed."""
+        if self.inputs is not None:
+            assert not isinstance(self.inputs, str)
+            return self.inputs
+        own = networks.input_shape(self.network) if isinstance(self.network, str) else (3, 32, 32)
+        return Images(self.image_shape or own)
 
     def judge(
         self,
@@ -152,7 +177,7 @@ class SelfAudit:
             report = self._report(before, after, config, num_examples, context)
             found = leakage(report.to_dict())
             side = outcome(found, self.policy.max_leakage)
-            why = _why(found, self.policy.max_leakage)
+            why = spoken(_why(found, self.policy.max_leakage), self.space)
             if self.reports is not None:
                 report.save(self.reports / f"round-{number:04d}", overwrite=True)
         except Exception as error:  # the last door: a round that cannot be audited is decided by the policy
@@ -182,17 +207,16 @@ class SelfAudit:
         num_examples: int | None,
         context: Any,
     ) -> Report:
-        space = Images(self.image_shape) if self.inputs is None else self.inputs
+        loss = registry.build("loss", self.loss, trust_code=True)
         module = (
-            networks.build(self.network, 10, self.image_shape[0], self.seed, shape=space.shape)
+            network_by_name(self.network, self.space, self.num_classes, self.seed, language=labels_are_inputs(loss))
             if isinstance(self.network, str)
             else self.network()
         )
         own = expected_tensors(module)
         sent, back = (_by_name(own, each) for each in (before, after))
         module.load_state_dict(sent, strict=False)
-        loss = registry.build("loss", self.loss, trust_code=True)
-        network = freeze(module.train(self.train_mode), space, mean=self.mean, std=self.std, loss=loss)
+        network = freeze(module.train(self.train_mode), self.space, mean=self.mean, std=self.std, loss=loss)
         truth = None if self.truth is None else self.truth(context)
         count = len(truth.images) if truth is not None else num_examples
         told = replace(metadata_of(config, count, self.stated), kind="weight_delta")

@@ -284,7 +284,8 @@ class Report:
         encoded = {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
         if tensors:
             found = {"images": self.reconstruction.images, "labels": self.reconstruction.labels}
-            encoded[TENSORS] = save({name: each.detach().cpu().contiguous() for name, each in found.items()})
+            # Labels of a language model are its sentences, and a file holds no tensor under two names.
+            encoded[TENSORS] = save({name: each.detach().cpu().contiguous().clone() for name, each in found.items()})
         return pictures | encoded
 
 

@@ -28,7 +28,7 @@ from inversefed.zoo.datasets import Dataset
 from inversefed.zoo.networks.seeding import seeded
 from inversefed.zoo.pictures import read_picture
 
-__all__ = ["Setting", "check_shape", "load"]
+__all__ = ["Setting", "check_shape", "load", "network_by_name"]
 
 Shape = tuple[int, int, int]
 _MOST_OTHERS = 64
@@ -369,21 +369,35 @@ def _network(named: Sources, space: InputSpace, num_classes: int, seed: int, lan
         if not isinstance(module, nn.Module):
             raise UnsupportedNetworkError(f"{named.network} gave {type(module).__name__}, not a torch.nn.Module")
     else:
-        module = _by_name(named, space, num_classes, seed, language)
+        module = network_by_name(named.network, space, num_classes, seed, _published(named), language)
     if named.weights and not _published(named):
         content = read_tensors(named.weights, expected_tensors(module), strict=False)
         module = with_weights(module, content.tensors, named.weights)
     return module.train(named.train_mode)
 
 
-def _by_name(named: Sources, space: InputSpace, num_classes: int, seed: int, language: bool) -> nn.Module:
-    """A network of the zoo; of a language model, the next token at every place."""
-    if not networks.is_transformer(named.network):
-        return networks.build(named.network, num_classes, space.shape[0], seed, _published(named), space.shape)
+def network_by_name(
+    name: str, space: InputSpace, num_classes: int, seed: int, weights: str | None = None, language: bool = False
+) -> nn.Module:
+    """A network of the zoo for some input space, on the CPU.
+
+    Args:
+        name: as `inversefed list networks` has it, or a perceptron's.
+        space: what it is fed.
+        num_classes: outputs; without meaning for a language model.
+        seed: of its weights.
+        weights: the name of published ones.
+        language: whether it gives the next token at every place.
+
+    Raises:
+        ConfigError: an unknown name, or a network that takes something else.
+    """
+    if not networks.is_transformer(name):
+        return networks.build(name, num_classes, space.shape[0], seed, weights, space.shape)
     if not isinstance(space, Tokens):
-        raise ConfigError(f"{named.network} takes sentences, and the audit {space.noun}s; name another network")
+        raise ConfigError(f"{name} takes sentences, and the audit {space.noun}s; name another network")
     sizes = space.vocabulary, space.length, space.pad
-    return networks.transformer(named.network, *sizes, None if language else num_classes, seed, _published(named))
+    return networks.transformer(name, *sizes, None if language else num_classes, seed, weights)
 
 
 def _usual(named: Sources, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -210,6 +210,40 @@ def test_an_average_that_hides_a_relu_ends_peeling_at_what_came_out_of_it(photos
     assert float(report.scores["peak_signal_noise_ratio"]) > constant + 20
 
 
+def eight_layers() -> nn.Module:
+    """Three stages of one block, as the networks of small devices have."""
+    torch.manual_seed(0)
+    return resnet(ResNetSpec((1, 1, 1), 16), 10).eval()
+
+
+def test_equations_to_spare_at_some_pixels_check_sides_in_front_of_a_stride(photos: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    first = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(16, 64, 3, 2), nn.ReLU()]
+    last = [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    setting, front, truth = fronts(nn.Sequential(*first, *last).eval(), tiles(1), [3])
+    reached = descend(setting, front)  # of every fourth pixel the middle tap alone tells: 64 equations for 64 unknowns
+    assert reached.left == setting.layers[:2] == forecast(setting.layers, (3, 16, 16)).left
+    expected = run(reached.left, truth)
+    assert float((reached.values - expected).norm() / expected.norm()) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_trained_residual_network_gives_its_picture_away() -> None:
+    module, private = eight_layers().train(), tiles(8)
+    labels = torch.arange(8)
+    mean, std = (torch.tensor(part)[:, None, None] for part in (constants.cifar10_mean, constants.cifar10_std))
+    optimizer = torch.optim.Adam(module.parameters(), 2e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(module((private - mean) / std), labels).backward()
+        optimizer.step()
+    scores = [
+        float(audited(module.eval(), private[place : place + 1], [place]).scores["peak_signal_noise_ratio"])
+        for place in range(3)
+    ]
+    assert sum(score > 60 for score in scores) >= 2, scores
+
+
 def test_where_nothing_checks_a_side_peeling_stops(photos: torch.Tensor) -> None:
     setting, front, truth = fronts(small_resnet(), photos[:1], [3])
     reached = descend(setting, front)

@@ -261,7 +261,7 @@ def _images(setting: Setting, front: PeelState, evaluations: int, starts: int) -
         return watch.kept[-1].reshape(-1, *shape) if watch.kept else torch.zeros(len(front.values), *shape)
     if pools(layers):
         return _image_behind_pooling(setting, front)[None]
-    return invert_each((*front.shown, *front.also), shape, setting.eps, evaluations, watch, starts)
+    return invert_each((*front.shown, *front.also), setting.bounds, shape, setting.eps, evaluations, watch, starts)
 
 
 def _image_behind_pooling(setting: Setting, front: PeelState) -> Tensor:

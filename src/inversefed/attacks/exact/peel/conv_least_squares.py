@@ -21,7 +21,7 @@ from torch.nn.grad import conv2d_input
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.networks.layer_shapes import padding_of
 
-__all__ = ["Joint"]
+__all__ = ["Joint", "cholesky"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Joint:
         products = len(slope) * slope[0, 0].numel() * layer.weight.numel() * layer.weight[0].numel()
         together = len(slope) * math.prod(shape) <= TOLERANCES.together and products <= TOLERANCES.most_products
         gram = (_joint_gram if together else _channel_gram)(layer, shape, matrix.float(), scaled)
-        return cls(layer, shape, slope, matrix, _factor(gram).double(), row_scale, forward_scale)
+        return cls(layer, shape, slope, matrix, cholesky(gram).double(), row_scale, forward_scale)
 
     def solved(self, target: Tensor, tolerance: float, go_on: Callable[[], None]) -> Tensor:
         """The least-squares solution, `[n, c, h, w]`.
@@ -139,7 +139,7 @@ class Joint:
         return solution.T.reshape(self.shape[0], -1, *self.shape[1:]).transpose(0, 1)
 
 
-def _factor(gram: Tensor) -> Tensor:
+def cholesky(gram: Tensor) -> Tensor:
     """Cholesky factor of `gram`, which is changed: it gets as much of a ridge as rounding makes necessary."""
     ridge, scale = TOLERANCES.ridge, gram.diagonal().mean()
     while True:

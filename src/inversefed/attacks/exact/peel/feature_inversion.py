@@ -6,9 +6,12 @@ Without pooling, by L-BFGS with strong Wolfe line search: with more features tha
 
 Where some pixels hardly show in the features, it slows down long before their rounding is reached. Gauss-Newton steps
 end it, each a linear least-squares problem that LSMR solves (Fong and Saunders 2011, arXiv:1006.0758) from products
-with the Jacobian J, which is never formed.
+with the Jacobian J.
 
     x <- x + argmin_d |J d - (a - f(x))|^2
+
+Behind trained layers J is so badly conditioned that a thousand products do not solve it. So J is formed once, in single
+precision, and of some of its rows the Cholesky factor R of their normal equations: with d = R^-1 e a few dozen do.
 
 Kinks, of max pooling above all, stall a line search. There the search goes through Fourier coefficients and colors
 (`parametrizations.Spectral`), by the absolute error, with noise on the image that fades and total variation that fades.
@@ -29,6 +32,7 @@ import scipy
 import torch
 from torch import Generator, Tensor
 
+from inversefed.attacks.exact.peel.conv_least_squares import cholesky
 from inversefed.attacks.exact.watch import Stopped, Watch
 from inversefed.attacks.pieces.optimizers import NormalizedMomentum
 from inversefed.attacks.pieces.parametrizations import Spectral
@@ -50,8 +54,14 @@ class Tolerances:
         gained: share of an earlier loss above which patience ends.
         steps: Gauss-Newton steps.
         products: LSMR's iterations in each.
+        slow: share of the error above which a step, which no factor conditions, shows that one is needed.
+        rounded: relative error, in roundings, below which it does not: features are no better known.
+        unknowns: most numbers of an image for which the Jacobian is formed.
+        rows: of it, times the numbers of the image, whose factor conditions those iterations.
+        columns: of it that are formed at once.
         solved: relative residual at which those end.
-        gain: share of the error above which a step is the last.
+        shortest: share of a step that it is cut down to, at least, where more of it does not lower the error.
+        gain: share of the error above which a step is the last, unless it is conditioned and far from rounding.
         rate: step length behind kinks, as `recipes.spectral` has it.
         noise: standard deviation of the noise on the image there, likewise.
         smooth: weight of total variation there, likewise.
@@ -66,7 +76,13 @@ class Tolerances:
     gained: float = 0.99
     steps: int = 16
     products: int = 100
+    slow: float = 0.5
+    rounded: float = 100.0
+    unknowns: int = 4096
+    rows: float = 3.0
+    columns: int = 32
     solved: float = 1e-9
+    shortest: float = 0.1
     gain: float = 0.8
     rate: float = 1.5
     noise: float = 0.15
@@ -142,6 +158,7 @@ def solve_features(
     eps: float,
     watch: Watch,
     shown: Callable[[Tensor], Tensor] = lambda images: images,
+    single: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """End the search for the normalized images whose features are these, from near enough that few kinks are crossed.
 
@@ -152,22 +169,47 @@ def solve_features(
         eps: rounding of the features, at which it ends.
         watch: shown the images after each step.
         shown: from the images that are being found to what the watch is shown.
+        single: the same function in single precision, for the factor of an image that is small enough.
     """
     size, image, error = float(features.norm()), start, _missed(function, features, start)
+    factor = None
     for _ in range(TOLERANCES.steps):
         if error <= eps * size:
             break
         try:
-            nearer = image + _gauss_newton(function, features, image, watch)
+            nearer, missed = _stepped(function, features, image, error, watch, factor)
+            slow = missed > TOLERANCES.slow * error and missed > TOLERANCES.rounded * eps * size
+            if slow and factor is None and single is not None and image.numel() <= TOLERANCES.unknowns:
+                factor = _factor(single, image.float(), watch)
+                nearer, missed = _stepped(function, features, image, error, watch, factor)
         except Stopped:
             break
-        before, error = error, _missed(function, features, nearer)
-        if not error < before:
+        if not missed < error:
             break
-        image = nearer
-        if watch((error / size) ** 2, shown(image)) or error > TOLERANCES.gain * before:
+        before, image, error = error, nearer, missed
+        going = factor is not None and error > TOLERANCES.rounded * eps * size  # through kinks, however slowly
+        if watch((error / size) ** 2, shown(image)) or (error > TOLERANCES.gain * before and not going):
             break
     return image
+
+
+def _stepped(
+    function: Callable[[Tensor], Tensor],
+    features: Tensor,
+    image: Tensor,
+    error: float,
+    watch: Watch,
+    factor: Tensor | None,
+) -> tuple[Tensor, float]:
+    """A Gauss-Newton step from an image, or as much of it as lowers the error, and the error then.
+
+    Raises:
+        Stopped: the time is used up.
+    """
+    step, share = _gauss_newton(function, features, image, watch, factor), 1.0
+    while not (missed := _missed(function, features, image + share * step)) < error and share > TOLERANCES.shortest:
+        share /= 2  # beyond the kinks that it crosses the step is not the best one
+    return image + share * step, missed
 
 
 def _missed(function: Callable[[Tensor], Tensor], features: Tensor, image: Tensor) -> float:
@@ -175,29 +217,63 @@ def _missed(function: Callable[[Tensor], Tensor], features: Tensor, image: Tenso
         return float((function(image) - features).norm())
 
 
-def _gauss_newton(function: Callable[[Tensor], Tensor], features: Tensor, image: Tensor, watch: Watch) -> Tensor:
+def _factor(function: Callable[[Tensor], Tensor], image: Tensor, watch: Watch) -> Tensor:
+    """The Cholesky factor of the normal equations of some rows of the Jacobian at an image, lower, in double precision.
+
+    Raises:
+        Stopped: the time is used up.
+    """
+    unknowns, several = image.numel(), TOLERANCES.columns
+    reached, pulled, weights = _linearized(function, image.expand(several, *image.shape[1:]))
+    few = min(reached[0].numel(), int(TOLERANCES.rows * unknowns))
+    rows = torch.randperm(reached[0].numel(), generator=Generator().manual_seed(0))[:few].to(image.device)
+    columns = list[Tensor]()
+    for first in range(0, unknowns, several):
+        watch.go_on()
+        directions = torch.zeros(several, unknowns, device=image.device)
+        directions[:, first:].fill_diagonal_(1.0)
+        (pushed,) = torch.autograd.grad(pulled, weights, directions.reshape(pulled.shape), retain_graph=True)
+        columns.append(pushed.flatten(1)[:, rows])
+    jacobian = torch.cat(columns)[:unknowns]
+    return cholesky(jacobian @ jacobian.T * (reached[0].numel() / few)).double()
+
+
+def _linearized(function: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The features, and `J^T weights` with the weights, which are zero: its gradient in them gives products with J."""
+    images = images if images.requires_grad else images.detach().clone().requires_grad_()
+    reached = function(images)
+    weights = torch.zeros_like(reached, requires_grad=True)
+    (pulled,) = torch.autograd.grad(reached, images, weights, create_graph=True)
+    return reached, pulled, weights
+
+
+def _gauss_newton(
+    function: Callable[[Tensor], Tensor], features: Tensor, image: Tensor, watch: Watch, factor: Tensor | None
+) -> Tensor:
     """The step from an image, of its shape.
 
     Raises:
         Stopped: the time is used up.
     """
     image = image.detach().requires_grad_()
-    reached = function(image)
-    weights = torch.zeros_like(reached, requires_grad=True)
-    (pulled,) = torch.autograd.grad(reached, image, weights, create_graph=True)  # J^T weights, so its gradient gives J
+    reached, pulled, weights = _linearized(function, image)
+
+    def solved(step: Tensor, transposed: bool) -> Tensor:
+        if factor is None:
+            return step
+        triangle = factor if transposed else factor.T
+        solution: Tensor = torch.linalg.solve_triangular(triangle, step.flatten()[:, None], upper=not transposed)
+        return solution
 
     def apply(step: Any) -> Any:
         watch.go_on()
-        (row,) = torch.autograd.grad(
-            pulled, weights, torch.from_numpy(step).to(image).reshape(image.shape), retain_graph=True
-        )
-        return row.flatten().cpu().numpy()
+        along = solved(torch.from_numpy(step).to(image), transposed=False).reshape(image.shape)
+        return torch.autograd.grad(pulled, weights, along, retain_graph=True)[0].flatten().cpu().numpy()
 
     def transposed(row: Any) -> Any:
-        (step,) = torch.autograd.grad(
-            reached, image, torch.from_numpy(row).to(image).reshape(reached.shape), retain_graph=True
-        )
-        return step.flatten().cpu().numpy()
+        wanted = torch.from_numpy(row).to(image).reshape(reached.shape)
+        (step,) = torch.autograd.grad(reached, image, wanted, retain_graph=True)
+        return solved(step, transposed=True).flatten().cpu().numpy()
 
     operator = scipy.sparse.linalg.LinearOperator(
         (reached.numel(), image.numel()), matvec=apply, rmatvec=transposed, dtype=np.float64
@@ -208,7 +284,7 @@ def _gauss_newton(function: Callable[[Tensor], Tensor], features: Tensor, image:
             operator, missing, atol=TOLERANCES.solved, btol=TOLERANCES.solved, conlim=0, maxiter=TOLERANCES.products
         )[0]
     )
-    return step.to(image).reshape(image.shape)
+    return solved(step.to(image), transposed=False).reshape(image.shape)
 
 
 def search_features(

@@ -37,6 +37,7 @@ class Tolerances:
         tried: evaluations after which L-BFGS is given up ..
         promising: .. where the relative squared error is not that small.
         patience: rounds without gain that end it later.
+        aside: share of half the range up to which zero is near enough to the middle.
         tiny: near the least number of double precision: features that are all zero are divided by it.
     """
 
@@ -49,6 +50,7 @@ class Tolerances:
     tried: int = 250
     promising: float = 5e-3
     patience: int = 20
+    aside: float = 0.5
     tiny: float = 1e-300
 
 
@@ -78,7 +80,13 @@ class Known:
 
 
 def invert_each(
-    known: Sequence[Known], image_shape: tuple[int, int, int], eps: float, evaluations: int, watch: Watch, starts: int
+    known: Sequence[Known],
+    bounds: tuple[Tensor, Tensor],
+    image_shape: tuple[int, int, int],
+    eps: float,
+    evaluations: int,
+    watch: Watch,
+    starts: int,
 ) -> Tensor:
     """Find, one by one, the normalized images, `[n, c, h, w]` in double precision.
 
@@ -87,6 +95,7 @@ def invert_each(
 
     Args:
         known: at each depth, of all examples.
+        bounds: the least and the greatest value of the normalized image, broadcastable to it.
         image_shape: `(c, h, w)`.
         eps: rounding of what is known.
         evaluations: most evaluations of a start.
@@ -94,27 +103,47 @@ def invert_each(
         starts: most searches that a local minimum leads to.
     """
     number = len(known[0].values)
-    found, starts = torch.zeros(number, *image_shape, dtype=torch.float64), 1 + starts
-    one = _One(known, image_shape, eps, evaluations, watch)
+    middle, scale = _units(bounds)
+    found, starts = middle.expand(number, *image_shape).clone(), 1 + starts
+    one = _One(known, middle, scale, image_shape, eps, evaluations, watch)
     for place in range(number):
 
         def shown(images: Tensor, place: int = place) -> Tensor:
-            return torch.cat([found[:place], images.double(), found[place + 1 :]])
+            return torch.cat([found[:place], middle + scale * images.double(), found[place + 1 :]])
 
-        found[place], misfit = one(place, starts, shown)
+        image, misfit = one(place, starts, shown)
+        found[place] = middle + scale * image
         starts = starts if misfit < FOUND else 1
     return found
 
 
+def _units(bounds: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Where searches start, and the unit of their steps: zero and one, as it fits normalized pixels.
+
+    Pixels that are not normalized have zero at the end of their range. There it is its middle and a quarter of it.
+    """
+    middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
+    if bool((middle.abs() > TOLERANCES.aside * half).any()):
+        return middle, half / 2
+    return torch.zeros_like(middle), torch.ones_like(middle)
+
+
 class _One:
-    """Looks for one image after another behind the same layers."""
+    """Looks for one image after another behind the same layers, in units of `scale` from `middle`."""
 
     def __init__(
-        self, known: Sequence[Known], image_shape: tuple[int, int, int], eps: float, evaluations: int, watch: Watch
+        self,
+        known: Sequence[Known],
+        middle: Tensor,
+        scale: Tensor,
+        image_shape: tuple[int, int, int],
+        eps: float,
+        evaluations: int,
+        watch: Watch,
     ) -> None:
         coarse = torch.float64 if eps < torch.finfo(torch.float32).eps else torch.float32
-        self.rough, self.fine = _together(known, coarse), _together(known, torch.float64)
-        self.single = self.rough if coarse is torch.float32 else _together(known, torch.float32)
+        self.rough, self.fine = (_together(known, middle, scale, dtype) for dtype in (coarse, torch.float64))
+        self.single = self.rough if coarse is torch.float32 else _together(known, middle, scale, torch.float32)
         values = [each.read(each.values.double()) for each in known]
         sizes = [each.norm(dim=1, keepdim=True).clamp(min=TOLERANCES.tiny) for each in values]
         self.sizes = torch.cat(sizes, dim=1)
@@ -139,8 +168,8 @@ class _One:
             best, least = (image.double(), misfit) if misfit < least else (best, least)
             if least < FOUND or self.watch.stop() or _in_vain(errors):
                 break
-        if least < FOUND:
-            best = solve_features(self.fine(sizes), values, best, self.eps, self.watch, shown)
+        if least < max(FOUND, TOLERANCES.near**2):
+            best = solve_features(self.fine(sizes), values, best, self.eps, self.watch, shown, self.single(sizes))
         return best[0], least
 
     def _inverted(
@@ -170,7 +199,9 @@ def _in_vain(errors: Sequence[float]) -> bool:
     )
 
 
-def _together(known: Sequence[Known], dtype: torch.dtype) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+def _together(
+    known: Sequence[Known], middle: Tensor, scale: Tensor, dtype: torch.dtype
+) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
     """Given the sizes of what is known at each depth, images to all of it in one row, of about unit size each."""
     shared = 0
     while all(len(each.layers) > shared and each.layers[shared] is known[0].layers[shared] for each in known):
@@ -181,7 +212,7 @@ def _together(known: Sequence[Known], dtype: torch.dtype) -> Callable[[Tensor], 
 
     def of(sizes: Tensor) -> Callable[[Tensor], Tensor]:
         def features(images: Tensor) -> Tensor:
-            start, rows = run(cast[0], images), []
+            start, rows = run(cast[0], middle.to(images) + scale.to(images) * images), []
             for layers, each, size in zip(cast[1:], known, sizes, strict=True):
                 row = each.read(run(layers, start))
                 rows.append(row / size.to(row))

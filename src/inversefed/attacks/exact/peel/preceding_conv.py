@@ -18,6 +18,12 @@ from inversefed.types import Params
 _SPARE = 1.1
 """How many equations an unknown must have to show that one of them is wrong."""
 
+_JUST_ENOUGH = 16_384
+"""Numbers of an input up to which it is solved for where some of its pixels have just as many equations as unknowns.
+
+Such a system is badly conditioned and takes LSMR minutes where it is larger; a search for the image from the features
+behind it, with the sums that these equations are, takes seconds."""
+
 __all__ = ["PrecedingConv", "never_negative", "overdetermined", "preceding_conv", "require_enough", "require_shifts"]
 
 
@@ -114,7 +120,10 @@ def require_shifts(feed: PrecedingConv, number: int, shape: tuple[int, ...]) -> 
 
 
 def overdetermined(feed: PrecedingConv, number: int) -> bool:
-    """Whether its weight gradient has clearly more equations than its input has unknowns, channel by channel.
+    """Whether its weight gradient has equations to spare, so that one unit on the wrong side breaks some.
+
+    Each unit takes part in the equations of every tap. So with a stride it is enough that the pixels of one residue
+    have clearly more equations than unknowns, where none has fewer; a large input is not solved for then.
 
     Args:
         feed: the convolution; one beside it counts as well.
@@ -123,7 +132,11 @@ def overdetermined(feed: PrecedingConv, number: int) -> bool:
     found, pixels = _equations(feed.conv, feed.shape, feed.layer.shape)
     if feed.beside is not None and feed.beside.stride == feed.conv.stride:
         found = found + _equations(feed.beside, feed.shape, feed.layer.shape)[0]
-    return int(pixels.sum()) == feed.shape[1] * feed.shape[2] and bool((found > _SPARE * number * pixels).all())
+    unknown = number * pixels
+    spare = found > _SPARE * unknown
+    if int(pixels.sum()) != feed.shape[1] * feed.shape[2] or (math.prod(feed.shape) > _JUST_ENOUGH and not spare.all()):
+        return False
+    return bool((found >= unknown).all() and spare.any())
 
 
 def never_negative(layers: tuple[Layer, ...]) -> bool:

@@ -29,6 +29,7 @@ GIVES: Mapping[str, str] = {
     "shapes": "shapes in annotations, checked while you write a piece",
     "tables": "scikit-learn's tables (--table sklearn:wine)",
     "tensorboard": "scores and loss curves of a sweep for TensorBoard",
+    "text": "sentences from the shell (--text FILE --tokenizer tokenizer.json)",
     "transformers": "a callback that captures updates of the Trainer of transformers",
 }
 """Every extra of the package by its name, and what one has of it."""

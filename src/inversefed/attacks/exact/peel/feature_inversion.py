@@ -224,7 +224,7 @@ def _factor(function: Callable[[Tensor], Tensor], image: Tensor, watch: Watch) -
         Stopped: the time is used up.
     """
     unknowns, several = image.numel(), TOLERANCES.columns
-    reached, pulled, weights = _linearized(function, image.expand(several, *image.shape[1:]))
+    reached, pulled, weights = _linearized(function, image.repeat(several, 1, 1, 1).requires_grad_())
     few = min(reached[0].numel(), int(TOLERANCES.rows * unknowns))
     rows = torch.randperm(reached[0].numel(), generator=Generator().manual_seed(0))[:few].to(image.device)
     columns = list[Tensor]()
@@ -239,8 +239,10 @@ def _factor(function: Callable[[Tensor], Tensor], image: Tensor, watch: Watch) -
 
 
 def _linearized(function: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The features, and `J^T weights` with the weights, which are zero: its gradient in them gives products with J."""
-    images = images if images.requires_grad else images.detach().clone().requires_grad_()
+    """The features of images that need a gradient, and `J^T weights` with the weights, which are zero.
+
+    Its gradient in them gives products with J.
+    """
     reached = function(images)
     weights = torch.zeros_like(reached, requires_grad=True)
     (pulled,) = torch.autograd.grad(reached, images, weights, create_graph=True)

@@ -168,7 +168,7 @@ class _One:
             best, least = (image.double(), misfit) if misfit < least else (best, least)
             if least < FOUND or self.watch.stop() or _in_vain(errors):
                 break
-        if least < max(FOUND, TOLERANCES.near**2):
+        if least < TOLERANCES.near**2:
             best = solve_features(self.fine(sizes), values, best, self.eps, self.watch, shown, self.single(sizes))
         return best[0], least
 

@@ -81,6 +81,18 @@ def test_a_captured_step_on_a_sentence_gives_it_back() -> None:
     assert report.reconstruction.proven and report.reconstruction.images[0, :5].tolist() == [7, 41, 7, 30, 0]
 
 
+def recovered(
+    federation: Federation, before: dict[str, Tensor], after: dict[str, Tensor], stated: Metadata
+) -> dict[str, Tensor]:
+    """What the one audit of a federation recovers from one round of one client."""
+    with Inbox(federation) as inbox:
+        inbox.keep(1, "branch", before, after=after, metadata=stated)
+    ledger = Ledger(federation.ledger)
+    assert watch(inbox.folder, ledger, trust_code=True).counts["done"] == 1
+    ((job, _),) = ledger.rows(ledger.run(federation.run))
+    return read_tensors(Places(ledger.folder).job(job.hash) / "reconstruction.safetensors").tensors
+
+
 def test_a_federation_of_a_table_is_audited_as_it_runs(tmp_path: Path) -> None:
     federation = Federation(
         "bank", f"{__name__}:build", inputs=repr(COLUMNS), nulls=0, ledger=str(tmp_path / "ledger.db"), watched=False
@@ -89,12 +101,7 @@ def test_a_federation_of_a_table_is_audited_as_it_runs(tmp_path: Path) -> None:
     before = weights(module)
     stepped(module, rows())
     stated = Metadata(learning_rate=LR, local_steps=1, num_examples=2, inputs="columns")
-    with Inbox(federation) as inbox:
-        inbox.keep(1, "branch", before, after=weights(module), metadata=stated)
-    ledger = Ledger(federation.ledger)
-    assert watch(inbox.folder, ledger, trust_code=True).counts["done"] == 1
-    ((job, _),) = ledger.rows(ledger.run("bank"))
-    found = read_tensors(Places(ledger.folder).job(job.hash) / "reconstruction.safetensors").tensors
+    found = recovered(federation, before, weights(module), stated)
     order = found["labels"].argsort()
     torch.testing.assert_close(found["images"][order], rows().images, atol=1e-4, rtol=0)
 
@@ -158,12 +165,7 @@ def test_a_federation_of_a_language_model_by_name_is_audited_as_it_runs(tmp_path
     NextToken()(module(IDS), IDS).backward()
     optimizer.step()
     stated = Metadata(learning_rate=LR, local_steps=1, num_examples=2, inputs="tokens")
-    with Inbox(federation) as inbox:
-        inbox.keep(1, "phone", before, after=weights(module), metadata=stated)
-    ledger = Ledger(federation.ledger)
-    assert watch(inbox.folder, ledger, trust_code=True).counts["done"] == 1
-    ((job, _),) = ledger.rows(ledger.run("text"))
-    found = read_tensors(Places(ledger.folder).job(job.hash) / "reconstruction.safetensors").tensors
+    found = recovered(federation, before, weights(module), stated)
     assert {tuple(each) for each in found["images"].tolist()} == {tuple(each) for each in IDS.tolist()}
 
 

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test test-mlflow test-transformers test-flower test-nvflare proofs check bench fuzz chaos paper docs clean
+.PHONY: install audit test test-mlflow test-transformers test-flower test-nvflare proofs check bench fuzz chaos paper docs docs-html docs-doctest clean
 
 install: $(VENV)/installed
 
@@ -17,7 +17,7 @@ audit: install
 
 # Two processes on two cores: a second thread of one, or of what it starts, only takes the other's core. What is compiled
 # is kept, rewritten assertions and checked functions too, which otherwise every process compiles again.
-test proofs: export OMP_NUM_THREADS = 1
+test proofs docs-html docs-doctest test-mlflow test-transformers test-flower test-nvflare: export OMP_NUM_THREADS = 1
 test proofs: export PYTHONDONTWRITEBYTECODE =
 
 test: install
@@ -83,9 +83,13 @@ paper: install
 	$(BIN)/python -m benchmarks.paper --data-path $(DATA)
 
 # Afresh: a build that goes on from an earlier one loses the index entries of unchanged pages from the search.
-docs: install
-	$(BIN)/sphinx-build --fresh-env --fail-on-warning --builder html docs docs/_build/html
-	$(BIN)/sphinx-build --fail-on-warning --builder doctest docs docs/_build/doctest
+docs: docs-html docs-doctest
+
+docs-html: install
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --builder html --doctree-dir docs/_build/doctrees-html docs docs/_build/html
+
+docs-doctest: install
+	$(BIN)/sphinx-build --fail-on-warning --builder doctest --doctree-dir docs/_build/doctrees-doctest docs docs/_build/doctest
 
 clean:
 	rm -rf $(VENV) docs/_build

@@ -21,7 +21,7 @@ test proofs docs-html docs-doctest test-mlflow test-transformers test-flower tes
 test proofs: export PYTHONDONTWRITEBYTECODE =
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 100
 
 # MLflow stands beside the environment, not in it: its own dependencies pin what other tools here pin otherwise.
 $(VENV)/mlflow/installed: $(VENV)/installed
@@ -64,7 +64,7 @@ test-nvflare: $(VENV)/nvflare/installed
 	PYTHONPATH=$(CURDIR)/$(VENV)/nvflare $(BIN)/python -m pytest tests/integrations/test_nvflare.py -m "slow or not slow"
 
 proofs: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 30 -m slow
 
 check: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -151,7 +151,7 @@ class AutoAttack:
         if facts.sentences:  # ids have no derivative, so nothing is searched
             return Plan(methods, search, "token ids are not searched", False, False, (), (), 1.0, ())
         attacks = (*methods, search)
-        if observation.num_examples == 1 and (found := facts.architecture.max_pools):
+        if observation.num_examples == 1 and (found := facts.max_pools):
             if any(applies(method, observation) for method in methods):
                 fits = rule.bounded or rule.steady or not pictured(observation.network.space)
                 search = search if fits else self.pooled

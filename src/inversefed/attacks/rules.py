@@ -6,12 +6,13 @@ the reason of its rule may quote. Nothing here sees a truth, a network's name or
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
-from torch import Generator
+from torch import Generator, nn
 
 from inversefed.attacks import Attack, ExactMethod
 from inversefed.attacks.head.head_inputs import recover_head_inputs
@@ -24,6 +25,7 @@ from inversefed.fl.losses import is_plain_cross_entropy
 from inversefed.fl.threat import Observation
 from inversefed.inputs import Columns, Tokens, pictured
 from inversefed.networks.architecture import Architecture, architecture
+from inversefed.networks.layer_chain import Concatenation, chain, flat
 
 __all__ = [
     "Applies",
@@ -70,6 +72,16 @@ class Facts:
     def architecture(self) -> Architecture:
         """What the network's layers hide."""
         return architecture(self.observation.network)
+
+    @cached_property
+    def max_pools(self) -> tuple[str, ...]:
+        """Names of the max poolings that an exact method has to see through: none where other ways hold all of them."""
+        named = self.architecture.max_pools
+        with suppress(UnsupportedNetworkError):
+            layers = chain(self.observation.network) if named else ()
+            own = flat(tuple(layer for layer in layers if not isinstance(layer.module, Concatenation)))
+            return named if any(isinstance(layer.module, nn.MaxPool2d) for layer in own) else ()
+        return named
 
     @property
     def sentences(self) -> bool:

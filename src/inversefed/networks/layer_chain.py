@@ -4,14 +4,15 @@ The module is traced once (torch.fx) and read as `layer_1, .., layer_n`, each fe
 become the modules of the same name, so a method dispatches on types alone. Layers of series `[n, c, l]` become those
 of pictures of height one, `[n, c, 1, l]`: a convolution's weight `[o, c, k]` is read as `[o, c, 1, k]`. Two ways from
 one layer that are summed, as in a residual network (He et al. 2016, arXiv:1512.03385), are one layer, `Residual`, which
-holds both. A network with other branches, that uses weights twice, or whose forward pass depends on its data, is no
-chain and is refused.
+holds both. Ways from one layer whose channels are put side by side, as in a U-Net, are one, too: `Concatenation`. A
+network with other branches, that uses weights twice, or whose forward pass depends on its data, is no chain and is
+refused.
 """
 
 import copy
 import operator
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -23,9 +24,10 @@ from inversefed.fl.train_mode import batchnorm_in_train_mode
 from inversefed.networks.graph import called, kind_of, trace, unread
 from inversefed.types import Params
 
-__all__ = ["Layer", "Residual", "chain", "flat", "run"]
+__all__ = ["Concatenation", "Layer", "Residual", "chain", "flat", "run"]
 
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +88,29 @@ class Residual(nn.Module):
         return run(self.body, inputs) + run(self.shortcut, inputs)
 
 
+class Concatenation(nn.Module):
+    """Ways from one layer, whose channels are put one after another.
+
+    Args:
+        ways: in the order of their channels; one that is empty is the input itself.
+    """
+
+    def __init__(self, ways: tuple[tuple[Layer, ...], ...]) -> None:
+        super().__init__()
+        self.ways = ways
+        self.parts = nn.ModuleList(layer.module for way in ways for layer in way)  # for `to`
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """All channels."""
+        return torch.cat([run(way, inputs) for way in self.ways], dim=1)
+
+
 def chain(network: Network) -> tuple[Layer, ...]:
     """Read a network as a chain, in the order of execution, in double precision.
 
     Raises:
-        UnsupportedNetworkError: it cannot be traced, branches otherwise than into sums of two ways, uses weights twice,
-            trains its BatchNorm, or uses an unknown function.
+        UnsupportedNetworkError: it cannot be traced, branches otherwise than into sums of two ways and concatenations
+            of channels, uses weights twice, trains its BatchNorm, or uses an unknown function.
 
     >>> from inversefed.fl.network import freeze
     >>> network = freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 2)), (3, 8, 8))
@@ -110,16 +129,24 @@ def chain(network: Network) -> tuple[Layer, ...]:
     layers = ways[last] if last is not None else ()
     weighted = [layer.name for layer in flat(layers) if any(True for _ in layer.module.parameters())]
     if twice := sorted({name for name in weighted if weighted.count(name) > 1}):
-        raise UnsupportedNetworkError(f"the network is no chain of layers: it runs {twice[0]} twice")
+        raise UnsupportedNetworkError(
+            f"the network is no chain of layers: it runs {twice[0]} twice, or {twice[0]} lies on several ways that "
+            "come together"
+        )
     return layers
 
 
 def flat(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """All layers, those within a `Residual` in its place: the body, then the shortcut."""
+    """All layers, those of several ways in their place: of a sum the body, then the shortcut."""
     found: list[Layer] = []
     for layer in layers:
-        inner = layer.module
-        found += (*flat(inner.body), *flat(inner.shortcut)) if isinstance(inner, Residual) else (layer,)
+        match layer.module:
+            case Residual() as both:
+                found += (*flat(both.body), *flat(both.shortcut))
+            case Concatenation() as joined:
+                found += (each for way in joined.ways for each in flat(way))
+            case _:
+                found.append(layer)
     return tuple(found)
 
 
@@ -150,6 +177,12 @@ def _way_to(
     if node.op == "get_attr":
         raise UnsupportedNetworkError(f"the network uses its tensor {node.target} outside of a layer")
     sources = [source for source in node.all_input_nodes if source in ways]
+    joined = _concatenated(node)
+    if joined and all(source in ways for source in joined):
+        fork = _common([ways[source] for source in joined])
+        parts = tuple(ways[source][fork:] for source in joined)
+        whole = (Layer("", Concatenation(parts), _shape(node, series)),) if len(parts) > 1 else parts[0]
+        return (*ways[joined[0]][:fork], *whole)
     if len(sources) == 1 and len([each for each in node.args if each is sources[0]]) < 2:
         name = str(node.target) if node.op == "call_module" else ""
         way = ways[sources[0]]
@@ -159,13 +192,32 @@ def _way_to(
     if len(sources) != 2 or node.target not in _SUMS or node.kwargs:
         which = f"layer {called(node)}" if node.op == "call_module" else f"{called(node)}()"
         raise UnsupportedNetworkError(
-            f"the network is no chain of layers: branches come together in {which}, which is no sum of two"
+            f"the network is no chain of layers: branches come together in {which}, which neither sums two of "
+            "them nor puts their channels side by side"
         )
     body, shortcut = sorted((ways[source] for source in sources), key=len, reverse=True)
-    fork = next(
-        (i for i, pair in enumerate(zip(body, shortcut, strict=False)) if pair[0] is not pair[1]), len(shortcut)
-    )
+    fork = _common((body, shortcut))
     return (*body[:fork], Layer("", Residual(body[fork:], shortcut[fork:]), _shape(node, series)))
+
+
+def _common(ways: Sequence[tuple[Layer, ...]]) -> int:
+    """How many layers all ways begin with."""
+    return next(
+        (i for i, each in enumerate(zip(*ways, strict=False)) if any(layer is not each[0] for layer in each)),
+        min(map(len, ways)),
+    )
+
+
+def _concatenated(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What a node puts side by side along the channels; nothing where it does something else."""
+    if node.target not in _CONCATENATIONS or set(node.kwargs) - {"tensors", "dim", "axis"}:
+        return ()
+    parts = node.args[0] if node.args else node.kwargs.get("tensors")
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    axes = len(node.meta["shape"])
+    if axis not in (1, 1 - axes) or not isinstance(parts, list | tuple):
+        return ()
+    return tuple(part for part in parts if isinstance(part, fx.Node))
 
 
 def _followed_by(way: tuple[Layer, ...], layer: Layer) -> tuple[Layer, ...]:

@@ -37,7 +37,7 @@ from inversefed.fl.clients.views import inner_client
 from inversefed.fl.network import Network
 from inversefed.fl.threat import Observation
 from inversefed.networks.architecture import architecture
-from inversefed.networks.layer_chain import Layer, Residual, chain, flat
+from inversefed.networks.layer_chain import Concatenation, Layer, Residual, chain, flat
 from inversefed.thresholds import EXACT
 from inversefed.types import Budget, Candidate, Params, Reconstruction, Status, Targets
 
@@ -52,7 +52,7 @@ _SHALLOW = 120
 _HOLDS = 200
 """Roundings up to which equations hold."""
 
-_SOLVED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, Residual)
+_SOLVED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, Residual, Concatenation)
 """Layers whose input has to be solved for."""
 
 _ROUNDS = 900

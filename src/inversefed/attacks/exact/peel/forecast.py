@@ -23,9 +23,9 @@ from inversefed.attacks.exact.peel.preceding_conv import (
 from inversefed.attacks.exact.peel.state import Branch
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.networks.graph import Affine
-from inversefed.networks.layer_chain import Layer, Residual, flat
+from inversefed.networks.layer_chain import Concatenation, Layer, Residual, flat
 
-__all__ = ["Forecast", "cannot_peel", "ends_block", "forecast", "pools"]
+__all__ = ["Forecast", "cannot_peel", "easiest_first", "ends_block", "forecast", "pools"]
 
 _FREE = (
     nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ReLU, nn.Linear,
@@ -127,6 +127,8 @@ def _step(way: _Way) -> _Way:
         beside = first if first is not None and first.trained and isinstance(first.module, nn.Conv2d) else None
         fork = Branch(len(left) - 1, _NOTHING, beside, outer=way.fork)
         return replace(_down(replace(way, left=(*left[:-1], *module.body), known=False, fork=fork)), fork=way.fork)
+    if isinstance(module, Concatenation):
+        return _through(way, module)
     if isinstance(module, _KINKS) and (way.rounded or not way.known):
         why = _kink(way, preceding_conv(left[:-1], way.fork, way.image_shape))
         return replace(way, why=why) if why else way.below()
@@ -136,6 +138,23 @@ def _step(way: _Way) -> _Way:
         raise cannot_peel(module)
     solved = _check(left, way.image_shape, way.number, way.known)
     return way.below(rounded=way.rounded or solved, known=way.known or solved)
+
+
+def _through(way: _Way, joined: Concatenation) -> _Way:
+    """In front of ways whose channels stand side by side, by that of them which leads there."""
+    if not way.known:
+        raise cannot_peel(joined)
+    fork, ends = Branch(len(way.left) - 1, outer=way.fork), list[str]()
+    for number in easiest_first(joined):
+        try:
+            found = _down(replace(way, left=(*way.left[:-1], *joined.ways[number]), fork=fork))
+        except UnsupportedNetworkError as error:
+            ends.append(str(error))
+            continue
+        if not found.why:
+            return replace(found, fork=way.fork)
+        ends.append(found.why)
+    return replace(way, why=ends[-1])
 
 
 def _kink(way: _Way, feed: PrecedingConv | None) -> str:
@@ -149,6 +168,11 @@ def _kink(way: _Way, feed: PrecedingConv | None) -> str:
     if feed is not None and overdetermined(feed, way.number):
         return ""
     return f"what comes out of this {name} is known up to rounding, and so the side of its kink is not"
+
+
+def easiest_first(joined: Concatenation) -> list[int]:
+    """The numbers of the ways whose input is looked for: the input itself, then those with the most channels."""
+    return sorted(range(len(joined.ways)), key=lambda i: -joined.ways[i][-1].shape[0] if joined.ways[i] else -math.inf)
 
 
 def ends_block(layers: tuple[Layer, ...], rounded: bool) -> bool:

@@ -6,9 +6,15 @@ BatchNorm:   x = (z - t) / s,  delta <- s * delta               (eval mode)
 convolution: solve for a (see `conv_input`),  delta <- W^T delta
 average:     delta is spread evenly, a is not known; a ReLU in front of it: see `relu_pattern_pooled`
 sum:         delta goes both ways and comes back as the sum; a is what comes out of the longer way's peeling
+concatenation: a is known where one way is the input itself, else it comes out of one way's peeling; delta is the sum of
+             what comes back through all ways
 """
 
+import itertools
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +22,7 @@ from torch import Tensor, nn
 from inversefed.attacks.exact.peel.conv_block import Block, affine, block_below
 from inversefed.attacks.exact.peel.conv_input import solve_convolution, transposed
 from inversefed.attacks.exact.peel.feature_inversion import search_features, shallow
-from inversefed.attacks.exact.peel.forecast import cannot_peel, ends_block
+from inversefed.attacks.exact.peel.forecast import cannot_peel, easiest_first, ends_block
 from inversefed.attacks.exact.peel.max_unpool import unpool
 from inversefed.attacks.exact.peel.preceding_conv import never_negative, require_enough
 from inversefed.attacks.exact.peel.relu_pattern import equations_beside, relu_pattern
@@ -24,7 +30,8 @@ from inversefed.attacks.exact.peel.state import Branch, PeelState, Setting
 from inversefed.attacks.exact.watch import Stopped
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.networks.graph import Affine
-from inversefed.networks.layer_chain import Layer, Residual
+from inversefed.networks.layer_chain import Concatenation, Layer, Residual, run
+from inversefed.thresholds import DETERMINED
 
 __all__ = ["descend", "step"]
 
@@ -67,10 +74,8 @@ def step(setting: Setting, front: PeelState) -> PeelState | None:
     if ends_block(front.left, front.rounded):
         return _below_block(setting, front, block_below(front.left, front.depth, setting.image_shape))
     match layer.module:
-        case nn.ReLU():
-            return _below_kink(setting, front, 0.0)
-        case nn.LeakyReLU():
-            return _below_kink(setting, front, layer.module.negative_slope)
+        case nn.ReLU() | nn.LeakyReLU():
+            return _below_kink(setting, front, layer.module)
         case nn.Conv2d():
             return _below_convolution(setting, front, layer, layer.module)
         case nn.Linear():
@@ -79,6 +84,8 @@ def step(setting: Setting, front: PeelState) -> PeelState | None:
             return _below_average(setting, front, layer.module)
         case Residual():
             return _below_sum(setting, front, layer.module)
+        case Concatenation():
+            return _below_concatenation(setting, front, layer.module)
     return _below(setting, front)
 
 
@@ -119,7 +126,8 @@ def _inverse(module: nn.Module, outputs: Tensor, eps: float) -> tuple[Tensor, Te
     return torch.atanh(inside), 1 - inside.square()
 
 
-def _below_kink(setting: Setting, front: PeelState, negative: float) -> PeelState | None:
+def _below_kink(setting: Setting, front: PeelState, module: nn.ReLU | nn.LeakyReLU) -> PeelState | None:
+    negative = module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
     told = relu_pattern(setting, front, negative)
     if told is None:
         return None
@@ -195,8 +203,39 @@ def _below_sum(setting: Setting, front: PeelState, both: Residual) -> PeelState 
     return replace(inner, ended=True, also=(*inner.also, *front.shown)) if inner.known else None
 
 
-def _pulled_back(module: nn.Module, inputs: Tensor, delta: Tensor) -> Tensor:
-    """The loss gradient in front of a layer that is linear up to a constant."""
+def _below_concatenation(setting: Setting, front: PeelState, joined: Concatenation) -> PeelState | None:
+    """In front of the ways: their input is read off or peeled, and the loss gradient comes back through all of them."""
+    if not front.known:
+        raise cannot_peel(joined)
+    inputs, floor, ends = _shape(setting, front.left[:-1]), front.depth - 1, list[tuple[PeelState, int]]()
+    channels = [way[-1].shape[0] if way else inputs[0] for way in joined.ways]
+    last = list(itertools.accumulate(channels))
+    slices = [slice(end - count, end) for end, count in zip(last, channels, strict=True)]
+    for number in easiest_first(joined):
+        own = slices[number]
+        way = replace(
+            front, left=(*front.left[:-1], *joined.ways[number]), values=front.values[:, own],
+            delta=front.delta[:, own], weight=front.weight[:, own],
+            settled=None if front.settled is None else front.settled[own], fork=Branch(floor, outer=front.fork),
+        )  # fmt: skip
+        with suppress(UnsupportedNetworkError):
+            inner = descend(setting, way)
+            if inner.depth == floor and bool((inner.weight > 0).all()):
+                ends.append((replace(inner, settled=None, fork=front.fork), number))
+                if inner.unseen <= max(front.unseen, DETERMINED):
+                    break
+    if not ends:
+        return None
+    inner, peeled = min(ends, key=lambda end: end[0].unseen)
+    delta = inner.delta
+    for number, (layers, own) in enumerate(zip(joined.ways, slices, strict=True)):
+        if number != peeled:
+            delta = delta + _pulled_back(partial(run, layers), inner.values, front.delta[:, own])
+    return replace(inner, delta=delta)
+
+
+def _pulled_back(module: Callable[[Tensor], Tensor], inputs: Tensor, delta: Tensor) -> Tensor:
+    """The loss gradient in front of layers that are run on these inputs; of linear ones on any."""
     return torch.func.vjp(module, inputs)[1](delta)[0]  # type: ignore[no-any-return]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import inversefed
+from docs import make_house
 from inversefed.attacks.pieces import priors
 from inversefed.cli import main
 from inversefed.cli.commands import COMMANDS
@@ -212,6 +213,12 @@ def test_the_network_of_the_page_is_audited_from_the_shell(
     assert report["scores"]["label_accuracy"] == [1.0]
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link may name in a page: its headings as a web page names them."""
+    headings = re.findall(r"^#{1,6} (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
@@ -219,9 +226,21 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
         r"^```\{(?:image|include|literalinclude)\} (\S+)", text, re.MULTILINE
     )
     for link in links:
-        path = link.split("#")[0]
-        if path and not re.match(r"[a-z]+:", path):
-            assert (page.parent / path).exists(), link
+        path, _, place = link.partition("#")
+        if not re.match(r"[a-z]+:", link):
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not place or target.suffix != ".md" or place in anchors(target), link
+
+
+def test_the_map_of_the_house_is_that_of_the_plan() -> None:
+    shown = (ROOT / "docs" / "figures" / "house.svg").read_text(encoding="utf-8")
+    assert shown == make_house.draw(), "python -m docs.make_house docs/figures/house.svg"
+
+
+def test_decisions_are_numbered_as_their_files_are() -> None:
+    for page in (ROOT / "docs" / "internals" / "decisions").glob("0*.md"):
+        assert page.read_text(encoding="utf-8").startswith(f"# {int(page.name[:4])}. "), page.name
 
 
 def test_every_dependency_has_its_reason() -> None:

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test test-mlflow test-transformers test-flower test-nvflare proofs check bench fuzz chaos paper docs docs-html docs-doctest clean
+.PHONY: install audit test test-mlflow test-transformers test-flower test-nvflare proofs check bench fuzz chaos paper docs docs-html docs-doctest release clean
 
 install: $(VENV)/installed
 
@@ -91,5 +91,17 @@ docs-html: install
 docs-doctest: install
 	$(BIN)/sphinx-build --fail-on-warning --builder doctest --doctree-dir docs/_build/doctrees-doctest docs docs/_build/doctest
 
+# The archives in dist, tried from a new environment, then what is installed here against the database of known weaknesses.
+# It fails where that database does not know a package, as behind a mirror that has none, rather than to call it sound.
+$(VENV)/release/installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --target $(VENV)/release "pip-audit>=2.7"
+	touch $@
+
+release: $(VENV)/release/installed
+	rm -rf dist && $(BIN)/python -m hatchling build --directory dist
+	$(BIN)/python -m pytest tests/test_distribution.py -m "slow or not slow"
+	$(BIN)/pip freeze --exclude-editable > $(VENV)/release/freeze.txt
+	PYTHONPATH=$(VENV)/release $(BIN)/python -m pip_audit --strict --disable-pip --no-deps --requirement $(VENV)/release/freeze.txt
+
 clean:
-	rm -rf $(VENV) docs/_build
+	rm -rf $(VENV) docs/_build dist

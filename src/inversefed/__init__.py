@@ -8,7 +8,7 @@ of the 2020 code (see the documentation, `legacy`).
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 _HOMES = {
     # the line of the program

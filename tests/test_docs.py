@@ -251,11 +251,6 @@ def test_every_dependency_has_its_reason() -> None:
         assert f"| `{name}` |" in reasons, name
 
 
-def test_the_figures_of_the_readme_are_a_picture_and_small() -> None:
-    picture = ROOT / "docs" / "figures" / "audit.png"
-    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 60_000
-
-
 @pytest.mark.parametrize(
     "page",
     [page for room in ("start", "guides", "concepts") for page in sorted((ROOT / "docs" / room).glob("*.md"))],

@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install audit test test-mlflow test-transformers test-flower test-nvflare proofs check bench fuzz chaos paper docs docs-html docs-doctest release clean
+.PHONY: install audit test test-mlflow test-transformers test-flower test-nvflare proofs check bench fuzz chaos paper notebooks docs docs-html docs-doctest release clean
 
 install: $(VENV)/installed
 
@@ -17,7 +17,7 @@ audit: install
 
 # Two processes on two cores: a second thread of one, or of what it starts, only takes the other's core. What is compiled
 # is kept, rewritten assertions and checked functions too, which otherwise every process compiles again.
-test proofs docs-html docs-doctest test-mlflow test-transformers test-flower test-nvflare: export OMP_NUM_THREADS = 1
+test proofs notebooks docs-html docs-doctest test-mlflow test-transformers test-flower test-nvflare: export OMP_NUM_THREADS = 1
 test proofs: export PYTHONDONTWRITEBYTECODE =
 
 test: install
@@ -81,6 +81,10 @@ chaos: install
 DATA ?= ~/data
 paper: install
 	$(BIN)/python -m benchmarks.paper --data-path $(DATA)
+
+# Every cell again, with its full budget; their outputs and seconds are what the pages show.
+notebooks: install
+	$(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False notebooks/*.ipynb
 
 # Afresh: a build that goes on from an earlier one loses the index entries of unchanged pages from the search.
 docs: docs-html docs-doctest

@@ -16,13 +16,14 @@ author = "The inversefed developers"
 copyright = "2026, The inversefed developers"
 version = release = installed("inversefed")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"inversefed {version}"
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are shown as they were committed
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

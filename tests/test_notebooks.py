@@ -17,7 +17,11 @@ LARGEST = 400_000
 """Bytes of a committed notebook."""
 
 SHORT = {
+    "cifar100-hundred": {"iterations": 2},
+    "local-steps": {"iterations": 2, "default_iterations": 2},
     "recover-a-picture": {"iterations": 3, "default_iterations": 3},
+    "resnets-at-224": {"iterations_18": 1, "iterations_152": 1, "side": 32},
+    "several-pictures": {"iterations": 3, "default_iterations": 3},
 }
 """What replaces the budget of each notebook's first code cell, its `parameters`."""
 

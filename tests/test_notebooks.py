@@ -25,7 +25,7 @@ SHORT = {
 }
 """What replaces the budget of each notebook's first code cell, its `parameters`."""
 
-SLOW: frozenset[str] = frozenset()
+SLOW = frozenset({"cifar100-hundred", "local-steps", "resnets-at-224"})
 """Those whose short run takes long too."""
 
 TABLES: frozenset[str] = frozenset()

@@ -124,6 +124,6 @@ def test_a_notebook_is_a_page_of_the_documentation(path: Path) -> None:
     rooms = ROOT / "docs" / "notebooks"
     assert (rooms / path.name).resolve() == path.resolve()
     index = (rooms / "index.md").read_text(encoding="utf-8")
-    assert f"\n{path.stem}\n" in index and f"({path.name})" in index
+    assert f"\n{path.stem}\n" in index and f"<{path.stem}>`" in index
     head, _, rest = read(path).cells[0].source.partition("\n")
     assert head.startswith("# ") and "full run" in rest and "core" in rest

@@ -22,6 +22,7 @@ SHORT = {
     "recover-a-picture": {"iterations": 3, "default_iterations": 3},
     "resnets-at-224": {"iterations_18": 1, "iterations_152": 1, "side": 32},
     "several-pictures": {"iterations": 3, "default_iterations": 3},
+    "my-update-from-flower": {"iterations": 2, "side": 16},
     "defense-and-adaptive-attack": {"iterations": 2, "side": 8},
     "text": {"words_at_most": 9, "noises": (1e-3,)},
     "table": {"wines": 4, "people": 4},

@@ -29,7 +29,9 @@ SHORT = {
 }
 """What replaces the budget of each notebook's first code cell, its `parameters`."""
 
-SLOW = frozenset({"cifar100-hundred", "local-steps", "resnets-at-224"})
+SLOW = frozenset(
+    {"cifar100-hundred", "defense-and-adaptive-attack", "local-steps", "my-update-from-flower", "resnets-at-224"}
+)
 """Those whose short run takes long too."""
 
 TABLES: frozenset[str] = frozenset()

@@ -24,13 +24,21 @@ SHORT = {
     "several-pictures": {"iterations": 3, "default_iterations": 3},
     "my-update-from-flower": {"iterations": 2, "side": 16},
     "defense-and-adaptive-attack": {"iterations": 2, "side": 8},
+    "limit-and-rehearsal": {"iterations": 2, "stand_ins": 1},
     "text": {"words_at_most": 9, "noises": (1e-3,)},
     "table": {"wines": 4, "people": 4},
 }
 """What replaces the budget of each notebook's first code cell, its `parameters`."""
 
 SLOW = frozenset(
-    {"cifar100-hundred", "defense-and-adaptive-attack", "local-steps", "my-update-from-flower", "resnets-at-224"}
+    {
+        "cifar100-hundred",
+        "defense-and-adaptive-attack",
+        "limit-and-rehearsal",
+        "local-steps",
+        "my-update-from-flower",
+        "resnets-at-224",
+    }
 )
 """Those whose short run takes long too."""
 

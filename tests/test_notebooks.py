@@ -48,9 +48,6 @@ TABLES: frozenset[str] = frozenset()
 HOMES = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")
 """Where Jupyter and Matplotlib look for the user's settings: in the tests, in an empty folder."""
 
-AFRESH = "%reset -f\nimport matplotlib.pyplot as plt\nplt.close('all')\nplt.rcdefaults()"
-"""Between two notebooks in one kernel; the package itself keeps no state (`tests/test_no_module_state.py`)."""
-
 
 def read(path: Path) -> NotebookNode:
     """A notebook, valid by its published schema."""
@@ -78,9 +75,9 @@ def is_complaint(output: NotebookNode) -> bool:
     return output.output_type == "error" or output.get("name") == "stderr"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def kernel() -> Iterator[AsyncKernelManager]:
-    """One process for the notebooks of a test process: importing takes longer than most short runs."""
+    """A process of its own for a notebook, which finds nothing of the user's."""
     with tempfile.TemporaryDirectory(prefix="nb") as folder, pytest.MonkeyPatch.context() as patch:
         for name in HOMES:
             patch.setenv(name, folder)
@@ -106,11 +103,10 @@ def test_a_notebook_runs_to_its_end(path: Path, kernel: AsyncKernelManager, tmp_
     first = code(notebook)[0]
     assert first.metadata.get("tags") == ["parameters"] and budget.keys() <= assigned(first.source)
     first.source += "".join(f"\n{name} = {value!r}" for name, value in budget.items())
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(AFRESH))
     for cell in code(notebook):
         cell.outputs, cell.execution_count = [], None
 
-    client = NotebookClient(notebook, km=kernel, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(notebook, km=kernel, timeout=250, resources={"metadata": {"path": str(tmp_path)}})
     try:
         client.execute()
     finally:

@@ -6,8 +6,7 @@ BatchNorm:   x = (z - t) / s,  delta <- s * delta               (eval mode)
 convolution: solve for a (see `conv_input`),  delta <- W^T delta
 average:     delta is spread evenly, a is not known; a ReLU in front of it: see `relu_pattern_pooled`
 sum:         delta goes both ways and comes back as the sum; a is what comes out of the longer way's peeling
-concatenation: a is known where one way is the input itself, else it comes out of one way's peeling; delta is the sum of
-             what comes back through all ways
+channels:    a is one way's outputs, or comes out of one way's peeling; delta comes back through all ways, as their sum
 """
 
 import itertools

@@ -170,6 +170,7 @@ class _One:
                 break
         if least < TOLERANCES.near**2:
             best = solve_features(self.fine(sizes), values, best, self.eps, self.watch, shown, self.single(sizes))
+            least = _off(self.fine(sizes), best, values)
         return best[0], least
 
     def _inverted(

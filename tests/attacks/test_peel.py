@@ -89,7 +89,7 @@ def test_what_does_not_reproduce_the_update_is_not_called_exact(photos: torch.Te
     [
         ("ResNet50", "a convolution with kernel 3 or more"),
         ("iRevNet", "branches|layer by layer|not read as a layer"),
-        ("DenseNet40", "branches|no layer of its own|layer by layer"),
+        ("DenseNet40", "only known as a mean over places, and no convolution in front"),
     ],
 )
 def test_networks_that_cannot_be_peeled_are_refused_with_the_reason(

@@ -24,7 +24,7 @@ from inversefed.fl.train_mode import batchnorm_in_train_mode
 from inversefed.networks.graph import called, kind_of, trace, unread
 from inversefed.types import Params
 
-__all__ = ["Concatenation", "Layer", "Residual", "chain", "flat", "run"]
+__all__ = ["Concatenation", "Layer", "Residual", "Ways", "chain", "flat", "run"]
 
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
@@ -70,7 +70,20 @@ class Layer:
             )
 
 
-class Residual(nn.Module):
+class Ways(nn.Module):
+    """Ways from one layer that come together again.
+
+    Args:
+        ways: of layers each; one that is empty is the input itself.
+    """
+
+    def __init__(self, *ways: tuple[Layer, ...]) -> None:
+        super().__init__()
+        self.ways = ways
+        self.parts = nn.ModuleList(layer.module for way in ways for layer in way)  # for `to`
+
+
+class Residual(Ways):
     """Two ways from one layer, whose ends are summed.
 
     Args:
@@ -79,26 +92,16 @@ class Residual(nn.Module):
     """
 
     def __init__(self, body: tuple[Layer, ...], shortcut: tuple[Layer, ...]) -> None:
-        super().__init__()
+        super().__init__(body, shortcut)
         self.body, self.shortcut = body, shortcut
-        self.parts = nn.ModuleList(layer.module for layer in (*body, *shortcut))  # for `to`
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The sum."""
         return run(self.body, inputs) + run(self.shortcut, inputs)
 
 
-class Concatenation(nn.Module):
-    """Ways from one layer, whose channels are put one after another.
-
-    Args:
-        ways: in the order of their channels; one that is empty is the input itself.
-    """
-
-    def __init__(self, ways: tuple[tuple[Layer, ...], ...]) -> None:
-        super().__init__()
-        self.ways = ways
-        self.parts = nn.ModuleList(layer.module for way in ways for layer in way)  # for `to`
+class Concatenation(Ways):
+    """Ways from one layer, in the order in which their channels stand one after another."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """All channels."""
@@ -140,13 +143,8 @@ def flat(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """All layers, those of several ways in their place: of a sum the body, then the shortcut."""
     found: list[Layer] = []
     for layer in layers:
-        match layer.module:
-            case Residual() as both:
-                found += (*flat(both.body), *flat(both.shortcut))
-            case Concatenation() as joined:
-                found += (each for way in joined.ways for each in flat(way))
-            case _:
-                found.append(layer)
+        inner = layer.module
+        found += [each for way in inner.ways for each in flat(way)] if isinstance(inner, Ways) else [layer]
     return tuple(found)
 
 
@@ -181,7 +179,7 @@ def _way_to(
     if joined and all(source in ways for source in joined):
         fork = _common([ways[source] for source in joined])
         parts = tuple(ways[source][fork:] for source in joined)
-        whole = (Layer("", Concatenation(parts), _shape(node, series)),) if len(parts) > 1 else parts[0]
+        whole = (Layer("", Concatenation(*parts), _shape(node, series)),) if len(parts) > 1 else parts[0]
         return (*ways[joined[0]][:fork], *whole)
     if len(sources) == 1 and len([each for each in node.args if each is sources[0]]) < 2:
         name = str(node.target) if node.op == "call_module" else ""

@@ -132,7 +132,12 @@ def measure(case: Case, seconds: float) -> Panel:
     if case.inputs is None:
         return Panel(case.title, tiles(batch.images), tiles(found), decibels(report, limits(case, module, batch)))
     private, recovered = (case.inputs.cells(each[0]) for each in (batch.images, found))
-    return Panel(case.title, written(private, private), written(recovered, private), shares(report))
+    if isinstance(case.inputs, Tokens):
+        score, noun, write = "tokens_in_place", "letters", sentence
+    else:
+        score, noun, write = "cells_right", "cells", row
+    said = f"{100 * float(report.scores[score].min()):.0f} % of the {noun} are right"
+    return Panel(case.title, write(private, private), write(recovered, private), (said,))
 
 
 def limits(case: Case, module: nn.Module, batch: Batch) -> tuple[float | None, ...]:
@@ -158,12 +163,6 @@ def decibels(report: Report, bounds: Sequence[float | None]) -> tuple[str, ...]:
     )
 
 
-def shares(report: Report) -> tuple[str, ...]:
-    """Of a sentence or a row: the share of tokens or cells that is right."""
-    name, noun = ("tokens_in_place", "letters") if "tokens_in_place" in report.scores else ("cells_right", "cells")
-    return (f"{100 * float(report.scores[name].min()):.0f} % of the {noun} are right",)
-
-
 def tiles(images: Tensor) -> Image.Image:
     """One picture, or four in a square, enlarged by nearest neighbor."""
     across = math.ceil(math.sqrt(len(images)))
@@ -175,18 +174,23 @@ def tiles(images: Tensor) -> Image.Image:
     return square
 
 
-def written(cells: Sequence[tuple[str, str]], truth: Sequence[tuple[str, str]]) -> Image.Image:
-    """A sentence in lines or the cells of a row, wrong ones in red."""
+def sentence(cells: Sequence[tuple[str, str]], truth: Sequence[tuple[str, str]]) -> Image.Image:
+    """A sentence in lines, in red where it is wrong."""
+    text, right = ("".join(letter for _, letter in each) for each in (cells, truth))
+    return written([(line, text == right) for line in textwrap.wrap(text, 16)])
+
+
+def row(cells: Sequence[tuple[str, str]], truth: Sequence[tuple[str, str]]) -> Image.Image:
+    """The cells of a row, wrong ones in red."""
+    return written([(": ".join(cell), cell in truth) for cell in cells])
+
+
+def written(lines: Sequence[tuple[str, bool]]) -> Image.Image:
+    """Lines, those that are not right in red."""
     square = Image.new("RGB", (TILE, TILE), "#f2f2f2")
     pen, font = ImageDraw.Draw(square), ImageFont.load_default(size=14)
-    if all(name.isdigit() for name, _ in truth):
-        right = "".join(text for _, text in truth)
-        text = "".join(text for _, text in cells)
-        rows = [(line, "black" if text == right else "#b00000") for line in textwrap.wrap(text, 16)]
-    else:
-        rows = [(": ".join(cell), "black" if cell in truth else "#b00000") for cell in cells]
-    for number, (line, color) in enumerate(rows):
-        pen.text((6, 8 + 19 * number), line, fill=color, font=font)
+    for number, (line, right) in enumerate(lines):
+        pen.text((6, 8 + 19 * number), line, fill="black" if right else "#b00000", font=font)
     return square
 
 

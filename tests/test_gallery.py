@@ -18,8 +18,8 @@ from docs.make_gallery import (
     Panel,
     draw,
     measure,
+    sentence,
     tiles,
-    written,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def test_four_pictures_are_one_square_in_their_order() -> None:
 def test_what_is_wrong_is_red() -> None:
     letters = [(str(place), letter) for place, letter in enumerate(SENTENCE, 1)]
     reds = [
-        any(red > 100 > blue for _, (red, _, blue) in written(found, letters).getcolors(TILE * TILE))
+        any(red > 100 > blue for _, (red, _, blue) in sentence(found, letters).getcolors(TILE * TILE))
         for found in (letters, letters[:-1])
     ]
     assert reds == [False, True]

@@ -42,9 +42,6 @@ SLOW = frozenset(
 )
 """Those whose short run takes long too."""
 
-TABLES: frozenset[str] = frozenset()
-"""Those that show a table, or text, instead of a picture."""
-
 HOMES = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR")
 """Where Jupyter and Matplotlib look for the user's settings: in the tests, in an empty folder."""
 
@@ -93,7 +90,7 @@ def marked(path: Path) -> object:
 
 def test_each_notebook_has_a_short_budget() -> None:
     assert NOTEBOOKS and {path.stem for path in NOTEBOOKS} == SHORT.keys()
-    assert SHORT.keys() >= SLOW | TABLES
+    assert SHORT.keys() >= SLOW
 
 
 @pytest.mark.parametrize("path", [marked(path) for path in NOTEBOOKS])
@@ -124,8 +121,7 @@ def test_what_is_committed_comes_from_one_full_run(path: Path) -> None:
     assert counts == list(range(1, len(counts) + 1))
     shown = outputs(notebook)
     assert not [output for output in shown if is_complaint(output)]
-    pictures = [output for output in shown if "image/png" in output.get("data", {})]
-    assert pictures or (path.stem in TABLES and shown)
+    assert [output for output in shown if "image/png" in output.get("data", {})]
     assert "seconds" in shown[-1].text or " s on " in shown[-1].text
 
 

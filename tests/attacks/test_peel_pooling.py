@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import inversefed
 from inversefed import recipes
 from inversefed.attacks.exact.peel.conv_block import Block, block_below
-from inversefed.attacks.exact.peel.image_behind_max_pool import image_from_pooled
+from inversefed.attacks.exact.peel.image_behind_max_pool import FirstBlock, image_from_pooled
 from inversefed.attacks.exact.watch import Watch
 from inversefed.errors import UnsupportedNetworkError
 from inversefed.fl.network import freeze
@@ -103,13 +103,36 @@ def test_what_pooling_hides_too_well_is_searched_and_not_called_exact(photos: to
     assert float(report.scores["peak_signal_noise_ratio"]) > gray
 
 
-def test_padded_pooling_and_pooling_behind_a_sigmoid_are_refused(photos: torch.Tensor) -> None:
-    padded = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2, padding=1), nn.Flatten(), nn.Linear(2048, 10)]
-    with pytest.raises(UnsupportedNetworkError, match="without padding"):
-        audited(nn.Sequential(*padded), photos[:1])
+@pytest.mark.parametrize("layers", [[1, 1, 1, 1], pytest.param([2, 2, 2, 2], marks=pytest.mark.slow)])
+def test_a_picture_behind_a_stem_with_windows_that_overlap_is_exact(photos: torch.Tensor, layers: list[int]) -> None:
+    """torchvision's ResNet18, and the half of it: the sums are peeled though max pooling stands in front of them."""
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    torch.manual_seed(0)
+    report = audited(resnet.ResNet(resnet.BasicBlock, layers, num_classes=10), photos[:1])
+    assert report.verdict is None and float(report.scores["peak_signal_noise_ratio"]) > 120
+    assert "exact" in {finding.code for finding in report.findings}
+
+
+def test_no_pixel_wins_a_window_that_another_window_is_too_small_for() -> None:
+    layers, block = block_of(nn.MaxPool2d(3, 2, 1))
+    image = torch.rand(2, 13, 11, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values = run(layers, image[None])[0].flatten(1)
+    shown = FirstBlock(block, values, torch.zeros_like(values), torch.zeros_like(block.weight))
+    true, alive = block.windows(image).argmax(-1), values > 0
+    assert not bool(shown.barred.gather(-1, true[..., None])[..., 0][alive].any())
+    assert float(shown.barred[alive].double().mean()) > 0.3  # most of what several windows see
+
+
+def test_pooling_behind_a_sigmoid_is_refused(photos: torch.Tensor) -> None:
     smooth = [nn.Conv2d(3, 8, 3, padding=1), nn.Sigmoid(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2048, 10)]
     with pytest.raises(UnsupportedNetworkError, match="got Sigmoid -> MaxPool2d"):
         audited(nn.Sequential(*smooth), photos[:1])
+
+
+POOLS = [
+    nn.MaxPool2d(2), nn.MaxPool2d((3, 2), 2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 2, ceil_mode=True),
+    nn.MaxPool2d(2, 3, dilation=(1, 2)),
+]  # fmt: skip
 
 
 def block_of(pool: nn.Module, *, stride: int = 1) -> tuple[tuple[Layer, ...], Block]:
@@ -120,9 +143,7 @@ def block_of(pool: nn.Module, *, stride: int = 1) -> tuple[tuple[Layer, ...], Bl
     return layers[:4], block_below(layers, 4, (2, 13, 11))
 
 
-@pytest.mark.parametrize(
-    ("pool", "stride"), list(itertools.product([nn.MaxPool2d(2), nn.MaxPool2d((3, 2), 2)], [1, 2]))
-)
+@pytest.mark.parametrize(("pool", "stride"), list(itertools.product(POOLS, [1, 2])))
 def test_a_block_is_what_its_layers_are(pool: nn.Module, stride: int) -> None:
     layers, block = block_of(pool, stride=stride)
     inputs = torch.rand(2, 13, 11, dtype=torch.float64)

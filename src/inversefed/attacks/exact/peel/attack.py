@@ -22,7 +22,7 @@ from inversefed.attacks.exact.peel.conv_block import block_below
 from inversefed.attacks.exact.peel.feature_inversion import search_features, shallow
 from inversefed.attacks.exact.peel.feature_targets import invert_each
 from inversefed.attacks.exact.peel.forecast import forecast, pools
-from inversefed.attacks.exact.peel.image_behind_max_pool import image_from_pooled
+from inversefed.attacks.exact.peel.image_behind_max_pool import image_from_both, image_from_pooled
 from inversefed.attacks.exact.peel.layers import descend, step
 from inversefed.attacks.exact.peel.state import PeelState, Setting
 from inversefed.attacks.exact.verify import matched, verified
@@ -48,6 +48,9 @@ _SEARCH = 600
 
 _SHALLOW = 120
 """The same behind one block, where it is a start."""
+
+_ZERO = 1e-5
+"""What comes out of a ReLU and is smaller, relative to the root mean square, is a zero that is known to rounding."""
 
 _HOLDS = 200
 """Roundings up to which equations hold."""
@@ -266,16 +269,27 @@ def _images(setting: Setting, front: PeelState, evaluations: int, starts: int) -
 
 def _image_behind_pooling(setting: Setting, front: PeelState) -> Tensor:
     layers, shape, watch, values = front.left, setting.image_shape, setting.watch, front.values[0]
+    values = torch.where(values > _ZERO * values.square().mean().sqrt(), values, 0.0)
     first = all(not isinstance(layer.module, nn.Conv2d) for layer in layers[1:])
     function, rounds = shallow(layers, torch.float32), _SHALLOW if first else _SEARCH
     near = watch.keep(search_features(function, values[None], shape, rounds, watch)[0])
-    if not first or int((values > 0).sum()) < near.numel() or watch.stopped:
+    if not first or watch.stopped or front.settled is not None:
         return near
     try:
         block = block_below(layers, front.depth, shape)
     except UnsupportedNetworkError:
         return near
-    return image_from_pooled(block, values, near, setting.bounds, watch).image
+    gradient, apart = (
+        block.weight_gradient(setting.gradient),
+        len(set(block.places.flatten().tolist())) == block.places.numel(),
+    )
+    if apart and int((values > 0).sum()) >= near.numel():
+        found = image_from_pooled(block, values, near, setting.bounds, watch)
+    elif front.known and gradient.numel() >= near.numel():
+        found = image_from_both(block, values, front.delta[0], gradient, near, setting.bounds, watch)
+    else:
+        return near
+    return min(near, found.image, key=lambda image: float((function(image[None].float()) - values).norm()))
 
 
 def _require_features(front: PeelState, pixels: int) -> None:

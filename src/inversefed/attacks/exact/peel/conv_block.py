@@ -118,8 +118,9 @@ def block_below(layers: tuple[Layer, ...], depth: int, image_shape: tuple[int, i
     weight, bias, scale = _folded(conv, next((part for part in between if isinstance(part, nn.BatchNorm2d)), None))
     shape, grid = layers[start - 1].shape if start else image_shape, layers[start].shape
     require_plain(conv, grid)
-    pool = next((part for part in between if isinstance(part, nn.MaxPool2d)), None)
-    places = _places(pool, (grid[1], grid[2]))
+    pooled = next((each for each in layers[start:depth] if isinstance(each.module, nn.MaxPool2d)), None)
+    pool = pooled.module if pooled is not None and isinstance(pooled.module, nn.MaxPool2d) else None
+    places = _places(pool, (grid[1], grid[2]), layers[depth - 1].shape)
     stride, padding = (conv.stride[0], conv.stride[1]), padding_of(conv)
     return Block(
         layers[start].name, start, weight, bias, scale, stride, padding,
@@ -153,12 +154,24 @@ def affine(module: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale[:, None, None], shift[:, None, None]
 
 
-def _places(pool: nn.MaxPool2d | None, grid: tuple[int, int]) -> Tensor:
-    """What each window sees, by sending the pixels' own numbers through the pooling's geometry."""
+def _places(pool: nn.MaxPool2d | None, grid: tuple[int, int], pooled: tuple[int, ...]) -> Tensor:
+    """What each window sees, by sending the pixels' own numbers through the pooling's geometry.
+
+    A window over the border sees one of its pixels several times instead, which changes no maximum.
+    """
     numbers = torch.arange(grid[0] * grid[1], dtype=torch.float64).reshape(1, 1, *grid)
     if pool is None:
         return numbers.long().reshape(-1, 1)
-    sizes = [(part, part) if isinstance(part, int) else tuple(part) for part in (pool.kernel_size, pool.stride)]
-    if pool.padding not in (0, (0, 0)) or pool.dilation not in (1, (1, 1)) or pool.ceil_mode:
-        raise UnsupportedNetworkError(f"max pooling is peeled without padding, dilation and ceil_mode; got {pool}")
-    return F.unfold(numbers, sizes[0], stride=sizes[1])[0].T.long()
+    size, stride, padding, dilation = (
+        (part, part) if isinstance(part, int) else tuple(part)
+        for part in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    )
+    spare = [
+        (count - 1) * step + wide * (taps - 1) + 1 - pixels - before
+        for count, step, wide, taps, pixels, before in zip(
+            pooled[-2:], stride, dilation, size, grid, padding, strict=True
+        )
+    ]
+    framed = F.pad(numbers, (padding[1], spare[1], padding[0], spare[0]), value=-1.0)
+    seen = F.unfold(framed, size, dilation=dilation, stride=stride)[0].T.long()
+    return torch.where(seen < 0, seen.amax(dim=1, keepdim=True), seen)

@@ -117,11 +117,8 @@ def _down(way: _Way) -> _Way:
 
 def _step(way: _Way) -> _Way:
     module, left = way.left[-1].module, way.left
-    if ends_block(left, way.rounded):
-        if way.number > 1 or not way.known:
-            raise cannot_peel(module)
-        start, why = _block(left, way.image_shape)
-        return replace(way, why=why) if why else replace(way, left=left[:start], rounded=True, alternates=True)
+    if ends_block(left):
+        return _above_block(way)
     if isinstance(module, Residual):
         first = module.shortcut[0] if module.shortcut else None
         beside = first if first is not None and first.trained and isinstance(first.module, nn.Conv2d) else None
@@ -131,6 +128,8 @@ def _step(way: _Way) -> _Way:
         return _through(way, module)
     if isinstance(module, _KINKS) and (way.rounded or not way.known):
         why = _kink(way, preceding_conv(left[:-1], way.fork, way.image_shape))
+        if why and pools(left) and isinstance(module, nn.ReLU):
+            return _above_block(way)
         return replace(way, why=why) if why else way.below()
     if isinstance(module, _AVERAGES):
         return way.below(known=way.known and left[-1].shape == (left[-2].shape if len(left) > 1 else way.image_shape))
@@ -138,6 +137,14 @@ def _step(way: _Way) -> _Way:
         raise cannot_peel(module)
     solved = _check(left, way.image_shape, way.number, way.known)
     return way.below(rounded=way.rounded or solved, known=way.known or solved)
+
+
+def _above_block(way: _Way) -> _Way:
+    """In front of a convolution that max pooling comes behind, or a ReLU whose sides only its alternation finds."""
+    if way.number > 1 or not way.known:
+        raise cannot_peel(way.left[-1].module)
+    start, why = _block(way.left, way.image_shape)
+    return replace(way, why=why) if why else replace(way, left=way.left[:start], rounded=True, alternates=True)
 
 
 def _through(way: _Way, joined: Concatenation) -> _Way:
@@ -175,12 +182,10 @@ def easiest_first(joined: Concatenation) -> list[int]:
     return sorted(range(len(joined.ways)), key=lambda i: -joined.ways[i][-1].shape[0] if joined.ways[i] else -math.inf)
 
 
-def ends_block(layers: tuple[Layer, ...], rounded: bool) -> bool:
-    """Whether max pooling stands here, before or behind a ReLU, or further down where ReLU's side is not exact."""
+def ends_block(layers: tuple[Layer, ...]) -> bool:
+    """Whether max pooling stands here, before or behind a ReLU."""
     last = [type(layer.module) for layer in layers[-2:]]
-    if last[-1] is nn.MaxPool2d or last == [nn.MaxPool2d, nn.ReLU]:
-        return True
-    return rounded and last[-1] is nn.ReLU and pools(layers)
+    return last[-1] is nn.MaxPool2d or last == [nn.MaxPool2d, nn.ReLU]
 
 
 def pools(layers: tuple[Layer, ...]) -> bool:

@@ -18,10 +18,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from inversefed.attacks.exact.peel.conv_block import Block, affine, block_below
+from inversefed.attacks.exact.peel.conv_block import affine, block_below
 from inversefed.attacks.exact.peel.conv_input import solve_convolution, transposed
 from inversefed.attacks.exact.peel.feature_inversion import search_features, shallow
-from inversefed.attacks.exact.peel.forecast import cannot_peel, easiest_first, ends_block
+from inversefed.attacks.exact.peel.forecast import cannot_peel, easiest_first, ends_block, pools
 from inversefed.attacks.exact.peel.max_unpool import unpool
 from inversefed.attacks.exact.peel.preceding_conv import never_negative, require_enough
 from inversefed.attacks.exact.peel.relu_pattern import equations_beside, relu_pattern
@@ -70,11 +70,13 @@ def descend(setting: Setting, front: PeelState) -> PeelState:
 def step(setting: Setting, front: PeelState) -> PeelState | None:
     """One layer or block down; nothing where the numbers do not tell the side of a kink, or the equations are few."""
     layer = front.left[-1]
-    if ends_block(front.left, front.rounded):
-        return _below_block(setting, front, block_below(front.left, front.depth, setting.image_shape))
+    if ends_block(front.left):
+        return _below_block(setting, front)
     match layer.module:
         case nn.ReLU() | nn.LeakyReLU():
-            return _below_kink(setting, front, layer.module)
+            below = _below_kink(setting, front, layer.module)
+            found = below is not None and below.checked
+            return below if found or not (front.rounded and pools(front.left)) else _below_block(setting, front)
         case nn.Conv2d():
             return _below_convolution(setting, front, layer, layer.module)
         case nn.Linear():
@@ -238,10 +240,13 @@ def _pulled_back(module: Callable[[Tensor], Tensor], inputs: Tensor, delta: Tens
     return torch.func.vjp(module, inputs)[1](delta)[0]  # type: ignore[no-any-return]
 
 
-def _below_block(setting: Setting, front: PeelState, block: Block) -> PeelState | None:
-    """In front of a convolution with max pooling behind it, of one example."""
+def _below_block(setting: Setting, front: PeelState) -> PeelState | None:
+    """In front of a convolution with max pooling behind it, or a ReLU alone, of one example."""
+    block = block_below(front.left, front.depth, setting.image_shape)
     outputs, _, height, width = block.weight.shape
-    if block.start == 0 or outputs * height * width < block.shape[1] * block.shape[2] or not front.known:
+    if not front.known or front.settled is not None:
+        return None
+    if block.start == 0 or outputs * height * width < block.shape[1] * block.shape[2]:
         return None
     watch, image, values = setting.watch, front.image, front.values[0]
     if image is None:
@@ -255,5 +260,5 @@ def _below_block(setting: Setting, front: PeelState, block: Block) -> PeelState 
         return None
     return PeelState(
         front.left[: block.start], found.values[None], found.delta[None], torch.ones_like(found.values)[None],
-        exact=False, rounded=True, image=found.image, unseen=1.0, fork=front.fork,
+        exact=False, rounded=True, image=found.image, unseen=1.0, tolerance=front.tolerance, fork=front.fork,
     )  # fmt: skip

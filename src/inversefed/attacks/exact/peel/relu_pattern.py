@@ -178,9 +178,19 @@ def _checked(
         if best is check:
             break
         check = best
-    noise = TOLERANCES.noise * float(check.off.median())
-    certain = not front.known and not bool((guess.doubt > TOLERANCES.sure).any())
-    return ActivationPattern(check.on, noise) if certain and noise < TOLERANCES.worst and check.holds(noise) else None
+    return _all_but_noise(check, guess.doubt, front.known)
+
+
+def _all_but_noise(check: "_Check", doubt: Tensor, known: bool) -> ActivationPattern | None:
+    """The sides where none is in doubt, so that what the equations leave is noise of the loss gradient, if it is small.
+
+    Where values are known, any channel may be noisy: a loss gradient may be small by cancellation. Where the sides are
+    those of an average, most must not be.
+    """
+    if bool((doubt > (TOLERANCES.doubt if known else TOLERANCES.sure)).any()):
+        return None
+    noise = float(check.off.max()) if known else TOLERANCES.noise * float(check.off.median())
+    return ActivationPattern(check.on, noise) if noise < TOLERANCES.worst and check.holds(noise) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,6 +310,8 @@ def _turned(conv: nn.Conv2d, check: _Check, change: Tensor, doubt: Tensor) -> It
     """
     asked = doubt.flatten().topk(min(TOLERANCES.most, doubt.numel()))
     units = asked.indices[asked.values > TOLERANCES.doubt]
+    if not len(units):
+        return
     parts, own = _left_by(units, conv, check.inputs, change)
     wanted = (parts * check.rest[own]).flatten(1).sum(dim=1)
     taps = own.shape[1]

@@ -3,11 +3,13 @@
 import jaxtyping
 import pytest
 import torch
-from jaxtyping import Float, jaxtyped
+from beartype import beartype
+from jaxtyping import Float
 from torch import Tensor
 
 import tests.shape_checks
 from inversefed.evaluation.metrics import structural_similarity
+from tests.shape_checks import jaxtyped
 
 Row = Float[Tensor, "n"]
 
@@ -21,7 +23,7 @@ def test_the_package_is_checked_at_every_call() -> None:
 
 
 def defined(annotation: object) -> object:
-    @jaxtyped(typechecker=tests.shape_checks.once)
+    @jaxtyped(typechecker=beartype)
     def last(row: annotation, count: int = 1) -> Row:
         return row[-count:] if count < 3 else row
 

@@ -21,7 +21,7 @@ test proofs notebooks docs-html docs-doctest test-mlflow test-transformers test-
 test proofs: export PYTHONDONTWRITEBYTECODE =
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 100
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 400 --durations-min 1.0
 
 # MLflow stands beside the environment, not in it: its own dependencies pin what other tools here pin otherwise.
 $(VENV)/mlflow/installed: $(VENV)/installed

@@ -92,7 +92,8 @@ def take_all(url: str, folder: Path, run: Run, queue: "multiprocessing.Queue[lis
 
 @pytest.mark.parametrize("count", [160, pytest.param(1000, marks=pytest.mark.slow)])
 def test_eight_processes_take_every_job_once(ledger: Ledger, tmp_path: Path, count: int) -> None:
-    run, context = planned(ledger, count), multiprocessing.get_context("spawn")
+    run, context = planned(ledger, count), multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once, not by each of them
     queue = context.Queue()
     crew = [context.Process(target=take_all, args=(ledger.url, tmp_path, run, queue)) for _ in range(8)]
     for each in crew:

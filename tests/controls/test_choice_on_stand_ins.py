@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import inversefed
 from inversefed import Scenario, recipes, rehearsed
-from inversefed.attacks import Attack
+from inversefed.attacks import Attack, constant_color
 from inversefed.attacks import portfolio as members
 from inversefed.attacks.auto import AutoAttack
 from inversefed.attacks.portfolio import ONE_COLOR, SEARCHES, portfolio
@@ -41,9 +41,10 @@ def public(small: Tensor) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def two_stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attacks are compared on two batches: enough to see how, and half the time."""
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attacks are compared on two batches, and the color beside each of them is a rough one: enough to see how."""
     monkeypatch.setattr(rehearsed, "_MOST", 2)
+    monkeypatch.setattr(constant_color, "_EVALUATIONS", 4)
 
 
 def few() -> nn.Module:
@@ -52,7 +53,7 @@ def few() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4)).eval()
 
 
-def audited(private: Tensor, others: Tensor, max_iterations: int = 4, **changes: object) -> Report:
+def audited(private: Tensor, others: Tensor, max_iterations: int = 2, **changes: object) -> Report:
     labels = torch.arange(len(private)) % 4
     public = Batch(others, torch.arange(len(others)) % 4)
     return inversefed.audit(
@@ -130,7 +131,7 @@ def test_what_does_best_on_stand_ins_attacks_the_private_update(small: Tensor, g
 def test_an_exact_method_that_recovers_a_stand_in_needs_no_choice(small: Tensor) -> None:
     dense = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
     public = Batch(small[1:], torch.arange(len(small) - 1))
-    report = inversefed.audit(dense, small[:1], torch.tensor([1]), choose=True, others=public)
+    report = inversefed.audit(dense, small[:1], torch.tensor([1]), choose=True, others=public, nulls=1)
     assert report.choice is not None and report.choice.number == 0 and not report.choice.rungs
     assert "exact method" in str(report.choice) and report.attack == "best()" and report.verdict.leaked
 

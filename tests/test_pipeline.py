@@ -21,7 +21,7 @@ def images(n: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def test_a_smooth_network_gives_its_picture_away(tiny: nn.Module) -> None:
     report = inversefed.audit(
-        tiny, images(), torch.tensor([2]), mean=0.5, std=0.25, attack=recipes.idlg(max_iterations=60)
+        tiny, images(), torch.tensor([2]), mean=0.5, std=0.25, attack=recipes.idlg(max_iterations=60), nulls=0
     )
     assert float(report.scores["peak_signal_noise_ratio"]) > 28
     assert float(report.scores["label_accuracy"]) == 1
@@ -31,7 +31,7 @@ def test_a_smooth_network_gives_its_picture_away(tiny: nn.Module) -> None:
 
 
 def test_the_report_holds_the_same_names_as_its_json(tiny: nn.Module) -> None:
-    report = inversefed.audit(tiny, images(2), torch.tensor([2, 2]), attack=QUICK, seed=3)
+    report = inversefed.audit(tiny, images(2), torch.tensor([2, 2]), attack=QUICK, seed=3, nulls=1)
     written = report.to_dict()
     assert {"scores", "attack", "seconds", "findings", "config", "scenario", "baselines", "status"} <= set(written)
     for name, values in report.scores.items():
@@ -46,7 +46,7 @@ def test_nothing_of_the_caller_changes(tiny: nn.Module) -> None:
     x, y = images(2), torch.tensor([0, 1])
     x_before, state = x.clone(), torch.get_rng_state()
 
-    report = inversefed.audit(module, x, y, attack=QUICK, client=FedAvg(2, lr=0.1))
+    report = inversefed.audit(module, x, y, attack=QUICK, client=FedAvg(2, lr=0.1), nulls=1)
 
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(x, x_before) and not x.requires_grad
@@ -58,16 +58,17 @@ def test_nothing_of_the_caller_changes(tiny: nn.Module) -> None:
 
 
 def test_a_result_depends_on_its_seed_and_on_nothing_that_ran_before(tiny: nn.Module) -> None:
-    first = inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK, seed=5)
+    first = inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK, seed=5, nulls=0)
     torch.rand(7)
-    second = inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK, seed=5)
-    other = inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK, seed=6)
+    second = inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK, seed=5, nulls=0)
+    other = inversefed.audit(tiny, images(), torch.tensor([1]), attack=QUICK, seed=6, nulls=0)
     assert torch.equal(first.images, second.images)
     assert not torch.equal(first.images, other.images)
 
 
 def test_computation_runs_in_the_module_s_dtype(tiny: nn.Module) -> None:
-    report = inversefed.audit(tiny.double(), images(), torch.tensor([1]), attack=recipes.idlg(max_iterations=100))
+    attack = recipes.idlg(max_iterations=100)
+    report = inversefed.audit(tiny.double(), images(), torch.tensor([1]), attack=attack, nulls=0)
     assert report.images.dtype == torch.float64
     assert float(report.scores["peak_signal_noise_ratio"]) > 40
 
@@ -84,7 +85,7 @@ def test_the_attack_never_sees_labels_or_images(tiny: nn.Module) -> None:
     assert seen[0].labels is None
     tensors = [value for value in vars(seen[0]).values() if isinstance(value, torch.Tensor)]
     assert tensors == []
-    inversefed.audit(tiny, x, torch.tensor([1]), attack=spy, threat=ThreatModel(labels="known"))
+    inversefed.audit(tiny, x, torch.tensor([1]), attack=spy, threat=ThreatModel(labels="known"), nulls=0)
     assert seen[1].labels.tolist() == [1]
 
 
@@ -97,7 +98,8 @@ def test_defenses_are_applied_in_order_and_named(tiny: nn.Module) -> None:
 
     chain = (defenses.GaussianNoise(5.0), defenses.Clip(0.5))
     report = inversefed.audit(
-        tiny, images(), torch.tensor([1]), attack=spy, defenses=chain, threat=ThreatModel(labels="known")
+        tiny, images(), torch.tensor([1]), attack=spy, defenses=chain, threat=ThreatModel(labels="known"),
+        nulls=0,
     )
     norm = torch.cat([part.flatten() for part in seen[0].values()]).norm()
     assert float(norm) == pytest.approx(0.5, rel=1e-5)
@@ -120,11 +122,11 @@ def test_pictures_are_paired_with_their_truths(tiny: nn.Module) -> None:
 def test_budget_and_callback_reach_the_attack(tiny: nn.Module) -> None:
     steps = []
     report = inversefed.audit(
-        tiny, images(), torch.tensor([1]), attack=recipes.geiping(), max_iterations=4,
+        tiny, images(), torch.tensor([1]), attack=recipes.geiping(), max_iterations=4, nulls=0,
         on_step=lambda step: steps.append(step.iteration),
     )  # fmt: skip
     assert steps == [1, 2, 3, 4] and report.reconstruction.candidates[0].iterations == 4
-    stopped = inversefed.audit(tiny, images(), torch.tensor([1]), attack=recipes.geiping(), time_budget=0.05)
+    stopped = inversefed.audit(tiny, images(), torch.tensor([1]), attack=recipes.geiping(), time_budget=0.05, nulls=0)
     assert stopped.status == "stopped"
 
 
@@ -139,7 +141,7 @@ def test_a_loss_of_the_caller_s_own_is_what_the_client_minimizes(tiny: nn.Module
         return QUICK(observation, generator, budget)
 
     threat = ThreatModel(labels="known")
-    inversefed.audit(tiny, images(), torch.tensor([1]), attack=spy, loss=squared, threat=threat)
+    inversefed.audit(tiny, images(), torch.tensor([1]), attack=spy, loss=squared, threat=threat, nulls=0)
     expected = torch.autograd.grad(squared(tiny(images()), torch.tensor([1])), list(tiny.parameters()))
     for ours, theirs in zip(seen[0].values(), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -210,7 +212,7 @@ def test_labels_that_no_rule_finds_are_optimized_with_the_images() -> None:
 
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(192, 4, bias=False))
-    report = inversefed.audit(module, images(2), torch.tensor([1, 2]), attack=QUICK, loss=squared)
+    report = inversefed.audit(module, images(2), torch.tensor([1, 2]), attack=QUICK, loss=squared, nulls=0)
     finding = next(finding for finding in report.findings if finding.code == "labels-hidden")
     assert "optimized together" in finding.message
 
@@ -226,7 +228,7 @@ def test_the_server_does_not_hold_the_client_s_dropout_masks(client: object, see
         seen.append(observation)
         return QUICK(observation, generator, budget)
 
-    inversefed.audit(module, x, y, attack=spy, seed=seed, client=client)
+    inversefed.audit(module, x, y, attack=spy, seed=seed, client=client, nulls=0)
     simulated = client(seen[0].network, x, y)
     assert all(not torch.equal(part, seen[0].update[name]) for name, part in simulated.items())
 
@@ -241,17 +243,17 @@ def test_randomness_that_does_not_care_for_the_mode_is_a_function_as_well() -> N
             return self.head(nn.functional.dropout(x.flatten(1), 0.5, training=True))
 
     module, state = Always().eval(), torch.get_rng_state()
-    first, second = (inversefed.audit(module, images(), torch.tensor([1]), attack=QUICK) for _ in range(2))
+    first, second = (inversefed.audit(module, images(), torch.tensor([1]), attack=QUICK, nulls=1) for _ in range(2))
     assert torch.equal(first.images, second.images) and torch.equal(torch.get_rng_state(), state)
 
 
 def test_pictures_of_one_pixel_s_width_have_no_variation_across(tiny: nn.Module) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(18, 4))
-    report = inversefed.audit(module, torch.rand(1, 3, 6, 1), torch.tensor([1]), attack=QUICK)
+    report = inversefed.audit(module, torch.rand(1, 3, 6, 1), torch.tensor([1]), attack=QUICK, nulls=1)
     assert report.status == "finished"
 
 
 def test_the_default_is_the_best_recipe(tiny: nn.Module) -> None:
-    report = inversefed.audit(tiny, images(), torch.tensor([1]), max_iterations=1, client=FedSGD())
+    report = inversefed.audit(tiny, images(), torch.tensor([1]), max_iterations=1, client=FedSGD(), nulls=0)
     assert report.attack == "best()" and report.scenario["attack"] == repr(recipes.best())
     assert registry.build("attack", report.scenario["attack"]) == recipes.best()

@@ -162,14 +162,16 @@ def test_the_report_prints_epsilon_the_accountant_and_the_steps() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     images, labels = torch.rand(2, 3, 4, 4), torch.tensor([1, 2])
     client = DPSGD(1.0, 0.5, expected_batch_size=2, accounting=Accounting(rounds=7, sample_rate=0.1))
-    report = inversefed.audit(module, images, labels, client=client, attack=recipes.dlg(), max_iterations=1)
+    report = inversefed.audit(module, images, labels, client=client, attack=recipes.dlg(), max_iterations=1, nulls=0)
     promised = report.scenario["privacy"]
     assert promised["per_release"]["epsilon"] == pytest.approx(4.387, abs=0.01)
     assert promised["cumulative"]["steps"] == 7 and promised["cumulative"]["accountant"] == "prv"
     (finding,) = [each for each in report.findings if each.code == "differential-privacy"]
     assert "epsilon 4.39 at delta 1e-05 (PRV accountant, 1 step, sample rate 1)" in finding.message
     assert "All 7 rounds: epsilon" in finding.message and finding.level == "info"
-    quiet = inversefed.audit(module, images, labels, client=DPSGD(0.0, 1.0), attack=recipes.dlg(), max_iterations=1)
+    quiet = inversefed.audit(
+        module, images, labels, client=DPSGD(0.0, 1.0), attack=recipes.dlg(), max_iterations=1, nulls=0
+    )
     (finding,) = [each for each in quiet.findings if each.code == "differential-privacy"]
     assert finding.level == "warning" and "infinite" in finding.message and "Infinity" not in quiet.to_json()
 
@@ -186,6 +188,7 @@ def test_without_opacus_the_audit_runs_and_says_what_to_install(monkeypatch: pyt
         client=DPSGD(1.0, 1.0),
         attack=recipes.dlg(),
         max_iterations=1,
+        nulls=0,
     )
     (finding,) = [each for each in report.findings if each.code == "differential-privacy"]
     assert "inversefed[dp]" in finding.message and "privacy" not in report.scenario

@@ -13,7 +13,7 @@ import torch
 from inversefed.attacks.search import checkpoint
 from inversefed.cli import main
 
-SEARCH = ["audit", "--attack", "geiping", "--max-iterations", "2", "--quiet"]
+SEARCH = ["audit", "--attack", "geiping", "--max-iterations", "2", "--nulls", "0", "--quiet"]
 
 
 @pytest.fixture(autouse=True)

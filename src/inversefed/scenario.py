@@ -335,10 +335,11 @@ class Scenario:
 
     def to_dict(self) -> dict[str, Any]:
         """The record: names, numbers and hashes as JSON holds them; no pixel, no weight, no code."""
-        whole = {"hash": self.hash()} if self.sha256.network is not None else {}
+        record = self._record()
+        whole = {"hash": hash_of_record(record)} if self.sha256.network is not None else {}
         sources = None if self.sources is None else as_json(self.sources)
         records = {} if self.records is None else {"records": as_json(self.records)}
-        return {**whole, **self._record(), "sources": sources, **records, "versions": dict(self.versions)}
+        return {**whole, **record, "sources": sources, **records, "versions": dict(self.versions)}
 
     def _record(self) -> dict[str, Any]:
         received = self.sha256.update is not None

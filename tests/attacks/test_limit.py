@@ -249,7 +249,7 @@ def misfit(observation: Observation, batch: Batch) -> float | None:
     return limit(observation, batch, seconds=60.0).misfit
 
 
-@pytest.mark.parametrize("client", [FedSGD(), FedAvg(local_steps=2, lr=0.01)])
+@pytest.mark.parametrize("client", [FedSGD(), pytest.param(FedAvg(local_steps=2, lr=0.01), marks=pytest.mark.slow)])
 def test_what_the_truth_leaves_unexplained_is_told_from_noise_where_other_pictures_made_the_update(
     client: Client,
 ) -> None:

@@ -127,6 +127,7 @@ def test_where_places_are_averaged_the_mean_of_several_paths_is_nearer_than_any_
     assert report.scores["peak_signal_noise_ratio"] > report.baselines["constant"]["peak_signal_noise_ratio"]
 
 
+@pytest.mark.slow
 def test_where_places_are_averaged_a_batch_keeps_what_its_restarts_agree_on() -> None:
     """One of the pictures is nearly of one color, and paths that differ there would cost it ten decibels."""
     photos = torch.stack([pictures.photo(name, (3, 16, 16)) for name in pictures.photo_names()[1:5]])

@@ -281,7 +281,7 @@ def no_null_is_exact(observation: Observation, count: int) -> None:
             continue
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["Bert", "Gpt", pytest.param("Llama", marks=pytest.mark.slow)])
 def test_no_null_update_is_exact(name: str):
     ids, labels = sentences(1)
     observation = observed(built(name), ids, labels)

@@ -31,6 +31,8 @@ HERE = Path(__file__).parent
 ENTRIES = {entry["name"]: entry for entry in json.loads((HERE / "reconstructions_2020.json").read_text())}
 RAN = [name for name, entry in ENTRIES.items() if "opt" in entry]
 DEPART = {"l2_lbfgs", "init_rand", "batch4", "median_filter", "fedavg_convnet"}
+LONG = {"median_filter", "fedavg_convnet", "convnet_sim"}  # ten seconds and more: 500 steps, or a larger network
+EACH = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in RAN]
 OPT_IS_A_DEFECT = {"fedavg_steps4_batch2"}  # 2020 scored the restarts without batch_size
 
 
@@ -178,14 +180,14 @@ def agrees(result, name):
     return near and (name in OPT_IS_A_DEFECT or abs(result[1] - expected) <= 1e-3 * abs(expected))
 
 
-@pytest.mark.parametrize("name", RAN)
+@pytest.mark.parametrize("name", EACH)
 def test_the_same_as_a_plain_loop_on_any_machine(attacked, name):
     ours, loop, _ = attacked(name)
     assert distance(ours, loop) <= 5e-6
     assert math.isclose(ours[1], loop[1], rel_tol=1e-5)
 
 
-@pytest.mark.parametrize("name", RAN)
+@pytest.mark.parametrize("name", EACH)
 def test_the_same_as_in_2020(attacked, name):
     ours, loop, size = attacked(name)
     assert math.isclose(size, ENTRIES[name]["update_abs_sum"], rel_tol=1e-5)
@@ -199,8 +201,9 @@ def test_the_same_as_in_2020(attacked, name):
     )
 
 
-def test_nearly_all_agree_with_2020(attacked):
-    assert sum(agrees(attacked(name)[0], name) for name in RAN) >= 24
+@pytest.mark.parametrize("names", [sorted(set(RAN) - LONG), pytest.param(RAN, marks=pytest.mark.slow)])
+def test_nearly_all_agree_with_2020(attacked, names):
+    assert sum(not agrees(attacked(name)[0], name) for name in names) <= len(RAN) - 24
 
 
 def test_an_attack_that_raised_in_2020_is_refused():

@@ -98,7 +98,12 @@ def test_defenses_are_applied_in_order_and_named(tiny: nn.Module) -> None:
 
     chain = (defenses.GaussianNoise(5.0), defenses.Clip(0.5))
     report = inversefed.audit(
-        tiny, images(), torch.tensor([1]), attack=spy, defenses=chain, threat=ThreatModel(labels="known"),
+        tiny,
+        images(),
+        torch.tensor([1]),
+        attack=spy,
+        defenses=chain,
+        threat=ThreatModel(labels="known"),
         nulls=0,
     )
     norm = torch.cat([part.flatten() for part in seen[0].values()]).norm()

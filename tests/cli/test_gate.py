@@ -8,6 +8,7 @@ import pytest
 
 from inversefed.cli import main
 
+LEAK = ["--attack", "peel", "--nulls", "1"]
 AUDIT = ["--attack", "geiping", "--max-iterations", "2", "--nulls", "1"]
 
 
@@ -20,7 +21,7 @@ def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two reports, made once: `leak` of an exact recovery, and `none` of two iterations."""
     made = tmp_path_factory.mktemp("reports")
-    assert main(["audit", "--output", str(made / "leak"), "--quiet", "--nulls", "1"]) == 0
+    assert main(["audit", "--output", str(made / "leak"), "--quiet", *LEAK]) == 0
     assert main(["audit", "--output", str(made / "none"), "--quiet", *AUDIT]) == 0
     return made
 
@@ -65,7 +66,7 @@ def test_json_is_all_that_standard_output_holds(leak: Path, capsys: pytest.Captu
 
 
 def test_without_a_report_it_audits(capsys: pytest.CaptureFixture) -> None:
-    assert main(["gate", "--max-leakage", "3", "--output", "leak", "--nulls", "1"]) == 3
+    assert main(["gate", "--max-leakage", "3", "--output", "leak", *LEAK]) == 3
     assert "gate: above" in capsys.readouterr().out and Path("leak/report.html").is_file()
     assert main(["gate", "--max-leakage", "3", "--output", "none", "--json", *AUDIT]) == 0
     assert json.loads(capsys.readouterr().out)["outcome"] == "below"

@@ -26,7 +26,8 @@ def test_every_extra_is_told_with_what_it_gives() -> None:
     assert told == {(extra, re.match(r"[\w-]+", each)[0]) for extra, listed in names.items() for each in listed}
     assert all(each.needs.startswith(">=") for each in packages())
     page = (ROOT / COMMANDS["doctor"].page).read_text()
-    assert not [extra for extra in GIVES if f"`{extra}`" not in page]
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+) \|$", page, re.MULTILINE)
+    assert {extra: re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", words).replace("`", "") for extra, words in rows} == GIVES
 
 
 def test_the_self_test_recovers_the_bundled_picture_and_names_nobody(
@@ -73,6 +74,36 @@ def test_a_package_that_is_needed_and_missing_is_a_failure_and_one_of_an_extra_i
         monkeypatch.setattr(doctor, "packages", lambda extra=extra: (Package("gone", ">=2", extra),))
         assert main(["doctor"]) == status
         assert "gone>=2 missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("needs", "installed", "enough"),
+    [
+        (">=2.10", "2.9.1", False),
+        (">=2.10", "2.10.0+cpu", True),
+        (">=3.1.6", "3.1.5", False),
+        (">=3", "2024.8.6", True),
+        (">=2.0.0", "2.0", True),
+        (">=2", None, False),
+    ],
+)
+def test_a_version_is_compared_with_the_one_that_is_needed(needs: str, installed: str | None, enough: bool) -> None:
+    assert Package("torch", needs, "", installed).enough == enough
+
+
+def test_a_package_that_is_too_old_is_a_failure_with_the_line_that_mends_it(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "self_test", lambda: FINE)
+    monkeypatch.setattr(
+        doctor, "packages", lambda: (Package("old", ">=2.10", "", "2.9"), Package("x", ">=2", "ray", "1"))
+    )
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "needs other versions than these: old 2.9 (needs >=2.10)\n  pip install --upgrade 'old>=2.10'\n" in out
+    assert re.search(r"^  no  ray .*x 1 \(needs >=2\)", out, re.MULTILINE)
+    assert main(["doctor", "--json"]) == 1
+    assert not json.loads(capsys.readouterr().out)["packages"][0]["enough"]
 
 
 def test_a_torch_that_cannot_be_imported_is_told_without_its_message(tmp_path: Path) -> None:

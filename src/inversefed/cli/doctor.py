@@ -54,8 +54,15 @@ class Package:
     extra: str = ""
     installed: str | None = None
 
+    @property
+    def enough(self) -> bool:
+        """Whether a version is installed that does; a release candidate counts as its release."""
+        return self.installed is not None and _release(self.installed) >= _release(self.needs)
+
     def __str__(self) -> str:
-        return f"{self.name}{self.needs} missing" if self.installed is None else f"{self.name} {self.installed}"
+        if self.installed is None:
+            return f"{self.name}{self.needs} missing"
+        return f"{self.name} {self.installed}" + ("" if self.enough else f" (needs {self.needs})")
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,8 @@ def run_doctor(options: Doctor) -> int:
     """Look, test, print.
 
     Returns:
-        0 where a package that is needed is there and the self-test recovers its picture, else 1.
+        0 where every package that is needed is there in a version that does, and the self-test recovers its picture,
+        else 1.
     """
     found, machine, tested = packages(), {}, SelfTest()
     try:
@@ -102,14 +110,16 @@ def run_doctor(options: Doctor) -> int:
         logging.getLogger(__name__).info("the self-test ended here", exc_info=True)
         tested = SelfTest(error=type(error).__name__)
     if options.json:
-        by_extra = {name: [asdict(each) for each in found if each.extra == name] for name in ("", *GIVES)}
+        by_extra = {
+            name: [{**asdict(each), "enough": each.enough} for each in found if each.extra == name]
+            for name in ("", *GIVES)
+        }
         versions = {"inversefed": version("inversefed"), "python": platform.python_version()}
         told = {**versions, "packages": by_extra.pop(""), "extras": by_extra, "machine": machine}
         print(json.dumps({**told, "self_test": asdict(tested)}, indent=2))
     else:
         print("\n".join(_lines(found, machine, tested)))
-    missing = any(each.installed is None for each in found if not each.extra)
-    return int(missing or not tested.passed)
+    return int(bool(_wanting(found)) or not tested.passed)
 
 
 def packages() -> tuple[Package, ...]:
@@ -168,6 +178,25 @@ def _lines(found: tuple[Package, ...], machine: Mapping[str, str], tested: SelfT
     lines += ["", "extras, each by pip install 'inversefed[NAME]':"]
     for name, gives in GIVES.items():
         own = [each for each in found if each.extra == name]
-        there = bool(own) and all(each.installed is not None for each in own)
+        there = bool(own) and all(each.enough for each in own)
         lines.append(f"  {'yes' if there else 'no ':4}{name:13}{gives}; {', '.join(map(str, own))}")
+    wanting = _wanting(found)
+    if wanting:
+        named = " ".join(f"'{each.name}{each.needs}'" for each in wanting)
+        lines += ["", f"inversefed needs other versions than these: {', '.join(map(str, wanting))}"]
+        lines += [f"  pip install --upgrade {named}"]
     return [*lines, "", f"self-test {tested}"]
+
+
+def _wanting(found: tuple[Package, ...]) -> list[Package]:
+    """What every installation needs, and is not there in a version that does."""
+    return [each for each in found if not each.extra and not each.enough]
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """The numbers of the release in `"2.10.0+cpu"` or `">=2.10"`; zeros at the end do not count."""
+    read = re.search(r"\d+(?:\.\d+)*", text)
+    numbers = [] if read is None else [int(each) for each in read[0].split(".")]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)

@@ -394,6 +394,20 @@ def test_a_switch_of_a_config_file_can_be_turned_off_on_the_command_line(tmp_pat
     assert not again.train_mode and again.index == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspekt", "--network", "LeNetZhu"], "unknown command 'inspekt'; did you mean inspect?"),
+        (["audit", "--config", "nowhere.json"], "nowhere.json: No such file or directory; name a report.json"),
+    ],
+)
+def test_a_slip_in_a_command_line_is_answered_with_what_to_write(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["audit", "--attack", "nonsense"], ["inspect", "--update", "nowhere.npz"]])
 def test_a_refused_option_or_file_costs_little_more_than_torch(arguments: list[str]) -> None:
     code = (

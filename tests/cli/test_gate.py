@@ -78,7 +78,10 @@ def test_without_a_report_it_audits(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "cannot read a report from nowhere"),
+        (
+            ["nowhere"],
+            "cannot read a report from nowhere: no such file; name the folder that `inversefed audit --output",
+        ),
         (["no.json"], "no report of inversefed"),
         (["none", "--seed", "3"], "leave out --seed"),
         (["--max-leakage", "nan"], "number of decibels"),

@@ -95,6 +95,8 @@ def test_first_screen_says_what_came_back_before_any_picture(report):
     said = body.index("<h1>A picture was recovered from the client&#39;s update.</h1>")
     assert said < body.index("<img") < body.index(" dB, where the best constant color scores ")
     assert body.index("What would stop it") < body.index("<h2>Scores")
+    where = "Commands are typed in the folder of this page."
+    assert (where in body) == ("<code>inversefed" in body.split("What would stop it")[1].split("<h2>Verdict")[0])
 
 
 def test_a_long_gallery_is_cut_and_says_so(report):

@@ -136,6 +136,7 @@ def test_networks_that_were_never_defined_are_refused(name):
     ("name", "options", "message"),
     [
         ("ResNet21", {}, r"unknown network 'ResNet21'; did you mean .*ResNet20"),
+        ("my_pkg.my_mod.make", {}, "with a colon before its factory: my_pkg.my_mod:make"),
         ("LeNetZhu", {"weights": "DEFAULT"}, "no published weights"),
         ("resnet18", {"num_channels": 1}, r"takes pictures of 3 channel\(s\), not 1"),
         ("iRevNet", {"num_channels": 1}, "3 channel"),

@@ -11,7 +11,7 @@ from importlib import import_module
 
 from inversefed.cli.commands import COMMANDS, after_help, page
 from inversefed.cli.options import Command, parse
-from inversefed.errors import InversefedError
+from inversefed.errors import InversefedError, unknown_name
 
 __all__ = ["main"]
 
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(typed: Sequence[str]) -> Command:
+    if typed and not typed[0].startswith("-") and typed[0] not in COMMANDS:
+        raise unknown_name("command", typed[0], COMMANDS)
     try:
         return parse(typed)
     except SystemExit as ended:

@@ -709,7 +709,8 @@ def read_config(path: Path, network: str | None = None, trusted: bool = False) -
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read the config {path}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read the config {path}: {why}; name a report.json that an audit wrote") from error
     if isinstance(content, dict) and content.get("config") and isinstance(content["config"], dict):
         content = content["config"]
     elif {"sources", "sha256"} & (record := _record(content)).keys():

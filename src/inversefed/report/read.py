@@ -49,6 +49,10 @@ def read_report(path: str | Path) -> dict[str, Any]:
     inversefed.errors.InputError: .../read.py is not a report: it is not JSON ...
     """
     file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
+    if not file.exists():
+        raise InputError(
+            f"cannot read a report from {file}: no such file; name the folder that `inversefed audit --output` wrote"
+        )
     content = read_json(file, "a report")
     if not is_report(content):
         raise InputError(f"{file} is no report of inversefed; name a report.json, or the folder that an audit wrote")

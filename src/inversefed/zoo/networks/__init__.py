@@ -207,6 +207,12 @@ def _require_known(name: str) -> None:
     if is_transformer(name):
         raise ConfigError(f"{name} takes sentences and no pictures: give --text FILE --tokenizer FILE")
     if name not in _SMALL and name not in names():
+        if "." in name:
+            module, _, factory = name.rpartition(".")
+            raise ConfigError(
+                f"{name!r} is no network of the zoo; one of your own is written with a colon before its factory: "
+                f"{module}:{factory}. `inversefed list networks` has the zoo's"
+            )
         raise unknown_name("network", name, (*names(), "mlp:200,200"))
 
 

@@ -6,14 +6,21 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml
+# The package alone is enough for an audit; the tools of tests and documents take half as long again.
+$(VENV)/package: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	@echo "PyTorch and what else an audit needs is fetched into $(VENV); this takes some minutes."
+	$(BIN)/pip install --editable .
+	touch $@
+
+$(VENV)/installed: $(VENV)/package
 	$(BIN)/pip install --quiet --editable . --group dev
 	touch $@
 
-audit: install
+audit: $(VENV)/package
 	$(BIN)/inversefed audit --output runs/demo --overwrite
+	@echo "Open runs/demo/report.html. For the inversefed command in this shell: source $(BIN)/activate"
 
 # Two processes on two cores: a second thread of one, or of what it starts, only takes the other's core. What is compiled
 # is kept, rewritten assertions and checked functions too, which otherwise every process compiles again.

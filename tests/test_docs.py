@@ -49,34 +49,25 @@ def options_of(*command: str) -> set[str]:
     return set(re.findall(r"--[a-z][a-z-]*", " ".join(command)))
 
 
-@pytest.fixture
-def gradient() -> dict:
-    """What the 2020 example of the README takes for granted."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.Sigmoid(), nn.Flatten(), nn.Linear(256, 10)).eval()
-    mean, std = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.25)
-    loss = nn.functional.cross_entropy(model((torch.rand(1, 3, 32, 32) - mean) / std), torch.tensor([7]))
-    return {
-        "inversefed": inversefed,
-        "model": model,
-        "dm": mean,
-        "ds": std,
-        "config": {"max_iterations": 3, "signed": True},
-        "input_gradient": torch.autograd.grad(loss, list(model.parameters())),
-    }
+def test_the_blocks_of_the_readme_run_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    step, audit, dialect = blocks(ROOT / "README.md", "python")
 
-
-def test_the_python_of_the_readme_runs(gradient: dict, capsys: pytest.CaptureFixture) -> None:
-    audit, dialect = blocks(ROOT / "README.md", "python")
+    monkeypatch.chdir(tmp_path)
+    exec(step, {})
+    lines = [shlex.split(line) for line in blocks(ROOT / "README.md", "shell")[1].splitlines()]
+    assert [main(words[1:]) for words in lines] == [0, 0, 3]
+    assert "gate: above: an exact recovery" in capsys.readouterr().out
 
     names: dict = {}
     exec(audit, names)
     assert "dB" in capsys.readouterr().out
     assert names["report"].scores["peak_signal_noise_ratio"].shape == (1,)
 
-    exec(dialect, gradient)
-    assert gradient["output"].shape == (1, 3, 32, 32)
-    assert gradient["stats"]["opt"] >= 0
+    exec(dialect.replace("max_iterations=200", "max_iterations=3"), names)
+    assert names["output"].shape == (1, 3, 32, 32)
+    assert names["stats"]["opt"] >= 0
 
 
 def prior_text_of_contributing() -> str:
@@ -265,13 +256,17 @@ SEARCHED = {
     "batch norm": "guides/train-mode.md",
     "epsilon": "guides/differential-privacy.md",
     "FedAvg": "guides/fedavg.md",
+    "gradient clipping": "guides/defenses.md",
     "label": "guides/labels.md",
     "learning rate unknown": "guides/unknown-client.md",
     "limit": "concepts/limit.md",
     "LoRA": "guides/partial-updates.md",
     "membership": "guides/membership.md",
     "null update": "concepts/controls.md",
+    "report": "guides/report.md",
     "secure aggregation": "guides/defenses.md",
+    "table": "guides/tables.md",
+    "text": "guides/text.md",
     "verdict": "concepts/verdict.md",
 }
 

@@ -111,7 +111,7 @@ def test_a_dry_run_writes_nothing(here, capsys, cifar_root):
         (["--dataset", "BSDS-SR"], "has no classes"),
         (["--num_images", "2"], "is one picture"),
         (["--model", "SRNet3"], "never defined"),
-        (["--target_id", "0", "--data_path", "nowhere"], "nowhere"),
+        (["--target_id", "0", "--data_path", "nowhere"], "`reconstruct_image.py --target_id -1` attacks a bundled"),
         (["--table_path", "a_file"], "cannot be used as a folder"),
         (["--image_path", "a_file/below", "--save_image"], "cannot be used as a folder"),
         (["--unsigned"], "unrecognized arguments"),

@@ -107,7 +107,12 @@ def validation_set(args: argparse.Namespace, facts: Facts) -> Dataset:
     Raises:
         InputError: they are not there.
     """
-    return datasets.load(args.dataset, args.data_path, "test", input_shape(args, facts))
+    try:
+        return datasets.load(args.dataset, args.data_path, "test", input_shape(args, facts))
+    except InputError as error:
+        raise InputError(
+            f"{error}. `reconstruct_image.py --target_id -1` attacks a bundled photograph, and needs no data set"
+        ) from error
 
 
 def targets_of(args: argparse.Namespace, facts: Facts, dataset: Dataset, first: int | None) -> Targets:

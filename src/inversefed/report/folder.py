@@ -60,7 +60,9 @@ def check_folder(folder: str | Path, overwrite: bool = False) -> Path:
         if path.exists() and not path.is_dir():
             raise InputError(f"the output folder {path} is a file; name another folder")
         if path.is_dir() and any(path.iterdir()) and not overwrite:
-            raise InputError(f"the output folder {path} is not empty; name another one, or ask to overwrite")
+            raise InputError(
+                f"the output folder {path} is not empty; name another one, or ask to overwrite (--overwrite)"
+            )
     except OSError as error:
         raise _unwritable(path, error) from error
     return path

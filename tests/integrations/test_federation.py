@@ -304,6 +304,26 @@ def test_the_process_is_begun_by_keeping_and_again_where_it_was_killed(federatio
     assert ledger.standing(ledger.run("demo")).counts["done"] == 2
 
 
+def test_the_process_takes_no_package_from_an_environment_that_is_removed_with_the_run(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Flower makes one for an app's dependencies; half of it may be gone when a module there is imported."""
+    packages = tmp_path / "of-the-run" / "site-packages"
+    (packages / "numpy").mkdir(parents=True)
+    (packages / "numpy" / "__init__.py").write_text("raise ImportError('this was removed')\n")
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "of-the-run"))
+    monkeypatch.syspath_prepend(packages)
+    before = sent_weights()
+    inbox = Inbox(replace(federation, watched=True, nice=0))
+    inbox.keep(1, "a", before, after=trained(before, 0), metadata=STATED)
+    process = inbox._process
+    assert process is not None
+    inbox.close()
+    assert process.wait(timeout=120) == 0, (inbox.folder / "watch.log").read_text()
+    ledger = Ledger(federation.ledger)
+    assert ledger.standing(ledger.run("demo")).counts["done"] == 1
+
+
 def test_only_one_process_audits_a_run(federation: Federation) -> None:
     with Inbox(federation) as inbox:
         inbox.keep(1, "a", sent_weights(), after=sent_weights())

@@ -444,6 +444,11 @@ def _begun(federation: Federation, folder: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "inversefed", "watch", federation.run, "--quiet", "--trust-code",
                "--ledger-folder", str(folder.parent.parent), "--nice", str(federation.nice)]  # fmt: skip
     paths = [str(Path(each).absolute()) for each in sys.path if each and Path(each).exists()]
+    # Flower installs an app's dependencies into an environment of the run, makes it the active one, and removes it
+    # after the last round, while audits go on: packages that are elsewhere, too, are taken from there.
+    active = Path(os.environ.get("VIRTUAL_ENV", sys.prefix)).resolve()
+    passing = active != Path(sys.prefix).resolve()
+    paths.sort(key=lambda each: passing and Path(each).resolve().is_relative_to(active))
     quiet = {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *paths]), "OMP_NUM_THREADS": "1"}
     log = folder / _SAID
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND

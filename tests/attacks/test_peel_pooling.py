@@ -109,8 +109,8 @@ def test_a_picture_behind_a_stem_with_windows_that_overlap_is_exact(photos: torc
     resnet = pytest.importorskip("torchvision.models.resnet")
     torch.manual_seed(0)
     report = audited(resnet.ResNet(resnet.BasicBlock, layers, num_classes=10), photos[:1])
-    assert report.verdict is None and float(report.scores["peak_signal_noise_ratio"]) > 120
-    assert "exact" in {finding.code for finding in report.findings}
+    assert report.verdict is not None and report.verdict.leaked
+    assert float(report.scores["peak_signal_noise_ratio"]) > 120
 
 
 def test_no_pixel_wins_a_window_that_another_window_is_too_small_for() -> None:

@@ -267,7 +267,7 @@ def test_bad_input_is_one_clear_message_status_2_and_nothing_written(
     assert sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts) == before
 
 
-@pytest.mark.parametrize("arguments", [["audit", "--foo"], [], ["audi"], ["audit", "--seed", "x"], ["list", "cats"]])
+@pytest.mark.parametrize("arguments", [["audit", "--foo"], [], ["audit", "--seed", "x"], ["list", "cats"]])
 def test_wrong_usage_ends_with_status_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)

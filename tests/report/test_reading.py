@@ -50,5 +50,5 @@ def test_a_file_that_is_too_large_or_no_file_is_refused(report, tmp_path, monkey
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="not an ordinary file"):
         read_report(tmp_path / "pipe")
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such file; name the folder"):
         read_report(tmp_path)

@@ -287,6 +287,16 @@ def test_a_killed_process_is_followed_by_another(federation: Federation, monkeyp
     assert write_captured(ledger, run, federation, captures(inbox.folder)) == 0
 
 
+def done_when_closed(inbox: Inbox, federation: Federation) -> int:
+    """How many audits are done once its process has ended, which it does well."""
+    process = inbox._process
+    assert process is not None
+    inbox.close()
+    assert process.wait(timeout=120) == 0, (inbox.folder / "watch.log").read_text()
+    ledger = Ledger(federation.ledger)
+    return ledger.standing(ledger.run("demo")).counts["done"]
+
+
 def test_the_process_is_begun_by_keeping_and_again_where_it_was_killed(federation: Federation) -> None:
     before = sent_weights()
     inbox = Inbox(replace(federation, watched=True, nice=0))
@@ -298,10 +308,7 @@ def test_the_process_is_begun_by_keeping_and_again_where_it_was_killed(federatio
     assert inbox.keep(2, "a", before, after=trained(before, 1), metadata=STATED) is not None
     second = inbox._process
     assert second is not None and second.pid != first.pid
-    inbox.close()
-    assert second.wait(timeout=120) == 0, (inbox.folder / "watch.log").read_text()
-    ledger = Ledger(federation.ledger)
-    assert ledger.standing(ledger.run("demo")).counts["done"] == 2
+    assert done_when_closed(inbox, federation) == 2
 
 
 def test_the_process_takes_no_package_from_an_environment_that_is_removed_with_the_run(
@@ -316,12 +323,7 @@ def test_the_process_takes_no_package_from_an_environment_that_is_removed_with_t
     before = sent_weights()
     inbox = Inbox(replace(federation, watched=True, nice=0))
     inbox.keep(1, "a", before, after=trained(before, 0), metadata=STATED)
-    process = inbox._process
-    assert process is not None
-    inbox.close()
-    assert process.wait(timeout=120) == 0, (inbox.folder / "watch.log").read_text()
-    ledger = Ledger(federation.ledger)
-    assert ledger.standing(ledger.run("demo")).counts["done"] == 1
+    assert done_when_closed(inbox, federation) == 1
 
 
 def test_only_one_process_audits_a_run(federation: Federation) -> None:

@@ -24,6 +24,7 @@ from inversefed.attacks.exact.peel.feature_targets import invert_each
 from inversefed.attacks.exact.peel.forecast import forecast, pools
 from inversefed.attacks.exact.peel.image_behind_max_pool import image_from_both, image_from_pooled
 from inversefed.attacks.exact.peel.layers import descend, step
+from inversefed.attacks.exact.peel.max_unpool import zeroed
 from inversefed.attacks.exact.peel.state import PeelState, Setting
 from inversefed.attacks.exact.verify import matched, verified
 from inversefed.attacks.exact.watch import Watch
@@ -48,9 +49,6 @@ _SEARCH = 600
 
 _SHALLOW = 120
 """The same behind one block, where it is a start."""
-
-_ZERO = 1e-5
-"""What comes out of a ReLU and is smaller, relative to the root mean square, is a zero that is known to rounding."""
 
 _HOLDS = 200
 """Roundings up to which equations hold."""
@@ -268,8 +266,7 @@ def _images(setting: Setting, front: PeelState, evaluations: int, starts: int) -
 
 
 def _image_behind_pooling(setting: Setting, front: PeelState) -> Tensor:
-    layers, shape, watch, values = front.left, setting.image_shape, setting.watch, front.values[0]
-    values = torch.where(values > _ZERO * values.square().mean().sqrt(), values, 0.0)
+    layers, shape, watch, values = front.left, setting.image_shape, setting.watch, zeroed(front.values[0])
     first = all(not isinstance(layer.module, nn.Conv2d) for layer in layers[1:])
     function, rounds = shallow(layers, torch.float32), _SHALLOW if first else _SEARCH
     near = watch.keep(search_features(function, values[None], shape, rounds, watch)[0])
@@ -279,10 +276,8 @@ def _image_behind_pooling(setting: Setting, front: PeelState) -> Tensor:
         block = block_below(layers, front.depth, shape)
     except UnsupportedNetworkError:
         return near
-    gradient, apart = (
-        block.weight_gradient(setting.gradient),
-        len(set(block.places.flatten().tolist())) == block.places.numel(),
-    )
+    gradient = block.weight_gradient(setting.gradient)
+    apart = len(set(block.places.flatten().tolist())) == block.places.numel()
     if apart and int((values > 0).sum()) >= near.numel():
         found = image_from_pooled(block, values, near, setting.bounds, watch)
     elif front.known and gradient.numel() >= near.numel():

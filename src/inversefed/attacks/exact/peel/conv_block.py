@@ -6,7 +6,8 @@ ReLU and max pooling commute, so their order does not matter, and BatchNorm in e
 goes back through a block is one number a window, at the pixel that won: which one that is, the gradient does not say.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from inversefed.networks.layer_chain import Layer
 from inversefed.networks.layer_shapes import padding_of
 from inversefed.types import Params
 
-__all__ = ["Block", "affine", "block_below"]
+__all__ = ["Block", "KnownBlock", "affine", "block_below"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,42 @@ class Block:
         return gradient[f"{self.name}.weight"] / self.scale[:, None, None, None]
 
 
+_Kind = TypeVar("_Kind", bound="KnownBlock")
+
+
+@dataclass(frozen=True, eq=False)
+class KnownBlock:
+    """What the gradient gives away at a block.
+
+    Args:
+        block: the block.
+        values: what comes out of it, `[o, windows]`.
+        delta: the loss gradient there, zero where no value shows, `[o, windows]`.
+        gradient: of the loss with respect to the block's folded weight, `[o, c, k, l]`.
+    """
+
+    block: Block
+    values: Tensor = field(repr=False)
+    delta: Tensor = field(repr=False)
+    gradient: Tensor = field(repr=False)
+
+    @classmethod
+    def of(cls: type[_Kind], block: Block, values: Tensor, delta: Tensor, gradient: Tensor) -> _Kind:
+        """From values and loss gradient as pictures, `[o, p, q]`."""
+        return cls(block, values.flatten(1), (delta * (values > 0)).flatten(1), gradient)
+
+    def to(self: _Kind, dtype: torch.dtype) -> _Kind:
+        """The same in another number format."""
+        return replace(
+            self, block=self.block.to(dtype), values=self.values.to(dtype), delta=self.delta.to(dtype),
+            gradient=self.gradient.to(dtype),
+        )  # fmt: skip
+
+    def at(self, winners: Tensor) -> Tensor:
+        """The loss gradient in front of the pooling, window by window, `[o, windows, taps]`."""
+        return F.one_hot(winners, self.block.places.shape[1]) * self.delta[..., None]
+
+
 def block_below(layers: tuple[Layer, ...], depth: int, image_shape: tuple[int, int, int]) -> Block:
     """Read the block that ends at a depth.
 
@@ -118,8 +155,7 @@ def block_below(layers: tuple[Layer, ...], depth: int, image_shape: tuple[int, i
     weight, bias, scale = _folded(conv, next((part for part in between if isinstance(part, nn.BatchNorm2d)), None))
     shape, grid = layers[start - 1].shape if start else image_shape, layers[start].shape
     require_plain(conv, grid)
-    pooled = next((each for each in layers[start:depth] if isinstance(each.module, nn.MaxPool2d)), None)
-    pool = pooled.module if pooled is not None and isinstance(pooled.module, nn.MaxPool2d) else None
+    pool = next((part for part in between if isinstance(part, nn.MaxPool2d)), None)
     places = _places(pool, (grid[1], grid[2]), layers[depth - 1].shape)
     stride, padding = (conv.stride[0], conv.stride[1]), padding_of(conv)
     return Block(

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inversefed.attacks.exact.peel.conv_block import Block
+from inversefed.attacks.exact.peel.conv_block import Block, KnownBlock
 from inversefed.attacks.exact.watch import Stopped, Watch
 
 __all__ = ["FirstBlock", "PooledImage", "image_from_both", "image_from_pooled"]
@@ -105,7 +105,7 @@ def image_from_pooled(
         watch: shown the image after each round, and asked within.
     """
     small, pooled = block.to(torch.float32), values.flatten(1)
-    known, image, (low, high) = pooled.float(), start.float(), (bound.float() for bound in bounds)
+    known, image = pooled.float(), start.float()
     before, winners, settled = image, None, False
     for _ in range(TOLERANCES.rounds):
         looked, residual, active = _active(small, known, image)
@@ -115,7 +115,7 @@ def image_from_pooled(
         if watch(error, image) or settled:
             break
         floor = (residual.square() * active).mean() + TOLERANCES.floor
-        outside = (image - high).clamp(min=0) - (low - image).clamp(min=0)
+        outside = _outside(image, bounds)
         weight = small.spread(active / (residual.square() + floor).sqrt())
         held = (outside != 0) / (outside.square() + floor).sqrt()
         right = small.backward(-small.spread(active * residual / (residual.square() + floor).sqrt())) - held * outside
@@ -147,17 +147,16 @@ def image_from_both(
         bounds: the least and the greatest value of the normalized image, broadcastable to it.
         watch: shown the image after each round, and asked within.
     """
-    shown = FirstBlock(block.to(torch.float32), values.flatten(1).float(), delta.flatten(1).float(), gradient.float())
-    image, (low, high), winners, near = start.float(), (bound.float() for bound in bounds), None, False
+    exact = FirstBlock.of(block, values, delta, gradient)
+    shown, image, winners, near = exact.to(torch.float32), start.float(), None, False
     for _ in range(TOLERANCES.both):
         winners, before = shown.likely(image, winners), winners
-        step, error = shown.step(image, winners, (image - high).clamp(min=0) - (low - image).clamp(min=0), watch)
+        step, error = shown.step(image, winners, _outside(image, bounds), watch)
         near = error < TOLERANCES.explained
         still = before is not None and not bool((winners != before)[shown.alive].any())
         if watch(error, image) or step is None or (near and still):
             break
         image = image + step
-    exact = FirstBlock(block, values.flatten(1), delta.flatten(1), gradient)
     found, error = image.double(), math.inf
     for _ in range(2 * TOLERANCES.again if near else 0):
         winners = exact.winners(found)
@@ -168,14 +167,15 @@ def image_from_both(
     return PooledImage(found, near)
 
 
-@dataclass(frozen=True, eq=False)
-class FirstBlock:
-    """What is known of a network's first block: `values` and `delta`, `[o, windows]`, and the gradient, folded."""
+def _outside(image: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
+    """How far each pixel is above the greatest value or below the least."""
+    low, high = (bound.to(image) for bound in bounds)
+    return (image - high).clamp(min=0) - (low - image).clamp(min=0)
 
-    block: Block
-    values: Tensor = field(repr=False)
-    delta: Tensor = field(repr=False)
-    gradient: Tensor = field(repr=False)
+
+@dataclass(frozen=True, eq=False)
+class FirstBlock(KnownBlock):
+    """What is known of a network's first block, and the image that it tells."""
 
     @property
     def alive(self) -> Tensor:
@@ -195,10 +195,9 @@ class FirstBlock:
         """The winners of an image, `[o, windows]`."""
         return self.block.windows(image).masked_fill(self.barred, -math.inf).argmax(-1)
 
-    def at(self, winners: Tensor) -> Tensor:
+    def at_pixels(self, winners: Tensor) -> Tensor:
         """The loss gradient in front of the pooling with these winners, `[o, p, q]`."""
-        hot = F.one_hot(winners, self.block.places.shape[1]).to(self.delta)
-        return self.block.spread(hot * (self.delta * self.alive)[..., None])
+        return self.block.spread(self.at(winners))
 
     def explained(self, image: Tensor, delta: Tensor) -> Tensor:
         """The weight gradient of an image with this loss gradient, `[o, c, k, l]`."""
@@ -212,10 +211,10 @@ class FirstBlock:
         off, alive, places = self.block.windows(image) - self.values[..., None], self.alive, self.block.places
         winners = self.winners(image) if winners is None else winners
         patches = self.block.patches(image)
-        products, delta = patches.T @ patches, (self.delta * alive)[..., None]
+        products, delta = patches.T @ patches, self.delta[..., None]
         size = products.diagonal()
         for _ in range(TOLERANCES.turns):
-            rest = (self.explained(image, self.at(winners)) - self.gradient).flatten(1)
+            rest = (self.explained(image, self.at_pixels(winners)) - self.gradient).flatten(1)
             noise = rest.abs().median() / TOLERANCES.mad
             error = off.gather(-1, winners[..., None])[..., 0][alive].abs().median() / TOLERANCES.mad
             now = places[torch.arange(len(places)), winners]
@@ -248,7 +247,7 @@ class FirstBlock:
         block, hot = self.block, F.one_hot(winners, self.block.places.shape[1]).bool()
         off = block.windows(image) - self.values[..., None]
         active = (hot & self.alive[..., None]) | ((off > 0) & ~self.alive[..., None])
-        delta = self.at(winners)
+        delta = self.at_pixels(winners)
         rest = self.explained(image, delta) - self.gradient
         scales = float(self.values.abs().sum()), float(self.gradient.abs().sum())
 
@@ -261,12 +260,12 @@ class FirstBlock:
         first = weight(off, active, scales[0])
         second = weight(rest, torch.ones_like(rest), scales[1])
         held = (outside != 0) * first[active].mean()
-        at_pixels = block.spread(first)
+        counts = block.spread(first)
         right = -block.backward(block.spread(first * off)) - held * outside - block.backward(delta, second * rest)
-        diagonal = block.backward(at_pixels, block.weight.square()) + held
+        diagonal = block.backward(counts, block.weight.square()) + held
 
         def product(direction: Tensor) -> Tensor:
-            both = block.backward(at_pixels * block.forward(direction)) + held * direction
+            both = block.backward(counts * block.forward(direction)) + held * direction
             return both + block.backward(delta, second * self.explained(direction, delta))
 
         error = float(rest.abs().sum()) / scales[1]

@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from inversefed.attacks.exact.peel.conv_block import Block
+from inversefed.attacks.exact.peel.conv_block import Block, KnownBlock
 from inversefed.attacks.exact.peel.conv_input import correlation_matrix
 from inversefed.attacks.exact.peel.feature_inversion import search_features, shallow
 from inversefed.attacks.exact.watch import Watch
 from inversefed.networks.layer_chain import Layer, run
 
-__all__ = ["ROUNDS", "Unpooled", "unpool"]
+__all__ = ["ROUNDS", "Unpooled", "unpool", "zeroed"]
 
 ROUNDS = 80
 """Most rounds of the alternation; eight are usual, and a narrow network takes fifty."""
@@ -85,21 +84,10 @@ class Unpooled:
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
-    """What the gradient gives away at a block: `values` and `delta` are `[o, windows]`, the gradient is folded."""
-
-    block: Block
-    values: Tensor = field(repr=False)
-    delta: Tensor = field(repr=False)
-    gradient: Tensor = field(repr=False)
-
+class _Known(KnownBlock):
     @property
     def alive(self) -> Tensor:
         return (self.values > 0) & (self.delta != 0)
-
-    def at(self, winners: Tensor) -> Tensor:
-        """The loss gradient in front of the pooling, window by window, `[o, windows, taps]`."""
-        return F.one_hot(winners, self.block.places.shape[1]) * self.delta[..., None]
 
 
 def unpool(
@@ -123,7 +111,7 @@ def unpool(
         watch: asked after each round.
     """
     below = layers[: block.start]
-    known = _Known(block, values.flatten(1), (delta * (values > 0)).flatten(1), gradient)
+    known = _Known.of(block, values, delta, gradient)
     inputs = run(below, image[None].to(values))[0]
     winners, weights, residual, settled, damping = None, None, 1.0, False, TOLERANCES.damping
     for number in range(ROUNDS):
@@ -145,8 +133,12 @@ def unpool(
         if settled or stop:
             break
     assert winners is not None
-    inputs = inputs * (inputs > TOLERANCES.zero * inputs.square().mean().sqrt())
-    return Unpooled(inputs, block.backward(block.spread(known.at(winners))), image, residual, settled)
+    return Unpooled(zeroed(inputs), block.backward(block.spread(known.at(winners))), image, residual, settled)
+
+
+def zeroed(values: Tensor) -> Tensor:
+    """What came out of a ReLU, known to rounding, with zeros that are zero."""
+    return values * (values > TOLERANCES.zero * values.square().mean().sqrt())
 
 
 def decide(known: _Known, inputs: Tensor, winners: Tensor | None, damping: float) -> tuple[Tensor, float]:

@@ -7,7 +7,7 @@ from torch import nn
 import inversefed
 from inversefed import FedAvg, FedSGD, Status, recipes
 from inversefed.attacks.exact.peel import conv_least_squares
-from inversefed.attacks.exact.peel.conv_input import gradient_matrix, solve_convolution
+from inversefed.attacks.exact.peel.conv_input import gradient_matrix, misfit, solve_convolution
 from inversefed.errors import ThreatModelError, UnsupportedNetworkError
 from inversefed.types import Step
 from inversefed.zoo import constants, networks
@@ -159,3 +159,12 @@ def test_progress_is_told_while_features_are_inverted_and_what_is_at_hand_surviv
     report = inversefed.audit(module, photos[:1], torch.tensor([3]), mean=0.5, std=0.25, on_step=look)
     assert report.status is Status.INTERRUPTED and shown[-1] < 0.01 * shown[0]
     assert float(report.scores["mean_squared_error"]) == pytest.approx(shown[-1], rel=1e-3)
+
+
+def test_channels_that_are_off_everywhere_do_not_tighten_what_holds_for_the_others() -> None:
+    gradient, rest = torch.zeros(5, 2, 1, 1).double(), torch.zeros(5, 2).double()
+    gradient[0], gradient[1], rest[1] = 1.0, 0.01, 1e-4
+    found = misfit(rest, gradient)
+    assert found[[0, 2, 3, 4]].tolist() == [0.0] * 4
+    small = gradient[1].norm() / (gradient[1].norm() + 0.1 * gradient[:2].flatten(1).norm(dim=1).median())
+    torch.testing.assert_close(found[1], 1e-2 * small)

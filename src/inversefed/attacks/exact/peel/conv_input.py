@@ -50,8 +50,8 @@ class Tolerances:
         same: up to what relative difference two solutions are the same, and numbers and singular values zero.
         mostly: the share of the channels that has to be settled by signs.
         clearly: how many more zeros than twice the open ways a settled channel has.
-        faint: share of the median channel's gradient below which rounding of the loss gradient outweighs a channel's
-            own.
+        faint: share of the median gradient, of the channels that have one, below which rounding of the loss gradient
+            outweighs a channel's own.
         apart: least weight of an unknown in the second search, whose weights are drawn, so that it comes another way.
     """
 
@@ -150,7 +150,9 @@ def misfit(rest: Tensor, weight_gradient: Tensor) -> Tensor:
         weight_gradient: gradient of the loss with respect to the weight.
     """
     size = weight_gradient.flatten(1).norm(dim=1)
-    shares: Tensor = rest.reshape(len(size), -1).norm(dim=1) / (size + TOLERANCES.faint * size.median())
+    alive = size[size > 0]  # a channel that is off at every place has no part in it
+    typical = float(alive.median()) if len(alive) else 1.0
+    shares: Tensor = rest.reshape(len(size), -1).norm(dim=1) / (size + TOLERANCES.faint * typical)
     return shares
 
 

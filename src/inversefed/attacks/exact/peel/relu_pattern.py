@@ -178,19 +178,9 @@ def _checked(
         if best is check:
             break
         check = best
-    return _all_but_noise(check, guess.doubt, front.known)
-
-
-def _all_but_noise(check: "_Check", doubt: Tensor, known: bool) -> ActivationPattern | None:
-    """The sides where none is in doubt, so that what the equations leave is noise of the loss gradient, if it is small.
-
-    Where values are known, any channel may be noisy: a loss gradient may be small by cancellation. Where the sides are
-    those of an average, most must not be.
-    """
-    if bool((doubt > (TOLERANCES.doubt if known else TOLERANCES.sure)).any()):
-        return None
-    noise = float(check.off.max()) if known else TOLERANCES.noise * float(check.off.median())
-    return ActivationPattern(check.on, noise) if noise < TOLERANCES.worst and check.holds(noise) else None
+    noise = TOLERANCES.noise * float(check.off.median())
+    certain = not front.known and not bool((guess.doubt > TOLERANCES.sure).any())
+    return ActivationPattern(check.on, noise) if certain and noise < TOLERANCES.worst and check.holds(noise) else None
 
 
 @dataclass(frozen=True, eq=False)

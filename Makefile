@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/installed
 
-# The package alone is enough for an audit; the tools of tests and documents take half as long again.
+# The package and its page in the browser are what the README uses; the tools of tests and documents take half as long
+# again.
 $(VENV)/package: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	@echo "PyTorch and what else an audit needs is fetched into $(VENV); this takes some minutes."
-	$(BIN)/pip install --editable .
+	$(BIN)/pip install --editable ".[serve]"
 	touch $@
 
 $(VENV)/installed: $(VENV)/package
